@@ -1,0 +1,1 @@
+//! What keeps running: health, statistics, signals.

@@ -1,0 +1,1 @@
+//! WireGuard devices: the kernel's, or gotatun's in this process.

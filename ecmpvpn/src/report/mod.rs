@@ -1,0 +1,1 @@
+//! Shows what happens: table and JSON.

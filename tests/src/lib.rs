@@ -1,0 +1,1 @@
+//! Labs: namespaces, links, traffic and dumps.

