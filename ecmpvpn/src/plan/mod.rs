@@ -3,11 +3,11 @@
 pub mod bond_hash;
 pub mod ports;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::config::{Bond, Config, InterfaceName, Policy, PresharedKey, PrivateKey, PublicKey};
+use crate::config::{self, Bond, Config, InterfaceName, Policy, PresharedKey, PrivateKey, PublicKey};
 
 /// Which WireGuard carries the tunnels, decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -125,12 +125,178 @@ pub struct PeerTable {
 impl Plan {
     /// The plan that `config` asks for, carried by `backend`.
     pub fn new(config: &Config, backend: Backend) -> Self {
-        let _ = (config, backend);
-        unimplemented!("filled in next")
+        let tunnels: Vec<Tunnel> = config
+            .peers
+            .iter()
+            .enumerate()
+            .flat_map(|(peer_at, peer)| {
+                peer.tunnels.iter().enumerate().map(move |(slot, tunnel)| Tunnel {
+                    name: tunnel.name.clone(),
+                    peer: peer_at,
+                    slot,
+                    mtu: config.steering.mtu,
+                    address: tunnel.address,
+                    private_key: config.site.private_key.clone(),
+                    public_key: peer.public_key,
+                    preshared_key: peer.preshared_key.clone(),
+                    listen_port: tunnel.listen_port,
+                    local_endpoint: peer.local_endpoint,
+                    remote_endpoint: SocketAddr::new(peer.remote_endpoint, tunnel.remote_port),
+                    allowed_ips: allowed_ips(peer, tunnel),
+                })
+            })
+            .collect();
+        Self {
+            site: config.site.name.clone(),
+            backend,
+            bond: config.bond.clone(),
+            steering: SteeringDevice {
+                name: config.steering.device.clone(),
+                mtu: config.steering.mtu,
+                addresses: config.site.addresses.clone(),
+            },
+            routes: routes(config),
+            sysctls: sysctls(config, &tunnels),
+            table: SteeringTable { seed: config.steering.seed, peers: peer_tables(config) },
+            tunnels,
+        }
     }
 
     /// The alias of every link that `run` makes: it marks them as ours.
     pub fn link_alias(site: &str) -> String {
         format!("ecmpvpn:{site}")
+    }
+}
+
+/// The other host of a point-to-point net; `None` where the net has no two hosts.
+pub fn far_address(near: Ipv4Net) -> Option<Ipv4Addr> {
+    near.hosts().find(|host| *host != near.addr()).filter(|_| near.prefix_len() >= 30)
+}
+
+fn allowed_ips(peer: &config::Peer, tunnel: &config::Tunnel) -> Vec<IpNet> {
+    let far = far_address(tunnel.address).map(|address| IpNet::from(IpAddr::from(address)));
+    peer.prefixes.iter().copied().chain(far).collect()
+}
+
+fn routes(config: &Config) -> Vec<Route> {
+    let source_for = |prefix: &IpNet| {
+        let same_family = |net: &&IpNet| net.addr().is_ipv4() == prefix.addr().is_ipv4();
+        config.site.addresses.iter().find(same_family).map(IpNet::addr)
+    };
+    config
+        .peers
+        .iter()
+        .flat_map(|peer| &peer.prefixes)
+        .map(|prefix| Route { prefix: *prefix, source: source_for(prefix) })
+        .collect()
+}
+
+fn sysctls(config: &Config, tunnels: &[Tunnel]) -> Vec<Sysctl> {
+    let steers = |ipv4: bool| config.peers.iter().flat_map(|p| &p.prefixes).any(|net| net.addr().is_ipv4() == ipv4);
+    let forwarding = [(steers(true), Sysctl::Ipv4Forwarding), (steers(false), Sysctl::Ipv6Forwarding)]
+        .into_iter()
+        .filter_map(|(needed, sysctl)| needed.then_some(sysctl));
+    forwarding.chain(tunnels.iter().map(|tunnel| Sysctl::LooseReversePath(tunnel.name.clone()))).collect()
+}
+
+fn peer_tables(config: &Config) -> Vec<PeerTable> {
+    config
+        .peers
+        .iter()
+        .map(|peer| PeerTable {
+            name: peer.name.clone(),
+            policy: config.steering.policy,
+            prefixes: peer.prefixes.clone(),
+            tunnels: peer.tunnels.iter().map(|tunnel| (tunnel.name.clone(), tunnel.weight)).collect(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::{BackendChoice, Health, Peer, PrivateKey, Site, Steering, Tunnel as ConfigTunnel};
+
+    /// A site with one peer and as many tunnels as asked for.
+    pub(crate) fn config(tunnels: u8) -> Config {
+        let name = |text: &str| InterfaceName::new(text).expect("a valid name");
+        Config {
+            site: Site {
+                name: "site-a".into(),
+                private_key: PrivateKey::generate(),
+                addresses: vec!["10.100.0.1/32".parse().unwrap(), "fd00:100::1/128".parse().unwrap()],
+            },
+            bond: None,
+            steering: Steering {
+                device: name("ecmp0"),
+                policy: Policy::Hash,
+                backend: BackendChoice::Auto,
+                mtu: 1420,
+                seed: 7,
+                flowlet_gap_us: None,
+            },
+            peers: vec![Peer {
+                name: "site-b".into(),
+                public_key: PrivateKey::generate().public_key(),
+                preshared_key: None,
+                local_endpoint: "10.2.3.4".parse().unwrap(),
+                remote_endpoint: "10.5.6.7".parse().unwrap(),
+                remote_bond: None,
+                prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],
+                tunnels: (0..tunnels)
+                    .map(|i| ConfigTunnel {
+                        name: name(&format!("wg{i}")),
+                        listen_port: 51820 + u16::from(i),
+                        remote_port: 51920 + u16::from(i),
+                        address: Ipv4Net::new(Ipv4Addr::new(169, 254, 77, 2 * i), 31).unwrap(),
+                        weight: 1,
+                    })
+                    .collect(),
+            }],
+            rules: vec![],
+            health: Health { interval_ms: 100, down_after: 3, up_after: 5 },
+            metrics: None,
+        }
+    }
+
+    #[test]
+    fn far_address_is_the_other_host_of_the_net() {
+        for (near, far) in [
+            ("169.254.77.0/31", Some("169.254.77.1")),
+            ("169.254.77.1/31", Some("169.254.77.0")),
+            ("169.254.77.5/30", Some("169.254.77.6")),
+            ("169.254.77.6/30", Some("169.254.77.5")),
+            ("169.254.77.1/24", None),
+            ("169.254.77.1/32", None),
+        ] {
+            let expected = far.map(|far| far.parse::<Ipv4Addr>().unwrap());
+            assert_eq!(far_address(near.parse().unwrap()), expected, "{near}");
+        }
+    }
+
+    #[test]
+    fn each_tunnel_admits_the_prefixes_and_its_own_far_end() {
+        let plan = Plan::new(&config(2), Backend::Kernel);
+        let allowed: Vec<String> = plan.tunnels[1].allowed_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, ["10.20.0.0/16", "fd00:20::/48", "169.254.77.3/32"]);
+        assert_eq!(plan.tunnels[1].remote_endpoint, "10.5.6.7:51921".parse().unwrap());
+    }
+
+    #[test]
+    fn routes_carry_the_source_address_of_their_family() {
+        let plan = Plan::new(&config(1), Backend::Kernel);
+        let sources: Vec<_> = plan.routes.iter().map(|route| route.source.unwrap().to_string()).collect();
+        assert_eq!(sources, ["10.100.0.1", "fd00:100::1"]);
+    }
+
+    #[test]
+    fn forwarding_is_asked_for_only_in_families_that_are_steered() {
+        let mut config = config(1);
+        config.peers[0].prefixes.retain(|prefix| prefix.addr().is_ipv4());
+        let plan = Plan::new(&config, Backend::Kernel);
+        assert_eq!(
+            plan.sysctls,
+            [Sysctl::Ipv4Forwarding, Sysctl::LooseReversePath(InterfaceName::new("wg0").unwrap())]
+        );
     }
 }
