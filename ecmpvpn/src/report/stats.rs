@@ -1,0 +1,320 @@
+//! What `ecmpvpn stats` shows. The JSON is a contract: fields are only ever added.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// Everything that `stats` tells of one site.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The site's name.
+    pub site: String,
+    /// Interface name of the steering device.
+    pub steering_device: String,
+    /// The policy in force.
+    pub policy: String,
+    /// `kernel` or `userspace`.
+    pub backend: String,
+    /// Where the steering program is attached: `tcx` or `clsact`.
+    pub hook: String,
+    /// Every tunnel, in the configuration's order.
+    pub tunnels: Vec<Tunnel>,
+    /// The ports that carry the tunnels' outer packets.
+    pub members: Vec<Member>,
+    /// How evenly the tunnels are used.
+    pub balance: Balance,
+    /// Packets that the program passed on without steering them, by reason.
+    pub not_steered: BTreeMap<String, u64>,
+    /// Packets that the program dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// One tunnel. Bytes are those of the inner IP packets, headers included, each segment of a GSO super-packet with
+/// headers of its own; rates are bits a second over the sampling interval.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tunnel {
+    /// Interface name.
+    pub name: String,
+    /// The remote site's name.
+    pub peer: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// `up`, `down` or `missing` (the interface is gone).
+    pub state: String,
+    /// Configured weight.
+    pub weight: u32,
+    /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
+    pub member: String,
+    /// Steered into the tunnel.
+    pub tx_packets: u64,
+    /// Steered into the tunnel.
+    pub tx_bytes: u64,
+    /// Received from the tunnel.
+    pub rx_packets: u64,
+    /// Received from the tunnel.
+    pub rx_bytes: u64,
+    /// Bits a second.
+    pub tx_bps: f64,
+    /// Bits a second.
+    pub rx_bps: f64,
+    /// Flow buckets whose packets go to the tunnel now.
+    pub buckets: u64,
+    /// Buckets that came at a pause.
+    pub flowlet_moves: u64,
+    /// Buckets that the daemon moved here.
+    pub rebalance_moves: u64,
+    /// Buckets that came because another tunnel failed, or returned with this one.
+    pub failover_moves: u64,
+    /// Smoothed round-trip time of probes, microseconds; 0 until probed.
+    pub rtt_us: u64,
+    /// Mean deviation of the round-trip time, microseconds; 0 until probed.
+    pub rtt_jitter_us: u64,
+    /// Share of probes lost, 0 to 1; 0 until probed.
+    pub loss: f64,
+    /// Seconds since the last WireGuard handshake; -1 if there was none.
+    pub last_handshake_s: i64,
+}
+
+/// A port that carries outer packets: a bond member, or a plain interface where there is no bond.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// Interface name.
+    pub name: String,
+    /// The interface's own counter.
+    pub tx_bytes: u64,
+    /// The interface's own counter.
+    pub rx_bytes: u64,
+}
+
+/// How evenly the tunnels are used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Balance {
+    /// The fullest tunnel's bytes a unit of weight over the mean; 1 is even, and what an idle VPN shows.
+    pub max_over_mean: f64,
+}
+
+impl Balance {
+    /// Over `(bytes, weight)` of tunnels; those of weight 0 take no part.
+    pub fn of(tunnels: impl IntoIterator<Item = (u64, u32)>) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let load: Vec<f64> = tunnels
+            .into_iter()
+            .filter(|(_, weight)| *weight > 0)
+            .map(|(bytes, weight)| bytes as f64 / f64::from(weight))
+            .collect();
+        #[allow(clippy::cast_precision_loss, reason = "there are at most a few thousand tunnels")]
+        let mean = load.iter().sum::<f64>() / load.len() as f64;
+        let max = load.iter().copied().fold(0.0, f64::max);
+        Self { max_over_mean: if mean > 0.0 { max / mean } else { 1.0 } }
+    }
+}
+
+impl Report {
+    /// Fills the rates from an `earlier` report, `seconds` older.
+    pub fn set_rates(&mut self, earlier: &Report, seconds: f64) {
+        #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 * 8.0 / seconds;
+        for tunnel in &mut self.tunnels {
+            if let Some(before) = earlier.tunnels.iter().find(|before| before.name == tunnel.name) {
+                tunnel.tx_bps = rate(tunnel.tx_bytes, before.tx_bytes);
+                tunnel.rx_bps = rate(tunnel.rx_bytes, before.rx_bytes);
+            }
+        }
+    }
+}
+
+/// For people.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: steering by {} through {} ({}), {} WireGuard",
+            self.site, self.policy, self.steering_device, self.hook, self.backend
+        )?;
+        writeln!(f, "{}", self.tunnel_table())?;
+        writeln!(f, "fullest tunnel: {:.2} times the mean", self.balance.max_over_mean)?;
+        if !self.members.is_empty() {
+            writeln!(f, "{}", self.member_table())?;
+        }
+        for (title, counts) in [("not steered", &self.not_steered), ("dropped", &self.dropped)] {
+            let shown: Vec<String> =
+                counts.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{reason} {n}")).collect();
+            writeln!(f, "{title}: {}", if shown.is_empty() { "nothing".to_owned() } else { shown.join(", ") })?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn tunnel_table(&self) -> Table {
+        let mut table = new_table(&[
+            "tunnel",
+            "peer",
+            "state",
+            "weight",
+            "member",
+            "tx",
+            "tx rate",
+            "rx",
+            "rx rate",
+            "buckets",
+            "handshake",
+        ]);
+        for tunnel in &self.tunnels {
+            let handshake = match tunnel.last_handshake_s {
+                age @ 0.. => format!("{age} s ago"),
+                _ => "none yet".to_owned(),
+            };
+            table.add_row([
+                Cell::new(&tunnel.name),
+                Cell::new(&tunnel.peer),
+                Cell::new(&tunnel.state),
+                right(tunnel.weight),
+                Cell::new(if tunnel.member.is_empty() { "?" } else { &tunnel.member }),
+                right(bytes(tunnel.tx_bytes)),
+                right(rate(tunnel.tx_bps)),
+                right(bytes(tunnel.rx_bytes)),
+                right(rate(tunnel.rx_bps)),
+                right(tunnel.buckets),
+                right(handshake),
+            ]);
+        }
+        table
+    }
+
+    fn member_table(&self) -> Table {
+        let mut table = new_table(&["member", "tx", "rx"]);
+        for member in &self.members {
+            table.add_row([Cell::new(&member.name), right(bytes(member.tx_bytes)), right(bytes(member.rx_bytes))]);
+        }
+        table
+    }
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table
+}
+
+fn right(value: impl ToString) -> Cell {
+    Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
+}
+
+/// Bytes with a decimal prefix.
+pub fn bytes(count: u64) -> String {
+    #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+    scaled(count as f64, "B")
+}
+
+/// Bits a second with a decimal prefix.
+pub fn rate(bits_per_second: f64) -> String {
+    scaled(bits_per_second, "bit/s")
+}
+
+fn scaled(value: f64, unit: &str) -> String {
+    let prefixes = ["", "k", "M", "G", "T", "P", "E"];
+    let mut value = value;
+    let mut at = 0;
+    while value >= 999.5 && at + 1 < prefixes.len() {
+        value /= 1000.0;
+        at += 1;
+    }
+    let digits = usize::from(at > 0 && value < 99.95);
+    format!("{value:.digits$} {}{unit}", prefixes[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            site: "site-a".into(),
+            steering_device: "ecmp0".into(),
+            policy: "hash".into(),
+            backend: "kernel".into(),
+            hook: "tcx".into(),
+            tunnels: vec![Tunnel {
+                name: "wg0".into(),
+                peer: "site-b".into(),
+                state: "up".into(),
+                weight: 1,
+                tx_bytes: 5000,
+                last_handshake_s: -1,
+                ..Tunnel::default()
+            }],
+            members: vec![Member { name: "eno1".into(), tx_bytes: 1, rx_bytes: 2 }],
+            balance: Balance { max_over_mean: 1.0 },
+            not_steered: BTreeMap::from([("no_peer".into(), 3), ("not_ip".into(), 0)]),
+            dropped: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn json_holds_every_field_of_the_contract() {
+        let json = serde_json::to_value(report()).unwrap();
+        for key in
+            ["site", "steering_device", "policy", "backend", "tunnels", "members", "balance", "not_steered", "dropped"]
+        {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        let contract = "name peer ifindex state weight member tx_packets tx_bytes rx_packets rx_bytes tx_bps rx_bps \
+                        buckets flowlet_moves rebalance_moves failover_moves rtt_us rtt_jitter_us loss last_handshake_s";
+        for key in contract.split_whitespace() {
+            assert!(json["tunnels"][0].get(key).is_some(), "{key}");
+        }
+        for key in ["name", "tx_bytes", "rx_bytes"] {
+            assert!(json["members"][0].get(key).is_some(), "{key}");
+        }
+        assert!(json["balance"]["max_over_mean"].is_f64());
+    }
+
+    #[test]
+    fn balance_is_by_weight_and_even_when_idle() {
+        let even = |tunnels: &[(u64, u32)]| Balance::of(tunnels.iter().copied()).max_over_mean;
+        assert!((even(&[]) - 1.0).abs() < f64::EPSILON);
+        assert!((even(&[(0, 1), (0, 1)]) - 1.0).abs() < f64::EPSILON);
+        assert!((even(&[(10, 1), (20, 2)]) - 1.0).abs() < f64::EPSILON);
+        assert!((even(&[(30, 1), (0, 1), (0, 1)]) - 3.0).abs() < f64::EPSILON);
+        assert!((even(&[(30, 1), (30, 1), (7, 0)]) - 1.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn rates_are_bits_of_the_difference() {
+        let mut now = report();
+        let mut before = report();
+        before.tunnels[0].tx_bytes = 1000;
+        now.set_rates(&before, 0.5);
+        assert!((now.tunnels[0].tx_bps - 64_000.0).abs() < 1e-6);
+        // A counter that fell, as after a restart, is no negative rate.
+        now.tunnels[0].tx_bytes = 0;
+        now.set_rates(&before, 0.5);
+        assert!(now.tunnels[0].tx_bps.abs() < 1e-6);
+    }
+
+    #[test]
+    fn numbers_for_people_keep_three_digits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (99_960, "100 kB"),
+            (1_234_567, "1.2 MB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+        assert_eq!(rate(18_300_000.0), "18.3 Mbit/s");
+    }
+
+    #[test]
+    fn the_table_names_reasons_that_were_seen() {
+        let text = report().to_string();
+        assert!(text.contains("not steered: no_peer 3\n"), "{text}");
+        assert!(text.contains("dropped: nothing"), "{text}");
+        assert!(text.contains("none yet"), "{text}");
+    }
+}
