@@ -1,1 +1,8 @@
 //! Labs: namespaces, links, traffic and dumps.
+//!
+//! Everything here runs as root, in network namespaces of its own; nothing touches the namespace that it is started in.
+
+pub mod dump;
+pub mod log;
+pub mod netns;
+pub mod skip;

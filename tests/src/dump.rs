@@ -1,0 +1,274 @@
+//! What a namespace looks like, as text that can be compared byte for byte before and after.
+//!
+//! Taken with iproute2 and not with the code under test. Left out on purpose, as they change by themselves:
+//! - counters (`ip -s` is not used; `refcnt` of a queueing discipline counts its users);
+//! - neighbour entries, which traffic makes and time removes;
+//! - remaining lifetimes of addresses and routes, replaced by whether there is one;
+//! - [`VOLATILE`] kernel settings.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::programs::SchedClassifier;
+use aya::programs::tc::TcAttachType;
+use serde_json::Value;
+
+use crate::netns::Netns;
+
+/// Where pins live.
+pub const PINS: &str = "/sys/fs/bpf";
+/// Where `run` keeps its lock and what it must undo.
+pub const RUN_DIR: &str = "/run/ecmpvpn";
+
+/// Settings below `/proc/sys/net` that are not compared, and why.
+const VOLATILE: [(&str, &str); 3] = [
+    ("stable_secret", "cannot be read while it is unset"),
+    ("/flush", "write only"),
+    ("tcp_fastopen_key", "made at random when it is first needed"),
+];
+
+/// JSON fields that are not compared, and why.
+const VOLATILE_FIELDS: [(&str, &str); 3] = [
+    ("refcnt", "counts users of a queueing discipline"),
+    ("expires", "remaining lifetime of a route, seconds"),
+    ("used", "time since a route was last used"),
+];
+
+/// What a namespace, and what belongs to it outside of it, looked like: titled sections of sorted lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    sections: BTreeMap<String, Vec<String>>,
+}
+
+/// Which pins and run files belong to a dump.
+#[derive(Clone, Copy, Debug)]
+pub enum Host<'a> {
+    /// Those with one of these site names in their path: other labs may run at the same time.
+    Sites(&'a [&'a str]),
+    /// All of them: nothing else runs.
+    All,
+}
+
+impl Dump {
+    /// Everything that `ns` holds, and the pins and run files that `host` selects.
+    pub fn take(ns: &Netns, host: Host<'_>) -> Result<Self> {
+        let mut dump = Self { sections: BTreeMap::new() };
+        let links = json(ns, "-d -j link show")?;
+        let names: Vec<String> = links.iter().filter_map(|l| Some(l.get("ifname")?.as_str()?.to_owned())).collect();
+        dump.add("links", rows(links));
+        dump.add("addresses", rows(json(ns, "-j address show")?));
+        for family in ["-4", "-6"] {
+            dump.add(&format!("routes {family}"), rows(json(ns, &format!("-j {family} route show table all"))?));
+            dump.add(&format!("rules {family}"), rows(json(ns, &format!("-j {family} rule show"))?));
+            dump.add(&format!("next hops {family}"), rows(json(ns, &format!("-j {family} nexthop show"))?));
+        }
+        dump.add("permanent neighbours", rows(json(ns, "-j neighbour show nud permanent")?));
+        for name in &names {
+            let qdiscs: Value = serde_json::from_str(&ns.query("tc", &format!("-j qdisc show dev {name}"))?)?;
+            dump.add(&format!("qdiscs of {name}"), rows(array(qdiscs)));
+            for side in ["root", "ingress", "egress"] {
+                // `tc` lists no filters, and succeeds, where there is no such hook.
+                let filters = ns.query("tc", &format!("filter show dev {name} {side}"))?;
+                dump.add(&format!("{side} filters of {name}"), filters.lines().map(str::to_owned).collect());
+            }
+            dump.add(&format!("tcx programs on {name}"), tcx(ns, name));
+        }
+        dump.add("sysctls", ns.run(|| sysctls(Path::new("/proc/sys/net"))));
+        for dir in [PINS, RUN_DIR] {
+            let mut paths = Vec::new();
+            walk(Path::new(dir), &mut |path, is_dir| {
+                let path = path.display().to_string();
+                let ours = match host {
+                    Host::All => true,
+                    Host::Sites(sites) => sites.iter().any(|site| path.contains(site)),
+                };
+                if ours {
+                    paths.push(path + if is_dir { "/" } else { "" });
+                }
+            });
+            dump.add(dir, paths);
+        }
+        Ok(dump)
+    }
+
+    fn add(&mut self, title: &str, mut lines: Vec<String>) {
+        lines.sort();
+        self.sections.insert(title.to_owned(), lines);
+    }
+
+    /// What `later` has more (`+`) and less (`-`); `None` if the two are byte for byte the same.
+    pub fn diff(&self, later: &Self) -> Option<String> {
+        let none = Vec::new();
+        let mut text = String::new();
+        for title in self.sections.keys().chain(later.sections.keys().filter(|t| !self.sections.contains_key(*t))) {
+            let before = self.sections.get(title).unwrap_or(&none);
+            let after = later.sections.get(title).unwrap_or(&none);
+            if before == after {
+                continue;
+            }
+            let _ = writeln!(text, "{title}:");
+            for line in before.iter().filter(|line| !after.contains(line)) {
+                let _ = writeln!(text, "  - {line}");
+            }
+            for line in after.iter().filter(|line| !before.contains(line)) {
+                let _ = writeln!(text, "  + {line}");
+            }
+            if before.len() != after.len() && before.iter().all(|line| after.contains(line)) {
+                let _ = writeln!(text, "  ({} lines before, {} after)", before.len(), after.len());
+            }
+        }
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+fn json(ns: &Netns, words: &str) -> Result<Vec<Value>> {
+    let text = ns.query("ip", words)?;
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let value = serde_json::from_str(&text).with_context(|| format!("reading what `ip {words}` printed: {text}"))?;
+    Ok(array(value))
+}
+
+fn array(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(values) => values,
+        other => vec![other],
+    }
+}
+
+fn rows(values: Vec<Value>) -> Vec<String> {
+    let normalised = values.into_iter().map(|mut value| {
+        normalise(&mut value);
+        value.to_string()
+    });
+    normalised.filter(|row| row != "{}").collect()
+}
+
+fn normalise(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| VOLATILE_FIELDS.iter().all(|(field, _)| field != key));
+            for (key, value) in map.iter_mut() {
+                if key.ends_with("life_time") && value.as_u64() != Some(u64::from(u32::MAX)) {
+                    *value = "limited".into();
+                }
+                normalise(value);
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(normalise),
+        _ => {}
+    }
+}
+
+fn tcx(ns: &Netns, link: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (side, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
+        // A kernel without tcx refuses the question and has no such programs.
+        if let Ok((_, programs)) = ns.run(|| SchedClassifier::query_tcx(link, attach)) {
+            lines.extend(programs.iter().map(|p| format!("{side} {} {}", p.id(), p.name_as_str().unwrap_or("?"))));
+        }
+    }
+    lines
+}
+
+fn sysctls(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for family in ["core", "ipv4", "ipv6"] {
+        walk(&root.join(family), &mut |path, is_dir| {
+            let name = path.display().to_string();
+            if is_dir || VOLATILE.iter().any(|(suffix, _)| name.ends_with(suffix)) {
+                return;
+            }
+            let value = fs::read_to_string(path).map_or_else(|e| format!("unreadable: {e}"), |v| v.trim().to_owned());
+            lines.push(format!("{name} = {value}"));
+        });
+    }
+    lines
+}
+
+/// Calls `visit` with every path below `dir`, and whether it is a directory. What vanishes meanwhile is left out.
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path, bool)) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        visit(&entry.path(), kind.is_dir());
+        if kind.is_dir() {
+            walk(&entry.path(), visit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump(ns: &Netns) -> Dump {
+        Dump::take(ns, Host::Sites(&[])).unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_change_shows_and_undoing_it_restores_the_dump() {
+        let ns = Netns::new("dump").expect("needs root");
+        ns.ip("link add d0 type veth peer name d1").unwrap();
+        for link in ["d0", "d1"] {
+            ns.ip(&format!("link set {link} up addrgenmode none")).unwrap();
+        }
+        let before = dump(&ns);
+        assert_eq!(before.diff(&dump(&ns)), None);
+        let changes = [
+            ("link set d0 mtu 1400", "link set d0 mtu 1500", "links"),
+            ("address add 192.0.2.1/32 dev d0", "address del 192.0.2.1/32 dev d0", "addresses"),
+            ("address add fd00::1/128 dev d0 nodad", "address del fd00::1/128 dev d0", "addresses"),
+            ("route add 198.51.100.0/24 dev d0", "route del 198.51.100.0/24 dev d0", "routes -4"),
+            ("route add fd01::/64 dev d0 table 7", "route del fd01::/64 dev d0 table 7", "routes -6"),
+            ("rule add fwmark 9 table 7", "rule del fwmark 9 table 7", "rules -4"),
+            ("-6 rule add fwmark 9 table 7", "-6 rule del fwmark 9 table 7", "rules -6"),
+            ("link add d2 type veth peer name d3", "link del d2", "links"),
+        ];
+        for (make, undo, section) in changes {
+            ns.ip(make).unwrap();
+            let diff = before.diff(&dump(&ns)).unwrap_or_else(|| panic!("`{make}` does not show"));
+            assert!(diff.contains(section), "`{make}` gives:\n{diff}");
+            ns.ip(undo).unwrap();
+            let diff = before.diff(&dump(&ns));
+            assert_eq!(diff, None, "after `{undo}`:\n{}", diff.as_deref().unwrap_or_default());
+        }
+        let changes = [
+            ("qdisc add dev d0 root tbf rate 20mbit burst 32k latency 50ms", "qdisc del dev d0 root", "qdiscs"),
+            ("qdisc add dev d0 clsact", "qdisc del dev d0 clsact", "qdiscs"),
+        ];
+        for (make, undo, section) in changes {
+            ns.tc(make).unwrap();
+            assert!(before.diff(&dump(&ns)).unwrap().contains(section), "{make}");
+            ns.tc(undo).unwrap();
+            assert_eq!(before.diff(&dump(&ns)), None, "{undo}");
+        }
+        ns.tc("qdisc add dev d0 clsact").unwrap();
+        let with_hook = dump(&ns);
+        ns.tc("filter add dev d0 egress protocol ip u32 match ip dst 192.0.2.0/24 flowid 1:1").unwrap();
+        assert!(with_hook.diff(&dump(&ns)).unwrap().contains("egress filters of d0"));
+        ns.tc("qdisc del dev d0 clsact").unwrap();
+        ns.sysctl("net/ipv4/conf/d0/rp_filter", "2").unwrap();
+        assert!(before.diff(&dump(&ns)).unwrap().contains("d0/rp_filter = 2"));
+    }
+
+    #[test]
+    fn run_files_are_seen_by_site() {
+        let ns = Netns::new("dump").expect("needs root");
+        let site = crate::netns::unique("site");
+        let before = Dump::take(&ns, Host::Sites(&[&site])).unwrap();
+        let dir = Path::new(RUN_DIR).join(&site);
+        fs::create_dir_all(&dir).unwrap();
+        let diff = before.diff(&Dump::take(&ns, Host::Sites(&[&site])).unwrap()).unwrap();
+        let other = before.diff(&Dump::take(&ns, Host::Sites(&["nobody"])).unwrap());
+        fs::remove_dir(&dir).unwrap();
+        // Only if nobody else put something there.
+        let _ = fs::remove_dir(RUN_DIR);
+        assert!(diff.contains(&format!("+ {}/", dir.display())), "{diff}");
+        assert_eq!(other, None);
+    }
+}
