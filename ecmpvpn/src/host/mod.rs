@@ -2,4 +2,5 @@
 //!
 //! Every change is written to a journal before it is made, so that any later process can undo it.
 
+pub mod observe;
 pub mod wireguard;
