@@ -1,1 +1,3 @@
 //! WireGuard devices: the kernel's, or gotatun's in this process.
+
+pub mod userspace;

@@ -1,0 +1,207 @@
+//! WireGuard in this process, by the gotatun library on TUN devices.
+//!
+//! A TUN device lives as long as its descriptor, so the tunnels go with the process even if it is killed. Only the
+//! devices are made here: addresses, MTU, alias and state are set by netlink like any other link's.
+
+mod tun;
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use gotatun::device::{Device, DeviceBuilder, Error as DeviceError, Peer};
+use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
+use gotatun::udp::{UdpTransportFactory, UdpTransportFactoryParams};
+use gotatun::x25519::{PublicKey, StaticSecret};
+use tokio::task::JoinHandle;
+
+use crate::config::InterfaceName;
+use crate::plan::Tunnel;
+
+use tun::Tun;
+
+/// The largest tunnel MTU, bytes: gotatun's packet buffers have 4,096, and WireGuard adds 32.
+pub const MAX_MTU: u32 = 4096 - 32;
+
+/// Asked of the kernel for each tunnel's socket, bytes; it may give less (`net.core.rmem_max`). A burst that does not
+/// fit is lost without a trace in the tunnel's counters.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UserspaceError {
+    /// The kernel has no TUN devices, or gives us none.
+    #[error("creating {name}: cannot open /dev/net/tun: load the tun module, and run as root with access to that file")]
+    NoTun {
+        /// The interface to be.
+        name: InterfaceName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The name belongs to a device that we did not make.
+    #[error("creating {name}: an interface of that name exists already: remove it or choose another name")]
+    NameTaken {
+        /// The interface to be.
+        name: InterfaceName,
+    },
+    /// The kernel refused the device.
+    #[error("creating TUN device {name}")]
+    Create {
+        /// The interface to be.
+        name: InterfaceName,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The MTU is more than gotatun can carry.
+    #[error(
+        "starting tunnel {name}: an MTU of {mtu} is above {MAX_MTU}, the most that the userspace backend carries: \
+         lower `steering.mtu`, or use the kernel backend"
+    )]
+    Mtu {
+        /// The tunnel.
+        name: InterfaceName,
+        /// What was asked for, bytes.
+        mtu: u32,
+    },
+    /// The UDP port or the local address is not to be had.
+    #[error("starting tunnel {name}: cannot listen on {address} port {port}: {}", bind_advice(source))]
+    Bind {
+        /// The tunnel.
+        name: InterfaceName,
+        /// The local endpoint.
+        address: IpAddr,
+        /// The listen port.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// gotatun could not start.
+    #[error("starting tunnel {name}")]
+    Start {
+        /// The tunnel.
+        name: InterfaceName,
+        /// What gotatun said.
+        source: DeviceError,
+    },
+}
+
+fn bind_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program has that port: stop it, or change `listen_port`",
+        io::ErrorKind::AddrNotAvailable => "no interface here has that address: correct `local_endpoint`",
+        _ => "the kernel refuses",
+    }
+}
+
+struct Running {
+    name: InterfaceName,
+    device: Device<(BoundTo, Tun, Tun)>,
+    tun: tun::Closed,
+}
+
+/// The tunnels and the steering device of one process. They end when this is dropped; [`Userspace::stop`] also waits
+/// until they are gone.
+#[derive(Default)]
+pub struct Userspace {
+    tunnels: Vec<Running>,
+    steering: Vec<(JoinHandle<()>, tun::Closed)>,
+}
+
+impl Userspace {
+    /// No devices yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a TUN device of the tunnel's name and starts WireGuard on it. The device is down, has the default MTU and
+    /// no address; `tunnel.mtu` must be set on it. The socket is bound to `tunnel.local_endpoint`, which must be usable
+    /// (an IPv6 address that is still tentative is not).
+    pub async fn start_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), UserspaceError> {
+        let name = &tunnel.name;
+        let mtu = match u16::try_from(tunnel.mtu) {
+            Ok(mtu) if tunnel.mtu <= MAX_MTU => mtu,
+            _ => return Err(UserspaceError::Mtu { name: name.clone(), mtu: tunnel.mtu }),
+        };
+        let tun = Tun::create(name, mtu)?;
+        let closed = tun.closed();
+        let mut peer = Peer::new(PublicKey::from(*tunnel.public_key.as_bytes())).with_endpoint(tunnel.remote_endpoint);
+        for net in &tunnel.allowed_ips {
+            // gotatun takes the networks of another crate, which it does not re-export.
+            peer = peer.with_allowed_ip(net.to_string().parse().expect("both crates write networks as ADDRESS/LENGTH"));
+        }
+        peer.preshared_key = tunnel.preshared_key.as_ref().map(|key| *key.as_bytes());
+        let device = DeviceBuilder::new()
+            .with_udp(BoundTo { address: tunnel.local_endpoint })
+            .with_ip(tun)
+            .with_private_key(StaticSecret::from(*tunnel.private_key.as_bytes()))
+            .with_listen_port(tunnel.listen_port)
+            .with_peer(peer)
+            .build()
+            .await
+            .map_err(|e| match e {
+                DeviceError::Bind(source, _) => UserspaceError::Bind {
+                    name: name.clone(),
+                    address: tunnel.local_endpoint,
+                    port: tunnel.listen_port,
+                    source,
+                },
+                source => UserspaceError::Start { name: name.clone(), source },
+            })?;
+        tracing::debug!("tunnel {name} runs in this process");
+        self.tunnels.push(Running { name: name.clone(), device, tun: closed });
+        Ok(())
+    }
+
+    /// Makes a TUN device that carries nothing: what the steering program does not redirect away is dropped, so that
+    /// nothing leaks when no program is attached. The device is down and has no address.
+    pub fn create_steering(&mut self, name: &InterfaceName) -> Result<(), UserspaceError> {
+        let tun = Tun::create(name, u16::MAX)?;
+        let closed = tun.closed();
+        // Read and dropped, for a full queue would hold on to the packets' memory.
+        self.steering.push((tokio::spawn(tun.discard()), closed));
+        Ok(())
+    }
+
+    /// Each tunnel's time since its last handshake; `None`: there was none yet.
+    pub async fn last_handshakes(&self) -> Vec<(InterfaceName, Option<Duration>)> {
+        let mut ages = Vec::with_capacity(self.tunnels.len());
+        for tunnel in &self.tunnels {
+            let peers = tunnel.device.peers().await;
+            ages.push((tunnel.name.clone(), peers.first().and_then(|peer| peer.stats.last_handshake)));
+        }
+        ages
+    }
+
+    /// Ends every tunnel and waits until the devices are gone from the host.
+    pub async fn stop(self) {
+        for Running { name, device, tun } in self.tunnels {
+            device.stop().await;
+            if !tun.wait().await {
+                tracing::warn!("tunnel {name} is still held after it was stopped; it goes when this process ends");
+            }
+        }
+        for (task, tun) in self.steering {
+            task.abort();
+            // Cancelled, as asked.
+            let _ = task.await;
+            tun.wait().await;
+        }
+    }
+}
+
+/// Binds a tunnel's socket to its local endpoint, so that the outer packets leave from the address that the bond
+/// member was planned for.
+struct BoundTo {
+    address: IpAddr,
+}
+
+impl UdpTransportFactory for BoundTo {
+    type Send = UdpSocket;
+    type Recv = UdpSocket;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+        let mut sockets =
+            UdpSocketFactory { recv_buffer_size: Some(SOCKET_BUFFER), send_buffer_size: Some(SOCKET_BUFFER) };
+        sockets.bind(&UdpTransportFactoryParams { addr: Some(self.address), ..params.clone() }).await
+    }
+}
