@@ -6,3 +6,4 @@ pub mod dump;
 pub mod log;
 pub mod netns;
 pub mod skip;
+pub mod traffic;

@@ -1,0 +1,79 @@
+//! Our own traffic: TCP, UDP and ping between two namespaces, counted at both ends and bounded in time.
+//!
+//! A socket belongs to the namespace of the thread that made it; what it does later does not depend on the thread.
+
+mod icmp;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod udp;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket_with};
+
+use crate::netns::Netns;
+
+pub use icmp::{PingReport, ping, wait_for_reply};
+pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until};
+pub use udp::{UdpFlow, UdpLoad, UdpReport};
+
+/// No single socket call takes longer.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// One direction between two namespaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Path<'a> {
+    /// Where it is sent.
+    pub from: &'a Netns,
+    /// Its source address.
+    pub source: IpAddr,
+    /// Where it is received.
+    pub to: &'a Netns,
+    /// Its destination address.
+    pub destination: IpAddr,
+}
+
+impl Path<'_> {
+    /// The other direction.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self { from: self.to, source: self.destination, to: self.from, destination: self.source }
+    }
+}
+
+/// `bytes` in `time`, as 10^6 bits a second.
+pub fn megabits(bytes: u64, time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "exact below 2^53 bytes")]
+    let bits = bytes as f64 * 8.0;
+    bits / time.as_secs_f64() / 1e6
+}
+
+/// A socket made in `ns` and bound to `address`, port 0 for any; its calls give up after [`CALL_LIMIT`].
+fn open(ns: &Netns, address: SocketAddr, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    ns.run(|| -> io::Result<OwnedFd> {
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
+        limit(&socket, CALL_LIMIT)?;
+        bind(&socket, &address)?;
+        Ok(socket)
+    })
+    .with_context(|| format!("binding a socket to {address} in {}", ns.name()))
+}
+
+/// From now on a call on `socket` takes at most `time`; `connect` too.
+fn limit(socket: impl AsFd, time: Duration) -> io::Result<()> {
+    set_socket_timeout(&socket, Timeout::Recv, Some(time))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(time))?;
+    Ok(())
+}
+
+/// The call took its time and nothing came.
+fn timed_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}

@@ -1,0 +1,197 @@
+//! Bulk TCP in one direction: N flows at once.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::net::{SocketType, connect, getsockname, listen};
+
+use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
+
+/// After the senders have stopped, what is still in buffers has this long to arrive.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// When a sender stops.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// After this long.
+    Time(Duration),
+    /// After so many bytes on each flow.
+    Bytes(u64),
+}
+
+/// What is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpLoad {
+    /// Connections at once.
+    pub flows: usize,
+    /// When each stops.
+    pub until: Until,
+    /// With [`Until::Time`]: how long from its start is left out of the goodput.
+    pub warm_up: Duration,
+}
+
+/// One connection.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpFlow {
+    /// Its sending end.
+    pub source: SocketAddr,
+    /// Bytes written.
+    pub sent: u64,
+    /// Bytes read at the other end.
+    pub received: u64,
+}
+
+/// What arrived.
+#[derive(Clone, Debug)]
+pub struct TcpReport {
+    /// Every connection.
+    pub flows: Vec<TcpFlow>,
+    /// Bytes read in `window`, all flows.
+    pub window_bytes: u64,
+    /// How long the goodput was measured.
+    pub window: Duration,
+}
+
+impl TcpReport {
+    /// Bytes written.
+    pub fn sent(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.sent).sum()
+    }
+
+    /// Bytes read at the receiver.
+    pub fn received(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.received).sum()
+    }
+
+    /// 10^6 bits a second at the receiver.
+    pub fn goodput(&self) -> f64 {
+        megabits(self.window_bytes, self.window)
+    }
+}
+
+impl TcpLoad {
+    /// `flows` connections for `seconds`, the first quarter of which is not measured.
+    pub fn timed(flows: usize, seconds: f64) -> Self {
+        let time = Duration::from_secs_f64(seconds);
+        Self { flows, until: Until::Time(time), warm_up: time / 4 }
+    }
+
+    /// `flows` connections with so many bytes each.
+    pub fn bytes(flows: usize, each: u64) -> Self {
+        Self { flows, until: Until::Bytes(each), warm_up: Duration::ZERO }
+    }
+
+    /// Sends it over `path`. Fails unless every connection comes about and every byte that was written is read.
+    pub fn run(self, path: Path<'_>) -> Result<TcpReport> {
+        let pairs = connect_all(self.flows, path)?;
+        let counters: Vec<AtomicU64> = pairs.iter().map(|_| AtomicU64::new(0)).collect();
+        let total = || counters.iter().map(|c| c.load(Ordering::Relaxed)).sum::<u64>();
+        let start = Instant::now();
+        let (flows, window_bytes, window) = thread::scope(|scope| -> Result<_> {
+            let mut running = Vec::with_capacity(pairs.len());
+            for ((source, sender, receiver), counter) in pairs.into_iter().zip(&counters) {
+                let sending = scope.spawn(move || send(sender, self.until, start));
+                let receiving = scope.spawn(move || receive(receiver, counter, self.until, start));
+                running.push((source, sending, receiving));
+            }
+            let mut measured = None;
+            if let Until::Time(time) = self.until {
+                thread::sleep(self.warm_up.saturating_sub(start.elapsed()));
+                let (from, before) = (Instant::now(), total());
+                thread::sleep(time.saturating_sub(start.elapsed()));
+                measured = Some((total() - before, from.elapsed()));
+            }
+            let mut flows = Vec::with_capacity(running.len());
+            for (source, sending, receiving) in running {
+                let sent = sending.join().expect("the sender does not panic");
+                let received = receiving.join().expect("the receiver does not panic");
+                let sent = sent.with_context(|| format!("sending from {source} to {}", path.destination))?;
+                let received = received.with_context(|| format!("receiving from {source}"))?;
+                flows.push(TcpFlow { source, sent, received });
+            }
+            let (bytes, window) = measured.unwrap_or_else(|| (total(), start.elapsed()));
+            Ok((flows, bytes, window))
+        })?;
+        for flow in &flows {
+            ensure!(flow.sent == flow.received, "{} wrote {} bytes, {} arrived", flow.source, flow.sent, flow.received);
+        }
+        Ok(TcpReport { flows, window_bytes, window })
+    }
+}
+
+fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpStream, TcpStream)>> {
+    let listener = open(path.to, SocketAddr::new(path.destination, 0), SocketType::STREAM, None)?;
+    listen(&listener, 1024)?;
+    let listener = TcpListener::from(listener);
+    let destination = listener.local_addr()?;
+    let mut pairs = Vec::with_capacity(flows);
+    for _ in 0..flows {
+        let socket = open(path.from, SocketAddr::new(path.source, 0), SocketType::STREAM, None)?;
+        connect(&socket, &destination).with_context(|| {
+            format!("connecting {} in {} to {destination} in {}", path.source, path.from.name(), path.to.name())
+        })?;
+        let source = SocketAddr::try_from(getsockname(&socket)?)?;
+        let (accepted, from) = listener.accept().with_context(|| format!("accepting {source}"))?;
+        ensure!(from == source, "{source} connected, but {from} was accepted: something translates addresses");
+        limit(&accepted, CALL_LIMIT)?;
+        pairs.push((source, TcpStream::from(socket), accepted));
+    }
+    Ok(pairs)
+}
+
+/// Bytes written until it is time to stop; then the connection is closed for writing.
+fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> {
+    let block = [0x5a; 16 << 10];
+    let mut sent = 0_u64;
+    loop {
+        let length = match until {
+            Until::Time(time) if start.elapsed() >= time => 0,
+            Until::Time(_) => block.len(),
+            Until::Bytes(all) => usize::try_from(all - sent).map_or(block.len(), |left| left.min(block.len())),
+        };
+        if length == 0 {
+            break;
+        }
+        match socket.write(&block[..length]) {
+            Ok(written) => sent += written as u64,
+            // Still stuck after five seconds: not an error by itself, but it must end.
+            Err(e) if timed_out(&e) && matches!(until, Until::Time(_)) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    socket.shutdown(std::net::Shutdown::Write)?;
+    // Closing now would reset the connection if the other end wrote; it does not, so that waiting is not needed.
+    Ok(sent)
+}
+
+/// Bytes read until the end of the stream.
+fn receive(mut socket: TcpStream, counter: &AtomicU64, until: Until, start: Instant) -> io::Result<u64> {
+    let mut block = vec![0; 64 << 10];
+    let mut received = 0_u64;
+    loop {
+        match socket.read(&mut block) {
+            Ok(0) => return Ok(received),
+            Ok(length) => {
+                received += length as u64;
+                counter.fetch_add(length as u64, Ordering::Relaxed);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if timed_out(&e) => {
+                let limit = match until {
+                    Until::Time(time) => time + DRAIN,
+                    Until::Bytes(_) => Duration::ZERO,
+                };
+                if start.elapsed() >= limit {
+                    let why = format!("{received} bytes came, then nothing for {} s", CALL_LIMIT.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The generator over a plain veth pair.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::*;
+
+struct Pair {
+    a: Netns,
+    b: Netns,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (a, b) = (Netns::new("traffic").expect("needs root"), Netns::new("traffic").unwrap());
+        a.ip(&format!("link add v0 type veth peer name v0 netns {}", b.name())).unwrap();
+        for (ns, last) in [(&a, 1), (&b, 2)] {
+            ns.ip(&format!("address add 192.0.2.{last}/24 dev v0")).unwrap();
+            ns.ip(&format!("address add fd00::{last}/64 dev v0 nodad")).unwrap();
+            ns.ip("link set v0 up").unwrap();
+        }
+        let pair = Self { a, b };
+        for path in [pair.v4(), pair.v6()] {
+            // A link that has just come up drops until the kernel's link watch has run.
+            wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(5)).unwrap();
+        }
+        pair
+    }
+
+    fn v4(&self) -> Path<'_> {
+        let end = |last| Ipv4Addr::new(192, 0, 2, last).into();
+        Path { from: &self.a, source: end(1), to: &self.b, destination: end(2) }
+    }
+
+    fn v6(&self) -> Path<'_> {
+        let end = |last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into();
+        Path { from: &self.a, source: end(1), to: &self.b, destination: end(2) }
+    }
+}
+
+#[test]
+fn everything_crosses_a_plain_link_both_ways() {
+    let pair = Pair::new();
+    for path in [pair.v4(), pair.v6(), pair.v4().reversed(), pair.v6().reversed()] {
+        let pings = ping(path.from, path.source, path.destination, 3, 56, Duration::from_secs(1)).unwrap();
+        assert_eq!((pings.sent, pings.answered()), (3, 3));
+        let report = TcpLoad::bytes(5, 200_001).run(path).unwrap();
+        assert!(report.flows.iter().all(|flow| (flow.sent, flow.received) == (200_001, 200_001)));
+        let report = UdpLoad { flows: 4, packets: 50, payload: 1200, rate: 50.0 }.run(path).unwrap();
+        assert_eq!((report.sent(), report.received(), report.reordered()), (200, 200, 0));
+        assert_eq!(report.received_bytes(), 240_000);
+    }
+}
+
+#[test]
+fn a_shaped_link_limits_the_goodput() {
+    let pair = Pair::new();
+    pair.a.tc("qdisc add dev v0 root tbf rate 20mbit burst 16k latency 50ms").unwrap();
+    let report = TcpLoad::timed(4, 2.0).run(pair.v4()).unwrap();
+    let goodput = report.goodput();
+    assert!((15.0..20.0).contains(&goodput), "{goodput} Mbit/s");
+    assert_eq!(report.sent(), report.received());
+    let report = UdpLoad { flows: 1, packets: 2_500, payload: 1250, rate: 40.0 }.run(pair.v4()).unwrap();
+    assert!((0.25..0.6).contains(&report.loss()), "{}", report.loss());
+}
+
+#[test]
+fn a_hole_is_an_error_and_not_a_hang() {
+    let pair = Pair::new();
+    pair.b.ip("link set v0 down").unwrap();
+    let error = TcpLoad::bytes(1, 1).run(pair.v4()).unwrap_err();
+    assert!(format!("{error:#}").contains("192.0.2.2"), "{error:#}");
+    assert!(wait_for_reply(&pair.a, pair.v4().source, pair.v4().destination, Duration::from_secs(1)).is_err());
+}
