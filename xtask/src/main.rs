@@ -1,3 +1,54 @@
 //! Builds, tests and shows ecmpvpn: `cargo xtask --help`.
 
-fn main() {}
+mod build_ebpf;
+mod fingerprint;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests and shows ecmpvpn",
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Compile the eBPF programs into target/ebpf/ecmpvpn.o, which the program embeds
+    BuildEbpf {
+        /// Compiler to use [default: whichever fits, rustup's first]
+        #[arg(long, value_name = "TOOLCHAIN")]
+        toolchain: Option<toolchain::ToolchainChoice>,
+        /// Only show which toolchains are here and whether they fit
+        #[arg(long)]
+        describe: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::BuildEbpf { describe: true, .. } => {
+            println!("{}", toolchain::describe());
+            Ok(0)
+        }
+        Task::BuildEbpf { toolchain, .. } => build_ebpf::build_ebpf(toolchain).map(|object| {
+            eprintln!("{} is up to date", object.display());
+            0
+        }),
+    };
+    match done {
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What the eBPF object was built of. Read by `cargo xtask build-ebpf`, which writes it next to the object, and by
+//! `ecmpvpn/build.rs`, which compares it, so that no stale object is ever embedded.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The object, below the workspace.
+pub const OBJECT: &str = "target/ebpf/ecmpvpn.o";
+/// Its fingerprint and toolchain, one a line, below the workspace.
+pub const RECORD: &str = "target/ebpf/ecmpvpn.o.fingerprint";
+/// Everything that goes into the object, below the workspace.
+pub const SOURCES: [&str; 5] = [
+    "ecmpvpn-common/Cargo.toml",
+    "ecmpvpn-common/src",
+    "ecmpvpn-ebpf/Cargo.toml",
+    "ecmpvpn-ebpf/src",
+    "xtask/src/build_ebpf.rs",
+];
+
+/// A hash of the names and contents of all [`SOURCES`] in `workspace`, in hexadecimal.
+///
+/// # Errors
+/// A source cannot be read.
+pub fn fingerprint(workspace: &Path) -> io::Result<String> {
+    let mut files = Vec::new();
+    for source in SOURCES {
+        collect(&workspace.join(source), &mut files)?;
+    }
+    files.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    for file in files {
+        let name = file.strip_prefix(workspace).unwrap_or(&file);
+        absorb(&mut hash, name.as_os_str().as_encoded_bytes());
+        absorb(&mut hash, &fs::read(&file)?);
+    }
+    Ok(format!("{hash:016x}"))
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            collect(&entry?.path(), files)?;
+        }
+    } else {
+        files.push(path.to_owned());
+    }
+    Ok(())
+}
+
+/// FNV-1a, the length first so that no two lists of byte strings run together.
+fn absorb(hash: &mut u64, bytes: &[u8]) {
+    for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
+        *hash = (*hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+}
