@@ -73,8 +73,8 @@ impl PrivateKey {
     fn from_bytes(bytes: [u8; 32]) -> Self {
         // Clamped as `wg genkey` does it, so that the text is the same wherever it is printed.
         let mut bytes = bytes;
-        bytes[0] &= 248;
-        bytes[31] = (bytes[31] & 127) | 64;
+        bytes[0] &= 0xf8;
+        bytes[31] = (bytes[31] & 0x7f) | 0x40;
         Self(bytes)
     }
 

@@ -3,8 +3,86 @@
 //! A `Config` in hand is sound: names fit, keys parse, ports and addresses are unique, no endpoint lies inside a
 //! steered prefix. Nothing here looks at the kernel; files are read only by [`load`].
 
+mod crosscheck;
+mod key_file;
 mod keys;
+mod problems;
+mod rules;
+mod schema;
+mod section;
 mod types;
+mod values;
 
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+pub use key_file::KeyFileError;
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use problems::{ConfigError, Problem, Problems};
 pub use types::*;
+
+/// Far above any sound configuration: all peers, tunnels and prefixes at their limits fit many times.
+const MAX_LEN: u64 = 16 << 20;
+/// Syntax errors shown at once: past the first few they are echoes.
+const MAX_SYNTAX_ERRORS: usize = 3;
+
+/// Reads the configuration at `path` and the key files that it names, relative to it.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let name = path.display().to_string();
+    let unreadable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ConfigError::Missing { file: name.clone() },
+        _ => ConfigError::Unreadable { file: name.clone(), source },
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let owner = file.metadata().map_err(unreadable)?.uid();
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let whole = |line, message: &str| {
+        ConfigError::Invalid(Problems { file: name.clone(), list: vec![Problem { line, message: message.to_owned() }] })
+    };
+    if bytes.len() as u64 > MAX_LEN {
+        return Err(whole(None, "is too large for a configuration: name a TOML file"));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = problems::line(&bytes[..error.valid_up_to()]);
+        whole(Some(line), "there is a byte here that is not UTF-8 text: name a TOML file")
+    })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    parse(text, &name, &|key_file| key_file::read(&folder.join(key_file), owner)).map_err(ConfigError::Invalid)
+}
+
+/// The configuration in `text`. `file` is what messages call it; `keys` gives the text of a key file that it names.
+pub fn parse(
+    text: &str,
+    file: &str,
+    keys: &dyn Fn(&str) -> Result<Zeroizing<String>, KeyFileError>,
+) -> Result<Config, Problems> {
+    let collector = problems::Collector::new(text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut config = None;
+    if let Some(at) = text.find(|c: char| c.is_ascii_control() && !"\t\r\n".contains(c)) {
+        collector.add(at, "there is a control character here, so this is not TOML: name a text file");
+    } else if text.trim().is_empty() {
+        collector.add_to_file("is empty: write a configuration with `ecmpvpn init`");
+    } else if errors.is_empty() {
+        config = schema::config(document.get_ref(), keys, &collector);
+    } else {
+        // The sections are left alone: what half a document lacks says nothing.
+        for error in errors.iter().take(MAX_SYNTAX_ERRORS) {
+            collector.add(error.span().map_or(text.len(), |span| span.start), format!("not TOML: {}", error.message()));
+        }
+    }
+    match (collector.finish(file), config) {
+        (None, Some(config)) => Ok(config),
+        (Some(problems), _) => Err(problems),
+        (None, None) => unreachable!("a section is left out only where a problem is reported"),
+    }
+}

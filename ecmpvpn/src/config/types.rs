@@ -7,8 +7,9 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{PresharedKey, PrivateKey, PublicKey};
 
-/// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`, white space or control bytes, neither `.` nor `..`.
-/// Source: `dev_valid_name()`, net/core/dev.c.
+/// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`,
+/// white space or control bytes, neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c; `%` is refused as well,
+/// since the kernel takes it for a pattern to fill in.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InterfaceName(String);
 
@@ -19,7 +20,7 @@ impl InterfaceName {
             "" => Err("is empty"),
             "." | ".." => Err("is reserved"),
             _ if name.len() > 15 => Err("is longer than 15 bytes"),
-            _ if name.bytes().any(|b| !b.is_ascii_graphic() || b == b'/' || b == b':') => {
+            _ if name.bytes().any(|b| !b.is_ascii_graphic() || b"/:%".contains(&b)) => {
                 Err("has a character that an interface name cannot have")
             }
             _ => Ok(Self(name.to_owned())),
@@ -44,8 +45,21 @@ impl fmt::Debug for InterfaceName {
     }
 }
 
+/// Remote sites at most.
+pub const MAX_PEERS: usize = 64;
+/// Tunnels to one remote site at most.
+pub const MAX_TUNNELS_PER_PEER: usize = 32;
+/// Steered prefixes of one remote site at most.
+pub const MAX_PREFIXES_PER_PEER: usize = 1024;
+/// Port ranges in one list of a rule at most.
+pub const MAX_PORT_RANGES: usize = 16;
+/// Rules at most.
+pub const MAX_RULES: usize = 64;
+/// Members of a bond at most.
+pub const MAX_MEMBERS: u8 = 32;
+
 /// One site's validated configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// This site.
     pub site: Site,
@@ -64,7 +78,7 @@ pub struct Config {
 }
 
 /// `[site]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// 1 to 32 bytes of `[A-Za-z0-9._-]`, not starting with a dot: it names directories and link aliases.
     pub name: String,
@@ -75,7 +89,7 @@ pub struct Site {
 }
 
 /// `[bond]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bond {
     /// The bond's interface name.
     pub name: InterfaceName,
@@ -92,6 +106,26 @@ pub struct Bond {
     /// Addresses of the bond itself.
     pub addresses: Vec<IpNet>,
 }
+
+/// Gives an enum its words, in the order in which they are listed to the user.
+macro_rules! words {
+    ($type:ident: $($value:ident = $word:literal),+) => {
+        impl $type {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$value),+];
+
+            /// The value's name in the configuration.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$value => $word),+ }
+            }
+        }
+    };
+}
+
+words!(BondMode: Lacp = "802.3ad", BalanceXor = "balance-xor");
+words!(LacpRate: Slow = "slow", Fast = "fast");
+words!(Policy: Hash = "hash", Flowlet = "flowlet", Adaptive = "adaptive", Spray = "spray");
+words!(BackendChoice: Auto = "auto", Kernel = "kernel", Userspace = "userspace");
 
 /// Bonding mode; only the modes that hash flows onto members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +145,7 @@ pub enum LacpRate {
     Fast,
 }
 
-/// A bond's `xmit_hash_policy`. Source: drivers/net/bonding/bond_options.c.
+/// A bond's `xmit_hash_policy`. Source: `drivers/net/bonding/bond_options.c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum XmitHashPolicy {
     /// `layer2`
@@ -147,7 +181,7 @@ impl XmitHashPolicy {
 }
 
 /// `[steering]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steering {
     /// Remote prefixes are routed to this device.
     pub device: InterfaceName,
@@ -188,7 +222,7 @@ pub enum BackendChoice {
 }
 
 /// `[[peer]]`: a remote site.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// As [`Site::name`].
     pub name: String,
@@ -209,7 +243,7 @@ pub struct Peer {
 }
 
 /// `remote_bond`
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteBond {
     /// Members of the far end's bond.
     pub members: u8,
@@ -218,7 +252,7 @@ pub struct RemoteBond {
 }
 
 /// `[[peer.tunnel]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// The WireGuard interface's name.
     pub name: InterfaceName,
@@ -233,7 +267,7 @@ pub struct Tunnel {
 }
 
 /// `[[rule]]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Source prefix.
     pub src: Option<IpNet>,
@@ -256,7 +290,7 @@ pub struct Rule {
 }
 
 /// `[health]`
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
     /// Between probes of one tunnel, milliseconds.
     pub interval_ms: u32,
@@ -267,7 +301,7 @@ pub struct Health {
 }
 
 /// `[metrics]`
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Address to listen on.
     pub listen: SocketAddr,

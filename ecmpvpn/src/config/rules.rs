@@ -1,0 +1,92 @@
+//! `[[rule]]`: which flows get a policy or tunnels of their own.
+
+use toml::de::DeValue;
+
+use super::crosscheck::Claims;
+use super::schema::values;
+use super::section::{Parsed, Section, number, string, word};
+use super::values::{interface, prefix};
+use super::{MAX_PORT_RANGES, MAX_RULES, MAX_TUNNELS_PER_PEER, Policy, Rule};
+
+/// Names of IP protocols that a flow may have. Source: IANA protocol numbers.
+pub(super) const PROTOCOLS: [(&str, u8); 9] = [
+    ("icmp", 1),
+    ("tcp", 6),
+    ("udp", 17),
+    ("dccp", 33),
+    ("gre", 47),
+    ("esp", 50),
+    ("ah", 51),
+    ("icmpv6", 58),
+    ("sctp", 132),
+];
+
+/// Protocols whose first four bytes are the ports.
+const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
+
+/// The sound rules, in their order; the others are reported.
+pub(super) fn read(top: &Section<'_>, claims: &mut Claims) -> Vec<Rule> {
+    let known = ["src", "dst", "proto", "src_ports", "dst_ports", "dscp", "fwmark", "policy", "tunnels"];
+    let sections = top.tables("rule", "[[rule]]", &known, MAX_RULES);
+    sections.iter().map(|section| rule(section, claims)).collect()
+}
+
+fn rule(section: &Section<'_>, claims: &mut Claims) -> Rule {
+    let src = section.get("src", prefix);
+    let dst = section.get("dst", prefix);
+    if let (Some(src), Some(dst)) = (&src, &dst)
+        && src.value.addr().is_ipv4() != dst.value.addr().is_ipv4()
+    {
+        let phrase = format!("is {}, of another family than src {}: no packet has both", dst.value, src.value);
+        section.report("dst", dst.at, &phrase);
+    }
+    let proto = section.get("proto", protocol);
+    let src_ports = section.list("src_ports", MAX_PORT_RANGES, port_range);
+    let dst_ports = section.list("dst_ports", MAX_PORT_RANGES, port_range);
+    let has_ports = proto.as_ref().is_some_and(|proto| WITH_PORTS.contains(&proto.value));
+    for (key, ports) in [("src_ports", &src_ports), ("dst_ports", &dst_ports)] {
+        if let (false, Some(first)) = (has_ports || (section.has("proto") && proto.is_none()), ports.first()) {
+            section.report(key, first.at, "needs a protocol that has ports: add a line such as `proto = \"tcp\"`");
+        }
+    }
+    let policy = section.get("policy", word(Policy::ALL, Policy::as_str));
+    let tunnels = section.list("tunnels", MAX_TUNNELS_PER_PEER, interface);
+    if !section.has("policy") && !section.has("tunnels") {
+        section.report_whole("does nothing: add a policy, or tunnels");
+    }
+    claims.rule_tunnels.extend(tunnels.iter().cloned());
+    Rule {
+        src: src.map(|found| found.value),
+        dst: dst.map(|found| found.value),
+        proto: proto.map(|found| found.value),
+        src_ports: values(src_ports),
+        dst_ports: values(dst_ports),
+        dscp: section.get("dscp", number(0..=63)).map(|found| found.value),
+        fwmark: section.get("fwmark", number(0..=u32::MAX)).map(|found| found.value),
+        policy: policy.map(|found| found.value),
+        tunnels: values(tunnels),
+    }
+}
+
+fn protocol(value: &DeValue<'_>) -> Parsed<u8> {
+    if matches!(value, DeValue::Integer(_)) {
+        return number(0..=255)(value);
+    }
+    let name = string(value)?;
+    PROTOCOLS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number).ok_or_else(|| {
+        let names: Vec<&str> = PROTOCOLS.iter().map(|(known, _)| *known).collect();
+        format!("is {name:?}: give a protocol number, or one of {}", names.join(", "))
+    })
+}
+
+/// A port, or a text of two with a dash between them.
+fn port_range(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
+    if matches!(value, DeValue::Integer(_)) {
+        return number(0..=u16::MAX)(value).map(|port| (port, port));
+    }
+    let written = string(value)?;
+    let range = written.split_once('-').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
+    range
+        .filter(|(low, high): &(u16, u16)| low <= high)
+        .ok_or_else(|| format!("has {written:?}: give a port such as 873 or a range such as \"8000-8999\""))
+}

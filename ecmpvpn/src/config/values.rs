@@ -1,0 +1,133 @@
+//! Parsers of single values. Each gives the value, or a phrase that goes on from `KEY in [SECTION]` and ends in the fix.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+use toml::de::DeValue;
+
+use super::section::{Parsed, number, string, text};
+use super::{InterfaceName, KeyError, PrivateKey, PublicKey};
+
+pub(super) fn key_file_name(value: &DeValue<'_>) -> Parsed<String> {
+    let name = string(value)?;
+    if name.is_empty() {
+        Err("is empty: name a file that holds one key".to_owned())
+    } else if name.parse::<PrivateKey>().is_ok() {
+        Err("holds a key itself: write the key to a file of mode 0600 and name that file".to_owned())
+    } else {
+        Ok(name)
+    }
+}
+
+pub(super) fn public_key(value: &DeValue<'_>) -> Parsed<PublicKey> {
+    let key: PublicKey = string(value)?.parse().map_err(|error: KeyError| error.to_string())?;
+    // Curve25519's zero point: every exchange with it gives zero, and WireGuard never completes a handshake.
+    if key.as_bytes() == &[0; 32] { Err("is all zeros: give the remote site's key".to_owned()) } else { Ok(key) }
+}
+
+pub(super) fn site_name(value: &DeValue<'_>) -> Parsed<String> {
+    let name = string(value)?;
+    let fits = (1..=32).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if fits {
+        Ok(name)
+    } else {
+        Err(format!("is {name:?}: give 1 to 32 letters, digits, dots, dashes or underscores, no dot first"))
+    }
+}
+
+pub(super) fn interface(value: &DeValue<'_>) -> Parsed<InterfaceName> {
+    let name = string(value)?;
+    if ["all", "default", "lo"].contains(&name.as_str()) {
+        return Err(format!("is {name:?}, which the kernel keeps for itself: give another name"));
+    }
+    InterfaceName::new(&name).map_err(|why| format!("is {name:?}, which {why}: give 1 to 15 letters, digits or dashes"))
+}
+
+pub(super) fn listen_port(value: &DeValue<'_>) -> Parsed<u16> {
+    let port = number(0..=u16::MAX)(value)?;
+    match port {
+        0 => Err("is 0, which lets the kernel pick one that the far end cannot know: give 1024 to 65535".to_owned()),
+        1..1024 => Err(format!("is {port}, a port reserved for system services: give 1024 to 65535")),
+        _ => Ok(port),
+    }
+}
+
+pub(super) fn flowlet_gap(value: &DeValue<'_>) -> Parsed<Option<u32>> {
+    match value {
+        DeValue::String(word) if word == "auto" => Ok(None),
+        DeValue::Integer(_) => number(1..=10_000_000)(value).map(Some),
+        _ => Err("is neither \"auto\" nor a number of microseconds: give one of the two".to_owned()),
+    }
+}
+
+pub(super) fn endpoint(value: &DeValue<'_>) -> Parsed<IpAddr> {
+    let address: IpAddr = text("an IPv4 or IPv6 address such as \"10.2.3.4\"")(value)?;
+    let unfit = match address {
+        _ if address.is_unspecified() => "stands for any address",
+        _ if address.is_loopback() => "never leaves the host",
+        _ if address.is_multicast() => "is multicast",
+        IpAddr::V4(v4) if v4.is_broadcast() => "is broadcast",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "is valid on one link only",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "is an IPv4 address in disguise",
+        _ => return Ok(address),
+    };
+    Err(format!("is {address}, which {unfit}: give the gateway's own unicast address"))
+}
+
+/// An address of this host with its net.
+pub(super) fn host_address(value: &DeValue<'_>) -> Parsed<IpNet> {
+    let written = string(value)?;
+    if let Ok(address) = written.parse::<IpAddr>() {
+        return Err(format!(
+            "has {written:?}, which has no prefix length: write {:?}",
+            IpNet::from(address).to_string()
+        ));
+    }
+    let net: IpNet = text("an address and its prefix length such as \"10.100.0.1/32\"")(value)?;
+    let host = net.addr();
+    let whole_net = match net {
+        IpNet::V4(v4) => v4.prefix_len() < 31 && (host == v4.network() || host == v4.broadcast()),
+        IpNet::V6(v6) => v6.prefix_len() < 127 && host == v6.network(),
+    };
+    if whole_net || host.is_unspecified() || host.is_multicast() || host.is_loopback() {
+        return Err(format!("has {net}, which no host can have: give the address of this host in that net"));
+    }
+    Ok(net)
+}
+
+/// A net with its host bits zero.
+pub(super) fn prefix(value: &DeValue<'_>) -> Parsed<IpNet> {
+    let written = string(value)?;
+    if let Ok(address) = written.parse::<IpAddr>() {
+        return Err(format!(
+            "has {written:?}, which has no prefix length: write {:?}",
+            IpNet::from(address).to_string()
+        ));
+    }
+    let net: IpNet = text("a net such as \"10.20.0.0/16\" or \"fd00:20::/48\"")(value)?;
+    if net.trunc() != net {
+        return Err(format!("has {net}, with bits set behind the prefix: write {:?}", net.trunc().to_string()));
+    }
+    let within = |parent: &str| parent.parse::<IpNet>().is_ok_and(|parent| parent.contains(&net));
+    if ["127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"].into_iter().any(within) {
+        return Err(format!("has {net}, which never leaves its own link: take it out"));
+    }
+    Ok(net)
+}
+
+/// One end of a point-to-point net.
+pub(super) fn tunnel_address(value: &DeValue<'_>) -> Parsed<Ipv4Net> {
+    let net: Ipv4Net = text("an address of a /31 such as \"169.254.77.0/31\"")(value)?;
+    let trouble = match net.prefix_len() {
+        31 => None,
+        30 if net.addr() != net.network() && net.addr() != net.broadcast() => None,
+        30 => Some("which names a net and no host in it"),
+        _ => Some("a net of other than two hosts"),
+    };
+    match trouble {
+        Some(trouble) => Err(format!("is {net}, {trouble}: give an address of a /31 such as \"169.254.77.0/31\"")),
+        None => Ok(net),
+    }
+}
