@@ -2,7 +2,9 @@
 
 mod build_ebpf;
 mod fingerprint;
+mod sh;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,12 @@ enum Task {
         #[arg(long)]
         describe: bool,
     },
+    /// Run a command in a virtual machine with a real kernel, or open a shell there
+    #[command(after_help = "Examples:\n  \
+        cargo xtask vm -- ip -V\n  \
+        cargo xtask vm --kernel 6.1 --copy target/debug/ecmpvpn:/bin/ -- bash -c 'ecmpvpn doctor; ip link'\n  \
+        cargo xtask vm        (a shell)")]
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +51,7 @@ fn main() -> ExitCode {
             eprintln!("{} is up to date", object.display());
             0
         }),
+        Task::Vm(args) => vm::main(args),
     };
     match done {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
