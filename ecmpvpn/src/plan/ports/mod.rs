@@ -1,0 +1,243 @@
+//! Picks the tunnels' port pairs so that they spread over the bond members in both directions, and judges given ones.
+//!
+//! A plan looks at four [`View`]s: what either end's bond sends, with all its members and with one fewer. Which member
+//! fails does not matter for the spread, since the hash sees only how many are left. Pure and deterministic: both
+//! sites get the same ports, whichever of them is called A.
+
+mod search;
+mod view;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+pub use view::{Direction, Spread, View};
+
+use super::bond_hash::{self, MAX_MEMBERS, Macs};
+use crate::config::XmitHashPolicy;
+
+/// The most tunnels that one plan covers.
+pub const MAX_TUNNELS: usize = 64;
+
+/// Lowest port that a plan uses: those below need a privilege and belong to well-known services.
+pub const LOWEST_PORT: u16 = 1024;
+
+/// UDP ports that a plan never uses: network adapters and middleboxes parse what they carry as another protocol's
+/// tunnel, or expect that protocol's answers (IANA; the kernel's `udp_tunnel_nic` and VXLAN defaults).
+pub const RESERVED_PORTS: [u16; 11] = [1701, 2152, 3784, 3785, 4500, 4784, 4789, 5353, 6081, 6635, 8472];
+
+/// One end of the tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Address of the outer packets.
+    pub address: IpAddr,
+    /// Usable members of its bond, 1 to 32; 1 where there is no bond.
+    pub members: u8,
+    /// How its bond hashes; `None`: nobody knows.
+    pub policy: Option<XmitHashPolicy>,
+    /// The Ethernet header of what it sends, for the policies that read it.
+    pub macs: Option<Macs>,
+    /// Its address or ports reach the other end rewritten (NAT), so that what the *other* end sends cannot be told.
+    pub rewritten: bool,
+    /// Ports that a plan must not use here: in use, or otherwise taken.
+    pub excluded: BTreeSet<u16>,
+}
+
+impl End {
+    /// An end with a bond of `members` that hashes by `policy`, nothing else known.
+    pub fn new(address: IpAddr, members: u8, policy: XmitHashPolicy) -> Self {
+        let excluded = BTreeSet::new();
+        Self { address, members, policy: Some(policy), macs: None, rewritten: false, excluded }
+    }
+
+    /// Whether the tunnels' ports decide the members that this end sends on, and the far end's NAT leaves them alone.
+    fn spreads_by_ports(&self, far: &Self) -> bool {
+        self.members > 1 && !far.rewritten && self.policy.is_some_and(bond_hash::reads_ports)
+    }
+}
+
+/// What to plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// One end.
+    pub a: End,
+    /// The other end.
+    pub b: End,
+    /// How many tunnels, 1 to [`MAX_TUNNELS`].
+    pub tunnels: usize,
+    /// Ports are taken from here upwards where that is possible; at least [`LOWEST_PORT`].
+    pub base_port: u16,
+}
+
+/// A tunnel's listen ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortPair {
+    /// At end A.
+    pub a: u16,
+    /// At end B.
+    pub b: u16,
+}
+
+/// Port pairs and what comes of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPlan {
+    /// One pair a tunnel.
+    pub pairs: Vec<PortPair>,
+    /// A to B, A to B with one member less, B to A, B to A with one member less.
+    pub views: [View; 4],
+}
+
+impl PortPlan {
+    /// Views that cannot be more even, and those that cannot be known, miss nothing: 0 is perfect as far as is known.
+    /// Otherwise the tunnels that sit on a wrong member, added up over the four views.
+    pub fn misses(&self) -> usize {
+        self.views.iter().filter_map(View::miss).sum()
+    }
+
+    /// Whether every view is known and as even as its number of tunnels and members allows.
+    pub fn is_perfect(&self) -> bool {
+        self.views.iter().all(|view| view.members == 0 || view.miss() == Some(0))
+    }
+}
+
+/// Which end an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// End A.
+    A,
+    /// End B.
+    B,
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::B => "B",
+        })
+    }
+}
+
+/// Why there can be no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// Not a number of tunnels.
+    #[error("planning {0} tunnels: ask for 1 to {MAX_TUNNELS}")]
+    Tunnels(usize),
+    /// Not a number of members.
+    #[error("planning for {members} members at endpoint {side}: a bond has 1 to {MAX_MEMBERS}")]
+    Members {
+        /// The end.
+        side: Side,
+        /// What was asked for.
+        members: u8,
+    },
+    /// One IPv4 and one IPv6 address.
+    #[error("planning between {0} and {1}: both endpoints must be IPv4, or both IPv6")]
+    MixedFamilies(IpAddr, IpAddr),
+    /// The base port is too low.
+    #[error("planning from base port {0}: choose {LOWEST_PORT} or more, ports below belong to well-known services")]
+    BasePort(u16),
+    /// Too few ports are left.
+    #[error("planning {wanted} tunnels: only {available} ports at endpoint {side} are neither reserved nor excluded")]
+    TooFewPorts {
+        /// The end.
+        side: Side,
+        /// Ports that may be used.
+        available: usize,
+        /// Ports needed.
+        wanted: usize,
+    },
+    /// A given port is used twice at one end.
+    #[error("port {port} appears twice at endpoint {side}: WireGuard needs a port of its own for each tunnel")]
+    Duplicate {
+        /// The end.
+        side: Side,
+        /// The port.
+        port: u16,
+    },
+    /// A given port is 0.
+    #[error("port 0 at endpoint {0} is no UDP port: give 1 to 65535")]
+    PortZero(Side),
+}
+
+/// Plans `request.tunnels` port pairs.
+///
+/// The same for both sites: a request with A and B exchanged has the same answer with A and B exchanged. The ports
+/// stay as near to the base port as an even spread allows; where no even spread is found, [`PortPlan::misses`] tells
+/// by how much.
+pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
+    check(request)?;
+    if !(1..=MAX_TUNNELS).contains(&request.tunnels) {
+        return Err(PortError::Tunnels(request.tunnels));
+    }
+    if request.base_port < LOWEST_PORT {
+        return Err(PortError::BasePort(request.base_port));
+    }
+    // The smaller address leads, so that the two sites search alike.
+    let swapped = request.b.address < request.a.address;
+    let (first, second) = if swapped { (&request.b, &request.a) } else { (&request.a, &request.b) };
+    let candidates = |end: &End, side| {
+        let ports = search::candidates(request.base_port, request.tunnels, &end.excluded);
+        let available = ports.len();
+        if available < request.tunnels {
+            return Err(PortError::TooFewPorts { side, available, wanted: request.tunnels });
+        }
+        Ok(ports)
+    };
+    let (side_first, side_second) = if swapped { (Side::B, Side::A) } else { (Side::A, Side::B) };
+    let ports = [candidates(first, side_first)?, candidates(second, side_second)?];
+    let mut pairs = search::search(first, second, request.tunnels, &ports);
+    if swapped {
+        for pair in &mut pairs {
+            *pair = PortPair { a: pair.b, b: pair.a };
+        }
+    }
+    Ok(assess(request, pairs))
+}
+
+/// What comes of given port pairs; `request.tunnels`, `base_port` and the excluded ports play no part.
+pub fn judge(request: &Request, pairs: &[PortPair]) -> Result<PortPlan, PortError> {
+    check(request)?;
+    if !(1..=MAX_TUNNELS).contains(&pairs.len()) {
+        return Err(PortError::Tunnels(pairs.len()));
+    }
+    for (side, port_of) in [(Side::A, (|pair| pair.a) as fn(&PortPair) -> u16), (Side::B, |pair| pair.b)] {
+        let mut seen = BTreeSet::new();
+        for port in pairs.iter().map(port_of) {
+            if port == 0 {
+                return Err(PortError::PortZero(side));
+            }
+            if !seen.insert(port) {
+                return Err(PortError::Duplicate { side, port });
+            }
+        }
+    }
+    Ok(assess(request, pairs.to_vec()))
+}
+
+fn check(request: &Request) -> Result<(), PortError> {
+    for (side, end) in [(Side::A, &request.a), (Side::B, &request.b)] {
+        if !(1..=MAX_MEMBERS).contains(&end.members) {
+            return Err(PortError::Members { side, members: end.members });
+        }
+    }
+    if request.a.address.is_ipv4() == request.b.address.is_ipv4() {
+        Ok(())
+    } else {
+        Err(PortError::MixedFamilies(request.a.address, request.b.address))
+    }
+}
+
+fn assess(request: &Request, pairs: Vec<PortPair>) -> PortPlan {
+    let view = |direction, degraded| View::new(request, &pairs, direction, degraded);
+    let views = [
+        view(Direction::AToB, false),
+        view(Direction::AToB, true),
+        view(Direction::BToA, false),
+        view(Direction::BToA, true),
+    ];
+    PortPlan { pairs, views }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! Local search for ports with an even spread in all four views at once.
+//!
+//! A tunnel's ports fix its member in each view; wanted are N tunnels whose members are even in every view, with no
+//! port used twice at one end. Starting from equal ports, one tunnel after another takes the port, or swaps it with
+//! another tunnel, that leaves the views the most even; a rare random move leaves dead ends. Few ports near the base
+//! port are tried first, then more of them. The random numbers come from the request: same request, same ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{End, LOWEST_PORT, PortPair, RESERVED_PORTS};
+use crate::config::XmitHashPolicy;
+use crate::plan::bond_hash::{self, MAX_MEMBERS, OuterFlow};
+
+/// Tries one after another: ports considered at either end beyond the number of tunnels, and steps a tunnel.
+const TRIES: [(usize, usize); 8] =
+    [(0, 24), (1, 24), (2, 24), (4, 24), (8, 16), (NEAR, 8), (NEAR + 24, 6), (NEAR + FAR, 4)];
+
+/// Candidates beyond the number of tunnels that are simply the nearest ports.
+const NEAR: usize = 16;
+
+/// Candidates from further away, [`FAR_EACH`] of each 256 ports: with some addresses the upper byte that all near
+/// ports share makes the bytes of the hash add up to the same value, and no near port reaches certain members.
+const FAR: usize = 96;
+const FAR_EACH: usize = 4;
+
+/// One step in this many takes random ports in place of the best ones.
+const RANDOM_STEP: usize = 16;
+
+/// The ports that one end may use, nearest first: upwards from `base`, then downwards from it.
+pub(super) fn candidates(base: u16, tunnels: usize, excluded: &BTreeSet<u16>) -> Vec<u16> {
+    let mut allowed = (base..=u16::MAX)
+        .chain((LOWEST_PORT..base).rev())
+        .filter(|port| !RESERVED_PORTS.contains(port) && !excluded.contains(port));
+    let mut ports: Vec<u16> = allowed.by_ref().take(tunnels + NEAR).collect();
+    let mut taken = BTreeMap::new();
+    for port in &ports {
+        taken.insert(port >> 8, FAR_EACH);
+    }
+    let far = allowed.filter(|port| {
+        let taken = taken.entry(port >> 8).or_insert(0);
+        *taken += 1;
+        *taken <= FAR_EACH
+    });
+    ports.extend(far.take(FAR));
+    ports
+}
+
+/// The evenest pairs found, sorted; `ports` are either end's candidates, at least `tunnels` each.
+pub(super) fn search(first: &End, second: &End, tunnels: usize, ports: &[Vec<u16>; 2]) -> Vec<PortPair> {
+    let mut random = Random::new(first, second, tunnels, ports);
+    let mut best: Option<(u32, Vec<PortPair>)> = None;
+    let mut tried = (0, 0);
+    for (slack, steps) in TRIES {
+        let width = (ports[0].len().min(tunnels + slack), ports[1].len().min(tunnels + slack));
+        if width == tried {
+            continue;
+        }
+        tried = width;
+        let window = [&ports[0][..width.0], &ports[1][..width.1]];
+        let mut state = State::new(Members::new(first, second, window), window, tunnels);
+        state.settle(tunnels * steps, &mut random);
+        if best.as_ref().is_none_or(|(excess, _)| state.excess() < *excess) {
+            best = Some((state.excess(), state.pairs(window)));
+        }
+        if best.as_ref().is_some_and(|(excess, _)| *excess == 0) {
+            break;
+        }
+    }
+    best.map(|(_, pairs)| pairs).unwrap_or_default()
+}
+
+/// Each pair's member in each of the four views. A view that ports cannot change has one member.
+struct Members {
+    counts: [u8; 4],
+    of_pair: Vec<[u8; 4]>,
+    width: usize,
+}
+
+impl Members {
+    fn new(first: &End, second: &End, window: [&[u16]; 2]) -> Self {
+        let count = |from: &End, to: &End, less| {
+            if from.spreads_by_ports(to) { from.members - less } else { 1 }
+        };
+        let counts =
+            [count(first, second, 0), count(first, second, 1), count(second, first, 0), count(second, first, 1)];
+        let hash = |from: &End, to: &End, sport, dport| {
+            let flow = OuterFlow { src: from.address, dst: to.address, sport, dport, macs: None };
+            // Only `layer3+4` reads ports; the other views have one member, for which any hash will do.
+            bond_hash::hash(XmitHashPolicy::Layer34, &flow).unwrap_or(0)
+        };
+        let mut of_pair = Vec::with_capacity(window[0].len() * window[1].len());
+        for &a in window[0] {
+            for &b in window[1] {
+                let (there, back) = (hash(first, second, a, b), hash(second, first, b, a));
+                let hashes = [there, there, back, back];
+                of_pair.push(std::array::from_fn(|view| bond_hash::slot(hashes[view], counts[view])));
+            }
+        }
+        Self { counts, of_pair, width: window[1].len() }
+    }
+
+    fn of(&self, (a, b): (usize, usize)) -> [u8; 4] {
+        self.of_pair[a * self.width + b]
+    }
+}
+
+/// A tunnel's ports, by position in the window.
+type Position = (usize, usize);
+
+/// The tunnels' present ports and what they come to.
+struct State {
+    members: Members,
+    tunnels: Vec<Position>,
+    /// Ports that no tunnel has, at either end.
+    free: [Vec<usize>; 2],
+    loads: [[u32; MAX_MEMBERS as usize]; 4],
+    /// The sum of all loads squared, and what it is when every view is even. It is least exactly then.
+    squares: u32,
+    least: u32,
+}
+
+/// A change of one tunnel's ports.
+#[derive(Clone, Copy)]
+enum Move {
+    /// To free ports: positions in the lists of free ports, `None` for the port that it has.
+    Relocate(Option<usize>, Option<usize>),
+    /// This tunnel's port at the second end becomes the other's, and the other way round.
+    Swap(usize),
+}
+
+impl State {
+    /// Starts with the nearest ports, the same at both ends where that is possible.
+    fn new(members: Members, window: [&[u16]; 2], tunnels: usize) -> Self {
+        let total = u32::try_from(tunnels).expect("at most MAX_TUNNELS");
+        let least = members.counts.iter().map(|&count| {
+            let (even, extra) = (total / u32::from(count), total % u32::from(count));
+            extra * (even + 1).pow(2) + (u32::from(count) - extra) * even.pow(2)
+        });
+        let mut state = Self {
+            least: least.sum(),
+            members,
+            tunnels: (0..tunnels).map(|at| (at, at)).collect(),
+            free: [(tunnels..window[0].len()).collect(), (tunnels..window[1].len()).collect()],
+            loads: [[0; MAX_MEMBERS as usize]; 4],
+            squares: 0,
+        };
+        for at in 0..tunnels {
+            state.add((at, at));
+        }
+        state
+    }
+
+    /// 0 exactly when every view is even.
+    fn excess(&self) -> u32 {
+        self.squares - self.least
+    }
+
+    fn pairs(&self, window: [&[u16]; 2]) -> Vec<PortPair> {
+        let mut pairs: Vec<_> =
+            self.tunnels.iter().map(|&(a, b)| PortPair { a: window[0][a], b: window[1][b] }).collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// What a tunnel at `at` would add to the squares.
+    fn cost(&self, at: Position) -> u32 {
+        let members = self.members.of(at);
+        (0..4).map(|view| 2 * self.loads[view][usize::from(members[view])] + 1).sum()
+    }
+
+    fn add(&mut self, at: Position) {
+        self.squares += self.cost(at);
+        for (view, member) in self.members.of(at).into_iter().enumerate() {
+            self.loads[view][usize::from(member)] += 1;
+        }
+    }
+
+    fn remove(&mut self, at: Position) {
+        for (view, member) in self.members.of(at).into_iter().enumerate() {
+            self.loads[view][usize::from(member)] -= 1;
+        }
+        self.squares -= self.cost(at);
+    }
+
+    fn make(&mut self, tunnel: usize, change: Move) {
+        let mut at = self.tunnels[tunnel];
+        self.remove(at);
+        match change {
+            Move::Relocate(first, second) => {
+                if let Some(free) = first {
+                    std::mem::swap(&mut at.0, &mut self.free[0][free]);
+                }
+                if let Some(free) = second {
+                    std::mem::swap(&mut at.1, &mut self.free[1][free]);
+                }
+            }
+            Move::Swap(other) => {
+                let mut there = self.tunnels[other];
+                self.remove(there);
+                std::mem::swap(&mut at.1, &mut there.1);
+                self.add(there);
+                self.tunnels[other] = there;
+            }
+        }
+        self.add(at);
+        self.tunnels[tunnel] = at;
+    }
+
+    fn make_random(&mut self, tunnel: usize, random: &mut Random) {
+        let other = random.below(self.tunnels.len());
+        if other != tunnel {
+            self.make(tunnel, Move::Swap(other));
+        }
+        let mut any = |free: &Vec<usize>| Some(random.below(free.len() + 1)).filter(|at| *at < free.len());
+        let change = Move::Relocate(any(&self.free[0]), any(&self.free[1]));
+        self.make(tunnel, change);
+    }
+
+    /// Makes the views more even until they are perfect or the steps are used up; ends at the evenest state seen.
+    fn settle(&mut self, steps: usize, random: &mut Random) {
+        let mut best = (self.squares, self.tunnels.clone(), self.free.clone());
+        for _ in 0..steps {
+            if self.excess() == 0 {
+                return;
+            }
+            let tunnel = random.below(self.tunnels.len());
+            if random.below(RANDOM_STEP) == 0 {
+                self.make_random(tunnel, random);
+            } else {
+                self.improve(tunnel, random);
+            }
+            if self.squares < best.0 {
+                best = (self.squares, self.tunnels.clone(), self.free.clone());
+            }
+        }
+        if self.squares > best.0 {
+            for at in std::mem::replace(&mut self.tunnels, best.1) {
+                self.remove(at);
+            }
+            for at in self.tunnels.clone() {
+                self.add(at);
+            }
+            self.free = best.2;
+        }
+    }
+
+    /// Makes the change of `tunnel` that leaves the views the most even, a random one of several such, unless all
+    /// changes make them less even.
+    fn improve(&mut self, tunnel: usize, random: &mut Random) {
+        let at = self.tunnels[tunnel];
+        let before = self.squares;
+        self.remove(at);
+        let base = self.squares;
+        let mut best = Best { squares: before, change: None, ties: 0 };
+        for first in (0..self.free[0].len()).map(Some).chain([None]) {
+            let a = first.map_or(at.0, |free| self.free[0][free]);
+            for second in (0..self.free[1].len()).map(Some).chain([None]) {
+                if first.is_some() || second.is_some() {
+                    let b = second.map_or(at.1, |free| self.free[1][free]);
+                    best.offer(base + self.cost((a, b)), Move::Relocate(first, second), random);
+                }
+            }
+        }
+        for other in (0..self.tunnels.len()).filter(|other| *other != tunnel) {
+            let there = self.tunnels[other];
+            let (new, new_there) = ((at.0, there.1), (there.0, at.1));
+            self.remove(there);
+            self.add(new_there);
+            best.offer(self.squares + self.cost(new), Move::Swap(other), random);
+            self.remove(new_there);
+            self.add(there);
+        }
+        self.add(at);
+        if let Some(change) = best.change {
+            self.make(tunnel, change);
+        }
+    }
+}
+
+/// The best change seen, each of several equals with the same chance.
+struct Best {
+    squares: u32,
+    change: Option<Move>,
+    ties: usize,
+}
+
+impl Best {
+    fn offer(&mut self, squares: u32, change: Move, random: &mut Random) {
+        if squares < self.squares {
+            (self.squares, self.change, self.ties) = (squares, Some(change), 1);
+        } else if squares == self.squares {
+            self.ties += 1;
+            if random.below(self.ties) == 0 {
+                self.change = Some(change);
+            }
+        }
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014), seeded by the request.
+struct Random(u64);
+
+impl Random {
+    fn new(first: &End, second: &End, tunnels: usize, ports: &[Vec<u16>; 2]) -> Self {
+        let mut seed = Self(tunnels as u64);
+        for (end, ports) in [(first, &ports[0]), (second, &ports[1])] {
+            let address = match end.address {
+                std::net::IpAddr::V4(v4) => u128::from(v4.to_bits()),
+                std::net::IpAddr::V6(v6) => v6.to_bits(),
+            };
+            for word in [address as u64, (address >> 64) as u64, u64::from(end.members), u64::from(ports[0])] {
+                seed.0 ^= word;
+                seed.next();
+            }
+        }
+        seed
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is not 0.
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
