@@ -8,6 +8,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod exit;
 pub mod host;
 pub mod plan;
 pub mod report;

@@ -1,0 +1,81 @@
+//! `check`: validates a configuration without touching the kernel.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::commands::{Failure, counted, print};
+use crate::config::{self, Config, ConfigError};
+
+/// Says that the configuration is sound, or fails with all its problems.
+pub fn run(path: &Path) -> Result<(), Failure> {
+    let config = config::load(path).map_err(|error| match error {
+        ConfigError::Invalid(_) => Failure::problems(error),
+        ConfigError::Missing { .. } | ConfigError::Unreadable { .. } => error.into(),
+    })?;
+    if let Some(warning) = port_warning(&config) {
+        let _ = writeln!(io::stderr(), "ecmpvpn: warning: {warning}");
+    }
+    print(summary(&config))
+}
+
+fn summary(config: &Config) -> String {
+    let tunnels = config.peers.iter().map(|peer| peer.tunnels.len()).sum();
+    let prefixes = config.peers.iter().map(|peer| peer.prefixes.len()).sum();
+    format!(
+        "ok: {} to {}, {} steered by {} through {}",
+        counted(tunnels, "tunnel", "tunnels"),
+        counted(config.peers.len(), "peer", "peers"),
+        counted(prefixes, "prefix", "prefixes"),
+        config.site.name,
+        config.steering.device,
+    )
+}
+
+/// The kernel lends ports of its ephemeral range to whoever asks: before `run` starts, somebody may have one of ours.
+fn port_warning(config: &Config) -> Option<String> {
+    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
+    let lent = setting("ip_local_port_range")?;
+    let (low, high) = lent.trim().split_once(char::is_whitespace)?;
+    let lent = (low.parse().ok()?, high.trim().parse().ok()?);
+    let kept = ranges(setting("ip_local_reserved_ports").unwrap_or_default().trim());
+    let ports: Vec<u16> = config.peers.iter().flat_map(|peer| &peer.tunnels).map(|tunnel| tunnel.listen_port).collect();
+    let listed: Vec<String> = at_risk(&ports, lent, &kept).iter().map(u16::to_string).collect();
+    (!listed.is_empty()).then(|| {
+        let listed = listed.join(",");
+        format!(
+            "listen ports {listed} are in the range {}-{} that the kernel lends to other programs: \
+             keep them with `sysctl -w net.ipv4.ip_local_reserved_ports={listed}`, added to what stands there",
+            lent.0, lent.1
+        )
+    })
+}
+
+/// The `ports` within the range `lent` that are not in `kept`.
+fn at_risk(ports: &[u16], lent: (u16, u16), kept: &[(u16, u16)]) -> Vec<u16> {
+    let within = |port: u16, (low, high): (u16, u16)| (low..=high).contains(&port);
+    let risky = |port: &u16| within(*port, lent) && !kept.iter().any(|range| within(*port, *range));
+    ports.iter().copied().filter(risky).collect()
+}
+
+/// Ranges as in `ip_local_reserved_ports`: `51820-51823,51830`.
+fn ranges(text: &str) -> Vec<(u16, u16)> {
+    let range = |range: &str| {
+        let (low, high) = range.split_once('-').unwrap_or((range, range));
+        Some((low.parse().ok()?, high.parse().ok()?))
+    };
+    text.split(',').filter_map(range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ports_that_are_lent_and_not_kept_are_at_risk() {
+        let kept = ranges("51820-51823,51830");
+        assert_eq!(kept, [(51820, 51823), (51830, 51830)]);
+        assert_eq!(ranges(""), []);
+        assert_eq!(at_risk(&[5000, 51820, 51824, 51830, 61000], (32768, 60999), &kept), [51824]);
+    }
+}
