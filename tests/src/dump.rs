@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::programs::SchedClassifier;
@@ -92,6 +93,19 @@ impl Dump {
             dump.add(dir, paths);
         }
         Ok(dump)
+    }
+
+    /// Waits until `take` gives the same as this, as duplicate address detection and link watching take a moment; the
+    /// last difference if it never does.
+    pub fn wait_for_same(&self, patience: Duration, take: impl Fn() -> Result<Self>) -> Result<Option<String>> {
+        let start = Instant::now();
+        loop {
+            let difference = self.diff(&take()?);
+            if difference.is_none() || start.elapsed() > patience {
+                return Ok(difference);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     fn add(&mut self, title: &str, mut lines: Vec<String>) {
@@ -188,6 +202,13 @@ fn sysctls(root: &Path) -> Vec<String> {
         });
     }
     lines
+}
+
+/// Whether a path below `dir` has `word` in it.
+pub fn any_path_contains(dir: &Path, word: &str) -> bool {
+    let mut found = false;
+    walk(dir, &mut |path, _| found |= path.to_string_lossy().contains(word));
+    found
 }
 
 /// Calls `visit` with every path below `dir`, and whether it is a directory. What vanishes meanwhile is left out.

@@ -6,5 +6,6 @@ pub mod dump;
 pub mod log;
 pub mod netns;
 pub mod packet;
+pub mod sites;
 pub mod skip;
 pub mod traffic;

@@ -1,0 +1,254 @@
+//! Two sites, as ecmpvpn finds them: a gateway and a LAN host each, and several shaped links between the gateways.
+//!
+//! ```text
+//!        site A                                                       site B
+//!  host          gateway                                      gateway          host
+//!  lan0 -------- lan0   u0 ---- tbf, both directions ---- u0   lan0 -------- lan0
+//!  10.10.0.10    10.10.0.1                                     10.20.0.1     10.20.0.10
+//!  fd00:10::10   fd00:10::1    u1 ---------------------- u1    fd00:20::1    fd00:20::10
+//!                       u2 ------------------------------ u2
+//!                endpoint 10.2.3.4                    endpoint 10.2.3.5
+//! ```
+//! The endpoint addresses are the bond's, which ecmpvpn makes ([`Underlay::Bonded`]), or the loopback's, with the
+//! kernel told by rules which link each tunnel's outer packets take ([`Underlay::Routed`]).
+
+mod config;
+mod process;
+#[cfg(test)]
+mod tests;
+mod underlay;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path as FsPath, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::dump::{Dump, Host, PINS, RUN_DIR};
+use crate::netns::{Netns, unique};
+use crate::traffic::{Path, wait_for_reply};
+
+pub use process::{Running, binary};
+pub use underlay::Underlay;
+
+/// Outer MTU of a link less WireGuard over IPv6: what `init` writes too.
+pub const MTU: u32 = 1420;
+
+/// How a lab is built.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What joins the gateways.
+    pub underlay: Underlay,
+    /// `steering.backend`
+    pub backend: &'static str,
+    /// `steering.policy`
+    pub policy: &'static str,
+    /// Links between the gateways.
+    pub members: u8,
+    /// Tunnels.
+    pub tunnels: usize,
+    /// Each link's rate in each direction, 10^6 bits a second; `None`: unshaped.
+    pub rate: Option<f64>,
+    /// Added to both configurations.
+    pub extra: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            underlay: Underlay::Routed,
+            backend: "userspace",
+            policy: "hash",
+            members: 3,
+            tunnels: 3,
+            rate: None,
+            extra: String::new(),
+        }
+    }
+}
+
+/// One tunnel as both sites see it.
+#[derive(Clone, Debug)]
+pub struct LabTunnel {
+    /// Its interface at both sites.
+    pub name: String,
+    /// UDP ports at A and B.
+    pub ports: [u16; 2],
+    /// Its addresses at A and B.
+    pub addresses: [Ipv4Addr; 2],
+    /// The link that A and B send on, counted from 0, by the bond's hash.
+    pub members: [u8; 2],
+}
+
+/// One site.
+#[derive(Debug)]
+pub struct Site {
+    /// Its name in the configuration; unique on this host, as pins and run files carry it.
+    pub name: String,
+    /// Where ecmpvpn runs.
+    pub gateway: Netns,
+    /// A machine in its LAN.
+    pub host: Netns,
+    /// 10 or 20: the middle of its addresses.
+    pub number: u8,
+    /// Where outer packets come from and go to.
+    pub endpoint: Ipv4Addr,
+    /// Its configuration file.
+    pub config: PathBuf,
+}
+
+impl Site {
+    fn new(index: u8) -> Result<Self> {
+        let letter = ["a", "b"][usize::from(index)];
+        let site = Self {
+            name: unique(&format!("lab-{letter}")),
+            gateway: Netns::new(&format!("gw-{letter}"))?,
+            host: Netns::new(&format!("host-{letter}"))?,
+            number: 10 * (index + 1),
+            endpoint: Ipv4Addr::new(10, 2, 3, 4 + index),
+            config: PathBuf::new(),
+        };
+        site.gateway.ip(&format!("link add lan0 type veth peer name lan0 netns {}", site.host.name()))?;
+        let n = site.number;
+        for (ns, last) in [(&site.gateway, 1), (&site.host, 10)] {
+            ns.ip("link set lan0 addrgenmode none")?;
+            ns.ip(&format!("address add 10.{n}.0.{last}/16 dev lan0"))?;
+            ns.ip(&format!("address add fd00:{n}::{last}/48 dev lan0 nodad"))?;
+            ns.ip("link set lan0 up")?;
+        }
+        site.host.ip(&format!("route add default via 10.{n}.0.1"))?;
+        site.host.ip(&format!("route add default via fd00:{n}::1"))?;
+        Ok(site)
+    }
+
+    /// The LAN host's address.
+    pub fn host_v4(&self) -> IpAddr {
+        Ipv4Addr::new(10, self.number, 0, 10).into()
+    }
+
+    /// The LAN host's address.
+    pub fn host_v6(&self) -> IpAddr {
+        // The number is written in the address as it reads in decimal: fd00:10::10.
+        let n = u16::from_str_radix(&self.number.to_string(), 16).expect("decimal digits are hexadecimal ones");
+        Ipv6Addr::new(0xfd00, n, 0, 0, 0, 0, 0, 0x10).into()
+    }
+
+    /// Bytes that a device of the gateway received and sent.
+    pub fn device_bytes(&self, device: &str) -> Result<(u64, u64)> {
+        let links: Value = serde_json::from_str(&self.gateway.query("ip", &format!("-s -j link show {device}"))?)?;
+        let bytes = |side: &str| links[0]["stats64"][side]["bytes"].as_u64().context("a device without counters");
+        Ok((bytes("rx")?, bytes("tx")?))
+    }
+
+    /// What the gateway, its pins and its run files look like.
+    pub fn dump(&self) -> Result<Dump> {
+        Dump::take(&self.gateway, Host::Sites(&[&self.name]))
+    }
+}
+
+/// Both sites.
+#[derive(Debug)]
+pub struct Lab {
+    /// Sites A and B.
+    pub sites: [Site; 2],
+    /// The tunnels between them.
+    pub tunnels: Vec<LabTunnel>,
+    /// How it was built.
+    pub options: Options,
+    /// The program under test.
+    binary: PathBuf,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// Builds it; ecmpvpn does not run yet. `binary` is the program under test.
+    pub fn new(options: Options, binary: &FsPath) -> Result<Self> {
+        let sites = [Site::new(0)?, Site::new(1)?];
+        let dir = tempfile::Builder::new().prefix("ecmpvpn-lab-").tempdir()?;
+        let tunnels = config::plan(&options, &sites)?;
+        let mut lab = Self { sites, tunnels, options, binary: binary.to_owned(), dir };
+        underlay::build(&lab)?;
+        config::write(&mut lab)?;
+        Ok(lab)
+    }
+
+    /// Where configurations, keys and output are.
+    pub fn dir(&self) -> &FsPath {
+        self.dir.path()
+    }
+
+    /// From A's LAN host to B's, IPv4.
+    pub fn path_v4(&self) -> Path<'_> {
+        let [a, b] = &self.sites;
+        Path { from: &a.host, source: a.host_v4(), to: &b.host, destination: b.host_v4() }
+    }
+
+    /// From A's LAN host to B's, IPv6.
+    pub fn path_v6(&self) -> Path<'_> {
+        let [a, b] = &self.sites;
+        Path { from: &a.host, source: a.host_v6(), to: &b.host, destination: b.host_v6() }
+    }
+
+    /// Starts `ecmpvpn run` at both sites and waits until traffic crosses.
+    pub fn run(&self) -> Result<[Running; 2]> {
+        let mut running = [self.start(0)?, self.start(1)?];
+        for site in &mut running {
+            site.wait_until_up()?;
+        }
+        self.warm_up(&mut running)?;
+        Ok(running)
+    }
+
+    /// Starts `ecmpvpn run` at one site and does not wait.
+    pub fn start(&self, site: usize) -> Result<Running> {
+        Running::start(&self.sites[site], &self.binary, self.dir())
+    }
+
+    /// Waits until every tunnel, and the LANs through them, answer: handshakes take their time, and a bond's first
+    /// LACP exchange too.
+    pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
+        let patience = Duration::from_secs(20);
+        let wait = || -> Result<()> {
+            for tunnel in &self.tunnels {
+                let [a, b] = tunnel.addresses;
+                wait_for_reply(&self.sites[0].gateway, a.into(), b.into(), patience)
+                    .with_context(|| format!("warming {} up", tunnel.name))?;
+            }
+            for path in [self.path_v4(), self.path_v6()] {
+                wait_for_reply(path.from, path.source, path.destination, patience)
+                    .with_context(|| format!("warming up from LAN to LAN, {}", path.source))?;
+            }
+            Ok(())
+        };
+        wait().map_err(|error| {
+            let outputs = running.iter_mut().map(|r| format!("\n{} wrote:\n{}", r.site(), r.output()));
+            error.context(outputs.collect::<String>())
+        })
+    }
+
+    /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site: its exit code, standard output and standard error.
+    pub fn ecmpvpn(&self, site: usize, arguments: &[&str]) -> Result<(i32, String, String)> {
+        process::once(&self.sites[site], &self.binary, arguments)
+    }
+
+    /// `ecmpvpn stats --json` of one site.
+    pub fn stats(&self, site: usize) -> Result<Value> {
+        let (code, output, complaint) = self.ecmpvpn(site, &["stats", "--json"])?;
+        anyhow::ensure!(code == 0, "`ecmpvpn stats --json` ended with {code}: {complaint}");
+        serde_json::from_str(&output).with_context(|| format!("reading `ecmpvpn stats --json`: {output}"))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for site in &self.sites {
+            let left = [PINS, RUN_DIR].iter().any(|dir| crate::dump::any_path_contains(FsPath::new(dir), &site.name));
+            if left {
+                // After a crash, or a test that failed half-way. Links go with their namespace; these would stay.
+                let _ = process::once(site, &self.binary, &["down"]);
+            }
+        }
+    }
+}

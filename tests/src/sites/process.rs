@@ -1,0 +1,155 @@
+//! The real `ecmpvpn` program inside a gateway's namespace.
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Site;
+use crate::log;
+use crate::netns::unique;
+
+/// How long `run` may take to come up or to take everything down.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program under test: `ECMPVPN_BIN`, or the one that cargo put beside this program.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("ECMPVPN_BIN") {
+        return fs::canonicalize(&path).with_context(|| format!("ECMPVPN_BIN={}", PathBuf::from(&path).display()));
+    }
+    let here = env::current_exe()?;
+    let beside = here.ancestors().skip(1).take(2).map(|dir| dir.join("ecmpvpn")).find(|path| path.is_file());
+    beside.context("there is no ecmpvpn program beside this one: run `cargo build`, or set ECMPVPN_BIN")
+}
+
+/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace.
+fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
+    let mut command = site.gateway.command(binary);
+    command.args(words).arg("-c").arg(&site.config).stdin(Stdio::null());
+    // It must not outlive a lab that is killed; the kernel watches the thread that starts it, so that has to be one that
+    // stays as long as the lab.
+    // SAFETY: one system call, which touches no memory.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
+    command
+}
+
+/// Runs a command that ends by itself: exit code, standard output, standard error.
+pub(super) fn once(site: &Site, binary: &Path, words: &[&str]) -> Result<(i32, String, String)> {
+    let output = command(site, binary, words)
+        .output()
+        .with_context(|| format!("starting {}: build it, or correct ECMPVPN_BIN", binary.display()))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let code = output.status.code().unwrap_or(-1);
+    let complaint = text(&output.stderr);
+    if code != 0 {
+        log::note(format!("[{}] $ ecmpvpn {} -> {code} {complaint}", site.gateway.name(), words.join(" ")));
+    }
+    Ok((code, text(&output.stdout), complaint))
+}
+
+/// `ecmpvpn run` at one site; killed when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    site: String,
+    child: Child,
+    output: PathBuf,
+    /// `ecmpvpn stats --json`, its output thrown away.
+    probe: Command,
+}
+
+impl Running {
+    pub(super) fn start(site: &Site, binary: &Path, dir: &Path) -> Result<Self> {
+        let output = dir.join(unique("run"));
+        let file = File::create(&output)?;
+        // Its input is a lab's and not a terminal's; both outputs go where a failing test finds them.
+        let child = command(site, binary, &["run"])
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("starting {}: build it, or correct ECMPVPN_BIN", binary.display()))?;
+        log::note(format!("[{}] $ ecmpvpn run & pid {}", site.gateway.name(), child.id()));
+        let mut probe = command(site, binary, &["stats", "--json"]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self { site: site.name.clone(), child, output, probe })
+    }
+
+    /// The site's name.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote so far.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// Waits until `stats` finds everything in place.
+    pub fn wait_until_up(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("`ecmpvpn run` of {} ended with {status}:\n{}", self.site, self.output());
+            }
+            if self.probe.status()?.success() {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("`ecmpvpn run` of {} is not up after {PATIENCE:?}:\n{}", self.site, self.output());
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends it as Ctrl-C or a service manager would, and waits for it.
+    pub fn stop(mut self, signal: Signal) -> Result<ExitStatus> {
+        self.signal(signal)?;
+        self.wait()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        log::note(format!("kill -{} {} ({})", signal.as_raw(), pid, self.site));
+        kill_process(pid, signal).with_context(|| format!("signalling `ecmpvpn run` of {}", self.site))
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("`ecmpvpn run` of {} has not ended after {PATIENCE:?}:\n{}", self.site, self.output())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("ecmpvpn run of {} wrote:\n{}", self.site, self.output());
+        }
+        let killed: io::Result<()> = self.child.kill();
+        if killed.is_ok() {
+            // Ended already, or ends now.
+            let _ = self.child.wait();
+        }
+    }
+}
