@@ -49,7 +49,7 @@ pub struct Dump {
 pub enum Host<'a> {
     /// Those with one of these site names in their path: other labs may run at the same time.
     Sites(&'a [&'a str]),
-    /// All of them: nothing else runs.
+    /// All of them, and where BPF file systems are mounted: nothing else runs.
     All,
 }
 
@@ -91,6 +91,11 @@ impl Dump {
                 }
             });
             dump.add(dir, paths);
+        }
+        if matches!(host, Host::All) {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+            let bpf = mounts.lines().filter(|line| line.contains(" - bpf ")).map(str::to_owned);
+            dump.add("BPF file systems", bpf.collect());
         }
         Ok(dump)
     }

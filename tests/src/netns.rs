@@ -34,6 +34,8 @@ pub fn unique(prefix: &str) -> String {
 pub struct Netns {
     name: String,
     fd: OwnedFd,
+    /// Made by us, to be removed by us.
+    ours: bool,
 }
 
 impl Netns {
@@ -44,11 +46,17 @@ impl Netns {
             .join()
             .expect("making a namespace does not panic")
             .with_context(|| format!("making network namespace {name}"))?;
-        let ns = Self { name, fd };
+        let ns = Self { name, fd, ours: true };
         ns.publish().with_context(|| format!("naming network namespace {}", ns.name))?;
         log::note(format!("[{}] namespace made", ns.name));
         ns.ip("link set lo up")?;
         Ok(ns)
+    }
+
+    /// The namespace that this thread is in, to look at; it stays.
+    pub fn current() -> Result<Self> {
+        let fd = File::open("/proc/thread-self/ns/net").context("opening the current network namespace")?.into();
+        Ok(Self { name: "the host's namespace".to_owned(), fd, ours: false })
     }
 
     /// Its name below `/run/netns`.
@@ -162,6 +170,9 @@ impl Drop for Netns {
             for line in log::lines(&[&self.name]) {
                 eprintln!("  {line}");
             }
+        }
+        if !self.ours {
+            return;
         }
         let path = self.path();
         // Detached, so that a descriptor held elsewhere cannot keep the name.

@@ -1,3 +1,301 @@
-//! The demonstration.
+//! The demonstration: two sites on this machine, the same transfer over one tunnel, over kernel ECMP, and by ecmpvpn.
+//!
+//! Everything is real but the distance: the program, its tunnels, the links' rates. `cargo xtask demo` builds and
+//! starts it, on the running kernel or in the virtual machine.
 
-fn main() {}
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use comfy_table::{Cell, CellAlignment, Row, Table, presets};
+use lab::dump::{Dump, Host};
+use lab::interrupt;
+use lab::netns::Netns;
+use lab::sites::{Lab, Options, Running, Underlay, binary};
+use lab::skip::Feature;
+use lab::traffic::TcpLoad;
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Routing table and rule preference of the two contestants that bypass the steering device.
+const TABLE: u32 = 500;
+/// How long the host may take to look as before.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Shows ecmpvpn at work between two sites in network namespaces, and cleans up.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The program to show; the one beside this program unless given.
+    #[arg(long, value_name = "PATH")]
+    ecmpvpn: Option<PathBuf>,
+    /// Rate of each link between the sites, in each direction, Mbit/s.
+    #[arg(long, default_value_t = 20.0, value_name = "MBIT")]
+    rate: f64,
+    /// Length of each of the three transfers, seconds.
+    #[arg(long, default_value_t = 6.0, value_name = "N")]
+    seconds: f64,
+    /// Links between the sites, and tunnels.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=8))]
+    members: u8,
+    /// TCP connections at once.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    flows: u16,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("error: network namespaces need root: run this with sudo");
+        return ExitCode::from(3);
+    }
+    interrupt::catch();
+    match show(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if interrupt::requested() => {
+            eprintln!("interrupted; everything is taken down");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn step(text: &str) {
+    eprintln!("==> {text}");
+}
+
+fn show(arguments: &Arguments) -> Result<()> {
+    let start = Instant::now();
+    let program = match &arguments.ecmpvpn {
+        Some(path) => fs::canonicalize(path).with_context(|| format!("--ecmpvpn {}", path.display()))?,
+        None => binary()?,
+    };
+    let host = Netns::current()?;
+    let host_before = Dump::take(&host, Host::All)?;
+    let (left_behind, result) = perform(arguments, &program);
+    // The lab is gone here, whatever became of it.
+    step("looking for anything left behind");
+    left_behind.check(&host, &host_before)?;
+    result?;
+    eprintln!("    nothing is left: no interface, address, route, rule, sysctl, pin, namespace or process");
+    eprintln!("    done in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// What must not be there afterwards.
+#[derive(Default)]
+struct LeftBehind {
+    namespaces: Vec<String>,
+    processes: Vec<u32>,
+}
+
+impl LeftBehind {
+    fn check(&self, host: &Netns, before: &Dump) -> Result<()> {
+        for name in &self.namespaces {
+            ensure!(!Path::new("/run/netns").join(name).exists(), "network namespace {name} is left");
+        }
+        for pid in &self.processes {
+            ensure!(!Path::new("/proc").join(pid.to_string()).exists(), "process {pid} is left");
+        }
+        match before.wait_for_same(SETTLE, || Dump::take(host, Host::All))? {
+            None => Ok(()),
+            Some(difference) => bail!("the host is not as it was before:\n{difference}"),
+        }
+    }
+}
+
+fn options(arguments: &Arguments) -> Options {
+    let missing = |feature: Feature| feature.probe().is_err().then(|| feature.to_string());
+    let missing: Vec<String> = [Feature::WireGuard, Feature::Bonding].into_iter().filter_map(missing).collect();
+    let (underlay, backend) = if missing.is_empty() {
+        step("this kernel has WireGuard and bonding: using both, with a real LACP bond at each site");
+        (Underlay::Bonded, "kernel")
+    } else {
+        step(&format!("this kernel has no {}:", missing.join(" and no ")));
+        eprintln!("    tunnels are WireGuard in ecmpvpn's own process, on TUN devices;");
+        eprintln!(
+            "    the bond is emulated: routing rules put each tunnel on the link that the bond's hash would choose."
+        );
+        eprintln!("    `cargo xtask demo --vm` shows the same with kernel WireGuard and a real bond.");
+        (Underlay::Routed, "userspace")
+    };
+    Options {
+        underlay,
+        backend,
+        members: arguments.members,
+        tunnels: usize::from(arguments.members),
+        rate: Some(arguments.rate),
+        ..Options::default()
+    }
+}
+
+/// Builds the lab, measures, and takes it down again.
+fn perform(arguments: &Arguments, program: &Path) -> (LeftBehind, Result<()>) {
+    let mut left_behind = LeftBehind::default();
+    let result = (|| {
+        let options = options(arguments);
+        step(&format!("building two sites joined by {} links of {} Mbit/s", arguments.members, arguments.rate));
+        let lab = Lab::new(options, program)?;
+        let namespaces = lab.sites.iter().flat_map(|site| [&site.gateway, &site.host]);
+        left_behind.namespaces = namespaces.map(|ns| ns.name().to_owned()).collect();
+        let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
+        interrupt::check()?;
+        step("starting `ecmpvpn run` at both sites");
+        let running = lab.run()?;
+        left_behind.processes = running.iter().map(Running::pid).collect();
+        for tunnel in &lab.tunnels {
+            let [a, b] = tunnel.ports;
+            let [there, back] = tunnel.members;
+            eprintln!("    {}: UDP {a} <-> {b}, on link {there} there and link {back} back", tunnel.name);
+        }
+        let measured = measure(arguments, &lab);
+        step("stopping `ecmpvpn run` at both sites");
+        for (site, one) in running.into_iter().enumerate() {
+            let output = one.output();
+            let status = one.stop(Signal::INT)?;
+            ensure!(status.success(), "`ecmpvpn run` ended with {status}:\n{output}");
+            let left = before[site].wait_for_same(SETTLE, || lab.sites[site].dump())?;
+            ensure!(left.is_none(), "`ecmpvpn run` left at {}:\n{}", lab.sites[site].name, left.unwrap_or_default());
+        }
+        measured
+    })();
+    (left_behind, result)
+}
+
+/// One row of the result.
+struct Outcome {
+    name: &'static str,
+    goodput: f64,
+    /// What each tunnel's device sent at site A, bytes.
+    sent: Vec<u64>,
+}
+
+fn measure(arguments: &Arguments, lab: &Lab) -> Result<()> {
+    let mut outcomes = Vec::new();
+    let next_hops: Vec<String> = lab.tunnels.iter().map(|tunnel| format!("nexthop dev {}", tunnel.name)).collect();
+    for (name, route) in [
+        ("one tunnel", Some(format!("dev {}", lab.tunnels[0].name))),
+        ("kernel ECMP", Some(next_hops.join(" "))),
+        ("ecmpvpn", None),
+    ] {
+        interrupt::check()?;
+        step(&format!("{name}: {} TCP flows for {} s", arguments.flows, arguments.seconds));
+        if let Some(route) = &route {
+            bypass(lab, route)?;
+        }
+        let outcome = transfer(arguments, lab, name);
+        if route.is_some() {
+            remove_bypass(lab)?;
+        }
+        let outcome = outcome?;
+        eprintln!("    {:.1} Mbit/s", outcome.goodput);
+        outcomes.push(outcome);
+    }
+    interrupt::check()?;
+    println!("\n{}\n", results(arguments, lab, &outcomes));
+    for site in [0, 1] {
+        println!("`ecmpvpn stats --json` at {}:\n{}\n", ["site A, the sender", "site B, the receiver"][site], {
+            counters(&lab.stats(site)?)
+        });
+    }
+    let sent = &outcomes.last().context("three outcomes")?.sent;
+    let least = sent.iter().sum::<u64>() / 100;
+    for (tunnel, sent) in lab.tunnels.iter().zip(sent) {
+        ensure!(*sent > least, "{} carried only {sent} bytes under ecmpvpn: not all tunnels are used", tunnel.name);
+    }
+    eprintln!("    all {} tunnels carried traffic", lab.tunnels.len());
+    Ok(())
+}
+
+/// Leads what goes from LAN to LAN past the steering device.
+fn bypass(lab: &Lab, route: &str) -> Result<()> {
+    for (near, far) in [(0, 1), (1, 0)] {
+        let (gateway, number) = (&lab.sites[near].gateway, lab.sites[far].number);
+        // Layer 4 hash: the default hashes addresses only, and all flows here share theirs.
+        gateway.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+        gateway.ip(&format!("route add 10.{number}.0.0/16 table {TABLE} {route}"))?;
+        gateway.ip(&format!("rule add pref {TABLE} to 10.{number}.0.0/16 lookup {TABLE}"))?;
+    }
+    Ok(())
+}
+
+fn remove_bypass(lab: &Lab) -> Result<()> {
+    for site in &lab.sites {
+        site.gateway.ip(&format!("rule del pref {TABLE}"))?;
+        site.gateway.ip(&format!("route flush table {TABLE}"))?;
+        site.gateway.sysctl("net/ipv4/fib_multipath_hash_policy", "0")?;
+    }
+    Ok(())
+}
+
+fn transfer(arguments: &Arguments, lab: &Lab, name: &'static str) -> Result<Outcome> {
+    let sent = || -> Result<Vec<u64>> {
+        lab.tunnels.iter().map(|tunnel| Ok(lab.sites[0].device_bytes(&tunnel.name)?.1)).collect()
+    };
+    let before = sent()?;
+    let report = TcpLoad::timed(usize::from(arguments.flows), arguments.seconds).run(lab.path_v4())?;
+    let sent = sent()?.into_iter().zip(before).map(|(after, before)| after - before).collect();
+    Ok(Outcome { name, goodput: report.goodput(), sent })
+}
+
+fn right(text: String) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+fn megabytes(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let megabytes = bytes as f64 / 1e6;
+    format!("{megabytes:.1} MB")
+}
+
+fn results(arguments: &Arguments, lab: &Lab, outcomes: &[Outcome]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    let mut header = Row::from(vec![
+        Cell::new(format!("{} TCP flows, {} links of {} Mbit/s", arguments.flows, arguments.members, arguments.rate)),
+        right("goodput".to_owned()),
+        right("ratio".to_owned()),
+    ]);
+    for tunnel in &lab.tunnels {
+        header.add_cell(right(tunnel.name.clone()));
+    }
+    table.set_header(header);
+    for outcome in outcomes {
+        let mut row = Row::from(vec![
+            Cell::new(outcome.name),
+            right(format!("{:.1} Mbit/s", outcome.goodput)),
+            right(format!("{:.2}", outcome.goodput / outcomes[0].goodput)),
+        ]);
+        for sent in &outcome.sent {
+            row.add_cell(right(megabytes(*sent)));
+        }
+        table.add_row(row);
+    }
+    table
+}
+
+fn counters(stats: &Value) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    let fields = ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "buckets"];
+    let mut header = Row::from(vec![Cell::new("tunnel"), Cell::new("state")]);
+    for field in fields {
+        header.add_cell(right(field.to_owned()));
+    }
+    table.set_header(header);
+    for tunnel in stats["tunnels"].as_array().into_iter().flatten() {
+        let text = |field: &str| tunnel[field].as_str().unwrap_or("-").to_owned();
+        let mut row = Row::from(vec![Cell::new(text("name")), Cell::new(text("state"))]);
+        for field in fields {
+            row.add_cell(right(tunnel[field].as_u64().map_or("-".to_owned(), |count| count.to_string())));
+        }
+        table.add_row(row);
+    }
+    table
+}

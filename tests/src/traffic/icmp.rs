@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::net::{SocketType, ipproto};
 
 use super::{limit, open, timed_out};
+use crate::interrupt;
 use crate::netns::Netns;
 
 /// Unique in this process; namespaces keep processes apart.
@@ -100,11 +101,12 @@ pub fn ping(
 /// Pings until there is an answer, at most for `patience`; how long it took.
 pub fn wait_for_reply(ns: &Netns, source: IpAddr, destination: IpAddr, patience: Duration) -> Result<Duration> {
     let start = Instant::now();
-    while start.elapsed() < patience {
+    while start.elapsed() < patience && !interrupt::requested() {
         if ping(ns, source, destination, 1, 56, Duration::from_millis(200))?.answered() > 0 {
             return Ok(start.elapsed());
         }
     }
+    interrupt::check()?;
     bail!("{destination} does not answer {source} in {} within {} s", ns.name(), patience.as_secs())
 }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::{SocketType, connect, getsockname, listen};
 
+use crate::interrupt;
+
 use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
 /// After the senders have stopped, what is still in buffers has this long to arrive.
@@ -100,9 +102,9 @@ impl TcpLoad {
             }
             let mut measured = None;
             if let Until::Time(time) = self.until {
-                thread::sleep(self.warm_up.saturating_sub(start.elapsed()));
+                interrupt::sleep(self.warm_up.saturating_sub(start.elapsed()));
                 let (from, before) = (Instant::now(), total());
-                thread::sleep(time.saturating_sub(start.elapsed()));
+                interrupt::sleep(time.saturating_sub(start.elapsed()));
                 measured = Some((total() - before, from.elapsed()));
             }
             let mut flows = Vec::with_capacity(running.len());
@@ -149,7 +151,7 @@ fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> 
     let mut sent = 0_u64;
     loop {
         let length = match until {
-            Until::Time(time) if start.elapsed() >= time => 0,
+            Until::Time(time) if start.elapsed() >= time || interrupt::requested() => 0,
             Until::Time(_) => block.len(),
             Until::Bytes(all) => usize::try_from(all - sent).map_or(block.len(), |left| left.min(block.len())),
         };

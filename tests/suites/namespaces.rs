@@ -1,0 +1,239 @@
+//! The whole program at two sites in namespaces, on the userspace backend: what any kernel with TUN devices can show.
+//! The picture of the lab is in `lab::sites`; the virtual machines run the same with kernel WireGuard and a real bond.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ecmpvpn::exit::Exit;
+use lab::sites::{Lab, Options, binary};
+use lab::skip::{Feature, requires};
+use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
+use libtest_mimic::{Arguments, Failed};
+use rustix::process::Signal;
+use serde_json::Value;
+
+type Test = fn() -> Result<()>;
+
+/// How long a dump may take to settle: duplicate address detection, link watching.
+const SETTLE: Duration = Duration::from_secs(5);
+
+fn main() {
+    let tests: [(&str, Test); 8] = [
+        ("traffic_crosses_both_ways_and_the_counters_agree", traffic_crosses_both_ways_and_the_counters_agree),
+        ("fragments_cross", fragments_cross),
+        ("the_gateway_speaks_from_its_own_address", the_gateway_speaks_from_its_own_address),
+        ("ctrl_c_leaves_nothing", ctrl_c_leaves_nothing),
+        ("sigterm_leaves_nothing", sigterm_leaves_nothing),
+        ("a_second_run_says_that_one_is_running", a_second_run_says_that_one_is_running),
+        ("after_a_crash_run_takes_over_and_down_cleans", after_a_crash_run_takes_over_and_down_cleans),
+        ("dry_run_changes_nothing", dry_run_changes_nothing),
+    ];
+    let trials = tests.map(|(name, test)| {
+        requires(&[Feature::Tun], name, move || {
+            test().map_err(|error| {
+                for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
+                    eprintln!("  {line}");
+                }
+                Failed::from(format!("{error:?}"))
+            })
+        })
+    });
+    let mut arguments = Arguments::from_args();
+    // Encryption here is the programs' own: more at once would only measure the machine.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    libtest_mimic::run(&arguments, trials.into()).exit();
+}
+
+fn lab() -> Result<Lab> {
+    Lab::new(Options::default(), &binary()?)
+}
+
+/// Every tunnel's `field` of `stats --json`.
+fn of_tunnels(stats: &Value, field: &str) -> Vec<u64> {
+    let tunnels = stats["tunnels"].as_array().expect("stats list the tunnels");
+    tunnels.iter().map(|tunnel| tunnel[field].as_u64().expect("a counter")).collect()
+}
+
+/// What stats and the devices say was sent and received by each tunnel of a site: `[tx, rx]`, bytes.
+fn counters(lab: &Lab, site: usize) -> Result<[[Vec<u64>; 2]; 2]> {
+    let stats = lab.stats(site)?;
+    let mut devices = [Vec::new(), Vec::new()];
+    for tunnel in &lab.tunnels {
+        let (rx, tx) = lab.sites[site].device_bytes(&tunnel.name)?;
+        devices[0].push(tx);
+        devices[1].push(rx);
+    }
+    Ok([[of_tunnels(&stats, "tx_bytes"), of_tunnels(&stats, "rx_bytes")], devices])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn within_one_percent(a: u64, b: u64) -> bool {
+    (a as f64 - b as f64).abs() <= 0.01 * (a.max(b) as f64)
+}
+
+fn traffic_crosses_both_ways_and_the_counters_agree() -> Result<()> {
+    const TCP_EACH: u64 = 100_000;
+    let lab = lab()?;
+    let running = lab.run()?;
+    let before = [counters(&lab, 0)?, counters(&lab, 1)?];
+    let mut bytes = 0;
+    for path in [lab.path_v4(), lab.path_v6()] {
+        for path in [path, path.reversed()] {
+            let pings = ping(path.from, path.source, path.destination, 5, 56, Duration::from_secs(2))?;
+            ensure!(pings.answered() == 5, "pings from {}: {pings:?}", path.source);
+            let report = TcpLoad::bytes(64, TCP_EACH).run(path)?;
+            ensure!(report.sent() == 64 * TCP_EACH && report.received() == 64 * TCP_EACH, "{report:?}");
+            let report = UdpLoad { flows: 64, packets: 20, payload: 1200, rate: 40.0 }.run(path)?;
+            ensure!(report.received() == report.sent(), "UDP from {}: {:.1}% lost", path.source, report.loss() * 100.0);
+            ensure!(report.reordered() == 0, "UDP from {}: {} overtaken", path.source, report.reordered());
+            bytes += report.received_bytes() + 64 * TCP_EACH;
+        }
+    }
+    for (site, before) in before.iter().enumerate() {
+        let after = counters(&lab, site)?;
+        let gained = |who: usize, side: usize, tunnel: usize| after[who][side][tunnel] - before[who][side][tunnel];
+        for (side, direction) in ["sent", "received"].into_iter().enumerate() {
+            let total: u64 = (0..lab.tunnels.len()).map(|tunnel| gained(0, side, tunnel)).sum();
+            // Payload in half of the transfers, acknowledgements in the other half.
+            ensure!(
+                total > bytes / 2,
+                "{direction} at site {site}: {total} bytes counted of {bytes} in both directions"
+            );
+            for (tunnel, of_lab) in lab.tunnels.iter().enumerate() {
+                let (stats, device) = (gained(0, side, tunnel), gained(1, side, tunnel));
+                let name = format!("{direction} at site {site} by {}", of_lab.name);
+                ensure!(within_one_percent(stats, device), "{name}: stats say {stats}, the device {device}");
+                ensure!(stats > total / 10, "{name}: {stats} of {total} bytes, though 64 flows were there");
+            }
+        }
+        let stats = lab.stats(site)?;
+        for field in ["dropped", "not_steered"] {
+            let counts = stats[field].as_object().context("stats count by reason")?;
+            ensure!(counts.values().all(|count| count == 0), "{field} at site {site}: {counts:?}");
+        }
+    }
+    drop(running);
+    Ok(())
+}
+
+fn fragments_cross() -> Result<()> {
+    let lab = lab()?;
+    let _running = lab.run()?;
+    for path in [lab.path_v4(), lab.path_v6()] {
+        for path in [path, path.reversed()] {
+            // The first ones teach the sender the tunnels' MTU, by the gateway's own packet-too-big.
+            let pings = ping(path.from, path.source, path.destination, 10, 4000, Duration::from_millis(300))?;
+            ensure!(pings.answered() >= 8, "from {}: {} of 10 came back", path.source, pings.answered());
+            // 3,000 bytes are fragmented by the sender.
+            let report = UdpLoad { flows: 8, packets: 20, payload: 3000, rate: 20.0 }.run(path)?;
+            ensure!(report.received() == report.sent(), "UDP from {}: {:.1}% lost", path.source, report.loss() * 100.0);
+        }
+    }
+    Ok(())
+}
+
+fn the_gateway_speaks_from_its_own_address() -> Result<()> {
+    let lab = lab()?;
+    let _running = lab.run()?;
+    let [a, b] = &lab.sites;
+    for (own, far) in [("10.100.0.10", b.host_v4()), ("fd00:100::10", b.host_v6())] {
+        let own: IpAddr = own.parse()?;
+        let chosen = a.gateway.run(|| {
+            let socket = UdpSocket::bind(if far.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+            socket.connect((far, 9))?;
+            socket.local_addr()
+        })?;
+        ensure!(chosen.ip() == own, "to {far} it would speak from {}", chosen.ip());
+        let path = Path { from: &a.gateway, source: own, to: &b.host, destination: far };
+        wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(5))?;
+        for path in [path, path.reversed()] {
+            ensure!(TcpLoad::bytes(4, 50_000).run(path)?.received() == 200_000);
+        }
+    }
+    Ok(())
+}
+
+/// `run` at both sites, then `end` of the run at both; what the ends leave.
+fn leaves_nothing(signal: Signal) -> Result<()> {
+    let lab = lab()?;
+    let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
+    let running = lab.run()?;
+    for (site, before) in lab.sites.iter().zip(&before) {
+        let changed = before.diff(&site.dump()?).context("`run` changed nothing that a dump shows")?;
+        for word in ["ecmp0", "wg0", "wg1", "wg2", "rp_filter", "routes -4", "routes -6", &site.name] {
+            ensure!(changed.contains(word), "{word} is not in what `run` changed:\n{changed}");
+        }
+    }
+    TcpLoad::bytes(4, 100_000).run(lab.path_v4())?;
+    for (site, one) in running.into_iter().enumerate() {
+        let output = one.output();
+        let status = one.stop(signal)?;
+        ensure!(status.code() == Some(0), "`run` ended with {status}:\n{output}");
+        let left = before[site].wait_for_same(SETTLE, || lab.sites[site].dump())?;
+        ensure!(left.is_none(), "left at site {site}:\n{}", left.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn ctrl_c_leaves_nothing() -> Result<()> {
+    leaves_nothing(Signal::INT)
+}
+
+fn sigterm_leaves_nothing() -> Result<()> {
+    leaves_nothing(Signal::TERM)
+}
+
+fn a_second_run_says_that_one_is_running() -> Result<()> {
+    let lab = lab()?;
+    let running = lab.run()?;
+    let before = lab.sites[0].dump()?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
+    ensure!(code == Exit::Failed as i32, "it ended with {code}: {complaint}");
+    let pid = running[0].pid().to_string();
+    ensure!(complaint.contains("already running") && complaint.contains(&pid), "it said: {complaint}");
+    let changed = before.diff(&lab.sites[0].dump()?);
+    ensure!(changed.is_none(), "it changed:\n{}", changed.unwrap_or_default());
+    ensure!(TcpLoad::bytes(4, 100_000).run(lab.path_v4())?.received() == 400_000);
+    Ok(())
+}
+
+fn after_a_crash_run_takes_over_and_down_cleans() -> Result<()> {
+    let lab = lab()?;
+    let before = lab.sites[0].dump()?;
+    let [a, mut b] = lab.run()?;
+    a.stop(Signal::KILL)?;
+    let left = before.diff(&lab.sites[0].dump()?).context("a killed `run` left nothing to clean")?;
+    ensure!(left.contains(&lab.sites[0].name), "run files and pins are not in what it left:\n{left}");
+
+    let mut again = lab.start(0)?;
+    again.wait_until_up()?;
+    let mut running = [again, b];
+    lab.warm_up(&mut running)?;
+    ensure!(TcpLoad::bytes(8, 100_000).run(lab.path_v4())?.received() == 800_000);
+    let [again, kept] = running;
+    b = kept;
+    again.stop(Signal::KILL)?;
+
+    for time in ["first", "second"] {
+        let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
+        ensure!(code == 0, "the {time} `down` ended with {code}: {complaint}");
+        let left = before.wait_for_same(SETTLE, || lab.sites[0].dump())?;
+        ensure!(left.is_none(), "the {time} `down` left:\n{}", left.unwrap_or_default());
+    }
+    drop(b);
+    Ok(())
+}
+
+fn dry_run_changes_nothing() -> Result<()> {
+    let lab = lab()?;
+    let before = lab.sites[0].dump()?;
+    let (code, output, complaint) = lab.ecmpvpn(0, &["run", "--dry-run"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    for word in ["wg0", "wg1", "wg2", "ecmp0", "10.20.0.0/16", "fd00:20::/48", "rp_filter"] {
+        ensure!(output.contains(word), "{word} is not in what it would do:\n{output}");
+    }
+    let changed = before.diff(&lab.sites[0].dump()?);
+    ensure!(changed.is_none(), "it changed:\n{}", changed.unwrap_or_default());
+    Ok(())
+}
