@@ -1,8 +1,13 @@
 //! Every flag.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use ipnet::IpNet;
+
+use crate::config::{InterfaceName, MAX_MEMBERS, MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
 
 /// Where the configuration is unless `-c` names another file.
 pub const DEFAULT_CONFIG: &str = "/etc/ecmpvpn/ecmpvpn.toml";
@@ -53,6 +58,115 @@ pub enum Command {
         after_long_help = "Example, in a deployment script:\n  ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml"
     )]
     Check,
+
+    /// Write both sites' configurations and keys, UDP ports planned.
+    ///
+    /// Makes two folders, one a site, each with `ecmpvpn.toml`, the site's private key and the key that both share.
+    /// Nothing that exists is overwritten: either both folders are written, or nothing is.
+    Init(Box<InitArgs>),
+}
+
+/// `init`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: ecmpvpn init --a-endpoint 10.2.3.4 --a-prefix 10.10.0.0/16 \\\n           \
+        --b-endpoint 10.5.6.7 --b-prefix 10.20.0.0/16",
+    after_long_help = "Example, with a bond to be made at site A and one of four members that exists at site B:\n  \
+        ecmpvpn init --output vpn --tunnels 4 \\\n    \
+        --a-name berlin --a-endpoint 10.2.3.4 --a-prefix 10.10.0.0/16 --a-prefix fd00:10::/48 \\\n    \
+        --a-members eno1,eno2,eno3 --a-bond-address 10.2.3.4/24 \\\n    \
+        --b-name paris --b-endpoint 10.5.6.7 --b-prefix 10.20.0.0/16 --b-members 4"
+)]
+pub struct InitArgs {
+    /// Name of site A.
+    #[arg(long, value_name = "NAME", default_value = "site-a", value_parser = site_name)]
+    pub a_name: String,
+
+    /// Name of site B.
+    #[arg(long, value_name = "NAME", default_value = "site-b", value_parser = site_name)]
+    pub b_name: String,
+
+    /// Address that site A's gateway has towards site B.
+    #[arg(long, value_name = "ADDRESS")]
+    pub a_endpoint: IpAddr,
+
+    /// Address that site B's gateway has towards site A.
+    #[arg(long, value_name = "ADDRESS")]
+    pub b_endpoint: IpAddr,
+
+    /// Net behind site A, IPv4 or IPv6; repeat for each.
+    #[arg(long = "a-prefix", value_name = "NET", required = true, value_delimiter = ',', value_parser = parse_prefix)]
+    pub a_prefixes: Vec<IpNet>,
+
+    /// Net behind site B, IPv4 or IPv6; repeat for each.
+    #[arg(long = "b-prefix", value_name = "NET", required = true, value_delimiter = ',', value_parser = parse_prefix)]
+    pub b_prefixes: Vec<IpNet>,
+
+    /// Number of tunnels.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = tunnel_count)]
+    pub tunnels: u8,
+
+    /// Interfaces that site A shall bond, as `eno1,eno2`; or how many members its bond has already.
+    ///
+    /// Left out, the ports are planned for as many members as there are tunnels.
+    #[arg(long, value_name = "NAMES|COUNT")]
+    pub a_members: Option<Members>,
+
+    /// Interfaces that site B shall bond, as `eno1,eno2`; or how many members its bond has already.
+    #[arg(long, value_name = "NAMES|COUNT")]
+    pub b_members: Option<Members>,
+
+    /// Address of site A's bond with its prefix length, as `10.2.3.4/24`; needed with --a-members NAMES.
+    #[arg(long = "a-bond-address", value_name = "ADDRESS/LENGTH", requires = "a_members", value_delimiter = ',')]
+    pub a_bond_addresses: Vec<IpNet>,
+
+    /// Address of site B's bond with its prefix length; needed with --b-members NAMES.
+    #[arg(long = "b-bond-address", value_name = "ADDRESS/LENGTH", requires = "b_members", value_delimiter = ',')]
+    pub b_bond_addresses: Vec<IpNet>,
+
+    /// Lowest UDP port to use.
+    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1024..))]
+    pub base_port: u16,
+
+    /// MTU of the tunnels, bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(1280..=9000))]
+    pub mtu: u32,
+
+    /// Folder to write the two sites' folders into; made if it does not exist.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+}
+
+/// What is known of a site's bond.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// Interfaces to enslave.
+    Names(Vec<InterfaceName>),
+    /// The size of a bond that exists.
+    Count(u8),
+}
+
+impl FromStr for Members {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            let count = text.parse().ok().filter(|count| (1..=MAX_MEMBERS).contains(count));
+            return count.map(Self::Count).ok_or_else(|| format!("a bond has 1 to {MAX_MEMBERS} members"));
+        }
+        let name = |name: &str| InterfaceName::new(name).map_err(|why| format!("{name:?} {why}"));
+        text.split(',').map(name).collect::<Result<_, _>>().map(Self::Names)
+    }
+}
+
+fn tunnel_count(text: &str) -> Result<u8, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX_TUNNELS_PER_PEER).contains(&usize::from(*count)));
+    count.ok_or_else(|| format!("give 1 to {MAX_TUNNELS_PER_PEER}"))
+}
+
+fn site_name(text: &str) -> Result<String, String> {
+    let rule = "give 1 to 32 letters, digits, dots, dashes or underscores, no dot first";
+    if is_site_name(text) { Ok(text.to_owned()) } else { Err(rule.to_owned()) }
 }
 
 /// `run`

@@ -1,6 +1,7 @@
 //! One file a subcommand, each thin.
 
 pub mod check;
+pub mod init;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -13,6 +14,7 @@ use crate::exit::Exit;
 pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Check => check::run(&cli.config),
+        Command::Init(args) => init::run(&args),
     }
 }
 

@@ -7,6 +7,7 @@ mod crosscheck;
 mod key_file;
 mod keys;
 mod problems;
+mod render;
 mod rules;
 mod schema;
 mod section;
@@ -27,7 +28,9 @@ use zeroize::Zeroizing;
 pub use key_file::KeyFileError;
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use problems::{ConfigError, Problem, Problems};
+pub use render::{preshared_key_file, private_key_file, render};
 pub use types::*;
+pub use values::{is_site_name, parse_prefix};
 
 /// Far above any sound configuration: all peers, tunnels and prefixes at their limits fit many times.
 const MAX_LEN: u64 = 16 << 20;

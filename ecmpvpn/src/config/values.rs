@@ -27,14 +27,18 @@ pub(super) fn public_key(value: &DeValue<'_>) -> Parsed<PublicKey> {
 
 pub(super) fn site_name(value: &DeValue<'_>) -> Parsed<String> {
     let name = string(value)?;
-    let fits = (1..=32).contains(&name.len())
-        && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if fits {
+    if is_site_name(&name) {
         Ok(name)
     } else {
         Err(format!("is {name:?}: give 1 to 32 letters, digits, dots, dashes or underscores, no dot first"))
     }
+}
+
+/// Whether `name` can name a site: it becomes part of file names and link aliases.
+pub fn is_site_name(name: &str) -> bool {
+    (1..=32).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 pub(super) fn interface(value: &DeValue<'_>) -> Parsed<InterfaceName> {
@@ -99,20 +103,24 @@ pub(super) fn host_address(value: &DeValue<'_>) -> Parsed<IpNet> {
 
 /// A net with its host bits zero.
 pub(super) fn prefix(value: &DeValue<'_>) -> Parsed<IpNet> {
-    let written = string(value)?;
+    parse_prefix(&string(value)?).map_err(|why| format!("has {why}"))
+}
+
+/// A net that can be steered, or what is wrong with it and the fix: `10.20.0.1/16, with bits set behind …`.
+pub fn parse_prefix(written: &str) -> Result<IpNet, String> {
     if let Ok(address) = written.parse::<IpAddr>() {
-        return Err(format!(
-            "has {written:?}, which has no prefix length: write {:?}",
-            IpNet::from(address).to_string()
-        ));
+        let net = IpNet::from(address).to_string();
+        return Err(format!("{written:?}, which has no prefix length: write {net:?}"));
     }
-    let net: IpNet = text("a net such as \"10.20.0.0/16\" or \"fd00:20::/48\"")(value)?;
+    let Ok(net) = written.parse::<IpNet>() else {
+        return Err(format!("{written:?}: give a net such as \"10.20.0.0/16\" or \"fd00:20::/48\""));
+    };
     if net.trunc() != net {
-        return Err(format!("has {net}, with bits set behind the prefix: write {:?}", net.trunc().to_string()));
+        return Err(format!("{net}, with bits set behind the prefix: write {:?}", net.trunc().to_string()));
     }
     let within = |parent: &str| parent.parse::<IpNet>().is_ok_and(|parent| parent.contains(&net));
     if ["127.0.0.0/8", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"].into_iter().any(within) {
-        return Err(format!("has {net}, which never leaves its own link: take it out"));
+        return Err(format!("{net}, which never leaves its own link: take it out"));
     }
     Ok(net)
 }

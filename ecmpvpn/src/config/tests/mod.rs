@@ -2,7 +2,9 @@
 
 mod files;
 mod refusals;
+mod render;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;

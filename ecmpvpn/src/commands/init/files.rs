@@ -1,0 +1,100 @@
+//! Writes the sites' folders: both or none, and never over anything.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::commands::Failure;
+use crate::config::{self, Config, preshared_key_file, private_key_file, render};
+
+/// Name of a site's configuration in its folder.
+const CONFIGURATION: &str = "ecmpvpn.toml";
+
+/// Writes a folder named as the site for each of `sites` into `output`.
+pub(super) fn write(output: &Path, sites: [&Config; 2]) -> Result<(), Failure> {
+    for site in sites {
+        let folder = output.join(&site.site.name);
+        if folder.symlink_metadata().is_ok() {
+            return Err(exists(&folder));
+        }
+    }
+    let made = fs::symlink_metadata(output).is_err();
+    fs::create_dir_all(output).with_context(|| format!("making the folder {}", output.display()))?;
+    let written = write_into(output, sites);
+    if written.is_err() && made {
+        // It is as empty as it was made; should it not be, it stays.
+        let _ = fs::remove_dir(output);
+    }
+    written
+}
+
+fn write_into(output: &Path, sites: [&Config; 2]) -> Result<(), Failure> {
+    // Readable by nobody else from the start, and removed when anything below fails.
+    let draft = tempfile::Builder::new()
+        .prefix(".ecmpvpn-init-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(output)
+        .with_context(|| format!("making a folder in {}", output.display()))?;
+    for site in sites {
+        write_site(&draft.path().join(&site.site.name), site)?;
+    }
+    let [a, b] = sites.map(|site| (draft.path().join(&site.site.name), output.join(&site.site.name)));
+    rename(&a.0, &a.1)?;
+    rename(&b.0, &b.1).inspect_err(|_| {
+        // Back to the draft, which goes with all that is in it.
+        let _ = fs::rename(&a.1, &a.0);
+    })
+}
+
+/// Writes one site's files and reads them back: what cannot be used is not left behind.
+fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
+    let peer = &site.peers[0];
+    DirBuilder::new().mode(0o700).create(folder).with_context(|| format!("making {}", folder.display()))?;
+    let configuration = folder.join(CONFIGURATION);
+    create(&configuration, 0o644, render(site).as_bytes())?;
+    create(&folder.join(private_key_file(&site.site.name)), 0o600, site.site.private_key.to_base64().as_bytes())?;
+    if let Some(key) = &peer.preshared_key {
+        create(&folder.join(preshared_key_file(&peer.name)), 0o600, key.to_base64().as_bytes())?;
+    }
+    let read_back = config::load(&configuration).map_err(|error| {
+        // The draft is gone when the user reads this.
+        let problems = error.to_string().replace(&format!("{}/", folder.display()), &format!("{}/", site.site.name));
+        Failure::usage(anyhow!("these options make no sound configuration:\n{problems}"))
+    })?;
+    if read_back == *site {
+        Ok(())
+    } else {
+        Err(anyhow!("{CONFIGURATION} reads back as another configuration: please report this").into())
+    }
+}
+
+/// A new file with `content` and a line end; it has its mode before it has its content.
+fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), Failure> {
+    let write = || -> io::Result<()> {
+        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(content)?;
+        if content.ends_with(b"\n") { Ok(()) } else { file.write_all(b"\n") }
+    };
+    Ok(write().with_context(|| format!("writing {}", path.display()))?)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(exists(to)),
+        // The file system cannot promise it. A folder with anything in it is not replaced all the same.
+        Err(Errno::INVAL) if to.symlink_metadata().is_err() => {
+            Ok(fs::rename(from, to).with_context(|| format!("making {}", to.display()))?)
+        }
+        Err(error) => Err(anyhow::Error::new(error).context(format!("making {}", to.display())).into()),
+    }
+}
+
+fn exists(folder: &Path) -> Failure {
+    Failure::usage(anyhow!("{} exists already: remove it, or name another folder with --output", folder.display()))
+}

@@ -1,0 +1,226 @@
+//! Both sites' configurations, made of the command line. No I/O but the operating system's randomness.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::anyhow;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::cli::{InitArgs, Members};
+use crate::commands::Failure;
+use crate::config::{
+    BackendChoice, Bond, BondMode, Config, Health, InterfaceName, LacpRate, Peer, Policy, PresharedKey, PrivateKey,
+    RemoteBond, Site, Steering, Tunnel, XmitHashPolicy,
+};
+use crate::plan::ports::{self, End, PortPair, PortPlan, Request};
+
+/// The first of the tunnels' /31 nets: link-local, so that no routed net can clash.
+const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
+
+/// Two configurations that fit each other.
+#[derive(Debug)]
+pub(super) struct Sites {
+    pub(super) a: Config,
+    pub(super) b: Config,
+    pub(super) ports: PortPlan,
+}
+
+/// One site as the command line describes it.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    flag: &'a str,
+    name: &'a str,
+    endpoint: IpAddr,
+    prefixes: &'a [IpNet],
+    members: Option<&'a Members>,
+    bond_addresses: &'a [IpNet],
+}
+
+/// What both sites have in common.
+struct Common {
+    preshared_key: PresharedKey,
+    seed: u64,
+    mtu: u32,
+}
+
+pub(super) fn make(args: &InitArgs) -> Result<Sites, Failure> {
+    let a = Side {
+        flag: "a",
+        name: &args.a_name,
+        endpoint: args.a_endpoint,
+        prefixes: &args.a_prefixes,
+        members: args.a_members.as_ref(),
+        bond_addresses: &args.a_bond_addresses,
+    };
+    let b = Side {
+        flag: "b",
+        name: &args.b_name,
+        endpoint: args.b_endpoint,
+        prefixes: &args.b_prefixes,
+        members: args.b_members.as_ref(),
+        bond_addresses: &args.b_bond_addresses,
+    };
+    check(&[a, b])?;
+    let ports = plan_ports(args, &a, &b)?;
+    let addresses = vpn_addresses(&[a, b])?;
+    let seed: [u8; 8] = std::array::from_fn(|i| PresharedKey::generate().as_bytes()[i]);
+    let common = Common {
+        preshared_key: PresharedKey::generate(),
+        // 63 bits: TOML promises no more.
+        seed: u64::from_le_bytes(seed) >> 1,
+        mtu: args.mtu,
+    };
+    let keys = [PrivateKey::generate(), PrivateKey::generate()];
+    let exchanged: Vec<PortPair> = ports.pairs.iter().map(|pair| PortPair { a: pair.b, b: pair.a }).collect();
+    let [config_a, config_b] = [(0, a, b, &ports.pairs), (1, b, a, &exchanged)].map(|(end, near, far, pairs)| {
+        let addresses = (addresses[end].as_slice(), addresses[1 - end].as_slice());
+        site(&common, &keys, end, near, far, addresses, pairs)
+    });
+    Ok(Sites { a: config_a, b: config_b, ports })
+}
+
+/// What the command line gets wrong, in its own words. The rest is found when the result is read back.
+fn check(sides: &[Side<'_>; 2]) -> Result<(), Failure> {
+    let [a, b] = sides;
+    if a.name == b.name {
+        return Err(usage(format!("--a-name and --b-name are both {}: give every site a name of its own", a.name)));
+    }
+    for side in sides {
+        let flag = side.flag;
+        match side.members {
+            Some(Members::Names(_)) if side.bond_addresses.is_empty() => {
+                return Err(usage(format!(
+                    "--{flag}-members names interfaces to bond: add the bond's address, as --{flag}-bond-address {}/24",
+                    side.endpoint
+                )));
+            }
+            Some(Members::Count(_)) if !side.bond_addresses.is_empty() => {
+                return Err(usage(format!(
+                    "--{flag}-bond-address is for a bond that is made here: give --{flag}-members as names, or leave it out"
+                )));
+            }
+            _ => {}
+        }
+        for end in sides {
+            if let Some(net) = side.prefixes.iter().find(|net| net.contains(&end.endpoint)) {
+                return Err(usage(format!(
+                    "--{flag}-prefix {net} contains --{}-endpoint {}: the tunnels' own packets would be steered into \
+                     the tunnels, so leave that address out",
+                    end.flag, end.endpoint
+                )));
+            }
+        }
+    }
+    if let Some(net) = a.prefixes.iter().find(|net| b.prefixes.contains(net)) {
+        return Err(usage(format!("--a-prefix and --b-prefix are both {net}: a net is behind one site only")));
+    }
+    Ok(())
+}
+
+fn usage(message: String) -> Failure {
+    Failure::usage(anyhow!(message))
+}
+
+fn plan_ports(args: &InitArgs, a: &Side<'_>, b: &Side<'_>) -> Result<PortPlan, Failure> {
+    let end = |side: &Side<'_>| {
+        let members = side.members.map_or(args.tunnels, member_count);
+        End::new(side.endpoint, members, XmitHashPolicy::Layer34)
+    };
+    let request = Request { a: end(a), b: end(b), tunnels: usize::from(args.tunnels), base_port: args.base_port };
+    ports::plan(&request).map_err(Failure::usage)
+}
+
+fn member_count(members: &Members) -> u8 {
+    match members {
+        Members::Names(names) => u8::try_from(names.len()).unwrap_or(u8::MAX),
+        Members::Count(count) => *count,
+    }
+}
+
+/// The two gateways' addresses inside the VPN: an IPv4 and an IPv6 address each, clear of everything else.
+fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], Failure> {
+    let taken = |net: &IpNet| {
+        sides.iter().any(|side| {
+            let nets = side.prefixes.iter().chain(side.bond_addresses);
+            net.contains(&side.endpoint) || nets.into_iter().any(|other| other.contains(net) || net.contains(other))
+        })
+    };
+    let first_free = |mut nets: Box<dyn Iterator<Item = IpNet>>, family: &str| {
+        nets.find(|net| !taken(net))
+            .ok_or_else(|| usage(format!("no {family} net is left for the gateways: narrow the prefixes")))
+    };
+    let ipv4 = |a: u8, b: u8| (0..=255).map(move |c| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), 24).into());
+    let ipv4 = first_free(Box::new(ipv4(10, 100).chain(ipv4(172, 31)).chain(ipv4(192, 168))), "IPv4")?;
+    let ipv6 = |c: u16| ipnet::Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, c, 0, 0, 0, 0, 0, 0), 64).into();
+    let ipv6 = first_free(Box::new((0x100..=0x1ff).map(ipv6)), "IPv6")?;
+    let host = |net: IpNet, number: u8| match net {
+        IpNet::V4(net) => IpNet::from(IpAddr::from(Ipv4Addr::from_bits(net.addr().to_bits() + u32::from(number)))),
+        IpNet::V6(net) => IpNet::from(IpAddr::from(Ipv6Addr::from_bits(net.addr().to_bits() + u128::from(number)))),
+    };
+    Ok([1, 2].map(|number| vec![host(ipv4, number), host(ipv6, number)]))
+}
+
+/// The configuration of `near`, whose place at the even (0) or odd (1) end of each tunnel is `end`.
+fn site(
+    common: &Common,
+    keys: &[PrivateKey; 2],
+    end: usize,
+    near: Side<'_>,
+    far: Side<'_>,
+    (near_addresses, far_addresses): (&[IpNet], &[IpNet]),
+    pairs: &[PortPair],
+) -> Config {
+    let tunnel = |(position, pair): (usize, &PortPair)| {
+        let offset = u32::try_from(2 * position + end).expect("there are few tunnels");
+        Tunnel {
+            name: name(&format!("wg{position}")),
+            listen_port: pair.a,
+            remote_port: pair.b,
+            address: Ipv4Net::new_assert(Ipv4Addr::from_bits(TUNNEL_NETS.to_bits() + offset), 31),
+            weight: 1,
+        }
+    };
+    let bond = match near.members {
+        Some(Members::Names(members)) => Some(Bond {
+            name: name("bond0"),
+            members: members.clone(),
+            mode: BondMode::Lacp,
+            xmit_hash_policy: XmitHashPolicy::Layer34,
+            lacp_rate: LacpRate::Fast,
+            miimon_ms: 100,
+            addresses: near.bond_addresses.to_vec(),
+        }),
+        _ => None,
+    };
+    let remote_bond = far
+        .members
+        .map(|members| RemoteBond { members: member_count(members), xmit_hash_policy: XmitHashPolicy::Layer34 });
+    Config {
+        site: Site { name: near.name.to_owned(), private_key: keys[end].clone(), addresses: near_addresses.to_vec() },
+        bond,
+        steering: Steering {
+            device: name("ecmp0"),
+            policy: Policy::Adaptive,
+            backend: BackendChoice::Auto,
+            mtu: common.mtu,
+            seed: common.seed,
+            flowlet_gap_us: None,
+        },
+        peers: vec![Peer {
+            name: far.name.to_owned(),
+            public_key: keys[1 - end].public_key(),
+            preshared_key: Some(common.preshared_key.clone()),
+            local_endpoint: near.endpoint,
+            remote_endpoint: far.endpoint,
+            remote_bond,
+            prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),
+            tunnels: pairs.iter().enumerate().map(tunnel).collect(),
+        }],
+        rules: Vec::new(),
+        health: Health { interval_ms: 100, down_after: 3, up_after: 5 },
+        metrics: None,
+    }
+}
+
+fn name(name: &str) -> InterfaceName {
+    InterfaceName::new(name).expect("a fixed name that fits")
+}
