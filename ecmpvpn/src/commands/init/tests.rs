@@ -7,14 +7,14 @@ use proptest::prelude::*;
 
 use super::sites::{Sites, make};
 use crate::cli::{Cli, Command, InitArgs};
+use crate::config::InterfaceName;
 use crate::plan::far_address;
 
 fn args(more: &str) -> InitArgs {
     let fixed = "ecmpvpn init --a-endpoint 10.2.3.4 --b-endpoint 10.5.6.7";
-    match Cli::try_parse_from(fixed.split(' ').chain(more.split(' '))).expect("sound arguments").command {
-        Command::Init(args) => *args,
-        other => panic!("{other:?}"),
-    }
+    let cli = Cli::try_parse_from(fixed.split(' ').chain(more.split(' '))).expect("sound arguments");
+    let Command::Init(args) = cli.command else { panic!("{cli:?}") };
+    *args
 }
 
 fn assert_fit(Sites { a, b, ports }: &Sites) {
@@ -46,7 +46,7 @@ fn a_bond_of_names_is_made_and_a_count_is_told_to_the_far_end() {
     .expect("sound");
     assert_fit(&sites);
     let bond = sites.a.bond.expect("names were given");
-    assert_eq!(bond.members.iter().map(|member| member.as_str()).collect::<Vec<_>>(), ["eno1", "eno2"]);
+    assert_eq!(bond.members.iter().map(InterfaceName::as_str).collect::<Vec<_>>(), ["eno1", "eno2"]);
     assert_eq!(bond.addresses, ["10.2.3.4/24".parse().unwrap()]);
     assert_eq!(sites.b.bond, None);
     assert_eq!(sites.a.peers[0].remote_bond.map(|bond| bond.members), Some(4));

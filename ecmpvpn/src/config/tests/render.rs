@@ -74,7 +74,7 @@ prop_compose! {
         let mut config = parse(FULL, "f", &keys).unwrap();
         let bond = config.bond.take().unwrap();
         config.bond = bond_mode.map(|mode| Bond { mode, xmit_hash_policy: hash_policy, ..bond });
-        config.steering = Steering { backend, policy, mtu, seed, flowlet_gap_us, ..config.steering };
+        config.steering = Steering { policy, backend, mtu, seed, flowlet_gap_us, ..config.steering };
         let peer = &mut config.peers[0];
         peer.prefixes = prefixes.into_iter().collect();
         peer.tunnels = tunnels;

@@ -1,0 +1,401 @@
+//! The real binary: what it prints, where, and the status with which it ends. Needs no privilege; changes nothing on the host.
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context as _, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use tempfile::TempDir;
+
+/// Names the binary under test.
+const BINARY: &str = "ECMPVPN_BIN";
+
+const INIT: [&str; 9] = [
+    "init",
+    "--a-endpoint",
+    "10.2.3.4",
+    "--b-endpoint",
+    "10.5.6.7",
+    "--a-prefix",
+    "10.10.0.0/16,fd00:10::/48",
+    "--b-prefix",
+    "10.20.0.0/16,fd00:20::/48",
+];
+
+type Test = fn() -> anyhow::Result<()>;
+
+fn main() {
+    let tests: [(&str, Test); 12] = [
+        ("help_is_short_and_long_with_an_example", help_is_short_and_long_with_an_example),
+        ("no_subcommand_is_wrong_usage", no_subcommand_is_wrong_usage),
+        ("a_reader_that_goes_away_is_no_failure", a_reader_that_goes_away_is_no_failure),
+        ("init_writes_two_sites_that_pass_check", init_writes_two_sites_that_pass_check),
+        ("init_keeps_keys_from_others_whatever_the_umask", init_keeps_keys_from_others_whatever_the_umask),
+        ("init_overwrites_nothing", init_overwrites_nothing),
+        ("init_refuses_in_one_sentence_and_writes_nothing", init_refuses_in_one_sentence_and_writes_nothing),
+        ("init_that_cannot_write_leaves_nothing", init_that_cannot_write_leaves_nothing),
+        ("check_tells_each_problem_in_one_sentence", check_tells_each_problem_in_one_sentence),
+        ("check_refuses_keys_that_are_no_secret", check_refuses_keys_that_are_no_secret),
+        ("check_of_no_configuration_is_wrong_usage", check_of_no_configuration_is_wrong_usage),
+        ("a_wrong_log_filter_is_wrong_usage", a_wrong_log_filter_is_wrong_usage),
+    ];
+    let mut trials: Vec<Trial> = tests
+        .into_iter()
+        .map(|(name, test)| Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}")))))
+        .collect();
+    trials.push(as_root("check_refuses_a_strangers_key_file", check_refuses_a_strangers_key_file));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Only root can give files away.
+fn as_root(name: &str, test: Test) -> Trial {
+    if rustix::process::geteuid().is_root() {
+        return Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))));
+    }
+    eprintln!("skipped: {name}: not root");
+    Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("skipped")
+}
+
+/// The binary that `ECMPVPN_BIN` names, else the one built beside this test.
+fn binary() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY) {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let beside = test.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.join("ecmpvpn");
+    ensure!(beside.is_file(), "{} is missing: run `cargo build -p ecmpvpn`, or set {BINARY}", beside.display());
+    Ok(beside)
+}
+
+/// How a run ended.
+struct Ran {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn command(folder: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(binary()?);
+    command.current_dir(folder).env_remove("ECMPVPN_LOG").stdin(Stdio::null());
+    Ok(command)
+}
+
+fn run(folder: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> anyhow::Result<Ran> {
+    ran(command(folder)?.args(args).output()?)
+}
+
+fn ran(output: Output) -> anyhow::Result<Ran> {
+    Ok(Ran {
+        status: output.status.code().context("ended by a signal")?,
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+    })
+}
+
+fn folder() -> anyhow::Result<TempDir> {
+    Ok(tempfile::tempdir()?)
+}
+
+fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<anyhow::Result<_>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn mode(path: &Path) -> anyhow::Result<u32> {
+    Ok(fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode() & 0o7777)
+}
+
+/// A folder in which `init` has run.
+fn sites() -> anyhow::Result<TempDir> {
+    let folder = folder()?;
+    let ran = run(folder.path(), INIT)?;
+    ensure!(ran.status == 0, "init ended with {}: {}", ran.status, ran.stderr);
+    Ok(folder)
+}
+
+fn help_is_short_and_long_with_an_example() -> anyhow::Result<()> {
+    let folder = folder()?;
+    for subcommand in [None, Some("init"), Some("check")] {
+        let help = |flag: &str| run(folder.path(), subcommand.into_iter().chain([flag]));
+        let (short, long) = (help("-h")?, help("--help")?);
+        for help in [&short, &long] {
+            ensure!(help.status == 0 && help.stderr.is_empty(), "{subcommand:?}: {}", help.stderr);
+            ensure!(help.stdout.contains("\nExample"), "{subcommand:?} has no example:\n{}", help.stdout);
+        }
+        ensure!(
+            long.stdout.len() > short.stdout.len(),
+            "{subcommand:?}: the long help is no longer than the short one"
+        );
+    }
+    Ok(())
+}
+
+fn no_subcommand_is_wrong_usage() -> anyhow::Result<()> {
+    let folder = folder()?;
+    for args in [&[][..], &["-c", "x"], &["chek"], &["check", "--json"]] {
+        let ran = run(folder.path(), args)?;
+        ensure!(ran.status == 2 && ran.stdout.is_empty(), "{args:?} ended with {}", ran.status);
+        ensure!(ran.stderr.contains("Usage: ecmpvpn"), "{args:?}: {}", ran.stderr);
+    }
+    Ok(())
+}
+
+fn a_reader_that_goes_away_is_no_failure() -> anyhow::Result<()> {
+    let folder = sites()?;
+    for args in [&["--help"][..], &["init", "--help"], &["check", "-c", "site-a/ecmpvpn.toml"]] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let ran = ran(command(folder.path())?.args(args).stdout(writer).output()?)?;
+        ensure!(ran.status == 0 && !ran.stderr.contains("panic"), "{args:?}: {} {}", ran.status, ran.stderr);
+    }
+    Ok(())
+}
+
+fn init_writes_two_sites_that_pass_check() -> anyhow::Result<()> {
+    let folder = sites()?;
+    ensure!(names(folder.path())? == ["site-a", "site-b"], "{:?}", names(folder.path())?);
+    for (site, peer) in [("site-a", "site-b"), ("site-b", "site-a")] {
+        let site_folder = folder.path().join(site);
+        let mut expected = ["ecmpvpn.toml".to_owned(), format!("{site}.key"), format!("{peer}.psk")];
+        expected.sort();
+        ensure!(names(&site_folder)? == expected, "{:?}", names(&site_folder)?);
+        ensure!(mode(&site_folder)? == 0o700, "{site}: {:o}", mode(&site_folder)?);
+        let checked = run(folder.path(), ["check", "-c", &format!("{site}/ecmpvpn.toml")])?;
+        let ok = format!("ok: 3 tunnels to 1 peer, 4 prefixes steered by {site} through ecmp0\n");
+        ensure!(checked.status == 0 && checked.stdout == ok, "{}{}", checked.stdout, checked.stderr);
+    }
+    let shared = |path: &str| fs::read(folder.path().join(path));
+    ensure!(shared("site-a/site-b.psk")? == shared("site-b/site-a.psk")?, "the shared keys differ");
+    ensure!(shared("site-a/site-a.key")? != shared("site-b/site-b.key")?, "the private keys are the same");
+    Ok(())
+}
+
+fn init_keeps_keys_from_others_whatever_the_umask() -> anyhow::Result<()> {
+    let folder = folder()?;
+    let binary = binary()?;
+    let script = format!("umask 000; exec {} \"$@\"", binary.display());
+    let ran = ran(Command::new("sh").args(["-c", &script, "sh"]).args(INIT).current_dir(folder.path()).output()?)?;
+    ensure!(ran.status == 0, "{}", ran.stderr);
+    for key in ["site-a/site-a.key", "site-a/site-b.psk", "site-b/site-b.key", "site-b/site-a.psk"] {
+        let path = folder.path().join(key);
+        ensure!(mode(&path)? == 0o600, "{key}: {:o}", mode(&path)?);
+        let key = fs::read_to_string(&path)?;
+        ensure!(key.len() == 45 && key.ends_with("=\n"), "not as `wg genkey` writes it");
+        ensure!(!ran.stdout.contains(key.trim()) && !ran.stderr.contains(key.trim()), "a key was printed");
+    }
+    Ok(())
+}
+
+fn init_overwrites_nothing() -> anyhow::Result<()> {
+    for taken in ["site-a", "site-b"] {
+        let folder = folder()?;
+        fs::create_dir(folder.path().join(taken))?;
+        fs::write(folder.path().join(taken).join("mine"), "mine")?;
+        let ran = run(folder.path(), INIT)?;
+        let expected = format!("ecmpvpn: ./{taken} exists already: remove it, or name another folder with --output\n");
+        ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+        ensure!(names(folder.path())? == [taken], "{:?}", names(folder.path())?);
+        ensure!(names(&folder.path().join(taken))? == ["mine"], "something was put into {taken}");
+    }
+    Ok(())
+}
+
+fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
+    let folder = folder()?;
+    let with = |more: &[&str]| run(folder.path(), INIT.iter().chain(["--output", "out"].iter()).chain(more));
+    for (more, expected) in [
+        (&["--b-name", "site-a"][..], "--a-name and --b-name are both site-a: give every site a name of its own"),
+        (
+            &["--a-prefix", "10.5.0.0/16"],
+            "--a-prefix 10.5.0.0/16 contains --b-endpoint 10.5.6.7: the tunnels' own packets would be steered into the \
+             tunnels, so leave that address out",
+        ),
+        (
+            &["--a-prefix", "10.20.0.0/16"],
+            "--a-prefix and --b-prefix are both 10.20.0.0/16: a net is behind one site only",
+        ),
+        (
+            &["--a-members", "eno1,eno2"],
+            "--a-members names interfaces to bond: add the bond's address, as --a-bond-address 10.2.3.4/24",
+        ),
+        (
+            &["--a-members", "2", "--a-bond-address", "10.2.3.4/24"],
+            "--a-bond-address is for a bond that is made here: give --a-members as names, or leave it out",
+        ),
+    ] {
+        let ran = with(more)?;
+        ensure!(
+            ran.status == 2 && ran.stderr == format!("ecmpvpn: {expected}\n"),
+            "{more:?}: {} {}",
+            ran.status,
+            ran.stderr
+        );
+    }
+    for (more, expected) in [
+        (&["--a-prefix", "10.10.0.1/16"][..], "10.10.0.1/16, with bits set behind the prefix: write \"10.10.0.0/16\""),
+        (&["--tunnels", "33"], "give 1 to 32"),
+        (&["--base-port", "80"], "80 is not in 1024..=65535"),
+        (&["--a-members", "eno1,a-name-far-too-long"], "\"a-name-far-too-long\" is longer than 15 bytes"),
+    ] {
+        let ran = with(more)?;
+        ensure!(ran.status == 2 && ran.stderr.contains(expected), "{more:?}: {} {}", ran.status, ran.stderr);
+    }
+    // Found only when the configuration is read back.
+    let ran = with(&["--a-members", "eno1,wg0", "--a-bond-address", "10.2.3.4/24"])?;
+    let expected = "ecmpvpn: these options make no sound configuration:\necmpvpn: site-a/ecmpvpn.toml:33: name in \
+        [[peer.tunnel]] is wg0, taken already by members in [bond] on line 10: give every interface a name of its own\n";
+    ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    ensure!(names(folder.path())?.is_empty(), "{:?}", names(folder.path())?);
+    Ok(())
+}
+
+fn init_that_cannot_write_leaves_nothing() -> anyhow::Result<()> {
+    let folder = folder()?;
+    fs::write(folder.path().join("file"), "")?;
+    let ran = run(folder.path(), INIT.iter().chain(&["--output", "file/out"]))?;
+    let expected = "ecmpvpn: making the folder file/out: Not a directory (os error 20)\n";
+    ensure!(ran.status == 1 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    ensure!(names(folder.path())? == ["file"], "{:?}", names(folder.path())?);
+    Ok(())
+}
+
+/// The line of `text` that starts with `start`.
+fn line(text: &str, start: &str) -> anyhow::Result<usize> {
+    Ok(text.lines().position(|line| line.starts_with(start)).with_context(|| format!("no line {start}"))? + 1)
+}
+
+/// Replaces the first line that starts with `start`, and gives its number.
+fn edit(file: &Path, start: &str, replacement: &str) -> anyhow::Result<usize> {
+    let text = fs::read_to_string(file)?;
+    let number = line(&text, start)?;
+    let lines = text.lines().enumerate().map(|(at, line)| if at + 1 == number { replacement } else { line });
+    fs::write(file, lines.collect::<Vec<_>>().join("\n"))?;
+    Ok(number)
+}
+
+fn check_tells_each_problem_in_one_sentence() -> anyhow::Result<()> {
+    for (start, replacement, expected) in [
+        (
+            "listen_port",
+            "lisen_port = 51820",
+            "unknown key \"lisen_port\" in [[peer.tunnel]]: did you mean \"listen_port\"?",
+        ),
+        ("mtu", "mtu = 900", "mtu in [steering] is 900, out of range: give 1280 to 9000"),
+        (
+            "listen_port",
+            "listen_port = 443",
+            "listen_port in [[peer.tunnel]] is 443, a port reserved for system services: give 1024 to 65535",
+        ),
+        (
+            "public_key",
+            "public_key = \"not a key\"",
+            "public_key in [[peer]] is not a WireGuard key: a key is 44 characters of base64, as `wg genkey` prints",
+        ),
+        (
+            "device",
+            "device = \"sixteen-bytes-ab\"",
+            "device in [steering] is \"sixteen-bytes-ab\", which is longer than 15 bytes: give 1 to 15 letters, digits or dashes",
+        ),
+        ("backend", "backend = kernel", "not TOML: string values must be quoted, expected literal string"),
+    ] {
+        let folder = sites()?;
+        let number = edit(&folder.path().join("site-a/ecmpvpn.toml"), start, replacement)?;
+        let ran = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
+        let expected = format!("ecmpvpn: site-a/ecmpvpn.toml:{number}: {expected}\n");
+        ensure!(ran.status == 4 && ran.stdout.is_empty(), "{replacement}: {} {}", ran.status, ran.stdout);
+        ensure!(ran.stderr == expected, "{replacement}: {}", ran.stderr);
+    }
+
+    let folder = sites()?;
+    let file = folder.path().join("site-a/ecmpvpn.toml");
+    let endpoint = line(&fs::read_to_string(&file)?, "remote_endpoint")?;
+    let prefixes = edit(&file, "prefixes", "prefixes = [\"10.5.0.0/16\"]")?;
+    let mtu = edit(&file, "mtu", "mtu = 1")?;
+    let ran = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
+    let expected = format!(
+        "ecmpvpn: site-a/ecmpvpn.toml:{mtu}: mtu in [steering] is 1, out of range: give 1280 to 9000\n\
+         ecmpvpn: site-a/ecmpvpn.toml:{prefixes}: prefixes in [[peer]] has 10.5.0.0/16, which contains 10.5.6.7, \
+         remote_endpoint in [[peer]] on line {endpoint}: the tunnels' own packets would be steered into the tunnels, \
+         so leave that address out\n"
+    );
+    ensure!(ran.status == 4 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    Ok(())
+}
+
+fn check_refuses_keys_that_are_no_secret() -> anyhow::Result<()> {
+    let folder = sites()?;
+    let key = folder.path().join("site-a/site-a.key");
+    fs::set_permissions(&key, Permissions::from_mode(0o644))?;
+    let check = || run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"]);
+    let expect = |phrase: &str| -> anyhow::Result<()> {
+        let ran = check()?;
+        let expected = format!("ecmpvpn: site-a/ecmpvpn.toml:5: private_key_file in [site] names {phrase}\n");
+        ensure!(ran.status == 4 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+        Ok(())
+    };
+    expect("site-a/site-a.key, which others than its owner can use (mode 0644): run `chmod 600 site-a/site-a.key`")?;
+    fs::remove_file(&key)?;
+    expect("site-a/site-a.key, which does not exist: write it with `ecmpvpn init` or `wg genkey`, mode 0600")?;
+    fs::write(&key, "hunter2")?;
+    fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+    expect(
+        "site-a.key, whose content is not a WireGuard key: a key is 44 characters of base64, as `wg genkey` prints",
+    )?;
+    // A pipe that nobody writes to must not hold it up.
+    fs::remove_file(&key)?;
+    ensure!(Command::new("mkfifo").args(["-m", "600"]).arg(&key).status()?.success(), "mkfifo failed");
+    expect("site-a/site-a.key, which is not a regular file: name a file that holds one key")
+}
+
+fn check_refuses_a_strangers_key_file() -> anyhow::Result<()> {
+    let folder = sites()?;
+    let chown = |file: &str| std::os::unix::fs::chown(folder.path().join(file), Some(12345), None);
+    chown("site-a/site-a.key")?;
+    let ran = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
+    let expected = "ecmpvpn: site-a/ecmpvpn.toml:5: private_key_file in [site] names site-a/site-a.key, which belongs to \
+        another user (uid 12345): run `chown root site-a/site-a.key`\n";
+    ensure!(ran.status == 4 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    // Whoever owns the configuration may own the key.
+    chown("site-a/ecmpvpn.toml")?;
+    let ran = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
+    ensure!(ran.status == 0, "{} {}", ran.status, ran.stderr);
+    Ok(())
+}
+
+fn check_of_no_configuration_is_wrong_usage() -> anyhow::Result<()> {
+    let folder = folder()?;
+    let expect = |file: &str, status: i32, expected: &str| -> anyhow::Result<()> {
+        let ran = run(folder.path(), ["check", "-c", file])?;
+        ensure!(
+            ran.status == status && ran.stderr == format!("ecmpvpn: {expected}\n"),
+            "{} {}",
+            ran.status,
+            ran.stderr
+        );
+        Ok(())
+    };
+    expect("gone", 2, "there is no configuration gone: write one with `ecmpvpn init`, or name yours with `-c FILE`")?;
+    expect(".", 2, "reading the configuration .: Is a directory (os error 21)")?;
+    fs::write(folder.path().join("empty"), "")?;
+    expect("empty", 4, "empty: is empty: write a configuration with `ecmpvpn init`")?;
+    fs::copy(binary()?, folder.path().join("junk"))?;
+    let ran = run(folder.path(), ["check", "-c", "junk"])?;
+    ensure!(ran.status == 4 || ran.status == 2, "{}", ran.status);
+    ensure!(ran.stderr.lines().count() == 1 && ran.stderr.starts_with("ecmpvpn: junk:"), "{}", ran.stderr);
+    Ok(())
+}
+
+fn a_wrong_log_filter_is_wrong_usage() -> anyhow::Result<()> {
+    let folder = sites()?;
+    let args = ["check", "-c", "site-a/ecmpvpn.toml"];
+    let ran = ran(command(folder.path())?.args(args).env("ECMPVPN_LOG", "ecmpvpn=loud").output()?)?;
+    let start = "ecmpvpn: ECMPVPN_LOG is \"ecmpvpn=loud\": give a list such as warn,ecmpvpn=debug: ";
+    ensure!(ran.status == 2 && ran.stderr.starts_with(start), "{} {}", ran.status, ran.stderr);
+    Ok(())
+}
