@@ -19,7 +19,8 @@ type Test = fn() -> Result<()>;
 const SETTLE: Duration = Duration::from_secs(5);
 
 fn main() {
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 9] = [
+        ("the_lab_puts_tunnels_on_links_as_a_bond_would", the_lab_puts_tunnels_on_links_as_a_bond_would),
         ("traffic_crosses_both_ways_and_the_counters_agree", traffic_crosses_both_ways_and_the_counters_agree),
         ("fragments_cross", fragments_cross),
         ("the_gateway_speaks_from_its_own_address", the_gateway_speaks_from_its_own_address),
@@ -47,6 +48,38 @@ fn main() {
 
 fn lab() -> Result<Lab> {
     Lab::new(Options::default(), &binary()?)
+}
+
+/// The emulated bond itself, without ecmpvpn.
+fn the_lab_puts_tunnels_on_links_as_a_bond_would() -> Result<()> {
+    let lab = lab()?;
+    let [a, b] = &lab.sites;
+    wait_for_reply(&a.gateway, a.endpoint.into(), b.endpoint.into(), Duration::from_secs(5))?;
+    for (near, far, end) in [(a, b, 0), (b, a, 1)] {
+        let mut used = Vec::new();
+        for tunnel in &lab.tunnels {
+            let sent = || -> Result<Vec<u64>> {
+                (0..3).map(|member| Ok(near.device_bytes(&format!("u{member}"))?.1)).collect()
+            };
+            let before = sent()?;
+            let socket = near.gateway.run(|| UdpSocket::bind((near.endpoint, tunnel.ports[end])))?;
+            for _ in 0..100 {
+                socket.send_to(&[0; 1000], (far.endpoint, tunnel.ports[1 - end]))?;
+            }
+            let bytes: Vec<u64> = sent()?.iter().zip(before).map(|(after, before)| after - before).collect();
+            let member = usize::from(tunnel.members[end]);
+            let as_planned = bytes.iter().enumerate().all(|(link, bytes)| (*bytes >= 100_000) == (link == member));
+            ensure!(as_planned, "{} from {} is planned for link {member}: {bytes:?}", tunnel.name, near.name);
+            used.push(member);
+        }
+        used.sort_unstable();
+        ensure!(used == [0, 1, 2], "three tunnels on links {used:?} from {}", near.name);
+    }
+    for path in [lab.path_v4(), lab.path_v6()] {
+        let crosses = wait_for_reply(path.from, path.source, path.destination, Duration::from_millis(600));
+        ensure!(crosses.is_err(), "the LANs reach each other without ecmpvpn");
+    }
+    Ok(())
 }
 
 /// Every tunnel's `field` of `stats --json`.
@@ -137,8 +170,8 @@ fn the_gateway_speaks_from_its_own_address() -> Result<()> {
     let lab = lab()?;
     let _running = lab.run()?;
     let [a, b] = &lab.sites;
-    for (own, far) in [("10.100.0.10", b.host_v4()), ("fd00:100::10", b.host_v6())] {
-        let own: IpAddr = own.parse()?;
+    for far in [b.host_v4(), b.host_v6()] {
+        let own: IpAddr = *a.addresses.iter().find(|a| a.is_ipv4() == far.is_ipv4()).context("one a family")?;
         let chosen = a.gateway.run(|| {
             let socket = UdpSocket::bind(if far.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
             socket.connect((far, 9))?;

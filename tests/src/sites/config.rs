@@ -1,103 +1,85 @@
-//! Ports and configurations of a lab's two sites.
+//! Configurations of a lab's two sites: `ecmpvpn init` writes them, and what the lab must know is read back from them.
 
-use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
-use ecmpvpn::config::{PresharedKey, PrivateKey, PublicKey, XmitHashPolicy};
+use anyhow::{Context as _, Result, ensure};
+use ecmpvpn::config::{self, Config, XmitHashPolicy};
 use ecmpvpn::plan::bond_hash::{self, OuterFlow};
-use ecmpvpn::plan::ports::{self, End, Request};
+use ecmpvpn::plan::far_address;
 
-use super::{Lab, LabTunnel, MTU, Options, Site, Underlay};
+use super::{Lab, LabTunnel, Underlay};
+use crate::log;
 
-const POLICY: XmitHashPolicy = XmitHashPolicy::Layer34;
+/// Writes both sites' files, and fills in what of the lab follows from them.
+pub(super) fn generate(lab: &mut Lab) -> Result<()> {
+    let output = lab.dir.path().join("sites");
+    let mut init = Command::new(&lab.binary);
+    init.arg("init").arg("--output").arg(&output).arg(format!("--tunnels={}", lab.options.tunnels));
+    for (letter, site) in ['a', 'b'].into_iter().zip(&lab.sites) {
+        let n = site.number;
+        init.arg(format!("--{letter}-name={}", site.name))
+            .arg(format!("--{letter}-endpoint={}", site.endpoint))
+            .arg(format!("--{letter}-prefix=10.{n}.0.0/16"))
+            .arg(format!("--{letter}-prefix=fd00:{n}::/48"));
+        match lab.options.underlay {
+            Underlay::Bonded => {
+                let members: Vec<String> = (0..lab.options.members).map(|member| format!("u{member}")).collect();
+                init.arg(format!("--{letter}-members={}", members.join(",")))
+                    .arg(format!("--{letter}-bond-address={}/24", site.endpoint));
+            }
+            Underlay::Routed => {
+                init.arg(format!("--{letter}-members={}", lab.options.members));
+            }
+        }
+    }
+    let result =
+        init.output().with_context(|| format!("starting {}: build it, or set ECMPVPN_BIN", lab.binary.display()))?;
+    log::note(format!("$ {init:?} -> {}", result.status));
+    ensure!(result.status.success(), "{init:?} failed: {}", String::from_utf8_lossy(&result.stderr));
 
-/// Plans the tunnels' ports for the bond's hash, as `init` does.
-pub(super) fn plan(options: &Options, sites: &[Site; 2]) -> Result<Vec<LabTunnel>> {
-    let [a, b] = sites.each_ref().map(|site| End::new(site.endpoint.into(), options.members, POLICY));
-    let plan = ports::plan(&Request { a, b, tunnels: options.tunnels, base_port: 51820 })
-        .context("planning the lab's ports")?;
-    let mut tunnels = Vec::with_capacity(options.tunnels);
-    for (slot, pair) in (0_u8..).zip(&plan.pairs) {
-        let ports = [pair.a, pair.b];
+    let mut configs = Vec::with_capacity(2);
+    for site in &mut lab.sites {
+        site.config = output.join(&site.name).join("ecmpvpn.toml");
+        let mut text = fs::read_to_string(&site.config)?;
+        for (written, wanted) in [
+            ("policy = \"adaptive\"", format!("policy = \"{}\"", lab.options.policy)),
+            ("backend = \"auto\"", format!("backend = \"{}\"", lab.options.backend)),
+        ] {
+            ensure!(text.matches(written).count() == 1, "`init` wrote no `{written}`:\n{text}");
+            text = text.replace(written, &wanted);
+        }
+        fs::write(&site.config, text + "\n" + &lab.options.extra)?;
+        let config = config::load(&site.config).map_err(|e| anyhow::anyhow!("{e}"))?;
+        site.addresses = config.site.addresses.iter().map(ipnet::IpNet::addr).collect();
+        configs.push(config);
+    }
+    lab.tunnels = tunnels(lab, &configs)?;
+    Ok(())
+}
+
+fn tunnels(lab: &Lab, configs: &[Config]) -> Result<Vec<LabTunnel>> {
+    let [a, b] = [&configs[0].peers[0].tunnels, &configs[1].peers[0].tunnels];
+    ensure!(a.len() == lab.options.tunnels && b.len() == a.len(), "`init` made {} and {} tunnels", a.len(), b.len());
+    let tunnel = |(a, b): (&config::Tunnel, &config::Tunnel)| {
+        ensure!(a.listen_port == b.remote_port && b.listen_port == a.remote_port, "{a:?} and {b:?} do not fit");
+        ensure!(far_address(a.address) == Some(b.address.addr()), "{a:?} and {b:?} do not fit");
+        let ports = [a.listen_port, b.listen_port];
         let mut members = [0; 2];
         for (end, member) in members.iter_mut().enumerate() {
             let flow = OuterFlow {
-                src: sites[end].endpoint.into(),
-                dst: sites[1 - end].endpoint.into(),
+                src: lab.sites[end].endpoint.into(),
+                dst: lab.sites[1 - end].endpoint.into(),
                 sport: ports[end],
                 dport: ports[1 - end],
                 macs: None,
             };
-            *member = bond_hash::member(POLICY, &flow, options.members).index().context("layer3+4 needs no more")?;
+            let choice = bond_hash::member(XmitHashPolicy::Layer34, &flow, lab.options.members);
+            *member = choice.index().context("layer3+4 needs no more than that")?;
         }
-        let address = |end| Ipv4Addr::new(169, 254, 77, 2 * slot + end);
-        tunnels.push(LabTunnel { name: format!("wg{slot}"), ports, addresses: [address(0), address(1)], members });
-    }
-    Ok(tunnels)
-}
-
-/// Writes both sites' files.
-pub(super) fn write(lab: &mut Lab) -> Result<()> {
-    let keys = [PrivateKey::generate(), PrivateKey::generate()];
-    let preshared = PresharedKey::generate();
-    for (end, key) in keys.iter().enumerate() {
-        let dir = lab.dir.path().join(&lab.sites[end].name);
-        fs::create_dir(&dir)?;
-        secret(&dir.join("site.key"), &key.to_base64())?;
-        secret(&dir.join("site.psk"), &preshared.to_base64())?;
-        let text = text(lab, end, keys[1 - end].public_key());
-        let file = dir.join("ecmpvpn.toml");
-        fs::write(&file, text)?;
-        lab.sites[end].config = file;
-    }
-    Ok(())
-}
-
-fn secret(path: &Path, text: &str) -> Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    Ok(writeln!(file, "{text}")?)
-}
-
-fn text(lab: &Lab, end: usize, far_key: PublicKey) -> String {
-    let (near, far, options) = (&lab.sites[end], &lab.sites[1 - end], &lab.options);
-    let (n, f) = (near.number, far.number);
-    let mut text = format!(
-        "[site]\nname = \"{}\"\nprivate_key_file = \"site.key\"\naddresses = [\"10.100.0.{n}/32\", \"fd00:100::{n}/128\"]\n\n",
-        near.name
-    );
-    if options.underlay == Underlay::Bonded {
-        let members: Vec<String> = (0..options.members).map(|member| format!("\"u{member}\"")).collect();
-        let _ = write!(
-            text,
-            "[bond]\nname = \"bond0\"\nmembers = [{}]\nmode = \"802.3ad\"\nxmit_hash_policy = \"layer3+4\"\n\
-             lacp_rate = \"fast\"\nmiimon_ms = 100\naddresses = [\"{}/24\"]\n\n",
-            members.join(", "),
-            near.endpoint
-        );
-    }
-    let _ = write!(
-        text,
-        "[steering]\ndevice = \"ecmp0\"\npolicy = \"{}\"\nbackend = \"{}\"\nmtu = {MTU}\nseed = 0x1f2e3d4c\n\n\
-         [[peer]]\nname = \"{}\"\npublic_key = \"{far_key}\"\npreshared_key_file = \"site.psk\"\n\
-         local_endpoint = \"{}\"\nremote_endpoint = \"{}\"\n\
-         remote_bond = {{ members = {}, xmit_hash_policy = \"layer3+4\" }}\n\
-         prefixes = [\"10.{f}.0.0/16\", \"fd00:{f}::/48\", \"10.100.0.{f}/32\", \"fd00:100::{f}/128\"]\n\n",
-        options.policy, options.backend, far.name, near.endpoint, far.endpoint, options.members
-    );
-    for tunnel in &lab.tunnels {
-        let _ = write!(
-            text,
-            "[[peer.tunnel]]\nname = \"{}\"\nlisten_port = {}\nremote_port = {}\naddress = \"{}/31\"\n\n",
-            tunnel.name,
-            tunnel.ports[end],
-            tunnel.ports[1 - end],
-            tunnel.addresses[end]
-        );
-    }
-    text + &options.extra
+        let addresses: [Ipv4Addr; 2] = [a.address.addr(), b.address.addr()];
+        Ok(LabTunnel { name: a.name.to_string(), ports, addresses, members })
+    };
+    a.iter().zip(b).map(tunnel).collect()
 }

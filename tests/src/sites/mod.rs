@@ -14,8 +14,6 @@
 
 mod config;
 mod process;
-#[cfg(test)]
-mod tests;
 mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,9 +30,6 @@ use crate::traffic::{Path, wait_for_reply};
 
 pub use process::{Running, binary};
 pub use underlay::Underlay;
-
-/// Outer MTU of a link less WireGuard over IPv6: what `init` writes too.
-pub const MTU: u32 = 1420;
 
 /// How a lab is built.
 #[derive(Clone, Debug)]
@@ -95,6 +90,8 @@ pub struct Site {
     pub number: u8,
     /// Where outer packets come from and go to.
     pub endpoint: Ipv4Addr,
+    /// The gateway inside the VPN, as configured.
+    pub addresses: Vec<IpAddr>,
     /// Its configuration file.
     pub config: PathBuf,
 }
@@ -108,6 +105,7 @@ impl Site {
             host: Netns::new(&format!("host-{letter}"))?,
             number: 10 * (index + 1),
             endpoint: Ipv4Addr::new(10, 2, 3, 4 + index),
+            addresses: Vec::new(),
             config: PathBuf::new(),
         };
         site.gateway.ip(&format!("link add lan0 type veth peer name lan0 netns {}", site.host.name()))?;
@@ -167,10 +165,9 @@ impl Lab {
     pub fn new(options: Options, binary: &FsPath) -> Result<Self> {
         let sites = [Site::new(0)?, Site::new(1)?];
         let dir = tempfile::Builder::new().prefix("ecmpvpn-lab-").tempdir()?;
-        let tunnels = config::plan(&options, &sites)?;
-        let mut lab = Self { sites, tunnels, options, binary: binary.to_owned(), dir };
+        let mut lab = Self { sites, tunnels: Vec::new(), options, binary: binary.to_owned(), dir };
+        config::generate(&mut lab)?;
         underlay::build(&lab)?;
-        config::write(&mut lab)?;
         Ok(lab)
     }
 
