@@ -177,7 +177,7 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
     let swapped = request.b.address < request.a.address;
     let (first, second) = if swapped { (&request.b, &request.a) } else { (&request.a, &request.b) };
     let candidates = |end: &End, side| {
-        let ports = search::candidates(request.base_port, request.tunnels, &end.excluded);
+        let ports = search::near(request.base_port, request.tunnels, &end.excluded);
         let available = ports.len();
         if available < request.tunnels {
             return Err(PortError::TooFewPorts { side, available, wanted: request.tunnels });
@@ -186,7 +186,7 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
     };
     let (side_first, side_second) = if swapped { (Side::B, Side::A) } else { (Side::A, Side::B) };
     let ports = [candidates(first, side_first)?, candidates(second, side_second)?];
-    let mut pairs = search::search(first, second, request.tunnels, &ports);
+    let mut pairs = search::search(first, second, request.tunnels, request.base_port, ports);
     if swapped {
         for pair in &mut pairs {
             *pair = PortPair { a: pair.b, b: pair.a };

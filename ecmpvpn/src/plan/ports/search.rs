@@ -26,31 +26,41 @@ const FAR_EACH: usize = 4;
 /// One step in this many takes random ports in place of the best ones.
 const RANDOM_STEP: usize = 16;
 
-/// The ports that one end may use, nearest first: upwards from `base`, then downwards from it.
-pub(super) fn candidates(base: u16, tunnels: usize, excluded: &BTreeSet<u16>) -> Vec<u16> {
-    let mut allowed = (base..=u16::MAX)
+/// The ports that one end may use, nearest to `base` first: upwards, then downwards from it.
+fn allowed(base: u16, excluded: &BTreeSet<u16>) -> impl Iterator<Item = u16> {
+    (base..=u16::MAX)
         .chain((LOWEST_PORT..base).rev())
-        .filter(|port| !RESERVED_PORTS.contains(port) && !excluded.contains(port));
-    let mut ports: Vec<u16> = allowed.by_ref().take(tunnels + NEAR).collect();
-    let mut taken = BTreeMap::new();
-    for port in &ports {
-        taken.insert(port >> 8, FAR_EACH);
-    }
-    let far = allowed.filter(|port| {
-        let taken = taken.entry(port >> 8).or_insert(0);
+        .filter(|port| !RESERVED_PORTS.contains(port) && !excluded.contains(port))
+}
+
+/// The candidates near `base`, [`NEAR`] more than `tunnels` where there are as many.
+pub(super) fn near(base: u16, tunnels: usize, excluded: &BTreeSet<u16>) -> Vec<u16> {
+    allowed(base, excluded).take(tunnels + NEAR).collect()
+}
+
+/// The candidates that are tried after `near`.
+fn far(base: u16, near: &[u16], excluded: &BTreeSet<u16>) -> Vec<u16> {
+    let mut taken: BTreeMap<u16, usize> = near.iter().map(|port| (port >> 8, FAR_EACH)).collect();
+    let far = allowed(base, excluded).skip(near.len()).filter(|port| {
+        let taken = taken.entry(port >> 8).or_default();
         *taken += 1;
         *taken <= FAR_EACH
     });
-    ports.extend(far.take(FAR));
-    ports
+    far.take(FAR).collect()
 }
 
-/// The evenest pairs found, sorted; `ports` are either end's candidates, at least `tunnels` each.
-pub(super) fn search(first: &End, second: &End, tunnels: usize, ports: &[Vec<u16>; 2]) -> Vec<PortPair> {
-    let mut random = Random::new(first, second, tunnels, ports);
+/// The evenest pairs found, sorted; `ports` are either end's near candidates, at least `tunnels` each.
+pub(super) fn search(first: &End, second: &End, tunnels: usize, base: u16, mut ports: [Vec<u16>; 2]) -> Vec<PortPair> {
+    let mut random = Random::new(first, second, tunnels, &ports);
     let mut best: Option<(u32, Vec<PortPair>)> = None;
     let mut tried = (0, 0);
     for (slack, steps) in TRIES {
+        if slack > NEAR && ports[0].len().max(ports[1].len()) <= tunnels + NEAR {
+            for (end, ports) in [first, second].into_iter().zip(&mut ports) {
+                let far = far(base, ports, &end.excluded);
+                ports.extend(far);
+            }
+        }
         let width = (ports[0].len().min(tunnels + slack), ports[1].len().min(tunnels + slack));
         if width == tried {
             continue;
