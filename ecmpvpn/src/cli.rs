@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::commands::plan::PlanArgs;
 use crate::config::{InterfaceName, MAX_MEMBERS, MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
 
 /// Where the configuration is unless `-c` names another file.
@@ -64,6 +65,12 @@ pub enum Command {
     /// Makes two folders, one a site, each with `ecmpvpn.toml`, the site's private key and the key that both share.
     /// Nothing that exists is overwritten: either both folders are written, or nothing is.
     Init(Box<InitArgs>),
+
+    /// Show each tunnel's bond member in both directions, and ports that spread better.
+    ///
+    /// With two endpoints on the command line it needs neither a configuration nor a privilege: it judges the ports of
+    /// any set-up, or plans new ones. Without them it shows the configured tunnels.
+    Plan(PlanArgs),
 }
 
 /// `init`

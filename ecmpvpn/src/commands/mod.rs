@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod init;
+pub mod plan;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -15,6 +16,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Check => check::run(&cli.config),
         Command::Init(args) => init::run(&args),
+        Command::Plan(args) => plan::run(&cli.config, &args).await,
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Link {
     pub name: String,
     /// Free text; ours is `ecmpvpn:<site>`.
     pub alias: Option<String>,
+    /// The link below it: a VLAN device's, say, or a veth's other end.
+    pub parent: Option<u32>,
     /// The bond or bridge that it belongs to.
     pub master: Option<u32>,
     /// The interface's own byte counters.
@@ -131,6 +133,7 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Link(parent) => link.parent = Some(*parent),
                 LinkAttribute::Controller(master) => link.master = Some(*master),
                 LinkAttribute::Stats64(Stats64 { tx_bytes, rx_bytes, .. }) => {
                     (link.tx_bytes, link.rx_bytes) = (*tx_bytes, *rx_bytes);

@@ -1,14 +1,11 @@
 //! The Linux bonding driver's transmit hash: which bond member carries an outer packet.
 //!
-//! Bit exact with `bond_xmit_hash()` and its callees in drivers/net/bonding/bond_main.c. What cannot be known before
+//! Bit exact with `bond_xmit_hash()` and its callees in `drivers/net/bonding/bond_main.c`. What cannot be known before
 //! the packet exists is [`Unknown`], never guessed. Pure functions; nothing here asks the host.
 
 use std::net::IpAddr;
 
 use crate::config::XmitHashPolicy;
-
-/// The most members that the planner and the configuration know.
-pub const MAX_MEMBERS: u8 = 32;
 
 /// An outer UDP packet as it leaves the bond: one direction of one tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +143,7 @@ fn three(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
 
-/// `flow_get_u32_src()` / `flow_get_u32_dst()`: the address's bytes as they lie in the packet, IPv6 words XORed.
+/// `flow_get_u32_src()` / `flow_get_u32_dst()`: the address's bytes as they lie in the packet, the four words of IPv6 combined by XOR.
 fn address_word(address: IpAddr) -> u32 {
     match address {
         IpAddr::V4(v4) => u32::from_le_bytes(v4.octets()),
@@ -174,6 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::MAX_MEMBERS;
 
     fn flow(src: &str, dst: &str, sport: u16, dport: u16) -> OuterFlow {
         OuterFlow { src: src.parse().unwrap(), dst: dst.parse().unwrap(), sport, dport, macs: None }

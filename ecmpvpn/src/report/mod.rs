@@ -1,3 +1,4 @@
 //! Shows what happens: table and JSON. Everything here is made of values in hand; nothing looks at the kernel.
 
+pub mod plan;
 pub mod stats;

@@ -4,19 +4,18 @@
 //! fails does not matter for the spread, since the hash sees only how many are left. Pure and deterministic: both
 //! sites get the same ports, whichever of them is called A.
 
+mod configured;
 mod search;
 mod view;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+pub use configured::{LocalBond, configured};
 pub use view::{Direction, Spread, View};
 
-use super::bond_hash::{self, MAX_MEMBERS, Macs};
-use crate::config::XmitHashPolicy;
-
-/// The most tunnels that one plan covers.
-pub const MAX_TUNNELS: usize = 64;
+use super::bond_hash::{self, Macs};
+use crate::config::{MAX_MEMBERS, MAX_TUNNELS_PER_PEER as MAX_TUNNELS, XmitHashPolicy};
 
 /// Lowest port that a plan uses: those below need a privilege and belong to well-known services.
 pub const LOWEST_PORT: u16 = 1024;
@@ -32,7 +31,7 @@ pub struct End {
     pub address: IpAddr,
     /// Usable members of its bond, 1 to 32; 1 where there is no bond.
     pub members: u8,
-    /// How its bond hashes; `None`: nobody knows.
+    /// How its bond hashes; `None`: nobody knows its bond, and `members` means nothing.
     pub policy: Option<XmitHashPolicy>,
     /// The Ethernet header of what it sends, for the policies that read it.
     pub macs: Option<Macs>,
@@ -49,6 +48,12 @@ impl End {
         Self { address, members, policy: Some(policy), macs: None, rewritten: false, excluded }
     }
 
+    /// An end of whose bond nothing is known.
+    pub fn unknown(address: IpAddr) -> Self {
+        let excluded = BTreeSet::new();
+        Self { address, members: 1, policy: None, macs: None, rewritten: false, excluded }
+    }
+
     /// Whether the tunnels' ports decide the members that this end sends on, and the far end's NAT leaves them alone.
     fn spreads_by_ports(&self, far: &Self) -> bool {
         self.members > 1 && !far.rewritten && self.policy.is_some_and(bond_hash::reads_ports)
@@ -62,7 +67,7 @@ pub struct Request {
     pub a: End,
     /// The other end.
     pub b: End,
-    /// How many tunnels, 1 to [`MAX_TUNNELS`].
+    /// How many tunnels, 1 to [`MAX_TUNNELS_PER_PEER`](crate::config::MAX_TUNNELS_PER_PEER).
     pub tunnels: usize,
     /// Ports are taken from here upwards where that is possible; at least [`LOWEST_PORT`].
     pub base_port: u16,
@@ -193,6 +198,34 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
         }
     }
     Ok(assess(request, pairs))
+}
+
+/// Ports that spread the tunnels more evenly than `judged` does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Better {
+    /// The ports, and what comes of them as far as it is known.
+    pub plan: PortPlan,
+    /// Nothing is known of this end's bond: the ports suit it if it is like the other end's.
+    pub assumed: Option<Side>,
+}
+
+/// A plan that misses less than `judged`, the judgement of `request`; `None`: there is none.
+pub fn better(request: &Request, judged: &PortPlan) -> Result<Option<Better>, PortError> {
+    let mut wanted = Request { tunnels: judged.pairs.len(), ..request.clone() };
+    let assumed = match (request.a.policy, request.b.policy) {
+        (Some(_), None) => Some(Side::B),
+        (None, Some(_)) => Some(Side::A),
+        _ => None,
+    };
+    match assumed {
+        Some(Side::A) => (wanted.a.members, wanted.a.policy) = (request.b.members, request.b.policy),
+        Some(Side::B) => (wanted.b.members, wanted.b.policy) = (request.a.members, request.a.policy),
+        None => {}
+    }
+    let planned = plan(&wanted)?;
+    let plan = judge(request, &planned.pairs)?;
+    // An assumption alone is no reason to change ports: what is known must get better.
+    Ok((plan.misses() < judged.misses()).then_some(Better { plan, assumed }))
 }
 
 /// What comes of given port pairs; `request.tunnels`, `base_port` and the excluded ports play no part.

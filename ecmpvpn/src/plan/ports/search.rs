@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{End, LOWEST_PORT, PortPair, RESERVED_PORTS};
-use crate::config::XmitHashPolicy;
-use crate::plan::bond_hash::{self, MAX_MEMBERS, OuterFlow};
+use crate::config::{MAX_MEMBERS, XmitHashPolicy};
+use crate::plan::bond_hash::{self, OuterFlow};
 
 /// Tries one after another: ports considered at either end beyond the number of tunnels, and steps a tunnel.
 const TRIES: [(usize, usize); 8] =
@@ -141,7 +141,7 @@ enum Move {
 impl State {
     /// Starts with the nearest ports, the same at both ends where that is possible.
     fn new(members: Members, window: [&[u16]; 2], tunnels: usize) -> Self {
-        let total = u32::try_from(tunnels).expect("at most MAX_TUNNELS");
+        let total = u32::try_from(tunnels).expect("at most MAX_TUNNELS_PER_PEER");
         let least = members.counts.iter().map(|&count| {
             let (even, extra) = (total / u32::from(count), total % u32::from(count));
             extra * (even + 1).pow(2) + (u32::from(count) - extra) * even.pow(2)
@@ -307,7 +307,7 @@ impl Best {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014), seeded by the request.
+/// `SplitMix64` (Steele, Lea, Flood 2014), seeded by the request.
 struct Random(u64);
 
 impl Random {
@@ -318,8 +318,9 @@ impl Random {
                 std::net::IpAddr::V4(v4) => u128::from(v4.to_bits()),
                 std::net::IpAddr::V6(v6) => v6.to_bits(),
             };
-            for word in [address as u64, (address >> 64) as u64, u64::from(end.members), u64::from(ports[0])] {
-                seed.0 ^= word;
+            let (high, low) = ((address >> 64) & u128::from(u64::MAX), address & u128::from(u64::MAX));
+            for word in [low, high, u128::from(end.members), u128::from(ports[0])] {
+                seed.0 ^= u64::try_from(word).expect("64 bits of an address");
                 seed.next();
             }
         }
@@ -336,6 +337,6 @@ impl Random {
 
     /// A number below `bound`, which is not 0.
     fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
 }

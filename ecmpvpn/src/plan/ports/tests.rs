@@ -153,7 +153,7 @@ fn one_member_is_no_failure_view() {
 fn what_cannot_be_planned_is_refused() {
     let good = || request("10.2.3.4", "10.5.6.7", (2, 2), 2);
     assert_eq!(plan(&Request { tunnels: 0, ..good() }), Err(PortError::Tunnels(0)));
-    assert_eq!(plan(&Request { tunnels: 65, ..good() }), Err(PortError::Tunnels(65)));
+    assert_eq!(plan(&Request { tunnels: 33, ..good() }), Err(PortError::Tunnels(33)));
     assert_eq!(plan(&Request { base_port: 443, ..good() }), Err(PortError::BasePort(443)));
     let mut members = good();
     members.b.members = 33;

@@ -20,7 +20,7 @@ pub struct View {
     pub direction: Direction,
     /// One member less than the end has.
     pub degraded: bool,
-    /// Usable members; 0 when the only one is down.
+    /// Usable members, if anything is known of the bond; 0 when the only one is down.
     pub members: u8,
     /// Each tunnel's member, in the order of the pairs.
     pub tunnels: Vec<Member>,
@@ -86,9 +86,9 @@ impl View {
 
 fn member(from: &End, to: &End, sport: u16, dport: u16, count: u8) -> Member {
     match (count, from.policy) {
+        (_, None) => Member::Unknown(Unknown::Policy),
         (0, _) => Member::Unknown(Unknown::NoMember),
         (1, _) => Member::Index(0),
-        (_, None) => Member::Unknown(Unknown::Policy),
         // `layer2` and `vlan+srcmac` read neither the addresses nor the ports that a translator changes.
         (_, Some(policy)) if to.rewritten && !matches!(policy, XmitHashPolicy::Layer2 | XmitHashPolicy::VlanSrcmac) => {
             Member::Unknown(Unknown::Rewritten)

@@ -1,0 +1,262 @@
+//! `plan`: each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use netlink_packet_route::link::BondMode;
+use rtnetlink::Handle;
+
+use crate::commands::{Failure, print};
+use crate::config::{self, Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::host::observe::{self, Links};
+use crate::plan::ports::{self, End, LOWEST_PORT, LocalBond, PortPair, Request};
+use crate::report::plan::{Peer, Report};
+
+/// Where ports are taken from unless the user names a port: WireGuard's customary one.
+const DEFAULT_BASE_PORT: u16 = 51820;
+
+/// `plan`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3 --ports 5000:5000,5001:5001,5002:5002",
+    after_long_help = "Example, why a set-up does not scale, and which ports would:\n  \
+        ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3 \\\n    \
+        --ports 5000:5000,5001:5001,5002:5002\n\n\
+        Example, ports for four tunnels between bonds of 4 and of 2 members:\n  \
+        ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.5.6.7 --members 4 --members-b 2 --tunnels 4\n\n\
+        Neither needs a configuration or a privilege."
+)]
+pub struct PlanArgs {
+    /// Address of the outer packets at one end; with it no configuration is read.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["endpoint_b", "members"])]
+    pub endpoint_a: Option<IpAddr>,
+
+    /// Address of the outer packets at the other end.
+    #[arg(long, value_name = "ADDRESS", requires = "endpoint_a")]
+    pub endpoint_b: Option<IpAddr>,
+
+    /// Members of the bond at both ends, or at A.
+    #[arg(long, value_name = "N", requires = "endpoint_a")]
+    pub members: Option<u8>,
+
+    /// Members of the bond at B, where it differs; 1 for no bond.
+    #[arg(long, value_name = "N", requires = "endpoint_a")]
+    pub members_b: Option<u8>,
+
+    /// `xmit_hash_policy` of the bond at both ends, or at A.
+    #[arg(long, value_name = "POLICY", requires = "endpoint_a", default_value = "layer3+4", value_parser = policy)]
+    pub xmit_hash_policy: XmitHashPolicy,
+
+    /// `xmit_hash_policy` of the bond at B, where it differs.
+    #[arg(long, value_name = "POLICY", requires = "endpoint_a", value_parser = policy)]
+    pub xmit_hash_policy_b: Option<XmitHashPolicy>,
+
+    /// Judge these ports: the listen ports of each tunnel at A and at B.
+    #[arg(long, value_name = "A:B", requires = "endpoint_a", conflicts_with = "tunnels", value_delimiter = ',', value_parser = pair)]
+    pub ports: Vec<PortPair>,
+
+    /// Plan ports for so many tunnels; without --ports and this, for one tunnel a member.
+    #[arg(long, value_name = "K", requires = "endpoint_a")]
+    pub tunnels: Option<usize>,
+
+    /// Plan ports from here upwards [default: 51820, or the lowest of --ports].
+    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..))]
+    pub base_port: Option<u16>,
+
+    /// Ports that are taken at A.
+    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
+    pub exclude_a: Vec<u16>,
+
+    /// Ports that are taken at B.
+    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
+    pub exclude_b: Vec<u16>,
+
+    /// An end whose address or ports are translated on the way: what the other end sends on cannot be promised.
+    #[arg(long, value_name = "END", requires = "endpoint_a")]
+    pub nat: Option<Nat>,
+
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which end is behind address translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Nat {
+    /// End A.
+    A,
+    /// End B.
+    B,
+    /// Both.
+    Both,
+}
+
+/// Prints the plan: of the endpoints that are given, else of the configuration at `path`.
+pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
+    let report = match ends(args) {
+        Some((a, b)) => Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None },
+        None => configured(&config::load(path)?).await.map_err(Failure::usage)?,
+    };
+    if args.json {
+        let text = serde_json::to_string_pretty(&report.json()).map_err(anyhow::Error::new)?;
+        print(text)
+    } else {
+        print(report)
+    }
+}
+
+/// The report on the configured tunnels.
+async fn configured(config: &Config) -> Result<Report, ports::PortError> {
+    let host = match LocalBond::configured(config) {
+        Some(_) => None,
+        None => Host::look().await,
+    };
+    let mut peers = Vec::new();
+    for peer in &config.peers {
+        let local = match (LocalBond::configured(config), &host) {
+            (None, Some(host)) => host.bond_towards(peer).await,
+            (local, _) => local,
+        };
+        let (request, pairs) = ports::configured(config, peer, local);
+        let plan = ports::judge(&request, &pairs)?;
+        let better = ports::better(&request, &plan)?;
+        let names = peer.tunnels.iter().map(|tunnel| tunnel.name.to_string()).collect();
+        let (here, there) = (config.site.name.clone(), peer.name.clone());
+        peers.push(Peer { here, there, request, names, plan, better });
+    }
+    Ok(Report { peers, changes: None })
+}
+
+/// What the host has, for configurations that leave the bond to it.
+struct Host {
+    handle: Handle,
+    links: Links,
+}
+
+impl Host {
+    /// `None`: the kernel cannot be asked, and nothing is known.
+    async fn look() -> Option<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().ok()?;
+        tokio::spawn(connection);
+        let links = Links::read(&handle).await.ok()?;
+        Some(Self { handle, links })
+    }
+
+    /// The bond that outer packets to `peer` leave by, as routing has it now.
+    async fn bond_towards(&self, peer: &config::Peer) -> Option<LocalBond> {
+        let tunnel = peer.tunnels.first()?;
+        let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
+        let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
+        let link = self.links.index(observe::outgoing_interface(&self.handle, local, remote).await?)?;
+        // A VLAN device's packets are hashed by the bond below it.
+        let below = || self.links.index(link.parent?);
+        let bond = [Some(link), below()].into_iter().flatten().find(|link| link.bond.is_some());
+        let Some(bond) = bond else { return Some(LocalBond { members: 1, policy: Some(XmitHashPolicy::Layer34) }) };
+        let info = bond.bond.as_ref()?;
+        let hashes = matches!(info.mode, Some(BondMode::Ieee8023Ad | BondMode::BalanceXor));
+        let members = u8::try_from(self.links.members(bond).len()).ok()?;
+        Some(LocalBond { members, policy: info.xmit_hash_policy.filter(|_| hashes) })
+    }
+}
+
+/// The two ends on the command line.
+fn ends(args: &PlanArgs) -> Option<(End, End)> {
+    let members = args.members?;
+    let mut a = End::new(args.endpoint_a?, members, args.xmit_hash_policy);
+    let policy_b = args.xmit_hash_policy_b.unwrap_or(args.xmit_hash_policy);
+    let mut b = End::new(args.endpoint_b?, args.members_b.unwrap_or(members), policy_b);
+    a.excluded = args.exclude_a.iter().copied().collect();
+    b.excluded = args.exclude_b.iter().copied().collect();
+    a.rewritten = matches!(args.nat, Some(Nat::A | Nat::Both));
+    b.rewritten = matches!(args.nat, Some(Nat::B | Nat::Both));
+    Some((a, b))
+}
+
+/// The report that needs no configuration.
+fn bare(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
+    let lowest = args.ports.iter().map(|pair| pair.a.min(pair.b)).min().filter(|port| *port >= LOWEST_PORT);
+    let tunnels = match args.tunnels {
+        Some(tunnels) => tunnels,
+        None if args.ports.is_empty() => usize::from(a.members.max(b.members)).min(MAX_TUNNELS_PER_PEER),
+        None => args.ports.len(),
+    };
+    let request = Request { a, b, tunnels, base_port: args.base_port.or(lowest).unwrap_or(DEFAULT_BASE_PORT) };
+    let planned = args.ports.is_empty();
+    let plan = if planned { ports::plan(&request)? } else { ports::judge(&request, &args.ports)? };
+    let better = if planned { None } else { ports::better(&request, &plan)? };
+    let names = (0..plan.pairs.len()).map(|at| format!("wg{at}")).collect();
+    Ok(Peer { here: "A".to_owned(), there: "B".to_owned(), request, names, plan, better })
+}
+
+fn policy(text: &str) -> Result<XmitHashPolicy, String> {
+    let names = XmitHashPolicy::ALL.map(XmitHashPolicy::as_str).join(", ");
+    let found = XmitHashPolicy::ALL.into_iter().find(|policy| policy.as_str() == text);
+    found.ok_or_else(|| format!("choose one of {names}"))
+}
+
+fn pair(text: &str) -> Result<PortPair, String> {
+    let ports = text.split_once(':').and_then(|(a, b)| Some(PortPair { a: a.parse().ok()?, b: b.parse().ok()? }));
+    ports.ok_or_else(|| "give a tunnel's listen ports at A and at B, such as 51820:51822".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> Result<PlanArgs, String> {
+        let words = ["ecmpvpn", "plan"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            Command::Plan(args) => Ok(args),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    fn peer(line: &str) -> Peer {
+        let args = parse(line).unwrap();
+        let (a, b) = ends(&args).expect("endpoints are given");
+        bare(&args, a, b).unwrap()
+    }
+
+    const ENDPOINTS: &str = "--endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3";
+
+    #[test]
+    fn given_ports_are_judged_and_better_ones_lie_near_them() {
+        let peer = peer(&format!("{ENDPOINTS} --ports 5000:5000,5001:5001,5002:5002"));
+        assert_eq!(peer.plan.misses(), 6);
+        let better = peer.better.expect("equal ports are easily bettered").plan;
+        assert_eq!((better.misses(), better.pairs.len()), (0, 3));
+        assert!(better.pairs.iter().all(|pair| (5000..5016).contains(&pair.a) && (5000..5016).contains(&pair.b)));
+    }
+
+    #[test]
+    fn without_ports_there_is_a_tunnel_a_member() {
+        let peer =
+            peer(&format!("{ENDPOINTS} --members-b 4 --xmit-hash-policy-b layer2 --exclude-b 51820,51821 --nat b"));
+        assert_eq!(peer.names, ["wg0", "wg1", "wg2", "wg3"]);
+        assert!(peer.plan.pairs.iter().all(|pair| pair.a >= 51820 && pair.b >= 51822), "{:?}", peer.plan.pairs);
+        let (a, b) = (&peer.request.a, &peer.request.b);
+        assert_eq!((a.members, a.policy, a.rewritten), (3, Some(XmitHashPolicy::Layer34), false));
+        assert_eq!((b.members, b.policy, b.rewritten), (4, Some(XmitHashPolicy::Layer2), true));
+        assert_eq!(super::tests::peer(&format!("{ENDPOINTS} --tunnels 2 --base-port 6000")).request.base_port, 6000);
+    }
+
+    #[test]
+    fn wrong_usage_is_told() {
+        for (line, expected) in [
+            ("--endpoint-a 10.2.3.4", "--endpoint-b <ADDRESS>"),
+            ("--members 3", "--endpoint-a <ADDRESS>"),
+            ("--ports 1:2", "--endpoint-a <ADDRESS>"),
+            (&format!("{ENDPOINTS} --ports 5000"), "such as 51820:51822"),
+            (&format!("{ENDPOINTS} --ports 5000:5000 --tunnels 3"), "cannot be used with"),
+            (&format!("{ENDPOINTS} --xmit-hash-policy layer4"), "choose one of layer2, layer3+4"),
+            (&format!("{ENDPOINTS} --base-port 80"), "1024"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `plan --json`. Members are counted from 0 in enslave order; `null`: cannot be known.
+
+use serde::Serialize;
+
+use super::{Peer, Report};
+use crate::plan::ports::{End, PortPair, PortPlan, View};
+
+/// The whole object.
+#[derive(Debug, Serialize)]
+pub struct Json {
+    /// Members of this site's bond; of several bonds, the largest.
+    members: Option<u8>,
+    tunnels: Vec<Tunnel>,
+    spread: Spread,
+    /// What `run` would change; empty where there is no configuration.
+    changes: Vec<String>,
+    peers: Vec<PeerJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tunnel {
+    name: String,
+    peer: String,
+    listen_port: u16,
+    remote_port: u16,
+    /// The member that this site sends on.
+    tx_member: Option<u8>,
+    /// The member of its own bond that the remote site sends on.
+    rx_member: Option<u8>,
+    /// By the member that is down: the member that this site sends on then.
+    tx_member_degraded: Vec<Option<u8>>,
+    /// By the member of the remote bond that is down: the member that the remote site sends on then.
+    rx_member_degraded: Vec<Option<u8>>,
+}
+
+/// The most and the fewest tunnels on any one member; of several peers, the worst.
+#[derive(Debug, Serialize)]
+struct Spread {
+    tx_max: Option<usize>,
+    tx_min: Option<usize>,
+    rx_max: Option<usize>,
+    rx_min: Option<usize>,
+    tx_max_degraded: Option<usize>,
+    tx_min_degraded: Option<usize>,
+    rx_max_degraded: Option<usize>,
+    rx_min_degraded: Option<usize>,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerJson {
+    name: String,
+    /// Members of the remote site's bond; `null`: not known.
+    members: Option<u8>,
+    spread: Spread,
+    /// Tunnels on a wrong member, added up over both directions, with all members and with one fewer; 0: as even as
+    /// can be, as far as it is known.
+    misses: usize,
+    /// Whether both directions are known and as even as can be.
+    perfect: bool,
+    verdict: String,
+    /// Ports that would spread the tunnels more evenly; empty: there are none.
+    better: Vec<Ports>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ports {
+    listen_port: u16,
+    remote_port: u16,
+}
+
+impl Report {
+    /// The report as `--json` prints it.
+    pub fn json(&self) -> Json {
+        Json {
+            members: self.peers.iter().filter_map(|peer| members(&peer.request.a)).max(),
+            tunnels: self.peers.iter().flat_map(tunnels).collect(),
+            spread: Spread::worst(self.peers.iter().map(|peer| &peer.plan)),
+            changes: self.changes.clone().unwrap_or_default(),
+            peers: self.peers.iter().map(PeerJson::new).collect(),
+        }
+    }
+}
+
+impl PeerJson {
+    fn new(peer: &Peer) -> Self {
+        let better = peer.better.iter().flat_map(|better| &better.plan.pairs);
+        Self {
+            name: peer.there.clone(),
+            members: members(&peer.request.b),
+            spread: Spread::worst([&peer.plan]),
+            misses: peer.plan.misses(),
+            perfect: peer.plan.is_perfect(),
+            verdict: peer.verdict(),
+            better: better.map(|&PortPair { a, b }| Ports { listen_port: a, remote_port: b }).collect(),
+        }
+    }
+}
+
+impl Spread {
+    fn worst<'a>(plans: impl IntoIterator<Item = &'a PortPlan>) -> Self {
+        let mut views = [None; 4];
+        for (at, plan) in plans.into_iter().enumerate() {
+            for (worst, view) in views.iter_mut().zip(&plan.views) {
+                *worst = match (at, *worst, view.max_min()) {
+                    (0, _, max_min) => max_min,
+                    (_, Some((max, min)), Some((other_max, other_min))) => {
+                        Some((other_max.max(max), other_min.min(min)))
+                    }
+                    _ => None,
+                };
+            }
+        }
+        let [tx, tx_degraded, rx, rx_degraded] = views.map(Option::unzip);
+        Self {
+            tx_max: tx.0,
+            tx_min: tx.1,
+            rx_max: rx.0,
+            rx_min: rx.1,
+            tx_max_degraded: tx_degraded.0,
+            tx_min_degraded: tx_degraded.1,
+            rx_max_degraded: rx_degraded.0,
+            rx_min_degraded: rx_degraded.1,
+        }
+    }
+}
+
+fn members(end: &End) -> Option<u8> {
+    end.policy.map(|_| end.members)
+}
+
+fn tunnels(peer: &Peer) -> impl Iterator<Item = Tunnel> {
+    let [tx, tx_degraded, rx, rx_degraded] = &peer.plan.views;
+    peer.names.iter().zip(&peer.plan.pairs).enumerate().map(move |(at, (name, pair))| Tunnel {
+        name: name.clone(),
+        peer: peer.there.clone(),
+        listen_port: pair.a,
+        remote_port: pair.b,
+        tx_member: tx.tunnels[at].index(),
+        rx_member: rx.tunnels[at].index(),
+        tx_member_degraded: by_failure(tx, tx_degraded, at),
+        rx_member_degraded: by_failure(rx, rx_degraded, at),
+    })
+}
+
+/// The hash chooses among the members that are left, which close ranks: with `down` gone, those behind it move up.
+fn by_failure(full: &View, degraded: &View, tunnel: usize) -> Vec<Option<u8>> {
+    let left = degraded.tunnels[tunnel].index();
+    (0..full.members).map(|down| left.map(|index| index + u8::from(index >= down))).collect()
+}

@@ -1,0 +1,138 @@
+//! What `ecmpvpn plan` shows. The JSON is a contract: fields are only ever added.
+
+mod json;
+mod verdict;
+
+use std::fmt;
+
+use comfy_table::{Cell, CellAlignment, LineStyle, Row, Table, presets};
+
+use crate::plan::bond_hash::{Member, Unknown};
+use crate::plan::ports::{Better, End, PortPlan, Request, Spread, View};
+
+pub use json::Json;
+
+/// Everything that `plan` tells of one site.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The remote sites, at least one.
+    pub peers: Vec<Peer>,
+    /// What `run` would change, one sentence each; `None` where there is no configuration.
+    pub changes: Option<Vec<String>>,
+}
+
+/// The tunnels to one remote site. End A is this site.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What this site is called.
+    pub here: String,
+    /// What the remote site is called.
+    pub there: String,
+    /// The two ends.
+    pub request: Request,
+    /// The tunnels' names, in the order of the pairs.
+    pub names: Vec<String>,
+    /// The ports, and what comes of them.
+    pub plan: PortPlan,
+    /// Ports that would spread the tunnels more evenly.
+    pub better: Option<Better>,
+}
+
+/// For people.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, peer) in self.peers.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            peer.fmt(f)?;
+        }
+        match self.changes.as_deref() {
+            None => Ok(()),
+            Some([]) => write!(f, "\n\n`run` would change nothing"),
+            Some(changes) => {
+                write!(f, "\n\n`run` would change:")?;
+                changes.iter().try_for_each(|change| write!(f, "\n  {change}"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.here, end(&self.request.a))?;
+        writeln!(f, "{} {}", self.there, end(&self.request.b))?;
+        writeln!(f, "{}", self.table())?;
+        write!(f, "{}", self.verdict())
+    }
+}
+
+impl Peer {
+    fn table(&self) -> Table {
+        let [out, out_less, back, back_less] = &self.plan.views;
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header([
+            "tunnel".to_owned(),
+            format!("{} port", self.here),
+            format!("{} port", self.there),
+            format!("{} sends on\nmember {}", self.here, count(&self.request.a, out)),
+            format!("one down:\nmember {}", count(&self.request.a, out_less)),
+            format!("{} sends on\nmember {}", self.there, count(&self.request.b, back)),
+            format!("one down:\nmember {}", count(&self.request.b, back_less)),
+        ]);
+        for (at, (name, pair)) in self.names.iter().zip(&self.plan.pairs).enumerate() {
+            let mut row = Row::from([Cell::new(name), right(pair.a), right(pair.b)]);
+            for view in [out, out_less, back, back_less] {
+                row.add_cell(right(member(view, at)));
+            }
+            table.add_row(row);
+        }
+        let mut row = Row::from([Cell::new("tunnels a member"), Cell::new(""), Cell::new("")]);
+        for view in [out, out_less, back, back_less] {
+            row.add_cell(right(loads(view)));
+        }
+        table.add_row(row);
+        table
+    }
+}
+
+fn right(value: impl fmt::Display) -> Cell {
+    Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
+fn end(end: &End) -> String {
+    let bond = match (end.members, end.policy) {
+        (_, None) => "bond not known".to_owned(),
+        (1, _) => "1 member".to_owned(),
+        (members, Some(policy)) => format!("{members} members, {}", policy.as_str()),
+    };
+    let rewritten = if end.rewritten { ", behind address translation" } else { "" };
+    format!("{} ({bond}{rewritten})", end.address)
+}
+
+fn count(end: &End, view: &View) -> String {
+    match end.policy {
+        Some(_) => format!("of {}", view.members),
+        None => "of ?".to_owned(),
+    }
+}
+
+fn member(view: &View, tunnel: usize) -> String {
+    match view.tunnels[tunnel] {
+        Member::Index(index) => index.to_string(),
+        Member::Unknown(Unknown::NoMember) => "-".to_owned(),
+        Member::Unknown(_) => "?".to_owned(),
+    }
+}
+
+fn loads(view: &View) -> String {
+    match &view.spread {
+        Spread::Known(loads) => loads.iter().map(usize::to_string).collect::<Vec<_>>().join("/"),
+        Spread::OneOfThem(_) => format!("{} on one", view.tunnels.len()),
+        Spread::Unknown(Unknown::NoMember) => "-".to_owned(),
+        Spread::Unknown(_) => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
