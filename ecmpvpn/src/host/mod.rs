@@ -1,6 +1,49 @@
 //! Makes the kernel match a [`crate::plan::Plan`] and puts it back: bond, tunnels, steering device, routes, sysctls.
 //!
-//! Every change is written to a journal before it is made, so that any later process can undo it.
+//! Every change is written to a journal before it is made, so that any later process can undo it. The way of a run:
+//! ```text
+//! RunDir::lock -> Journal::open (not empty: a crash; undo it) -> preflight -> bring_up -> … -> Journal::undo -> RunDir::remove
+//! ```
+//! All of it works in the network namespace of the calling thread. In a test that moved only its own thread, use a
+//! current-thread runtime.
 
+pub mod bond;
+pub mod bpffs;
+mod bring_up;
+mod change;
+mod device;
+mod error;
+pub mod journal;
+mod member;
+pub mod netlink;
 pub mod observe;
+mod preflight;
+mod route;
+mod saved;
+pub mod state;
+mod survey;
+mod sysctl;
+mod tunnel;
+mod undo;
 pub mod wireguard;
+
+pub use bring_up::{HostLinks, Options, TakenDown, bring_up, changes, take_down};
+pub use change::Change;
+pub use error::{Conflict, HostError, Lacks};
+pub use journal::{Journal, Undo};
+pub use netlink::Netlink;
+pub use preflight::preflight;
+pub use route::PROTOCOL as ROUTE_PROTOCOL;
+pub use state::{RUN_ROOT, RunDir};
+
+use crate::config::BackendChoice;
+use crate::plan::Backend;
+
+/// Decides who carries the tunnels: the kernel where it has WireGuard, unless the configuration says otherwise.
+pub fn detect_backend(choice: BackendChoice) -> Backend {
+    match choice {
+        BackendChoice::Kernel => Backend::Kernel,
+        BackendChoice::Auto if wireguard::kernel::is_available() => Backend::Kernel,
+        BackendChoice::Auto | BackendChoice::Userspace => Backend::Userspace,
+    }
+}

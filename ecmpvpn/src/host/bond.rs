@@ -1,0 +1,157 @@
+//! The bond: made or reused, and its members.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_route::link::{
+    BondAdInfo, BondLacpRate, BondMode as KernelMode, BondXmitHashPolicy, InfoBond, InfoKind, LinkMessage,
+};
+use rtnetlink::{LinkBond, LinkMessageBuilder, LinkUnspec};
+use tokio::time::{Instant, sleep};
+
+use super::error::{Conflict, During as _, HostError};
+use super::journal::{Journal, LinkId, Undo};
+use super::member::MemberState;
+use super::netlink::{Link, Netlink};
+use crate::config::{Bond, BondMode, LacpRate, XmitHashPolicy};
+
+const POLL: Duration = Duration::from_millis(50);
+
+fn kernel_policy(policy: XmitHashPolicy) -> BondXmitHashPolicy {
+    match policy {
+        XmitHashPolicy::Layer2 => BondXmitHashPolicy::Layer2,
+        XmitHashPolicy::Layer34 => BondXmitHashPolicy::Layer34,
+        XmitHashPolicy::Layer23 => BondXmitHashPolicy::Layer23,
+        XmitHashPolicy::Encap23 => BondXmitHashPolicy::Encap23,
+        XmitHashPolicy::Encap34 => BondXmitHashPolicy::Encap34,
+        XmitHashPolicy::VlanSrcmac => BondXmitHashPolicy::VlanSrcMac,
+    }
+}
+
+fn kernel_mode(mode: BondMode) -> KernelMode {
+    match mode {
+        BondMode::Lacp => KernelMode::Ieee8023Ad,
+        BondMode::BalanceXor => KernelMode::BalanceXor,
+    }
+}
+
+fn kernel_rate(rate: LacpRate) -> BondLacpRate {
+    match rate {
+        LacpRate::Slow => BondLacpRate::Slow,
+        LacpRate::Fast => BondLacpRate::Fast,
+    }
+}
+
+/// The message that makes the bond.
+pub fn message(bond: &Bond, mtu: u32) -> LinkMessage {
+    let message = LinkBond::new(bond.name.as_str())
+        .mode(kernel_mode(bond.mode))
+        .miimon(bond.miimon_ms)
+        .xmit_hash_policy(kernel_policy(bond.xmit_hash_policy));
+    let message = match bond.mode {
+        BondMode::Lacp => message.ad_lacp_rate(kernel_rate(bond.lacp_rate)),
+        // The kernel refuses the setting in other modes.
+        BondMode::BalanceXor => message,
+    };
+    message.mtu(mtu).build()
+}
+
+/// Whether an existing bond is set up as configured.
+pub fn check_settings(wanted: &Bond, link: &Link) -> Result<(), Conflict> {
+    let differs = |setting, is: String, wanted_value: String| {
+        Err(Conflict::BondDiffers { bond: wanted.name.clone(), setting, is, wanted: wanted_value })
+    };
+    for info in &link.bond {
+        match info {
+            InfoBond::Mode(mode) if *mode != kernel_mode(wanted.mode) => {
+                return differs("mode", mode.to_string(), kernel_mode(wanted.mode).to_string());
+            }
+            InfoBond::MiiMon(ms) if *ms != wanted.miimon_ms => {
+                return differs("miimon_ms", ms.to_string(), wanted.miimon_ms.to_string());
+            }
+            InfoBond::XmitHashPolicy(policy) if *policy != kernel_policy(wanted.xmit_hash_policy) => {
+                return differs("xmit_hash_policy", policy.to_string(), wanted.xmit_hash_policy.as_str().to_owned());
+            }
+            InfoBond::AdLacpRate(rate) if wanted.mode == BondMode::Lacp && *rate != kernel_rate(wanted.lacp_rate) => {
+                return differs("lacp_rate", rate.to_string(), kernel_rate(wanted.lacp_rate).to_string());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Saves what the member has, takes it away, and enslaves it.
+pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bond: &LinkId) -> Result<(), HostError> {
+    let operation = || format!("enslaving {member} to {bond}");
+    let link = netlink.link(member).await.during(operation)?;
+    let link = link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)).during(operation)?;
+    let saved = MemberState::read(netlink, &link).await.during(|| format!("reading the addresses of {member}"))?;
+    journal.record(Undo::ReleaseMember { member: LinkId::theirs(&link), bond: bond.clone(), saved })?;
+    MemberState::strip(netlink, link.index).await.during(|| format!("removing the addresses of {member}"))?;
+    netlink.set_down(link.index).await.during(|| format!("setting {member} down"))?;
+    let master = bond.ifindex.unwrap_or(0);
+    let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).controller(master).build();
+    netlink.set_link(message).await.during(operation)?;
+    netlink.set_up(link.index).await.during(|| format!("setting {member} up"))
+}
+
+/// Releases a member and gives it back what it had.
+pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
+    let Some(link) = member.find(netlink).await? else { return Ok(()) };
+    match link.master {
+        Some(master) if bond.ifindex == Some(master) => {
+            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).nocontroller().build();
+            netlink.set_link(message).await?;
+        }
+        // Somebody has given it to another device meanwhile: that is theirs now.
+        Some(_) => return Ok(()),
+        None => {}
+    }
+    saved.restore(netlink, &link).await
+}
+
+/// Waits until every member carries traffic, at most `patience`. What is missing then, in words.
+pub async fn wait_until_ready(netlink: &Netlink, bond: &Bond, patience: Duration) -> io::Result<Option<String>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let Some(link) = netlink.link(bond.name.as_str()).await? else {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        };
+        let lacks = lacks(bond, &link);
+        if lacks.is_none() || Instant::now() >= deadline {
+            return Ok(lacks);
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn lacks(bond: &Bond, link: &Link) -> Option<String> {
+    let name = &bond.name;
+    if !link.carrier {
+        return Some(format!("{name} has no carrier: check the cables of its members"));
+    }
+    if bond.mode != BondMode::Lacp {
+        return None;
+    }
+    let info = link.bond.iter().find_map(|info| match info {
+        InfoBond::AdInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    let info = info.unwrap_or_default();
+    let has_partner = info.iter().any(|i| matches!(i, BondAdInfo::PartnerMac(mac) if *mac != [0; 6]));
+    if !has_partner {
+        return Some(format!(
+            "no LACP partner answers on {name}: only one member carries traffic until the switch ports form a LAG"
+        ));
+    }
+    let ports = info.iter().find_map(|i| match i {
+        BondAdInfo::NumPorts(ports) => Some(usize::from(*ports)),
+        _ => None,
+    });
+    let (ports, members) = (ports.unwrap_or(0), bond.members.len());
+    (ports < members).then(|| format!("only {ports} of {members} members of {name} are in its active aggregator"))
+}
+
+/// The kind of a bond.
+pub const KIND: InfoKind = InfoKind::Bond;

@@ -1,0 +1,42 @@
+//! The BPF file system that pins live in.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::statfs;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::error::{HostError, Lacks};
+use super::journal::{Journal, Undo};
+
+/// Where the BPF file system belongs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Source: include/uapi/linux/magic.h.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Whether a BPF file system is mounted at `path`.
+pub fn is_mounted(path: &Path) -> bool {
+    // The type of `f_type` differs between architectures; the magic fits all of them.
+    statfs(path).is_ok_and(|fs| u64::try_from(fs.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC))
+}
+
+/// Mounts it there.
+pub fn mount_at(path: &Path, journal: &mut Journal) -> Result<(), HostError> {
+    journal.record(Undo::Unmount { path: path.to_owned() })?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", path, "bpf", flags, c"mode=0700")
+        .map_err(|e| Lacks::BpfFs { path: path.to_owned(), source: e.into() }.into())
+}
+
+/// Unmounts it, unless somebody has put something there meanwhile.
+pub fn unmount_if_empty(path: &Path) -> io::Result<()> {
+    if !is_mounted(path) || fs::read_dir(path)?.next().is_some() {
+        return Ok(());
+    }
+    match unmount(path, UnmountFlags::NOFOLLOW) {
+        // Somebody stands in it: it is in use.
+        Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => Ok(()),
+        other => other.map_err(Into::into),
+    }
+}

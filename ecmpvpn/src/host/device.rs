@@ -1,0 +1,119 @@
+//! What bond, tunnels and steering device have in common: made under a journal record, marked as ours, given
+//! addresses, set up.
+
+use std::io;
+
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::{AddressFamily, address::AddressScope};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+
+use super::error::{During as _, HostError};
+use super::journal::{Journal, LinkId, Undo};
+use super::netlink::Netlink;
+use super::sysctl;
+
+/// A link that is about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct New<'a> {
+    /// Interface name.
+    pub name: &'a str,
+    /// As `bond`.
+    pub kind: &'a str,
+    /// Marks it as ours.
+    pub alias: &'a str,
+}
+
+impl New<'_> {
+    fn undo(&self, ifindex: Option<u32>) -> Undo {
+        let link = LinkId { name: self.name.to_owned(), ifindex, alias: Some(self.alias.to_owned()) };
+        Undo::DeleteLink { link, kind: self.kind.to_owned() }
+    }
+
+    /// Writes down that the link is about to be made.
+    pub fn announce(&self, journal: &mut Journal) -> Result<(), HostError> {
+        Ok(journal.record(self.undo(None))?)
+    }
+
+    /// Makes the link with `message`, and fails if the name is taken. Its index.
+    pub async fn create(
+        &self,
+        netlink: &Netlink,
+        journal: &mut Journal,
+        message: LinkMessage,
+    ) -> Result<u32, HostError> {
+        self.announce(journal)?;
+        let made = netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).await;
+        if made.is_err() {
+            // Nothing was made. Above all: what has the name now is not ours.
+            journal.retract()?;
+        }
+        made.during(|| format!("creating {} {}", self.kind, self.name))?;
+        self.adopt(netlink, journal).await
+    }
+
+    /// Marks the link that was just made as ours. Its index.
+    pub async fn adopt(&self, netlink: &Netlink, journal: &mut Journal) -> Result<u32, HostError> {
+        let mark = async {
+            let link = netlink.link(self.name).await?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+            // The kernel takes no alias when it makes a link (rtnl_create_link(), net/core/rtnetlink.c).
+            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).alias(self.alias).build();
+            netlink.set_link(message).await?;
+            io::Result::Ok(link.index)
+        };
+        let index = mark.await.during(|| format!("setting the alias of {}", self.name))?;
+        journal.amend(self.undo(Some(index)))?;
+        Ok(index)
+    }
+
+    /// Which link this is, once its index is known.
+    pub fn id(&self, ifindex: u32) -> LinkId {
+        LinkId { name: self.name.to_owned(), ifindex: Some(ifindex), alias: Some(self.alias.to_owned()) }
+    }
+}
+
+/// Sets MTU and addresses of a device of ours that carries inner traffic, and sets it up.
+pub async fn prepare(
+    netlink: &Netlink,
+    name: &str,
+    index: u32,
+    mtu: u32,
+    addresses: &[IpNet],
+) -> Result<(), HostError> {
+    let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
+    netlink.set_link(message).await.during(|| format!("setting the MTU of {name} to {mtu}"))?;
+    // No link-local address by itself: nothing that the far end did not ask for may leave through a tunnel. And no
+    // IPv6 at all if the host's default says so, while the plan may need it. A host without IPv6 has neither setting.
+    sysctl::write_if_there(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")
+        .and_then(|()| sysctl::write_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "0"))
+        .during(|| format!("preparing IPv6 on {name}"))?;
+    for address in addresses {
+        add_address(netlink, name, index, *address).await?;
+    }
+    Ok(())
+}
+
+/// Adds an address as `ip address add` does.
+pub async fn add_address(netlink: &Netlink, name: &str, index: u32, address: IpNet) -> Result<(), HostError> {
+    let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
+    netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await.during(|| format!("adding address {address} to {name}"))
+}
+
+/// The message that adds or removes an address.
+pub fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = address.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.family = if address.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.attributes = vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
+    if let IpNet::V4(net) = address
+        && net.prefix_len() < 31
+    {
+        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    }
+    message
+}

@@ -1,0 +1,258 @@
+//! Route netlink: the few requests that `host` needs, with the kernel's own explanation in every error.
+
+use std::io;
+
+use futures_util::StreamExt as _;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{
+    InfoBond, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator,
+};
+use rtnetlink::sys::AsyncSocket as _;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+
+/// Text of an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const NLMSGHDR_LEN: usize = 16;
+
+/// A link as far as `host` looks at it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// `ifalias`
+    pub alias: Option<String>,
+    /// `bond`, `wireguard`, `tun`…; `None`: a device of a driver.
+    pub kind: Option<String>,
+    /// Administratively up.
+    pub up: bool,
+    /// Has carrier.
+    pub carrier: bool,
+    /// Ethernet, as a bond asks of its members.
+    pub ethernet: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// The bond, bridge or VRF that it belongs to.
+    pub master: Option<u32>,
+    /// The device that it sits upon, such as a VLAN's.
+    pub lower: Option<u32>,
+    /// A bond's settings.
+    pub bond: Vec<InfoBond>,
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            alias: None,
+            kind: None,
+            up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            mtu: 0,
+            master: None,
+            lower: None,
+            bond: Vec::new(),
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(master) if master != 0 => link.master = Some(master),
+                LinkAttribute::Link(lower) if lower != 0 => link.lower = Some(lower),
+                LinkAttribute::LinkInfo(infos) => link.add_info(infos),
+                _ => {}
+            }
+        }
+        if matches!(link.kind.as_deref(), Some("veth")) {
+            link.lower = None; // Its other end, which does not sit below it.
+        }
+        link
+    }
+}
+
+impl Link {
+    fn add_info(&mut self, infos: Vec<LinkInfo>) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+                LinkInfo::Data(InfoData::Bond(bond)) => self.bond = bond,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether it is of this kind, as `ip -d link` names it.
+    pub fn is(&self, kind: &InfoKind) -> bool {
+        self.kind.as_deref() == Some(kind.to_string().as_str())
+    }
+}
+
+/// A route netlink socket in the network namespace of the thread that opened it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens the socket in the calling thread's network namespace. Call it inside of a tokio runtime.
+    pub fn open() -> io::Result<Self> {
+        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        // Best effort: without them errors lack the kernel's explanation.
+        let socket = connection.socket_mut().socket_mut();
+        let _ = socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true));
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Sends `message` with `flags` on top of `REQUEST | ACK` and waits for the acknowledgement.
+    pub async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.exchange(message, NLM_F_ACK | flags).await.map(drop)
+    }
+
+    async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        let mut answers = self.handle.clone().request(message).map_err(io::Error::other)?;
+        let mut messages = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(explained(&error)),
+                NetlinkPayload::InnerMessage(message) => messages.push(message),
+                _ => {}
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Every link.
+    pub async fn links(&self) -> io::Result<Vec<Link>> {
+        let answers = self.exchange(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP).await?;
+        Ok(answers.into_iter().filter_map(link).collect())
+    }
+
+    /// The link of this name, if there is one.
+    pub async fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        self.one_link(LinkMessageBuilder::<LinkUnspec>::new().name(name.to_owned()).build()).await
+    }
+
+    /// The link with this index, if there is one.
+    pub async fn link_at(&self, index: u32) -> io::Result<Option<Link>> {
+        self.one_link(LinkMessageBuilder::<LinkUnspec>::new().index(index).build()).await
+    }
+
+    async fn one_link(&self, query: LinkMessage) -> io::Result<Option<Link>> {
+        match self.exchange(RouteNetlinkMessage::GetLink(query), 0).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(link)),
+            Err(e) if errno_of(&e) == Some(libc::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Changes a link that exists, as `ip link set`.
+    pub async fn set_link(&self, message: LinkMessage) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::NewLink(message), 0).await
+    }
+
+    /// Sets a link administratively up.
+    pub async fn set_up(&self, index: u32) -> io::Result<()> {
+        self.set_link(LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build()).await
+    }
+
+    /// Sets a link administratively down.
+    pub async fn set_down(&self, index: u32) -> io::Result<()> {
+        self.set_link(LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build()).await
+    }
+
+    /// Removes a link.
+    pub async fn delete_link(&self, index: u32) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelLink(LinkMessageBuilder::<LinkUnspec>::new().index(index).build()), 0)
+            .await
+    }
+
+    /// Every address of both families.
+    pub async fn addresses(&self) -> io::Result<Vec<AddressMessage>> {
+        let answers = self.exchange(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP).await?;
+        let address = |message| match message {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(address).collect())
+    }
+
+    /// Every IPv4 and IPv6 route in every table.
+    pub async fn routes(&self) -> io::Result<Vec<RouteMessage>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut query = RouteMessage::default();
+            query.header.address_family = family;
+            let answers = match self.exchange(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP).await {
+                // A kernel without this family.
+                Err(e) if matches!(errno_of(&e), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => continue,
+                answers => answers?,
+            };
+            routes.extend(answers.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => Some(route),
+                _ => None,
+            }));
+        }
+        Ok(routes)
+    }
+
+    /// Every neighbour entry of both families.
+    pub async fn neighbours(&self) -> io::Result<Vec<NeighbourMessage>> {
+        let answers = self.exchange(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()), NLM_F_DUMP).await?;
+        let neighbour = |message| match message {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(neighbour).collect())
+    }
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<Link> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
+        _ => None,
+    }
+}
+
+/// Whether `result` failed with this errno.
+pub fn is_errno<T>(result: &io::Result<T>, errno: i32) -> bool {
+    result.as_ref().err().and_then(errno_of) == Some(errno)
+}
+
+/// The errno behind an error of [`Netlink`], explained or not.
+pub fn errno_of(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or_else(|| Some(error.get_ref()?.downcast_ref::<Explained>()?.errno))
+}
+
+/// An errno with the kernel's extended acknowledgement.
+#[derive(Debug, thiserror::Error)]
+#[error("{} (the kernel says: {message})", io::Error::from_raw_os_error(*errno))]
+struct Explained {
+    errno: i32,
+    message: String,
+}
+
+fn explained(error: &ErrorMessage) -> io::Error {
+    let plain = error.to_io();
+    let Some(attributes) = error.header.get(NLMSGHDR_LEN..) else { return plain };
+    let text = NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .find(|nla| nla.kind() == NLMSGERR_ATTR_MSG)
+        .map(|nla| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned());
+    match (text, plain.raw_os_error()) {
+        (Some(message), Some(errno)) => io::Error::new(plain.kind(), Explained { errno, message }),
+        _ => plain,
+    }
+}

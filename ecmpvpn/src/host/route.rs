@@ -1,0 +1,102 @@
+//! Routes of the remote prefixes into the steering device.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+
+use super::error::{During as _, HostError};
+use super::journal::{Journal, LinkId, Undo};
+use super::netlink::{Link, Netlink};
+use crate::plan::Route;
+
+/// Marks our routes; not assigned to anybody. Source: include/uapi/linux/rtnetlink.h, `rt_protos` of iproute2.
+pub const PROTOCOL: u8 = 0xec;
+/// Gateway of our IPv6 routes: on a device without neighbour discovery a route without one makes a neighbour entry for
+/// every destination.
+const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Adds a route through the steering device.
+pub async fn add(netlink: &Netlink, journal: &mut Journal, route: &Route, device: LinkId) -> Result<(), HostError> {
+    let name = device.name.clone();
+    let index = device.ifindex.unwrap_or(0);
+    journal.record(Undo::DeleteRoute { prefix: route.prefix, device })?;
+    let message = RouteNetlinkMessage::NewRoute(message(route.prefix, route.source, index));
+    let added = netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await;
+    if added.is_err() {
+        journal.retract()?;
+    }
+    added.during(|| format!("adding a route to {} through {name}", route.prefix))
+}
+
+/// The message that adds or removes one of our routes.
+pub fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.destination_prefix_length = prefix.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Destination(prefix.network().into()));
+    message.attributes.push(RouteAttribute::Oif(device));
+    match prefix {
+        IpNet::V4(_) => {
+            message.header.address_family = AddressFamily::Inet;
+            message.header.scope = RouteScope::Link;
+        }
+        IpNet::V6(_) => {
+            message.header.address_family = AddressFamily::Inet6;
+            message.header.flags = RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet6(GATEWAY)));
+        }
+    }
+    if let Some(source) = source {
+        message.attributes.push(RouteAttribute::PrefSource(source.into()));
+    }
+    message
+}
+
+/// Where a route goes, as far as it matters here.
+pub fn output_interfaces(route: &RouteMessage) -> Vec<u32> {
+    let mut interfaces = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    interfaces
+}
+
+/// The table of a route.
+pub fn table(route: &RouteMessage) -> u32 {
+    let wide = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    wide.unwrap_or(u32::from(route.header.table))
+}
+
+/// The device or the way of a main-table route to exactly `prefix`, if there is one.
+pub fn taken_by(routes: &[RouteMessage], links: &[Link], prefix: IpNet) -> Option<String> {
+    let same = |route: &&RouteMessage| {
+        let family = if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let destination = route.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        });
+        table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
+            && route.header.address_family == family
+            && route.header.destination_prefix_length == prefix.prefix_len()
+            && destination.is_none_or(|address| address == prefix.network())
+    };
+    let route = routes.iter().find(same)?;
+    let name = |index: &u32| links.iter().find(|link| link.index == *index).map(|link| link.name.clone());
+    let names: Vec<String> = output_interfaces(route).iter().filter_map(name).collect();
+    Some(if names.is_empty() { format!("a route of type {:?}", route.header.kind) } else { names.join(", ") })
+}

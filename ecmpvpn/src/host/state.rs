@@ -1,0 +1,223 @@
+//! The run directory of a site: its lock, and the journal of what must be undone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// Below it each site has a directory.
+pub const RUN_ROOT: &str = "/run/ecmpvpn";
+
+/// The run directory is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another process holds the lock.
+    #[error("ecmpvpn is already running for {site} (pid {pid}): stop it with `ecmpvpn down -c …`")]
+    AlreadyRunning {
+        /// The site.
+        site: String,
+        /// Its process; 0 if it has not written it yet.
+        pid: i32,
+    },
+    /// The directory or the lock file.
+    #[error("{operation} {}", .path.display())]
+    Io {
+        /// As `opening`.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A running process did not end.
+    #[error(
+        "pid {pid} was asked to stop {site}, but still runs after {seconds} s: look at its log, or end it yourself"
+    )]
+    DoesNotStop {
+        /// The site.
+        site: String,
+        /// The process.
+        pid: i32,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+/// The run directory of one site, locked until dropped. Dropping it leaves the files, [`RunDir::remove`] removes them.
+#[derive(Debug)]
+pub struct RunDir {
+    site: String,
+    root: PathBuf,
+    lock: File,
+}
+
+impl RunDir {
+    /// Takes the lock of `site` below `root`, usually [`RUN_ROOT`].
+    pub fn lock(root: &Path, site: &str) -> Result<Self, StateError> {
+        let dir = root.join(site);
+        loop {
+            fs::create_dir_all(&dir).map_err(io_error("creating", &dir))?;
+            let path = dir.join("lock");
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o644);
+            let mut lock = match options.open(&path) {
+                // A process that was just ending removed the directory.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(io_error("opening", &path))?,
+            };
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(StateError::AlreadyRunning { site: site.to_owned(), pid: read_pid(&mut lock) });
+                }
+                Err(e) => return Err(io_error("locking", &path)(e.into())),
+            }
+            // The holder before us may have removed the file while we waited for the lock: then it guards nothing.
+            let same = fs::metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
+            if !same {
+                continue;
+            }
+            let pid = std::process::id().to_string();
+            lock.set_len(0).and_then(|()| lock.write_all(pid.as_bytes())).map_err(io_error("writing", &path))?;
+            return Ok(Self { site: site.to_owned(), root: root.to_owned(), lock });
+        }
+    }
+
+    /// As [`RunDir::lock`]; if another process holds the lock, asks it to end (SIGTERM) and waits for that.
+    /// Returns the process that was stopped, if any. Blocks.
+    pub fn lock_stopping(root: &Path, site: &str, patience: Duration) -> Result<(Self, Option<i32>), StateError> {
+        let deadline = Instant::now() + patience;
+        let mut stopped = None;
+        loop {
+            match Self::lock(root, site) {
+                Ok(run_dir) => return Ok((run_dir, stopped)),
+                Err(StateError::AlreadyRunning { pid, .. }) if Instant::now() < deadline => {
+                    if stopped.is_none() {
+                        stopped = terminate(root, site, pid);
+                    }
+                }
+                Err(StateError::AlreadyRunning { site, pid }) if stopped.is_some() => {
+                    return Err(StateError::DoesNotStop { site, pid, seconds: patience.as_secs() });
+                }
+                Err(e) => return Err(e),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The site.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// Where its files are.
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.site)
+    }
+
+    /// The journal's file.
+    pub fn journal_path(&self) -> PathBuf {
+        self.path().join("journal.json")
+    }
+
+    /// Removes the directory. Call it when nothing is left to undo.
+    pub fn remove(self) -> Result<(), StateError> {
+        let dir = self.path();
+        for name in ["journal.json", "lock"] {
+            let path = dir.join(name);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &path)(e)),
+                _ => {}
+            }
+        }
+        // Other people's files keep the directories, and so do other sites.
+        let _ = fs::remove_dir(&dir);
+        let _ = fs::remove_dir(&self.root);
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+fn read_pid(lock: &mut File) -> i32 {
+    let mut text = String::new();
+    // The holder writes its pid right after taking the lock.
+    let _ = lock.read_to_string(&mut text);
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Sends SIGTERM to the holder of the lock. `None`: it is gone already.
+fn terminate(root: &Path, site: &str, pid: i32) -> Option<i32> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // With the process held, look again who has the lock: the pid may have been handed out anew in between.
+    match RunDir::lock(root, site) {
+        Err(StateError::AlreadyRunning { pid: holder, .. }) if holder == pid => {
+            pidfd_send_signal(&process, Signal::TERM).ok().map(|()| pid)
+        }
+        _ => None,
+    }
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { operation, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_names_the_process_that_holds_the_first() {
+        let root = tempfile::tempdir().unwrap();
+        let first = RunDir::lock(root.path(), "site-a").unwrap();
+        let second = RunDir::lock(root.path(), "site-a").unwrap_err();
+        let expected = format!(
+            "ecmpvpn is already running for site-a (pid {}): stop it with `ecmpvpn down -c …`",
+            std::process::id()
+        );
+        assert_eq!(second.to_string(), expected);
+        RunDir::lock(root.path(), "site-b").expect("another site is another lock");
+        drop(first);
+        RunDir::lock(root.path(), "site-a").expect("the lock ends with its holder");
+    }
+
+    #[test]
+    fn remove_leaves_nothing_but_other_peoples_files() {
+        let root = tempfile::tempdir().unwrap();
+        let run_root = root.path().join("run");
+        let a = RunDir::lock(&run_root, "site-a").unwrap();
+        let b = RunDir::lock(&run_root, "site-b").unwrap();
+        a.remove().unwrap();
+        assert!(!run_root.join("site-a").exists() && run_root.join("site-b/lock").exists());
+        b.remove().unwrap();
+        assert!(!run_root.exists());
+    }
+
+    #[test]
+    fn stopping_ends_the_holder_and_takes_its_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("site-a");
+        fs::create_dir_all(&dir).unwrap();
+        let lock = dir.join("lock");
+        // `exec` keeps the pid that is written, and with it the locked descriptor 9.
+        let script = format!("exec 9>>{0}; flock 9; echo $$ > {0}; echo locked; exec sleep 60", lock.display());
+        let mut holder = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("bash and flock are there");
+        let mut line = [0_u8; 7];
+        holder.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        let pid = i32::try_from(holder.id()).unwrap();
+        let (run_dir, stopped) =
+            RunDir::lock_stopping(root.path(), "site-a", Duration::from_secs(10)).expect("the holder ends on SIGTERM");
+        assert_eq!(stopped, Some(pid));
+        assert!(!holder.wait().unwrap().success());
+        run_dir.remove().unwrap();
+    }
+}

@@ -1,0 +1,249 @@
+//! Compares the plan with the host: what must change, and what stands against it. Changes nothing.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+
+use super::bond;
+use super::change::Change;
+use super::error::{Conflict, During as _, HostError, Lacks};
+use super::netlink::{Link, Netlink};
+use super::saved::local_address;
+use super::{bpffs, route, sysctl};
+use crate::config::{Bond, InterfaceName};
+use crate::plan::{Plan, Sysctl};
+
+/// What is on the host.
+#[derive(Debug)]
+pub struct Survey {
+    /// Every link.
+    pub links: Vec<Link>,
+    /// Every address.
+    pub addresses: Vec<AddressMessage>,
+    /// Every route.
+    pub routes: Vec<RouteMessage>,
+}
+
+impl Survey {
+    /// Looks at the network namespace that `netlink` is in.
+    pub async fn take(netlink: &Netlink) -> Result<Self, HostError> {
+        Ok(Self {
+            links: netlink.links().await.during(|| "listing links".to_owned())?,
+            addresses: netlink.addresses().await.during(|| "listing addresses".to_owned())?,
+            routes: netlink.routes().await.during(|| "listing routes".to_owned())?,
+        })
+    }
+
+    /// The link of this name.
+    pub fn link(&self, name: &InterfaceName) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name.as_str())
+    }
+
+    /// Addresses of a link, with their prefix lengths; without those that the kernel makes by itself.
+    fn addresses_of(&self, link: &Link) -> Vec<(IpAddr, u8)> {
+        let on_link = self.addresses.iter().filter(|a| a.header.index == link.index);
+        let named = on_link.filter_map(|a| Some((local_address(a)?, a.header.prefix_len)));
+        named.filter(|(address, _)| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())).collect()
+    }
+
+    /// Every change that `plan` needs, in order, and every finding that none is needed.
+    pub fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {
+        let mut changes = Vec::new();
+        if !bpffs::is_mounted(Path::new(bpffs::BPFFS)) {
+            changes.push(Change::MountBpffs);
+        }
+        if let Some(bond) = &plan.bond {
+            self.bond_changes(bond, &mut changes)?;
+        }
+        for tunnel in &plan.tunnels {
+            self.check_name(plan, &tunnel.name, "the tunnel")?;
+            changes.push(Change::CreateTunnel {
+                name: tunnel.name.clone(),
+                backend: plan.backend,
+                listen_port: tunnel.listen_port,
+                remote_endpoint: tunnel.remote_endpoint,
+                address: tunnel.address.into(),
+                mtu: tunnel.mtu,
+            });
+        }
+        self.check_name(plan, &plan.steering.name, "the steering device")?;
+        changes.push(Change::CreateSteering {
+            name: plan.steering.name.clone(),
+            backend: plan.backend,
+            addresses: plan.steering.addresses.clone(),
+            mtu: plan.steering.mtu,
+        });
+        for wanted in &plan.routes {
+            if let Some(device) = route::taken_by(&self.routes, &self.links, wanted.prefix) {
+                return Err(Conflict::RouteTaken { prefix: wanted.prefix, device }.into());
+            }
+            changes.push(Change::AddRoute {
+                prefix: wanted.prefix,
+                device: plan.steering.name.clone(),
+                source: wanted.source,
+            });
+        }
+        for setting in &plan.sysctls {
+            self.sysctl_changes(plan, setting, &mut changes)?;
+        }
+        Ok(changes)
+    }
+
+    fn bond_changes(&self, bond: &Bond, changes: &mut Vec<Change>) -> Result<(), HostError> {
+        let existing = self.link(&bond.name);
+        match existing {
+            Some(link) if !link.is(&bond::KIND) => {
+                let alias = link.alias.clone();
+                return Err(Conflict::NameTaken { name: bond.name.clone(), role: "the bond", alias }.into());
+            }
+            Some(link) => {
+                bond::check_settings(bond, link)?;
+                self.check_members(bond, link)?;
+                changes.push(Change::ReuseBond { bond: bond.name.clone() });
+            }
+            None => {
+                let mtus = bond.members.iter().filter_map(|member| Some(self.link(member)?.mtu));
+                changes.push(Change::CreateBond { bond: bond.clone(), mtu: mtus.min().unwrap_or(1500) });
+            }
+        }
+        for member in &bond.members {
+            changes.push(self.member_change(bond, existing, member)?);
+        }
+        let there = existing.map(|link| self.addresses_of(link)).unwrap_or_default();
+        for address in &bond.addresses {
+            let device = bond.name.clone();
+            changes.push(if there.contains(&(address.addr(), address.prefix_len())) {
+                Change::KeepAddress { device, address: *address }
+            } else {
+                Change::AddAddress { device, address: *address }
+            });
+        }
+        if existing.is_none_or(|link| !link.up) {
+            changes.push(Change::SetUp { device: bond.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// A bond with more members than configured would send where the planner does not expect it.
+    fn check_members(&self, bond: &Bond, link: &Link) -> Result<(), Conflict> {
+        let members = self.links.iter().filter(|other| other.master == Some(link.index));
+        let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();
+        if names.iter().all(|name| bond.members.iter().any(|member| member.as_str() == *name)) {
+            return Ok(());
+        }
+        let wanted: Vec<&str> = bond.members.iter().map(InterfaceName::as_str).collect();
+        let bond = bond.name.clone();
+        Err(Conflict::BondDiffers { bond, setting: "members", is: names.join(", "), wanted: wanted.join(", ") })
+    }
+
+    fn member_change(&self, bond: &Bond, existing: Option<&Link>, member: &InterfaceName) -> Result<Change, Conflict> {
+        let Some(link) = self.link(member) else {
+            let fit = |link: &&Link| link.ethernet && !link.is(&bond::KIND) && link.master.is_none();
+            let present = self.links.iter().filter(fit).map(|link| link.name.clone()).collect();
+            return Err(Conflict::NoSuchMember { member: member.clone(), present });
+        };
+        let unfit = |why: String| Err(Conflict::UnfitMember { member: member.clone(), why });
+        if let Some(master) = link.master {
+            if existing.is_some_and(|bond| bond.index == master) {
+                return Ok(Change::KeepMember { member: member.clone(), bond: bond.name.clone() });
+            }
+            let name = self.links.iter().find(|other| other.index == master).map_or("another device", |m| &m.name);
+            return unfit(format!("already belongs to {name}: release it first (`ip link set {member} nomaster`)"));
+        }
+        if !link.ethernet {
+            return unfit("is no Ethernet interface: choose another one".to_owned());
+        }
+        if let Some(upper) = self.links.iter().find(|other| other.lower == Some(link.index)) {
+            return unfit(format!("carries {0}: move {0} onto the bond or remove it", upper.name));
+        }
+        let through_member = |r: &&RouteMessage| route::output_interfaces(r).contains(&link.index);
+        let by_object = |r: &RouteMessage| {
+            r.attributes.iter().find_map(|a| match a {
+                RouteAttribute::NhId(id) => Some(*id),
+                _ => None,
+            })
+        };
+        if let Some(id) = self.routes.iter().filter(through_member).find_map(by_object) {
+            return unfit(format!("carries the nexthop object {id}, which could not be given back: remove it first"));
+        }
+        let addresses = self.addresses_of(link).into_iter().map(|(address, len)| format!("{address}/{len}")).collect();
+        Ok(Change::Enslave { member: member.clone(), bond: bond.name.clone(), addresses })
+    }
+
+    fn check_name(&self, plan: &Plan, name: &InterfaceName, role: &'static str) -> Result<(), Conflict> {
+        match self.link(name) {
+            None => Ok(()),
+            Some(link) if link.alias.as_deref() == Some(&Plan::link_alias(&plan.site)) => {
+                Err(Conflict::Orphan { name: name.clone(), site: plan.site.clone() })
+            }
+            Some(link) => Err(Conflict::NameTaken { name: name.clone(), role, alias: link.alias.clone() }),
+        }
+    }
+
+    fn sysctl_changes(&self, plan: &Plan, setting: &Sysctl, changes: &mut Vec<Change>) -> Result<(), HostError> {
+        let ipv4 = match setting {
+            Sysctl::LooseReversePath(device) => {
+                changes.push(Change::LooseReversePath { device: device.clone() });
+                return Ok(());
+            }
+            Sysctl::Ipv4Forwarding => true,
+            Sysctl::Ipv6Forwarding => false,
+        };
+        match sysctl::forwards(ipv4).during(|| "reading the forwarding switch".to_owned())? {
+            Some(true) => changes.push(Change::KeepForwarding { ipv4 }),
+            Some(false) => {
+                if !ipv4 {
+                    let devices = sysctl::router_advertisement_devices(&self.routes, &self.links);
+                    changes.extend(devices.into_iter().map(|device| Change::AcceptRouterAdvertisements { device }));
+                }
+                changes.push(Change::EnableForwarding { ipv4 });
+            }
+            None => {
+                let ipv6 = plan.routes.iter().map(|route| route.prefix).find(|prefix| prefix.addr().is_ipv6());
+                return Err(ipv6.map_or_else(
+                    || HostError::Step {
+                        operation: "reading the forwarding switch".to_owned(),
+                        source: std::io::ErrorKind::NotFound.into(),
+                    },
+                    |prefix| Lacks::Ipv6(prefix).into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where an address of this host is: nowhere, on an interface that keeps it, or only on a member that loses it.
+    pub fn place_of(&self, plan: &Plan, address: IpAddr) -> Place {
+        if plan.bond.as_ref().is_some_and(|bond| bond.addresses.iter().any(|net| net.addr() == address)) {
+            return Place::Stays;
+        }
+        let bond_index = plan.bond.as_ref().and_then(|bond| self.link(&bond.name)).map(|link| link.index);
+        let loses = |link: &Link| {
+            let is_member = |bond: &Bond| bond.members.iter().any(|member| member.as_str() == link.name);
+            plan.bond.as_ref().is_some_and(is_member) && (link.master.is_none() || link.master != bond_index)
+        };
+        let mut place = Place::Nowhere;
+        for link in &self.links {
+            let here = self.addresses.iter().any(|a| a.header.index == link.index && local_address(a) == Some(address));
+            match (here, loses(link)) {
+                (true, false) => return Place::Stays,
+                (true, true) => place = Place::OnMember,
+                (false, _) => {}
+            }
+        }
+        place
+    }
+}
+
+/// Where an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On no interface.
+    Nowhere,
+    /// On an interface that keeps it.
+    Stays,
+    /// Only on an interface that will be enslaved.
+    OnMember,
+}

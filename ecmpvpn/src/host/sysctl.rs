@@ -1,0 +1,134 @@
+//! Kernel settings below `/proc/sys/net`, in the calling thread's network namespace.
+//!
+//! Forwarding is one switch with many effects: it sets `forwarding` of every device and, in IPv4, `accept_redirects`
+//! of `all`. Everything that it changes is read first and given back.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+
+use super::error::{During as _, HostError};
+use super::journal::{Journal, Undo};
+use super::netlink::Link;
+use super::route;
+
+const ROOT: &str = "/proc/sys/net";
+/// The kernel's IPv4 forwarding switch.
+const IPV4_FORWARDING: &str = "ipv4/ip_forward";
+/// The kernel's IPv6 forwarding switch.
+const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
+
+fn path(key: &str) -> PathBuf {
+    Path::new(ROOT).join(key)
+}
+
+/// The value at `key`, such as `ipv4/ip_forward`.
+pub fn read(key: &str) -> io::Result<String> {
+    fs::read_to_string(path(key)).map(|value| value.trim_end().to_owned())
+}
+
+fn write(key: &str, value: &str) -> io::Result<()> {
+    fs::write(path(key), value)
+}
+
+/// Writes `value` unless it is there already; a kernel or a device without the setting is fine.
+pub fn write_if_there(key: &str, value: &str) -> io::Result<()> {
+    match read(key) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(current) if current == value => Ok(()),
+        _ => write(key, value),
+    }
+}
+
+/// Writes each value where it differs, in this order. A setting of a device that is gone is fine.
+pub fn write_back(values: &[(String, String)]) -> io::Result<()> {
+    let mut first_error = Ok(());
+    for (key, value) in values {
+        if let Err(e) = write_if_there(key, value) {
+            first_error = first_error.and(Err(io::Error::new(e.kind(), format!("writing {value} to net/{key}: {e}"))));
+        }
+    }
+    first_error
+}
+
+/// Whether packets of this family are forwarded; `None`: the kernel lacks the family.
+pub fn forwards(ipv4: bool) -> io::Result<Option<bool>> {
+    match read(if ipv4 { IPV4_FORWARDING } else { IPV6_FORWARDING }) {
+        Ok(value) => Ok(Some(value != "0")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Turns IPv4 forwarding on.
+///
+/// The kernel also turns off large receive offload of every device, for good: forwarding needs that, and nobody loses
+/// packets by it. Source: `inet_forward_change()`, net/ipv4/devinet.c.
+pub fn enable_ipv4_forwarding(journal: &mut Journal) -> Result<(), HostError> {
+    let mut values = values_of(&[IPV4_FORWARDING, "ipv4/conf/all/accept_redirects"])?;
+    values.extend(values_of_each("ipv4/conf", "forwarding")?);
+    journal.record(Undo::WriteSysctls { values })?;
+    write(IPV4_FORWARDING, "1").during(|| "turning IPv4 forwarding on".to_owned())
+}
+
+/// Turns IPv6 forwarding on. Do [`accept_router_advertisements`] first.
+/// Source: `addrconf_fixup_forwarding()`, net/ipv6/addrconf.c.
+pub fn enable_ipv6_forwarding(journal: &mut Journal) -> Result<(), HostError> {
+    let mut values = values_of(&[IPV6_FORWARDING])?;
+    values.extend(values_of_each("ipv6/conf", "forwarding")?);
+    journal.record(Undo::WriteSysctls { values })?;
+    write(IPV6_FORWARDING, "1").during(|| "turning IPv6 forwarding on".to_owned())
+}
+
+/// Lets `device` go on using router advertisements when IPv6 forwarding is on. Without it the kernel throws its
+/// default route away at that moment. Source: `rt6_purge_dflt_routers()`, net/ipv6/route.c.
+pub fn accept_router_advertisements(journal: &mut Journal, device: &str) -> Result<(), HostError> {
+    let key = format!("ipv6/conf/{device}/accept_ra");
+    journal.record(Undo::WriteSysctls { values: values_of(&[&key])? })?;
+    write(&key, "2").during(|| format!("letting {device} accept router advertisements"))
+}
+
+/// Devices that use router advertisements now, and would not once they forward.
+pub fn router_advertisement_devices(routes: &[RouteMessage], links: &[Link]) -> Vec<String> {
+    let used: BTreeSet<u32> = routes
+        .iter()
+        .filter(|route| route.header.protocol == RouteProtocol::Ra)
+        .flat_map(route::output_interfaces)
+        .collect();
+    let accepts_as_host = |link: &&Link| read(&format!("ipv6/conf/{}/accept_ra", link.name)).is_ok_and(|v| v == "1");
+    let devices = links.iter().filter(|link| used.contains(&link.index)).filter(accepts_as_host);
+    devices.map(|link| link.name.clone()).collect()
+}
+
+/// Sets a device of ours to loose reverse path filtering; it goes with the device. The kernel takes the greater of
+/// this and `all`, so that it cannot be stricter.
+pub fn loose_reverse_path(device: &str) -> Result<(), HostError> {
+    write(&format!("ipv4/conf/{device}/rp_filter"), "2").during(|| format!("setting rp_filter of {device} to 2"))
+}
+
+fn values_of(keys: &[&str]) -> Result<Vec<(String, String)>, HostError> {
+    keys.iter()
+        .map(|key| read(key).map(|value| ((*key).to_owned(), value)).during(|| format!("reading net/{key}")))
+        .collect()
+}
+
+/// `setting` of `default` and of every device.
+fn values_of_each(family: &str, setting: &str) -> Result<Vec<(String, String)>, HostError> {
+    let mut values = Vec::new();
+    for entry in fs::read_dir(path(family)).during(|| format!("listing net/{family}"))? {
+        let name = entry.during(|| format!("listing net/{family}"))?.file_name().to_string_lossy().into_owned();
+        let key = format!("{family}/{name}/{setting}");
+        match read(&key) {
+            _ if name == "all" => {}
+            Ok(value) => values.push((key, value)),
+            // A device that goes at this moment.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(HostError::Step { operation: format!("reading net/{key}"), source }),
+        }
+    }
+    values.sort();
+    Ok(values)
+}
