@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::sync::OnceLock;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
@@ -37,8 +38,14 @@ impl fmt::Display for Feature {
 }
 
 impl Feature {
-    /// `Ok` if the running kernel has it, else why it seems not to. Tried out, never told from a version.
-    pub fn probe(self) -> anyhow::Result<()> {
+    /// Why the running kernel seems not to have it; `None` if it has. Tried out once and remembered.
+    pub fn missing(self) -> Option<&'static str> {
+        static RESULTS: [OnceLock<Option<String>>; 4] = [const { OnceLock::new() }; 4];
+        RESULTS[self as usize].get_or_init(|| self.probe().err().map(|e| format!("no {self} here: {e:#}"))).as_deref()
+    }
+
+    /// Tried out, never told from a version.
+    fn probe(self) -> anyhow::Result<()> {
         match self {
             Self::WireGuard => Netns::new("probe")?.ip("link add probe0 type wireguard").map(drop),
             Self::Bonding => Netns::new("probe")?.ip("link add probe0 type bond").map(drop),
@@ -80,7 +87,7 @@ mod tests {
         for feature in [Feature::WireGuard, Feature::Bonding, Feature::Tun, Feature::Tcx] {
             let trial = requires(&[feature], "probe", || Ok(()));
             let forced = std::env::var_os(REQUIRE).is_some_and(|v| v == "1");
-            assert_eq!(trial.has_ignored_flag(), feature.probe().is_err() && !forced, "{feature}");
+            assert_eq!(trial.has_ignored_flag(), feature.missing().is_some() && !forced, "{feature}");
         }
     }
 }

@@ -1,26 +1,58 @@
-//! The whole program at two sites in namespaces, on the userspace backend: what any kernel with TUN devices can show.
-//! The picture of the lab is in `lab::sites`; the virtual machines run the same with kernel WireGuard and a real bond.
+//! The whole program at two sites in namespaces; the picture of the lab is in `lab::sites`.
+//!
+//! Each test runs on the userspace backend with an emulated bond, which any kernel with TUN devices can do, and on
+//! kernel WireGuard over real LACP bonds where the kernel has both, as in the virtual machines.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::exit::Exit;
-use lab::sites::{Lab, Options, binary};
+use lab::sites::{Lab, Options, Underlay, binary};
 use lab::skip::{Feature, requires};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
-use libtest_mimic::{Arguments, Failed};
+use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::Signal;
 use serde_json::Value;
-
-type Test = fn() -> Result<()>;
 
 /// How long a dump may take to settle: duplicate address detection, link watching.
 const SETTLE: Duration = Duration::from_secs(5);
 
+/// What carries the tunnels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Userspace,
+    Kernel,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::Kernel => "kernel_and_bond",
+        }
+    }
+
+    fn needs(self) -> &'static [Feature] {
+        match self {
+            Self::Userspace => &[Feature::Tun],
+            Self::Kernel => &[Feature::WireGuard, Feature::Bonding],
+        }
+    }
+
+    fn lab(self) -> Result<Lab> {
+        let (underlay, backend) = match self {
+            Self::Userspace => (Underlay::Routed, "userspace"),
+            Self::Kernel => (Underlay::Bonded, "kernel"),
+        };
+        Lab::new(Options { underlay, backend, ..Options::default() }, &binary()?)
+    }
+}
+
+type Test = fn(Kind) -> Result<()>;
+
 fn main() {
-    let tests: [(&str, Test); 9] = [
-        ("the_lab_puts_tunnels_on_links_as_a_bond_would", the_lab_puts_tunnels_on_links_as_a_bond_would),
+    let tests: [(&str, Test); 8] = [
         ("traffic_crosses_both_ways_and_the_counters_agree", traffic_crosses_both_ways_and_the_counters_agree),
         ("fragments_cross", fragments_cross),
         ("the_gateway_speaks_from_its_own_address", the_gateway_speaks_from_its_own_address),
@@ -30,43 +62,45 @@ fn main() {
         ("after_a_crash_run_takes_over_and_down_cleans", after_a_crash_run_takes_over_and_down_cleans),
         ("dry_run_changes_nothing", dry_run_changes_nothing),
     ];
-    let trials = tests.map(|(name, test)| {
-        requires(&[Feature::Tun], name, move || {
-            test().map_err(|error| {
-                for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
-                    eprintln!("  {line}");
-                }
-                Failed::from(format!("{error:?}"))
-            })
-        })
-    });
+    let mut trials = vec![trial(
+        "the_lab_puts_tunnels_on_links_as_a_bond_would",
+        Kind::Userspace,
+        the_lab_puts_tunnels_on_links_as_a_bond_would,
+    )];
+    for kind in [Kind::Userspace, Kind::Kernel] {
+        trials.extend(tests.map(|(name, test)| trial(name, kind, test)));
+    }
     let mut arguments = Arguments::from_args();
     // Encryption here is the programs' own: more at once would only measure the machine.
     arguments.test_threads = arguments.test_threads.or(Some(1));
-    libtest_mimic::run(&arguments, trials.into()).exit();
+    libtest_mimic::run(&arguments, trials).exit();
 }
 
-fn lab() -> Result<Lab> {
-    Lab::new(Options::default(), &binary()?)
+fn trial(name: &str, kind: Kind, test: Test) -> Trial {
+    requires(kind.needs(), &format!("{}::{name}", kind.name()), move || {
+        test(kind).map_err(|error| {
+            for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
+                eprintln!("  {line}");
+            }
+            Failed::from(format!("{error:?}"))
+        })
+    })
 }
 
 /// The emulated bond itself, without ecmpvpn.
-fn the_lab_puts_tunnels_on_links_as_a_bond_would() -> Result<()> {
-    let lab = lab()?;
+fn the_lab_puts_tunnels_on_links_as_a_bond_would(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let [a, b] = &lab.sites;
     wait_for_reply(&a.gateway, a.endpoint.into(), b.endpoint.into(), Duration::from_secs(5))?;
     for (near, far, end) in [(a, b, 0), (b, a, 1)] {
         let mut used = Vec::new();
         for tunnel in &lab.tunnels {
-            let sent = || -> Result<Vec<u64>> {
-                (0..3).map(|member| Ok(near.device_bytes(&format!("u{member}"))?.1)).collect()
-            };
-            let before = sent()?;
+            let before = links(&lab, end)?;
             let socket = near.gateway.run(|| UdpSocket::bind((near.endpoint, tunnel.ports[end])))?;
             for _ in 0..100 {
                 socket.send_to(&[0; 1000], (far.endpoint, tunnel.ports[1 - end]))?;
             }
-            let bytes: Vec<u64> = sent()?.iter().zip(before).map(|(after, before)| after - before).collect();
+            let bytes: Vec<u64> = links(&lab, end)?.iter().zip(before).map(|(after, before)| after - before).collect();
             let member = usize::from(tunnel.members[end]);
             let as_planned = bytes.iter().enumerate().all(|(link, bytes)| (*bytes >= 100_000) == (link == member));
             ensure!(as_planned, "{} from {} is planned for link {member}: {bytes:?}", tunnel.name, near.name);
@@ -88,16 +122,24 @@ fn of_tunnels(stats: &Value, field: &str) -> Vec<u64> {
     tunnels.iter().map(|tunnel| tunnel[field].as_u64().expect("a counter")).collect()
 }
 
-/// What stats and the devices say was sent and received by each tunnel of a site: `[tx, rx]`, bytes.
-fn counters(lab: &Lab, site: usize) -> Result<[[Vec<u64>; 2]; 2]> {
+/// What stats and the devices say was sent and received by each tunnel of a site: `[tx, rx]`, bytes of inner packets.
+fn counters(lab: &Lab, kind: Kind, site: usize) -> Result<[[Vec<u64>; 2]; 2]> {
     let stats = lab.stats(site)?;
     let mut devices = [Vec::new(), Vec::new()];
     for tunnel in &lab.tunnels {
-        let (rx, tx) = lab.sites[site].device_bytes(&tunnel.name)?;
-        devices[0].push(tx);
-        devices[1].push(rx);
+        let device = lab.sites[site].device(&tunnel.name)?;
+        // A kernel WireGuard device counts whole data messages: header and tag, 32 bytes, are added to each packet
+        // (and padding to 16, but not beyond the MTU). A TUN device counts the inner packets.
+        let around = if kind == Kind::Kernel { 32 } else { 0 };
+        devices[0].push(device.tx_bytes - around * device.tx_packets);
+        devices[1].push(device.rx_bytes - around * device.rx_packets);
     }
     Ok([[of_tunnels(&stats, "tx_bytes"), of_tunnels(&stats, "rx_bytes")], devices])
+}
+
+/// What each link between the gateways has sent from a site, bytes.
+fn links(lab: &Lab, site: usize) -> Result<Vec<u64>> {
+    (0..lab.options.members).map(|link| Ok(lab.sites[site].device(&format!("u{link}"))?.tx_bytes)).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -105,11 +147,12 @@ fn within_one_percent(a: u64, b: u64) -> bool {
     (a as f64 - b as f64).abs() <= 0.01 * (a.max(b) as f64)
 }
 
-fn traffic_crosses_both_ways_and_the_counters_agree() -> Result<()> {
+fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
     const TCP_EACH: u64 = 100_000;
-    let lab = lab()?;
+    let lab = kind.lab()?;
     let running = lab.run()?;
-    let before = [counters(&lab, 0)?, counters(&lab, 1)?];
+    let links_before = [links(&lab, 0)?, links(&lab, 1)?];
+    let before = [counters(&lab, kind, 0)?, counters(&lab, kind, 1)?];
     let mut bytes = 0;
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
@@ -124,7 +167,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree() -> Result<()> {
         }
     }
     for (site, before) in before.iter().enumerate() {
-        let after = counters(&lab, site)?;
+        let after = counters(&lab, kind, site)?;
         let gained = |who: usize, side: usize, tunnel: usize| after[who][side][tunnel] - before[who][side][tunnel];
         for (side, direction) in ["sent", "received"].into_iter().enumerate() {
             let total: u64 = (0..lab.tunnels.len()).map(|tunnel| gained(0, side, tunnel)).sum();
@@ -140,7 +183,21 @@ fn traffic_crosses_both_ways_and_the_counters_agree() -> Result<()> {
                 ensure!(stats > total / 10, "{name}: {stats} of {total} bytes, though 64 flows were there");
             }
         }
+        for (link, (before, after)) in links_before[site].iter().zip(links(&lab, site)?).enumerate() {
+            // Each tunnel is planned onto a link of its own; the outer packets are longer than the inner ones.
+            let carried = lab.tunnels.iter().position(|tunnel| usize::from(tunnel.members[site]) == link);
+            let inner = gained(1, 0, carried.context("a link without a tunnel")?);
+            ensure!(after - before >= inner, "link u{link} of site {site} sent {} of {inner} bytes", after - before);
+        }
         let stats = lab.stats(site)?;
+        if kind == Kind::Kernel {
+            let members = stats["members"].as_array().context("stats list the members")?;
+            for (member, sent) in members.iter().zip(links(&lab, site)?) {
+                let counted = member["tx_bytes"].as_u64().context("a counter")?;
+                ensure!(within_one_percent(counted, sent), "{member}: its device sent {sent} bytes");
+            }
+            ensure!(members.len() == usize::from(lab.options.members), "members: {members:?}");
+        }
         for field in ["dropped", "not_steered"] {
             let counts = stats[field].as_object().context("stats count by reason")?;
             ensure!(counts.values().all(|count| count == 0), "{field} at site {site}: {counts:?}");
@@ -150,8 +207,8 @@ fn traffic_crosses_both_ways_and_the_counters_agree() -> Result<()> {
     Ok(())
 }
 
-fn fragments_cross() -> Result<()> {
-    let lab = lab()?;
+fn fragments_cross(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let _running = lab.run()?;
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
@@ -166,8 +223,8 @@ fn fragments_cross() -> Result<()> {
     Ok(())
 }
 
-fn the_gateway_speaks_from_its_own_address() -> Result<()> {
-    let lab = lab()?;
+fn the_gateway_speaks_from_its_own_address(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let _running = lab.run()?;
     let [a, b] = &lab.sites;
     for far in [b.host_v4(), b.host_v6()] {
@@ -188,8 +245,8 @@ fn the_gateway_speaks_from_its_own_address() -> Result<()> {
 }
 
 /// `run` at both sites, then `end` of the run at both; what the ends leave.
-fn leaves_nothing(signal: Signal) -> Result<()> {
-    let lab = lab()?;
+fn leaves_nothing(kind: Kind, signal: Signal) -> Result<()> {
+    let lab = kind.lab()?;
     let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
     let running = lab.run()?;
     for (site, before) in lab.sites.iter().zip(&before) {
@@ -209,16 +266,16 @@ fn leaves_nothing(signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn ctrl_c_leaves_nothing() -> Result<()> {
-    leaves_nothing(Signal::INT)
+fn ctrl_c_leaves_nothing(kind: Kind) -> Result<()> {
+    leaves_nothing(kind, Signal::INT)
 }
 
-fn sigterm_leaves_nothing() -> Result<()> {
-    leaves_nothing(Signal::TERM)
+fn sigterm_leaves_nothing(kind: Kind) -> Result<()> {
+    leaves_nothing(kind, Signal::TERM)
 }
 
-fn a_second_run_says_that_one_is_running() -> Result<()> {
-    let lab = lab()?;
+fn a_second_run_says_that_one_is_running(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let running = lab.run()?;
     let before = lab.sites[0].dump()?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
@@ -231,8 +288,8 @@ fn a_second_run_says_that_one_is_running() -> Result<()> {
     Ok(())
 }
 
-fn after_a_crash_run_takes_over_and_down_cleans() -> Result<()> {
-    let lab = lab()?;
+fn after_a_crash_run_takes_over_and_down_cleans(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let before = lab.sites[0].dump()?;
     let [a, mut b] = lab.run()?;
     a.stop(Signal::KILL)?;
@@ -258,8 +315,8 @@ fn after_a_crash_run_takes_over_and_down_cleans() -> Result<()> {
     Ok(())
 }
 
-fn dry_run_changes_nothing() -> Result<()> {
-    let lab = lab()?;
+fn dry_run_changes_nothing(kind: Kind) -> Result<()> {
+    let lab = kind.lab()?;
     let before = lab.sites[0].dump()?;
     let (code, output, complaint) = lab.ecmpvpn(0, &["run", "--dry-run"])?;
     ensure!(code == 0, "it ended with {code}: {complaint}");

@@ -111,8 +111,11 @@ impl LeftBehind {
 }
 
 fn options(arguments: &Arguments) -> Options {
-    let missing = |feature: Feature| feature.probe().is_err().then(|| feature.to_string());
-    let missing: Vec<String> = [Feature::WireGuard, Feature::Bonding].into_iter().filter_map(missing).collect();
+    let missing: Vec<String> = [Feature::WireGuard, Feature::Bonding]
+        .into_iter()
+        .filter(|feature| feature.missing().is_some())
+        .map(|feature| feature.to_string())
+        .collect();
     let (underlay, backend) = if missing.is_empty() {
         step("this kernel has WireGuard and bonding: using both, with a real LACP bond at each site");
         (Underlay::Bonded, "kernel")
@@ -243,12 +246,13 @@ fn remove_bypass(lab: &Lab) -> Result<()> {
 
 fn transfer(arguments: &Arguments, lab: &Lab, name: &'static str) -> Result<Outcome> {
     let bytes = || -> Result<Vec<(u64, u64)>> {
-        lab.tunnels.iter().map(|tunnel| lab.sites[0].device_bytes(&tunnel.name)).collect()
+        let device = |name: &str| lab.sites[0].device(name).map(|device| (device.tx_bytes, device.rx_bytes));
+        lab.tunnels.iter().map(|tunnel| device(&tunnel.name)).collect()
     };
     let before = bytes()?;
     let report = TcpLoad::timed(usize::from(arguments.flows), arguments.seconds).run(lab.path_v4())?;
     let gained = bytes()?.into_iter().zip(before).map(|(after, before)| (after.0 - before.0, after.1 - before.1));
-    let (received, sent) = gained.unzip();
+    let (sent, received) = gained.unzip();
     Ok(Outcome { name, goodput: report.goodput(), sent, received })
 }
 

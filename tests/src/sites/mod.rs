@@ -96,6 +96,19 @@ pub struct Site {
     pub config: PathBuf,
 }
 
+/// What a device has counted since it exists.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceCounters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
 impl Site {
     fn new(index: u8) -> Result<Self> {
         let letter = ["a", "b"][usize::from(index)];
@@ -133,11 +146,18 @@ impl Site {
         Ipv6Addr::new(0xfd00, n, 0, 0, 0, 0, 0, 0x10).into()
     }
 
-    /// Bytes that a device of the gateway received and sent.
-    pub fn device_bytes(&self, device: &str) -> Result<(u64, u64)> {
-        let links: Value = serde_json::from_str(&self.gateway.query("ip", &format!("-s -j link show {device}"))?)?;
-        let bytes = |side: &str| links[0]["stats64"][side]["bytes"].as_u64().context("a device without counters");
-        Ok((bytes("rx")?, bytes("tx")?))
+    /// Counters of a device of the gateway.
+    pub fn device(&self, name: &str) -> Result<DeviceCounters> {
+        let links: Value = serde_json::from_str(&self.gateway.query("ip", &format!("-s -j link show {name}"))?)?;
+        let count = |side: &str, what: &str| {
+            links[0]["stats64"][side][what].as_u64().with_context(|| format!("{name} has no {side} {what}"))
+        };
+        Ok(DeviceCounters {
+            rx_packets: count("rx", "packets")?,
+            rx_bytes: count("rx", "bytes")?,
+            tx_packets: count("tx", "packets")?,
+            tx_bytes: count("tx", "bytes")?,
+        })
     }
 
     /// What the gateway, its pins and its run files look like.
