@@ -106,8 +106,9 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
     }
 }
 
-/// The report on the configured tunnels.
-async fn configured(config: &Config) -> Result<Report, ports::PortError> {
+/// The report on the configured tunnels, its changes not filled in. Reads the host's links and routes where the
+/// configuration leaves the bond to the host, for which no privilege is needed.
+pub async fn configured(config: &Config) -> Result<Report, ports::PortError> {
     let host = match LocalBond::configured(config) {
         Some(_) => None,
         None => Host::look().await,

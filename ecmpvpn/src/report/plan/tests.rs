@@ -154,8 +154,8 @@ fn verdicts() {
         ),
         (
             judged(unknown, &[(5000, 5000), (5001, 5001), (5002, 5002)]),
-            "A sends all 3 tunnels on member 0; which members B sends on cannot be told: the sender's transmit hash \
-             policy is not known; use",
+            "A sends all 3 tunnels on member 0; which members B sends on cannot be told: nothing is known of its \
+             bond; describe it in the configuration, under [bond] for this site and as remote_bond for a peer; use",
         ),
     ];
     for (peer, expected) in cases {

@@ -137,6 +137,10 @@ fn clause(name: &str, policy: &str, sending: &Sending, count: usize) -> Option<S
         Sending::Unknown(Unknown::InnerFlow) => format!(
             "{name}'s {policy} spreads the inner flows of every tunnel over all members by itself, whatever the ports are"
         ),
+        Sending::Unknown(Unknown::Policy) => format!(
+            "which members {name} sends on cannot be told: nothing is known of its bond; describe it in the configuration, \
+             under [bond] for this site and as remote_bond for a peer"
+        ),
         Sending::Unknown(why) => format!("which members {name} sends on cannot be told: {why}"),
     })
 }
