@@ -1,2 +1,18 @@
 //! Packet parsing, flow hash, steering decision and map layouts: compiled for BPF and for the host alike. No I/O.
 #![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF call costs more than most of these functions, and hides values from the verifier"
+)]
+#![expect(clippy::cast_possible_truncation, reason = "hashes are cut to their low bits, slots are below 32")]
+#![cfg_attr(test, expect(clippy::cast_precision_loss, reason = "statistics of small counts"))]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod decide;
+pub mod flow;
+pub mod layout;
+pub mod packet;
+pub mod rendezvous;
+pub mod shared;

@@ -2,27 +2,26 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-mod programs {
-    use aya_ebpf::bindings::TC_ACT_UNSPEC;
-    use aya_ebpf::macros::classifier;
-    use aya_ebpf::programs::TcContext;
+mod egress;
+#[cfg(target_arch = "bpf")]
+mod ingress;
+#[cfg(target_arch = "bpf")]
+mod skb;
+#[cfg(target_arch = "bpf")]
+mod tables;
 
-    /// TC egress of the steering device.
-    #[classifier]
-    pub fn ecmpvpn_egress(_: TcContext) -> i32 {
-        TC_ACT_UNSPEC
-    }
-
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        // No panicking path is left once optimised; the verifier would refuse this loop.
-        loop {}
-    }
-
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // No panicking path is left once optimised; the verifier would refuse this loop.
+    loop {}
 }
 
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The crate is of use on the BPF target only; this lets the workspace build as a whole.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

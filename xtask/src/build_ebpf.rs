@@ -10,6 +10,8 @@ use crate::toolchain::{self, ToolchainChoice};
 
 /// The triple of little-endian BPF.
 const TARGET: &str = "bpfel-unknown-none";
+/// BTF for names and lines; the instructions of Linux 5.1; packet words may lie at odd addresses.
+const FLAGS: &str = "-C target-cpu=v3 -C link-arg=--btf -C link-arg=--cpu-features=+allows-misaligned-mem-access";
 /// Separate from the outer cargo's directory: the two would wait for each other and rebuild each other's crates.
 const TARGET_DIR: &str = "target/ebpf/build";
 
@@ -34,7 +36,7 @@ pub fn build_ebpf(choice: Option<ToolchainChoice>) -> Result<PathBuf> {
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir", TARGET_DIR])
         .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-C link-arg=--btf")
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", FLAGS)
         .status()
         .context("starting cargo")?;
     if !status.success() {

@@ -1,1 +1,73 @@
 //! Loads, attaches and pins the BPF programs; typed views of their maps. The only module that touches BPF.
+//!
+//! What runs is pinned below `/sys/fs/bpf/ecmpvpn/<site>/v<LAYOUT>/` and outlives this process: [`start`] makes it,
+//! [`View`] reads and steers it from any process, [`remove`] takes it away from any process.
+
+mod attach;
+mod error;
+mod fill;
+mod mapped;
+mod object;
+mod pins;
+mod view;
+
+use std::collections::BTreeMap;
+
+pub use attach::Hook;
+pub use error::DataplaneError;
+pub use object::{Loaded, Options};
+pub use pins::Pins;
+pub use view::{PeerView, Reasons, TunnelView, View};
+
+use crate::config::InterfaceName;
+use crate::plan::SteeringTable;
+
+/// A network device of the calling thread's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: InterfaceName,
+    /// Its index.
+    pub ifindex: u32,
+}
+
+/// Steers by `table`: loads the programs, fills the maps, pins both, and attaches to the steering device and to every
+/// tunnel. `tunnels` has the interface index of each tunnel that `table` names. bpffs must be mounted where `pins` are.
+///
+/// # Errors
+/// All or nothing: whatever step fails, what the earlier ones made is removed again.
+pub fn start(
+    pins: &Pins,
+    table: &SteeringTable,
+    steering: &Device,
+    tunnels: &BTreeMap<InterfaceName, u32>,
+    options: &Options,
+) -> Result<Hook, DataplaneError> {
+    let mut loaded = Loaded::new(table, steering.ifindex, tunnels, options)?;
+    pins.create()?;
+    let started = loaded.pin(pins).and_then(|()| attach::attach(&mut loaded, pins, steering, table, options.hook));
+    if started.is_err() {
+        // The first failure is what the caller needs to know.
+        if let Err(error) = remove(pins) {
+            tracing::warn!("undoing the start of steering: {error}");
+        }
+    }
+    started
+}
+
+/// Stops steering and removes all pins; nothing there is no error. Must run in the devices' network namespace.
+///
+/// # Errors
+/// A filter cannot be detached or a pin cannot be removed; the rest is removed all the same.
+pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
+    if !pins.exist() {
+        return Ok(());
+    }
+    // With tcx the links' pins hold the attachment; with clsact the filters must be taken off one by one.
+    let detached = match View::open(pins) {
+        Ok(view) => attach::detach(&view),
+        // A start that was cut short has not attached anything yet.
+        Err(_) => Ok(()),
+    };
+    pins.remove().and(detached)
+}

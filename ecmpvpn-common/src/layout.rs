@@ -1,0 +1,323 @@
+//! What the BPF maps hold: names, sizes and records. All integers are of the host's byte order unless said otherwise.
+//!
+//! Records that both sides write at any time are [`Shared`], and are read and written through mapped memory.
+
+use crate::shared::Shared;
+
+use crate::rendezvous::Candidate;
+
+/// Part of the directory that pins are in: one version's maps are never taken for another's.
+pub const LAYOUT_VERSION: u32 = 1;
+/// Remote sites.
+pub const MAX_PEERS: u32 = 64;
+/// Tunnels of one peer: its live ones fit one word.
+pub const MAX_TUNNELS_PER_PEER: u32 = 32;
+/// A power of two.
+pub const BUCKETS_PER_PEER: u32 = 65_536;
+
+/// Names of the maps, in the object and among the pins. At most 15 bytes: the kernel cuts off more.
+pub mod maps {
+    /// Array of one [`super::Settings`].
+    pub const SETTINGS: &str = "SETTINGS";
+    /// Longest-prefix match from [`super::Destination`] to the peer's number.
+    pub const PREFIXES: &str = "PREFIXES";
+    /// Array of [`super::Peer`], by the peer's number; mapped.
+    pub const PEERS: &str = "PEERS";
+    /// Array of [`super::Tunnel`], by the tunnel's id.
+    pub const TUNNELS: &str = "TUNNELS";
+    /// Hash from interface index to tunnel id.
+    pub const TUNNEL_IDS: &str = "TUNNEL_IDS";
+    /// Array of [`super::Bucket`]; mapped.
+    pub const BUCKETS: &str = "BUCKETS";
+    /// Array per CPU of [`super::TunnelCounters`], by the tunnel's id.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Array per CPU of 64-bit counters, by [`super::Reason`].
+    pub const REASONS: &str = "REASONS";
+    /// Every map that is pinned.
+    pub const ALL: [&str; 8] = [SETTINGS, PREFIXES, PEERS, TUNNELS, TUNNEL_IDS, BUCKETS, COUNTERS, REASONS];
+}
+
+/// Names of the programs, in the object and among the pins.
+pub mod programs {
+    /// TC egress of the steering device.
+    pub const EGRESS: &str = "ecmpvpn_egress";
+    /// TC ingress of every tunnel.
+    pub const INGRESS: &str = "ecmpvpn_ingress";
+}
+
+/// Names of the programs' constants, set at load.
+pub mod globals {
+    /// 1 for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, and the choice is written to `skb->cb`.
+    pub const TEST_RUN: &str = "TEST_RUN";
+}
+
+/// Words of `skb->cb` that a test run leaves its choice in.
+pub mod test_run {
+    /// Bytes before the network header.
+    pub const ETHERNET_HEADER: u32 = 14;
+    /// The tunnel's id plus 1, or 0 if the packet was not put onto a tunnel.
+    pub const TUNNEL: usize = 0;
+    /// The bucket, by its place among all peers' buckets.
+    pub const BUCKET: usize = 1;
+    /// 1 if the bucket failed over.
+    pub const FAILOVER: usize = 2;
+    /// The number of the [`super::Reason`] why the packet was not put onto a tunnel.
+    pub const REASON: usize = 3;
+}
+
+/// A tunnel's id.
+#[must_use]
+#[inline(always)]
+pub const fn tunnel_id(peer: u32, slot: u32) -> u32 {
+    peer * MAX_TUNNELS_PER_PEER + slot
+}
+
+/// What holds for all peers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Keys the flow hash.
+    pub seed: u64,
+    /// See [`crate::flow::fields`].
+    pub hash_fields: u32,
+    /// Bits of [`settings_flags`].
+    pub flags: u32,
+    /// Index of the steering device.
+    pub steering_ifindex: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flags {
+    /// Both directions of a flow hash alike.
+    pub const SYMMETRIC: u32 = 1 << 0;
+    /// The programs are attached to clsact, not to tcx.
+    pub const CLSACT: u32 = 1 << 1;
+    /// The steering device's clsact qdisc was added by us.
+    pub const CLSACT_ADDED: u32 = 1 << 2;
+}
+
+/// Key of the longest-prefix match. The family comes first, so that no IPv6 prefix matches an IPv4 address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// 4 or 6.
+    pub family: u32,
+    /// Network byte order; an IPv4 address is the first word, the others are 0.
+    pub address: [u32; 4],
+}
+
+impl Destination {
+    /// Bits of the key that stand before the address.
+    pub const FAMILY_BITS: u32 = 32;
+}
+
+/// A remote site.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// Tunnels that carry traffic, a bit a slot: one write to it fails over or back.
+    pub live: Shared<u32>,
+    /// First of its buckets.
+    pub bucket_base: u32,
+    /// Number of its buckets less one.
+    pub bucket_mask: u32,
+    /// See [`policy`].
+    pub policy: u32,
+    /// Number of its tunnels; slots from 0 on.
+    pub tunnel_count: u32,
+    /// Zero.
+    pub padding: [u32; 3],
+    /// Its name, filled up with zeros.
+    pub name: [u8; 32],
+}
+
+/// Values of [`Peer::policy`].
+pub mod policy {
+    /// By the flow hash and the tunnels' weights alone.
+    pub const HASH: u32 = 0;
+    /// To the least loaded tunnel whenever the flow pauses.
+    pub const FLOWLET: u32 = 1;
+    /// As flowlet, and busy buckets move off an overloaded tunnel.
+    pub const ADAPTIVE: u32 = 2;
+    /// Packet by packet, to the tunnel that delivers first.
+    pub const SPRAY: u32 = 3;
+}
+
+/// A tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// See [`crate::rendezvous::key_of`].
+    pub key: u64,
+    /// Interface index; 0: no such tunnel.
+    pub ifindex: u32,
+    /// See [`crate::rendezvous::inverse_weight`].
+    pub inverse_weight: u32,
+    /// Share relative to the peer's other tunnels.
+    pub weight: u16,
+    /// Bits of [`tunnel_flags`].
+    pub flags: u16,
+    /// Zero.
+    pub padding: u32,
+    /// Interface name, filled up with zeros.
+    pub name: [u8; 16],
+}
+
+/// Bits of [`Tunnel::flags`].
+pub mod tunnel_flags {
+    /// Its clsact qdisc was added by us.
+    pub const CLSACT_ADDED: u16 = 1 << 0;
+}
+
+impl Tunnel {
+    /// What ranks it.
+    #[must_use]
+    #[inline(always)]
+    pub fn candidate(&self) -> Candidate {
+        Candidate { key: self.key, inverse_weight: self.inverse_weight }
+    }
+}
+
+/// The flows whose hash ends in the bucket's number.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Bucket {
+    /// When it last had a packet, nanoseconds of the monotonic clock.
+    pub last_ns: Shared<u64>,
+    /// Bytes lately.
+    pub bytes: Shared<u32>,
+    /// Slot of the tunnel that it uses.
+    pub tunnel: Shared<u8>,
+    /// Slot of the tunnel that it belongs to while all tunnels live.
+    pub home: Shared<u8>,
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+/// Counts of one tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelCounters {
+    /// Packets put onto it; a super-packet counts its segments.
+    pub tx_packets: u64,
+    /// Their bytes from the network header on.
+    pub tx_bytes: u64,
+    /// Packets that came out of it; merged ones count as they arrived.
+    pub rx_packets: u64,
+    /// Their bytes from the network header on.
+    pub rx_bytes: u64,
+    /// Buckets that came to it after a pause.
+    pub flowlet_moves: u64,
+    /// Buckets that were moved to it to even out the load.
+    pub rebalance_moves: u64,
+    /// Buckets that came to it because another tunnel died, or because it came back.
+    pub failover_moves: u64,
+}
+
+impl core::ops::AddAssign for TunnelCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.tx_packets += other.tx_packets;
+        self.tx_bytes += other.tx_bytes;
+        self.rx_packets += other.rx_packets;
+        self.rx_bytes += other.rx_bytes;
+        self.flowlet_moves += other.flowlet_moves;
+        self.rebalance_moves += other.rebalance_moves;
+        self.failover_moves += other.failover_moves;
+    }
+}
+
+/// Why a packet was not put onto a tunnel.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Neither IPv4 nor IPv6.
+    NotIp = 0,
+    /// Shorter than its headers say.
+    Truncated = 1,
+    /// To a multicast or broadcast address.
+    Multicast = 2,
+    /// To a link-local address.
+    LinkLocal = 3,
+    /// To no peer's prefix.
+    NoPeer = 4,
+    /// None of the peer's tunnels lives.
+    NoLiveTunnel = 5,
+    /// The maps contradict each other.
+    BadTable = 6,
+}
+
+/// Entries of the reasons' map; more than there are, so that reasons can be added.
+pub const REASONS: u32 = 16;
+
+impl Reason {
+    /// Every reason, by its number.
+    pub const ALL: [Self; 7] = [
+        Self::NotIp,
+        Self::Truncated,
+        Self::Multicast,
+        Self::LinkLocal,
+        Self::NoPeer,
+        Self::NoLiveTunnel,
+        Self::BadTable,
+    ];
+
+    /// Its name in statistics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::Truncated => "truncated",
+            Self::Multicast => "multicast",
+            Self::LinkLocal => "link_local",
+            Self::NoPeer => "no_peer",
+            Self::NoLiveTunnel => "no_live_tunnel",
+            Self::BadTable => "bad_table",
+        }
+    }
+
+    /// Whether the packet was for a peer and is lost; else it is none of ours.
+    #[must_use]
+    pub const fn is_drop(self) -> bool {
+        matches!(self, Self::NoLiveTunnel | Self::BadTable)
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 24);
+    assert!(size_of::<Destination>() == 20);
+    assert!(size_of::<Peer>() == 64);
+    assert!(size_of::<Tunnel>() == 40);
+    assert!(size_of::<Bucket>() == 16);
+    assert!(size_of::<TunnelCounters>() == 56);
+    assert!(BUCKETS_PER_PEER.is_power_of_two());
+    assert!(Reason::ALL.len() <= REASONS as usize);
+};
+
+/// Every record is `repr(C)`, has no implicit padding (the sizes above), and is valid for any bytes.
+#[cfg(feature = "aya")]
+mod pod {
+    #![allow(clippy::undocumented_unsafe_blocks, reason = "the module says it once for all")]
+    unsafe impl aya::Pod for super::Settings {}
+    unsafe impl aya::Pod for super::Destination {}
+    unsafe impl aya::Pod for super::Tunnel {}
+    unsafe impl aya::Pod for super::TunnelCounters {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_as_listed() {
+        for (number, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+        }
+    }
+
+    #[test]
+    fn map_names_fit_the_kernel() {
+        assert!(maps::ALL.iter().all(|name| name.len() <= 15));
+    }
+}

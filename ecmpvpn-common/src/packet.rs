@@ -1,0 +1,298 @@
+//! Reads a packet's flow key, from the network header on. Every walk is bounded; nothing is allocated or written.
+
+use crate::flow::{FlowKey, IPV4, IPV6};
+use crate::layout::{Destination, Reason};
+
+/// Bytes of a packet, by offset from the start of its network header.
+pub trait Packet {
+    /// `N` words as they stand in the packet (network byte order); `None` if they are not all there.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+}
+
+impl Packet for [u8] {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let bytes = self.get(offset as usize..)?.get(..4 * N)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
+    }
+}
+
+/// IPv6 extension headers that are walked.
+pub const MAX_EXTENSION_HEADERS: u32 = 6;
+/// No header is read that starts later than this, bytes.
+pub const MAX_HEADER_OFFSET: u32 = 512;
+/// `load` is never called with a greater offset.
+pub const MAX_LOAD_OFFSET: u32 = MAX_HEADER_OFFSET + 24;
+
+/// IP protocol numbers. Source: IANA, "Assigned Internet Protocol Numbers".
+mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const DCCP: u8 = 33;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const GRE: u8 = 47;
+    pub const ESP: u8 = 50;
+    pub const AH: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+    pub const SCTP: u8 = 132;
+    pub const UDP_LITE: u8 = 136;
+}
+
+/// What the parser found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// The flow. An ICMP error has the key of the flow that it answers, in the error's direction.
+    pub key: FlowKey,
+    /// Where the packet itself goes.
+    pub destination: Destination,
+    /// Its transport header, if it has one.
+    pub transport: Transport,
+}
+
+/// A packet's transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Offset from the network header, bytes.
+    pub offset: u32,
+}
+
+/// One IP header with its extensions.
+#[derive(Clone, Copy)]
+struct Network {
+    key: FlowKey,
+    /// Offset of what follows.
+    payload: u32,
+    /// Whether the transport header is not to be looked at: a fragment, or a header chain deeper than the bound.
+    opaque: bool,
+}
+
+/// Reads the flow key of `packet`.
+///
+/// # Errors
+/// Why it cannot be steered: not IP, truncated, or an address that never leaves the link.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
+    let [first] = packet.load(0).ok_or(Reason::Truncated)?;
+    let family = first.to_ne_bytes()[0] >> 4;
+    if family != IPV4 && family != IPV6 {
+        return Err(Reason::NotIp);
+    }
+    let network = network(packet, 0, family)?;
+    let destination = Destination { family: u32::from(family), address: network.key.dst };
+    refuse_link_scope(&destination)?;
+
+    let mut key = network.key;
+    let transport = Transport { protocol: key.protocol, offset: network.payload };
+    if !network.opaque {
+        match quoted(packet, family, transport) {
+            Some(quoted) => key = quoted,
+            None => selectors(packet, &mut key, network.payload).ok_or(Reason::Truncated)?,
+        }
+    }
+    Ok(Parsed { key, destination, transport })
+}
+
+/// Multicast and link-local destinations belong to the steering device itself.
+#[inline(always)]
+fn refuse_link_scope(destination: &Destination) -> Result<(), Reason> {
+    let [a, b, ..] = destination.address[0].to_ne_bytes();
+    match (destination.family == u32::from(IPV4), a, b) {
+        (true, 224.., _) | (false, 0xff, _) => Err(Reason::Multicast),
+        (true, 169, 254) | (false, 0xfe, 0x80..=0xbf) => Err(Reason::LinkLocal),
+        _ => Ok(()),
+    }
+}
+
+/// The IP header at `at`. What is not there is a reason.
+#[inline(always)]
+fn network<P: Packet + ?Sized>(packet: &P, at: u32, family: u8) -> Result<Network, Reason> {
+    if family == IPV4 { ipv4(packet, at) } else { ipv6(packet, at) }
+}
+
+/// Source: RFC 791.
+#[inline(always)]
+fn ipv4<P: Packet + ?Sized>(packet: &P, at: u32) -> Result<Network, Reason> {
+    let [first, second, third, src, dst] = packet.load(at).ok_or(Reason::Truncated)?;
+    let header = u32::from(first.to_ne_bytes()[0] & 0x0f) * 4;
+    if header < 20 {
+        return Err(Reason::Truncated);
+    }
+    let [_, _, flags, offset] = second.to_ne_bytes();
+    // More fragments, or an offset: all fragments of a datagram go one way, and only the first has ports.
+    let opaque = flags & 0x3f != 0 || offset != 0;
+    let protocol = third.to_ne_bytes()[1];
+    let key = FlowKey { src: [src, 0, 0, 0], dst: [dst, 0, 0, 0], protocol, family: IPV4, ..FlowKey::default() };
+    Ok(Network { key, payload: at + header, opaque })
+}
+
+/// Source: RFC 8200; RFC 6946 for fragments that are whole.
+#[inline(always)]
+fn ipv6<P: Packet + ?Sized>(packet: &P, at: u32) -> Result<Network, Reason> {
+    let [first, second] = packet.load(at).ok_or(Reason::Truncated)?;
+    let src = packet.load(at + 8).ok_or(Reason::Truncated)?;
+    let dst = packet.load(at + 24).ok_or(Reason::Truncated)?;
+    let [_, a, b, c] = first.to_ne_bytes();
+    let flow_label = u32::from_ne_bytes([0, a & 0x0f, b, c]);
+    let mut key = FlowKey { src, dst, flow_label, family: IPV6, ..FlowKey::default() };
+    let mut next = second.to_ne_bytes()[2];
+    let mut payload = at + 40;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        if payload > MAX_HEADER_OFFSET {
+            break;
+        }
+        match next {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                let [header] = packet.load(payload).ok_or(Reason::Truncated)?;
+                let [following, length, ..] = header.to_ne_bytes();
+                next = following;
+                payload += (u32::from(length) + 1) * 8;
+            }
+            protocol::FRAGMENT => {
+                let [header, _id] = packet.load(payload).ok_or(Reason::Truncated)?;
+                let [following, _, offset, flags] = header.to_ne_bytes();
+                payload += 8;
+                if offset != 0 || flags & 0xf9 != 0 {
+                    key.protocol = following;
+                    return Ok(Network { key, payload, opaque: true });
+                }
+                next = following;
+            }
+            _ => {
+                key.protocol = next;
+                return Ok(Network { key, payload, opaque: false });
+            }
+        }
+    }
+    // Deeper than the bound: the addresses alone tell the flow, and so they do for each of its packets.
+    Ok(Network { key, payload, opaque: true })
+}
+
+/// Reads ports, SPI, GRE key or echo id at `at` into `key`. `None`: cut off.
+#[inline(always)]
+fn selectors<P: Packet + ?Sized>(packet: &P, key: &mut FlowKey, at: u32) -> Option<()> {
+    match key.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP | protocol::DCCP | protocol::UDP_LITE => {
+            let [ports] = packet.load(at)?;
+            let [a, b, c, d] = ports.to_ne_bytes();
+            key.sport = u16::from_ne_bytes([a, b]);
+            key.dport = u16::from_ne_bytes([c, d]);
+        }
+        protocol::ESP => [key.id] = packet.load(at)?,
+        // What AH protects is not looked at: one association must not spread, or the receiver's replay window drops.
+        protocol::AH => [_, key.id] = packet.load(at)?,
+        protocol::GRE => key.id = gre_key(packet, at)?,
+        protocol::ICMP | protocol::ICMPV6 => {
+            let [head] = packet.load(at)?;
+            if is_echo(key.family, key.protocol, head.to_ne_bytes()[0]) {
+                let [rest] = packet.load(at + 4)?;
+                let [a, b, ..] = rest.to_ne_bytes();
+                key.id = u32::from_ne_bytes([a, b, 0, 0]);
+            }
+        }
+        _ => {}
+    }
+    Some(())
+}
+
+/// Source: RFC 2890; RFC 2637 for version 1, which has the payload's length in the key's upper half.
+#[inline(always)]
+fn gre_key<P: Packet + ?Sized>(packet: &P, at: u32) -> Option<u32> {
+    const CHECKSUM_OR_ROUTING: u8 = 0xc0;
+    const KEY: u8 = 0x20;
+    let [head] = packet.load(at)?;
+    let [flags, version, ..] = head.to_ne_bytes();
+    if flags & KEY == 0 {
+        return Some(0);
+    }
+    let skipped = if flags & CHECKSUM_OR_ROUTING == 0 { 4 } else { 8 };
+    let [key] = packet.load(at + skipped)?;
+    let [_, _, c, d] = key.to_ne_bytes();
+    Some(if version & 7 == 1 { u32::from_ne_bytes([0, 0, c, d]) } else { key })
+}
+
+#[inline(always)]
+fn is_echo(family: u8, protocol: u8, kind: u8) -> bool {
+    match (family, protocol) {
+        (IPV4, protocol::ICMP) => kind == 8 || kind == 0,
+        (IPV6, protocol::ICMPV6) => kind == 128 || kind == 129,
+        _ => false,
+    }
+}
+
+/// The key of the flow that an ICMP error quotes, endpoints swapped: the error goes the way of the flow's answers.
+/// `None`: no error, or its quote is too short or is none.
+#[inline(always)]
+fn quoted<P: Packet + ?Sized>(packet: &P, family: u8, transport: Transport) -> Option<FlowKey> {
+    match (family, transport.protocol) {
+        (IPV4, protocol::ICMP) | (IPV6, protocol::ICMPV6) => {}
+        _ => return None,
+    }
+    let [head] = packet.load(transport.offset)?;
+    let kind = head.to_ne_bytes()[0];
+    let error = if family == IPV4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { matches!(kind, 1..=4) };
+    let at = transport.offset + 8;
+    if !error || at > MAX_HEADER_OFFSET {
+        return None;
+    }
+    let [first] = packet.load(at)?;
+    if first.to_ne_bytes()[0] >> 4 != family {
+        return None;
+    }
+    let network = network(packet, at, family).ok()?;
+    let mut key = network.key;
+    if !network.opaque && network.payload <= MAX_HEADER_OFFSET {
+        selectors(packet, &mut key, network.payload)?;
+    }
+    Some(FlowKey { flow_label: 0, ..key.reversed() })
+}
+
+/// The packets that a super-packet stands for, and the bytes that their headers add to its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// At least 1.
+    pub packets: u32,
+    /// Length of the super-packet plus the headers that segmentation repeats.
+    pub bytes: u32,
+}
+
+/// What a packet of `len` bytes is on the wire, the network header first. `gso_size` is 0 for a packet that is no
+/// super-packet; `gso_segs` may be 0 for one that came from a virtual machine and was not segmented yet
+/// (`SKB_GSO_DODGY`).
+#[inline(always)]
+pub fn segments<P: Packet + ?Sized>(
+    packet: &P,
+    transport: Transport,
+    len: u32,
+    gso_size: u32,
+    gso_segs: u32,
+) -> Segments {
+    if gso_size == 0 {
+        return Segments { packets: 1, bytes: len };
+    }
+    let headers = header_length(packet, transport).min(len);
+    let packets = if gso_segs == 0 { (len - headers).div_ceil(gso_size) } else { gso_segs };
+    let packets = packets.max(1);
+    Segments { packets, bytes: len.wrapping_add((packets - 1).wrapping_mul(headers)) }
+}
+
+/// Network and transport header of a TCP or UDP packet, bytes; 0 if it is none.
+#[inline(always)]
+fn header_length<P: Packet + ?Sized>(packet: &P, Transport { protocol, offset }: Transport) -> u32 {
+    match protocol {
+        _ if offset > MAX_HEADER_OFFSET => 0,
+        protocol::TCP => {
+            packet.load::<1>(offset + 12).map_or(0, |[word]| offset + u32::from(word.to_ne_bytes()[0] >> 4) * 4)
+        }
+        protocol::UDP => offset + 8,
+        _ => 0,
+    }
+}

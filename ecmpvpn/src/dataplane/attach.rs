@@ -1,0 +1,207 @@
+//! Attaches the programs: by tcx where the kernel has it, else by clsact filters.
+
+use std::mem;
+use std::path::Path;
+
+use aya::maps::Array;
+use aya::programs::links::FdLink;
+use aya::programs::tc::{self, NlOptions, TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use ecmpvpn_common::layout::{Settings, Tunnel, maps, programs, settings_flags, tunnel_flags, tunnel_id};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::error::os_error;
+use super::{DataplaneError, Device, Loaded, Pins, View};
+use crate::config::InterfaceName;
+use crate::plan::SteeringTable;
+
+/// How the programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// By links of the multi-program TC hook; Linux 6.6 and later.
+    Tcx,
+    /// By filters of the clsact qdisc.
+    Clsact,
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Attaches to the steering device and to every tunnel; the attachments outlive this process.
+pub fn attach(
+    loaded: &mut Loaded,
+    pins: &Pins,
+    steering: &Device,
+    table: &SteeringTable,
+    hook: Option<Hook>,
+) -> Result<Hook, DataplaneError> {
+    let hook = hook.map_or_else(|| probe(&steering.name), Ok)?;
+    // The tunnels first: as soon as the steering device steers, what comes back is to be counted.
+    for (peer, row) in (0..).zip(&table.peers) {
+        for (slot, (name, _)) in (0..).zip(&row.tunnels) {
+            let id = tunnel_id(peer, slot);
+            match hook {
+                Hook::Tcx => {
+                    let program = loaded.program_mut(programs::INGRESS)?;
+                    attach_tcx(program, name, TcAttachType::Ingress, &pins.tunnel_link(id))?;
+                }
+                Hook::Clsact => {
+                    if add_clsact(name)? {
+                        mark_tunnel(loaded, id)?;
+                    }
+                    attach_clsact(loaded.program_mut(programs::INGRESS)?, name, TcAttachType::Ingress)?;
+                }
+            }
+        }
+    }
+    match hook {
+        Hook::Tcx => {
+            let program = loaded.program_mut(programs::EGRESS)?;
+            attach_tcx(program, &steering.name, TcAttachType::Egress, &pins.steering_link())?;
+        }
+        Hook::Clsact => {
+            let added = add_clsact(&steering.name)?;
+            mark_settings(loaded, settings_flags::CLSACT | if added { settings_flags::CLSACT_ADDED } else { 0 })?;
+            attach_clsact(loaded.program_mut(programs::EGRESS)?, &steering.name, TcAttachType::Egress)?;
+        }
+    }
+    Ok(hook)
+}
+
+/// Asks the kernel which programs tcx has on a device: one without tcx does not know the question.
+fn probe(steering: &InterfaceName) -> Result<Hook, DataplaneError> {
+    match SchedClassifier::query_tcx(steering.as_str(), TcAttachType::Egress) {
+        Ok(_) => Ok(Hook::Tcx),
+        Err(error) if os_error(&error) == Some(libc::EINVAL) => Ok(Hook::Clsact),
+        Err(error) => Err(DataplaneError::new(format!("asking for the programs on {steering}"), error)),
+    }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    device: &InterfaceName,
+    direction: TcAttachType,
+    pin: &Path,
+) -> Result<(), DataplaneError> {
+    let failed = || format!("attaching to {device} by tcx");
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program
+        .attach_with_options(device.as_str(), direction, options)
+        .map_err(|error| DataplaneError::new(failed(), error))?;
+    let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
+    let link = FdLink::try_from(link).map_err(|error| DataplaneError::new(failed(), error))?;
+    let pinned = link.pin(pin);
+    pinned.map_err(|error| DataplaneError::new(format!("pinning a link at {}", pin.display()), error))?;
+    Ok(())
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    device: &InterfaceName,
+    direction: TcAttachType,
+) -> Result<(), DataplaneError> {
+    let failed = || format!("attaching to {device} by clsact");
+    let id = program
+        .attach_with_options(device.as_str(), direction, TcAttachOptions::Netlink(NlOptions::default()))
+        .map_err(|error| DataplaneError::new(failed(), error))?;
+    let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
+    // Dropping it would detach the filter, which is to outlive this process. It holds no descriptor.
+    mem::forget(link);
+    Ok(())
+}
+
+/// Gives the device a clsact qdisc; false if it has one.
+fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError> {
+    match tc::qdisc_add_clsact(device.as_str()) {
+        Ok(()) => Ok(true),
+        Err(error) if os_error(&error) == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(DataplaneError::new(format!("adding a clsact qdisc to {device}"), error)),
+    }
+}
+
+fn mark_settings(loaded: &mut Loaded, flags: u32) -> Result<(), DataplaneError> {
+    let failed = |error| DataplaneError::new("writing to map SETTINGS", error);
+    let mut map: Array<_, Settings> = loaded.map_mut(maps::SETTINGS)?.try_into().map_err(failed)?;
+    let mut settings = map.get(&0, 0).map_err(failed)?;
+    settings.flags |= flags;
+    map.set(0, settings, 0).map_err(failed)
+}
+
+fn mark_tunnel(loaded: &mut Loaded, id: u32) -> Result<(), DataplaneError> {
+    mark_settings(loaded, settings_flags::CLSACT)?;
+    let failed = |error| DataplaneError::new("writing to map TUNNELS", error);
+    let mut map: Array<_, Tunnel> = loaded.map_mut(maps::TUNNELS)?.try_into().map_err(failed)?;
+    let mut tunnel = map.get(&id, 0).map_err(failed)?;
+    tunnel.flags |= tunnel_flags::CLSACT_ADDED;
+    map.set(id, tunnel, 0).map_err(failed)
+}
+
+/// Takes clsact filters off, and the qdiscs that were added for them. Devices that are gone took theirs along.
+pub fn detach(view: &View) -> Result<(), DataplaneError> {
+    let settings = view.settings()?;
+    if settings.flags & settings_flags::CLSACT == 0 {
+        return Ok(());
+    }
+    let mut first = Ok(());
+    let added = settings.flags & settings_flags::CLSACT_ADDED != 0;
+    first = first.and(detach_from(settings.steering_ifindex, TcAttachType::Egress, programs::EGRESS, added));
+    for (_, tunnel) in view.tunnel_records()? {
+        let added = tunnel.flags & tunnel_flags::CLSACT_ADDED != 0;
+        first = first.and(detach_from(tunnel.ifindex, TcAttachType::Ingress, programs::INGRESS, added));
+    }
+    first
+}
+
+fn detach_from(ifindex: u32, direction: TcAttachType, program: &str, added: bool) -> Result<(), DataplaneError> {
+    let Some(name) = name_of(ifindex) else { return Ok(()) };
+    match tc::qdisc_detach_program(&name, direction, program) {
+        Ok(()) => {}
+        Err(tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(DataplaneError::new(format!("detaching {program} from {name}"), error)),
+    }
+    if added {
+        let deleted = delete_clsact(ifindex);
+        deleted.map_err(|error| DataplaneError::new(format!("deleting the clsact qdisc of {name}"), error))?;
+    }
+    Ok(())
+}
+
+fn name_of(ifindex: u32) -> Option<String> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
+    rustix::net::netdevice::index_to_name(socket, ifindex).ok()
+}
+
+/// `RTM_DELQDISC` of the clsact qdisc. Source: `linux/rtnetlink.h`, `linux/pkt_sched.h`.
+fn delete_clsact(ifindex: u32) -> std::io::Result<()> {
+    const RTM_DELQDISC: u16 = 37;
+    const REQUEST_AND_ACK: u16 = 0x1 | 0x4;
+    const NLMSG_ERROR: u16 = 2;
+    const CLSACT_HANDLE: u32 = 0xffff_0000;
+    const CLSACT_PARENT: u32 = 0xffff_fff1;
+    const LENGTH: u32 = 36;
+
+    let mut message = Vec::with_capacity(LENGTH as usize);
+    message.extend(LENGTH.to_ne_bytes());
+    message.extend(RTM_DELQDISC.to_ne_bytes());
+    message.extend(REQUEST_AND_ACK.to_ne_bytes());
+    for word in [1, 0, 0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0u32] {
+        message.extend(word.to_ne_bytes());
+    }
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    rustix::net::send(&socket, &message, SendFlags::empty())?;
+    let mut reply = [0; 256];
+    let (received, _) = rustix::net::recv(&socket, &mut reply[..], RecvFlags::empty())?;
+    if received < 20 || u16::from_ne_bytes([reply[4], reply[5]]) != NLMSG_ERROR {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
+    match i32::from_ne_bytes([reply[16], reply[17], reply[18], reply[19]]) {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(-code)),
+    }
+}

@@ -1,0 +1,160 @@
+//! Writes a steering table into the maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Destination, Peer, Settings, Tunnel, maps, policy, tunnel_id};
+use ecmpvpn_common::rendezvous::{Candidate, inverse_weight, key_of, pick};
+use ecmpvpn_common::shared::Shared;
+use ipnet::IpNet;
+
+use super::mapped::Mapped;
+use super::{DataplaneError, Loaded};
+use crate::config::{InterfaceName, Policy};
+use crate::plan::{PeerTable, SteeringTable};
+
+/// Fills every map. All tunnels live at first.
+pub fn fill(
+    loaded: &mut Loaded,
+    settings: &Settings,
+    table: &SteeringTable,
+    tunnels: &BTreeMap<InterfaceName, u32>,
+) -> Result<(), DataplaneError> {
+    let mut map: Array<_, Settings> = typed(loaded.map_mut(maps::SETTINGS)?.try_into(), maps::SETTINGS)?;
+    written(map.set(0, settings, 0), maps::SETTINGS)?;
+
+    let mut peers = Mapped::<Peer>::new(maps::PEERS, loaded.array_data(maps::PEERS)?)?;
+    let mut buckets = Mapped::<Bucket>::new(maps::BUCKETS, loaded.array_data(maps::BUCKETS)?)?;
+    for ((number, peer), record) in (0..).zip(&table.peers).zip(peers.entries_mut()) {
+        let base = number * BUCKETS_PER_PEER;
+        *record = peer_record(peer, base);
+        let rows = tunnel_records(peer, tunnels)?;
+        let candidates: Vec<Candidate> = rows.iter().map(Tunnel::candidate).collect();
+        set_homes(&mut buckets.entries_mut()[base as usize..][..BUCKETS_PER_PEER as usize], &candidates);
+
+        let mut map: Array<_, Tunnel> = typed(loaded.map_mut(maps::TUNNELS)?.try_into(), maps::TUNNELS)?;
+        for (slot, row) in (0..).zip(&rows) {
+            written(map.set(tunnel_id(number, slot), row, 0), maps::TUNNELS)?;
+        }
+        let mut map: HashMap<_, u32, u32> = typed(loaded.map_mut(maps::TUNNEL_IDS)?.try_into(), maps::TUNNEL_IDS)?;
+        for (slot, row) in (0..).zip(&rows) {
+            written(map.insert(row.ifindex, tunnel_id(number, slot), 0), maps::TUNNEL_IDS)?;
+        }
+        let mut map: LpmTrie<_, Destination, u32> = typed(loaded.map_mut(maps::PREFIXES)?.try_into(), maps::PREFIXES)?;
+        for prefix in &peer.prefixes {
+            written(map.insert(&prefix_key(*prefix), number, 0), maps::PREFIXES)?;
+        }
+    }
+    Ok(())
+}
+
+fn typed<T>(map: Result<T, aya::maps::MapError>, name: &str) -> Result<T, DataplaneError> {
+    map.map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))
+}
+
+fn written(result: Result<(), aya::maps::MapError>, name: &str) -> Result<(), DataplaneError> {
+    result.map_err(|error| DataplaneError::new(format!("writing to map {name}"), error))
+}
+
+fn peer_record(peer: &PeerTable, bucket_base: u32) -> Peer {
+    let count = u32::try_from(peer.tunnels.len()).unwrap_or(u32::MAX);
+    Peer {
+        live: Shared::new(u32::MAX.checked_shr(u32::BITS.saturating_sub(count)).unwrap_or(0)),
+        bucket_base,
+        bucket_mask: BUCKETS_PER_PEER - 1,
+        policy: match peer.policy {
+            Policy::Hash => policy::HASH,
+            Policy::Flowlet => policy::FLOWLET,
+            Policy::Adaptive => policy::ADAPTIVE,
+            Policy::Spray => policy::SPRAY,
+        },
+        tunnel_count: count,
+        padding: [0; 3],
+        name: padded(&peer.name),
+    }
+}
+
+fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> Result<Vec<Tunnel>, DataplaneError> {
+    let record = |(name, weight): &(InterfaceName, u16)| {
+        let ifindex = tunnels
+            .get(name)
+            .copied()
+            .ok_or_else(|| DataplaneError::Mismatch(format!("tunnel {name} of peer {} has no interface", peer.name)))?;
+        Ok(Tunnel {
+            key: key_of(name.as_str().as_bytes()),
+            ifindex,
+            inverse_weight: inverse_weight(*weight),
+            weight: *weight,
+            flags: 0,
+            padding: 0,
+            name: padded(name.as_str()),
+        })
+    };
+    peer.tunnels.iter().map(record).collect()
+}
+
+/// Each bucket's home: the tunnel that it ranks first.
+fn set_homes(buckets: &mut [Bucket], candidates: &[Candidate]) {
+    let candidate = |slot: u32| candidates.get(slot as usize).copied();
+    for (within, bucket) in (0..).zip(buckets) {
+        // A peer without tunnels has no homes; nothing lives there either.
+        let home = u8::try_from(pick(within, u32::MAX, candidate)).unwrap_or(0);
+        *bucket = Bucket { tunnel: Shared::new(home), home: Shared::new(home), ..Bucket::default() };
+    }
+}
+
+/// `text` filled up with zeros; what does not fit is cut off.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    let length = text.len().min(N);
+    bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+    bytes
+}
+
+/// The longest-prefix key of `prefix`.
+fn prefix_key(prefix: IpNet) -> Key<Destination> {
+    Key::new(Destination::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
+}
+
+/// `address` as the maps have it.
+pub fn destination(address: IpAddr) -> Destination {
+    let (family, octets) = match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            (4, octets)
+        }
+        IpAddr::V6(address) => (6, address.octets()),
+    };
+    let word = |at: usize| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+    Destination { family, address: [word(0), word(4), word(8), word(12)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_tunnels_live_at_first() {
+        let peer = |count: usize| PeerTable {
+            name: "site-b".into(),
+            policy: Policy::Hash,
+            prefixes: vec![],
+            tunnels: (0..count).map(|i| (InterfaceName::new(&format!("wg{i}")).unwrap(), 1)).collect(),
+        };
+        for (count, live) in [(0, 0), (1, 1), (3, 0b111), (31, u32::MAX >> 1), (32, u32::MAX)] {
+            assert_eq!(peer_record(&peer(count), 0).live.get(), live);
+        }
+    }
+
+    #[test]
+    fn addresses_are_in_network_order() {
+        let found = destination("10.20.30.40".parse().unwrap());
+        assert_eq!((found.family, found.address[0].to_ne_bytes(), found.address[1]), (4, [10, 20, 30, 40], 0));
+        let found = destination("fd00:20::1".parse().unwrap());
+        assert_eq!((found.family, found.address[0].to_ne_bytes()), (6, [0xfd, 0, 0, 0x20]));
+        assert_eq!(prefix_key("10.20.0.0/16".parse().unwrap()).prefix_len(), 48);
+    }
+}

@@ -1,0 +1,77 @@
+//! A BPF array in this process's memory: reading or writing an entry costs no system call.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+use std::slice;
+
+use aya::maps::MapData;
+use ecmpvpn_common::layout::{Bucket, Peer};
+
+use super::DataplaneError;
+
+/// A record whose words are all shared: others may change them at any time.
+///
+/// # Safety
+/// Every field that is written after the map was filled is a `Shared`, and any bytes are a valid value.
+pub unsafe trait Record {}
+
+// SAFETY: `live` is shared; the rest is written before any program is attached.
+unsafe impl Record for Peer {}
+// SAFETY: its fields are shared, but for the padding.
+unsafe impl Record for Bucket {}
+
+/// A mapped array of `T`.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    entries: *mut T,
+    count: usize,
+}
+
+// SAFETY: the memory belongs to no thread, and `Record` says that shared access is sound.
+unsafe impl<T: Record> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T: Record> Sync for Mapped<T> {}
+
+impl<T: Record> Mapped<T> {
+    /// Maps an array that was made with `BPF_F_MMAPABLE`.
+    pub fn new(name: &str, map: &MapData) -> Result<Self, DataplaneError> {
+        let info = map.info().map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))?;
+        if info.value_size() as usize != size_of::<T>() {
+            let found = info.value_size();
+            return Err(DataplaneError::Mismatch(format!(
+                "map {name} has values of {found} bytes; `ecmpvpn down` removes it"
+            )));
+        }
+        let count = info.max_entries() as usize;
+        let entries = Self::map(map.fd().as_fd(), count)
+            .map_err(|error| DataplaneError::new(format!("mapping {name} into memory"), error))?;
+        Ok(Self { entries, count })
+    }
+
+    fn map(map: BorrowedFd<'_>, count: usize) -> io::Result<*mut T> {
+        let (length, access) = (count * size_of::<T>(), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: the kernel chooses the address, so that nothing else is overwritten.
+        let at = unsafe { libc::mmap(ptr::null_mut(), length, access, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> &[T] {
+        // SAFETY: the mapping is that long and lives as long as `self`; `Record` says that others may write to it.
+        unsafe { slice::from_raw_parts(self.entries, self.count) }
+    }
+
+    /// All entries, to fill them before any program is attached.
+    pub fn entries_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { slice::from_raw_parts_mut(self.entries, self.count) }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `new` made, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.entries.cast(), self.count * size_of::<T>()) };
+    }
+}

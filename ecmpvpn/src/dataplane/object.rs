@@ -1,0 +1,169 @@
+//! The embedded object: its maps sized and filled for a table, its programs in the kernel.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Map, MapData};
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use ecmpvpn_common::flow::fields;
+use ecmpvpn_common::layout::{
+    BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, Settings, globals, maps, programs, settings_flags,
+};
+
+use super::{DataplaneError, Hook, Pins, fill};
+use crate::config::InterfaceName;
+use crate::plan::SteeringTable;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ECMPVPN_EBPF_OBJECT"));
+
+/// aya-log's global: statements above this level are pruned by the verifier.
+const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+/// Lines of the verifier's log that an error shows.
+const LOG_LINES: usize = 12;
+
+/// How the programs are loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What a flow is told by; see [`fields`].
+    pub hash_fields: u32,
+    /// Both directions of a flow take the same bucket.
+    pub symmetric: bool,
+    /// Keep the programs' log statements, for aya-log to read.
+    pub log: bool,
+    /// Attach this way; `None`: by tcx where the kernel has it.
+    pub hook: Option<Hook>,
+    /// Load for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, the choice is left in `skb->cb`.
+    pub test_run: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { hash_fields: fields::FIVE_TUPLE, symmetric: false, log: false, hook: None, test_run: false }
+    }
+}
+
+/// Programs and maps in the kernel, attached to nothing; they go with this value unless they are pinned.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads the object and fills its maps.
+    ///
+    /// # Errors
+    /// The table is too large or names a tunnel that `tunnels` lacks; or the kernel refuses.
+    pub fn new(
+        table: &SteeringTable,
+        steering_ifindex: u32,
+        tunnels: &BTreeMap<InterfaceName, u32>,
+        options: &Options,
+    ) -> Result<Self, DataplaneError> {
+        let peers = check_size(table)?;
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        let mut loaded = Self {
+            ebpf: EbpfLoader::new()
+                .override_global(globals::TEST_RUN, &u8::from(options.test_run), true)
+                .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
+                .map_max_entries(maps::PREFIXES, count(table.peers.iter().map(|peer| peer.prefixes.len()).sum()))
+                .map_max_entries(maps::PEERS, peers)
+                .map_max_entries(maps::TUNNELS, peers * MAX_TUNNELS_PER_PEER)
+                .map_max_entries(maps::COUNTERS, peers * MAX_TUNNELS_PER_PEER)
+                .map_max_entries(maps::TUNNEL_IDS, count(tunnels.len()))
+                .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
+                .load(OBJECT)
+                .map_err(load_error)?,
+        };
+        let settings = Settings {
+            seed: table.seed,
+            hash_fields: options.hash_fields,
+            flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 },
+            steering_ifindex,
+            padding: 0,
+        };
+        fill::fill(&mut loaded, &settings, table, tunnels)?;
+        for name in [programs::EGRESS, programs::INGRESS] {
+            loaded.program_mut(name)?.load().map_err(|error| program_error(name, error))?;
+        }
+        Ok(loaded)
+    }
+
+    /// A loaded program.
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub fn program_mut(&mut self, name: &str) -> Result<&mut SchedClassifier, DataplaneError> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| missing("program", name))?;
+        program.try_into().map_err(|error| DataplaneError::new(format!("looking at program {name}"), error))
+    }
+
+    pub(super) fn map_mut(&mut self, name: &str) -> Result<&mut Map, DataplaneError> {
+        self.ebpf.map_mut(name).ok_or_else(|| missing("map", name))
+    }
+
+    /// A map's descriptor.
+    pub(super) fn array_data(&self, name: &str) -> Result<&MapData, DataplaneError> {
+        match self.ebpf.map(name) {
+            Some(Map::Array(data)) => Ok(data),
+            _ => Err(missing("array", name)),
+        }
+    }
+
+    /// Pins maps and programs, so that they outlive this process. [`Pins::dir`] must be there.
+    ///
+    /// # Errors
+    /// A pin cannot be made, or is there already.
+    pub fn pin(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+        for name in maps::ALL {
+            let path = pins.path(name);
+            let pinned = self.ebpf.map(name).ok_or_else(|| missing("map", name))?.pin(&path);
+            pinned.map_err(|error| DataplaneError::new(format!("pinning map {name} at {}", path.display()), error))?;
+        }
+        for name in [programs::EGRESS, programs::INGRESS] {
+            let path = pins.path(name);
+            let pinned = self.program_mut(name)?.pin(&path);
+            pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
+        }
+        Ok(())
+    }
+}
+
+fn check_size(table: &SteeringTable) -> Result<u32, DataplaneError> {
+    let mismatch = |text: String| Err(DataplaneError::Mismatch(text));
+    for peer in &table.peers {
+        if peer.tunnels.len() > MAX_TUNNELS_PER_PEER as usize {
+            return mismatch(format!(
+                "peer {} has {} tunnels; at most {MAX_TUNNELS_PER_PEER} fit",
+                peer.name,
+                peer.tunnels.len()
+            ));
+        }
+    }
+    match u32::try_from(table.peers.len()) {
+        Ok(peers @ 1..=MAX_PEERS) => Ok(peers),
+        _ => mismatch(format!("there are {} peers; 1 to {MAX_PEERS} fit", table.peers.len())),
+    }
+}
+
+fn missing(kind: &str, name: &str) -> DataplaneError {
+    DataplaneError::Mismatch(format!(
+        "the eBPF object has no {kind} {name}; `cargo xtask build-ebpf` makes a right one"
+    ))
+}
+
+fn load_error(error: EbpfError) -> DataplaneError {
+    DataplaneError::new("loading the eBPF maps", error)
+}
+
+fn program_error(name: &str, error: ProgramError) -> DataplaneError {
+    match error {
+        // EPERM is the lack of a capability; EACCES and EINVAL come from the verifier.
+        ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() != Some(libc::EPERM) => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.trim_end().lines().collect();
+            let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+            DataplaneError::Refused { program: name.to_owned(), log, source: io_error }
+        }
+        error => DataplaneError::new(format!("loading program {name}"), error),
+    }
+}

@@ -1,0 +1,112 @@
+//! Where a site's maps, programs and links are pinned.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ecmpvpn_common::layout::LAYOUT_VERSION;
+
+use super::DataplaneError;
+
+/// Every site's pins are below this directory of bpffs.
+const ROOT: &str = "/sys/fs/bpf/ecmpvpn";
+
+/// One site's directory of pins: `<root>/<site>/v<LAYOUT>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+    dir: PathBuf,
+}
+
+impl Pins {
+    /// Below `/sys/fs/bpf/ecmpvpn`.
+    pub fn of(site: &str) -> Self {
+        Self::below(Path::new(ROOT), site)
+    }
+
+    /// Below `root`, which is removed with the last site's pins.
+    pub fn below(root: &Path, site: &str) -> Self {
+        // bpffs reserves names with dots; a site's name has no plus sign of its own.
+        let dir = root.join(site.replace('.', "+")).join(format!("v{LAYOUT_VERSION}"));
+        Self { root: root.to_owned(), dir }
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the site has pins.
+    pub fn exist(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// The pin of a map or program.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The pin of the link between the egress program and the steering device.
+    pub(super) fn steering_link(&self) -> PathBuf {
+        self.dir.join("link_steering")
+    }
+
+    /// The pin of the link between the ingress program and a tunnel.
+    pub(super) fn tunnel_link(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("link_tunnel_{id}"))
+    }
+
+    pub(super) fn create(&self) -> Result<(), DataplaneError> {
+        let failed = |error| DataplaneError::new(format!("making the directory {}", self.dir.display()), error);
+        fs::create_dir_all(self.dir.parent().unwrap_or(&self.root)).map_err(failed)?;
+        match fs::create_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(DataplaneError::AlreadyThere { dir: self.dir.clone() })
+            }
+            made => made.map_err(failed),
+        }
+    }
+
+    /// Removes the pins and the directories that they leave empty.
+    pub(super) fn remove(&self) -> Result<(), DataplaneError> {
+        let failed = |path: &Path, error| DataplaneError::new(format!("removing {}", path.display()), error);
+        for entry in fs::read_dir(&self.dir).map_err(|error| failed(&self.dir, error))? {
+            let path = entry.map_err(|error| failed(&self.dir, error))?.path();
+            fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+        }
+        fs::remove_dir(&self.dir).map_err(|error| failed(&self.dir, error))?;
+        for parent in self.dir.ancestors().skip(1).take_while(|parent| parent.starts_with(&self.root)) {
+            match fs::remove_dir(parent) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => break,
+                removed => removed.map_err(|error| failed(parent, error))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_version_is_in_the_path() {
+        assert_eq!(Pins::of("site-a").dir(), Path::new("/sys/fs/bpf/ecmpvpn/site-a/v1"));
+        assert_eq!(Pins::of("a.b").dir(), Path::new("/sys/fs/bpf/ecmpvpn/a+b/v1"));
+    }
+
+    #[test]
+    fn directories_come_and_go() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("ecmpvpn");
+        let (one, other) = (Pins::below(&root, "one"), Pins::below(&root, "other"));
+        one.create().unwrap();
+        other.create().unwrap();
+        assert!(matches!(one.create(), Err(DataplaneError::AlreadyThere { .. })));
+        fs::write(one.path("MAP"), "").unwrap();
+        one.remove().unwrap();
+        assert!(!one.exist() && other.exist());
+        other.remove().unwrap();
+        assert!(!root.exists() && temporary.path().exists());
+    }
+}

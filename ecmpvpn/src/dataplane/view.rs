@@ -1,0 +1,200 @@
+//! What runs, read and steered through its pins.
+
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use ecmpvpn_common::layout::{
+    Bucket, MAX_TUNNELS_PER_PEER, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags, tunnel_id,
+};
+
+use super::mapped::Mapped;
+use super::{DataplaneError, Hook, Pins};
+
+/// A site's maps.
+pub struct View {
+    settings: Array<MapData, Settings>,
+    tunnels: Array<MapData, Tunnel>,
+    counters: PerCpuArray<MapData, TunnelCounters>,
+    reasons: PerCpuArray<MapData, u64>,
+    peers: Mapped<Peer>,
+    buckets: Mapped<Bucket>,
+}
+
+/// A remote site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// Its name.
+    pub name: String,
+    /// Slots of its live tunnels, a bit each.
+    pub live: u32,
+    /// Number of its tunnels.
+    pub tunnels: u32,
+}
+
+/// A tunnel and its counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelView {
+    /// Interface name.
+    pub name: String,
+    /// Number of its peer.
+    pub peer: u32,
+    /// Number among its peer's tunnels.
+    pub slot: u32,
+    /// Interface index.
+    pub ifindex: u32,
+    /// Share relative to the peer's other tunnels.
+    pub weight: u16,
+    /// Whether it carries traffic.
+    pub live: bool,
+    /// Buckets that use it.
+    pub buckets: u32,
+    /// Summed over all CPUs.
+    pub counters: TunnelCounters,
+}
+
+/// Packets that were not put onto a tunnel, by the reason's name; summed over all CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reasons {
+    /// They were none of ours.
+    pub not_steered: Vec<(&'static str, u64)>,
+    /// They were for a peer and are lost.
+    pub dropped: Vec<(&'static str, u64)>,
+}
+
+impl View {
+    /// Opens a site's maps.
+    ///
+    /// # Errors
+    /// [`DataplaneError::NotRunning`] if there are none.
+    pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        if !pins.exist() {
+            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
+        }
+        let data = |name: &str| {
+            let opened = MapData::from_pin(pins.path(name));
+            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
+        };
+        let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
+        let array = |name| data(name).map(Map::Array);
+        let per_cpu = |name| data(name).map(Map::PerCpuArray);
+        Ok(Self {
+            settings: array(maps::SETTINGS)?.try_into().map_err(typed(maps::SETTINGS))?,
+            tunnels: array(maps::TUNNELS)?.try_into().map_err(typed(maps::TUNNELS))?,
+            counters: per_cpu(maps::COUNTERS)?.try_into().map_err(typed(maps::COUNTERS))?,
+            reasons: per_cpu(maps::REASONS)?.try_into().map_err(typed(maps::REASONS))?,
+            peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
+            buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
+        })
+    }
+
+    /// How the programs are attached.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn hook(&self) -> Result<Hook, DataplaneError> {
+        let clsact = self.settings()?.flags & settings_flags::CLSACT != 0;
+        Ok(if clsact { Hook::Clsact } else { Hook::Tcx })
+    }
+
+    /// What holds for all peers.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn settings(&self) -> Result<Settings, DataplaneError> {
+        self.settings.get(&0, 0).map_err(|error| DataplaneError::new("reading map SETTINGS", error))
+    }
+
+    /// The remote sites, by number.
+    pub fn peers(&self) -> Vec<PeerView> {
+        let view = |peer: &Peer| PeerView { name: text(&peer.name), live: peer.live.get(), tunnels: peer.tunnel_count };
+        self.peers.entries().iter().map(view).collect()
+    }
+
+    /// All tunnels with their counts.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn tunnels(&self) -> Result<Vec<TunnelView>, DataplaneError> {
+        let held = self.held();
+        let view = |(id, tunnel): (u32, Tunnel)| {
+            let (peer, slot) = (id / MAX_TUNNELS_PER_PEER, id % MAX_TUNNELS_PER_PEER);
+            Ok(TunnelView {
+                name: text(&tunnel.name),
+                peer,
+                slot,
+                ifindex: tunnel.ifindex,
+                weight: tunnel.weight,
+                live: self.peers.entries()[peer as usize].live.get() >> slot & 1 == 1,
+                buckets: held[id as usize],
+                counters: self.counters(id)?,
+            })
+        };
+        self.tunnel_records()?.into_iter().map(view).collect()
+    }
+
+    /// The tunnels' records, by id.
+    pub(super) fn tunnel_records(&self) -> Result<Vec<(u32, Tunnel)>, DataplaneError> {
+        let mut records = Vec::new();
+        for (peer, record) in (0..).zip(self.peers.entries()) {
+            for slot in 0..record.tunnel_count.min(MAX_TUNNELS_PER_PEER) {
+                let id = tunnel_id(peer, slot);
+                let tunnel = self.tunnels.get(&id, 0);
+                records.push((id, tunnel.map_err(|error| DataplaneError::new("reading map TUNNELS", error))?));
+            }
+        }
+        Ok(records)
+    }
+
+    fn counters(&self, id: u32) -> Result<TunnelCounters, DataplaneError> {
+        let cpus = self.counters.get(&id, 0);
+        let cpus = cpus.map_err(|error| DataplaneError::new("reading map COUNTERS", error))?;
+        let mut sum = TunnelCounters::default();
+        cpus.iter().for_each(|cpu| sum += *cpu);
+        Ok(sum)
+    }
+
+    /// How many buckets use each tunnel, by id.
+    fn held(&self) -> Vec<u32> {
+        let peers = self.peers.entries();
+        let mut held = vec![0; peers.len() * MAX_TUNNELS_PER_PEER as usize];
+        for (number, peer) in peers.iter().enumerate() {
+            let first = number * MAX_TUNNELS_PER_PEER as usize;
+            let count = peer.bucket_mask as usize + 1;
+            for bucket in self.buckets.entries().iter().skip(peer.bucket_base as usize).take(count) {
+                held[first + usize::from(bucket.tunnel.get()) % MAX_TUNNELS_PER_PEER as usize] += 1;
+            }
+        }
+        held
+    }
+
+    /// Packets that were not put onto a tunnel.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn reasons(&self) -> Result<Reasons, DataplaneError> {
+        let mut reasons = Reasons::default();
+        for reason in Reason::ALL {
+            let cpus = self.reasons.get(&(reason as u32), 0);
+            let cpus = cpus.map_err(|error| DataplaneError::new("reading map REASONS", error))?;
+            let kind = if reason.is_drop() { &mut reasons.dropped } else { &mut reasons.not_steered };
+            kind.push((reason.name(), cpus.iter().sum()));
+        }
+        Ok(reasons)
+    }
+
+    /// Says whether a tunnel carries traffic: one write, which the next packet sees. Returns what it was before;
+    /// `None` if there is no such tunnel.
+    pub fn set_live(&self, peer: u32, slot: u32, live: bool) -> Option<bool> {
+        let peer = self.peers.entries().get(peer as usize).filter(|peer| slot < peer.tunnel_count)?;
+        Some(peer.live.set_bits(1 << slot, live) >> slot & 1 == 1)
+    }
+
+    /// A bucket's current tunnel and home, by slot.
+    pub fn bucket(&self, index: u32) -> Option<(u8, u8)> {
+        self.buckets.entries().get(index as usize).map(|bucket| (bucket.tunnel.get(), bucket.home.get()))
+    }
+}
+
+/// Text that is filled up with zeros.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
