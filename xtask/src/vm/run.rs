@@ -144,7 +144,9 @@ fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
     // no_timer_check: on a busy machine the emulated timer may miss the kernel's check, which panics.
     // An oops ends the run: whatever it printed later could not be trusted.
-    let mut append = "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on".to_owned();
+    let mut append =
+        "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on init_on_alloc=0"
+            .to_owned();
     if interactive {
         append.push_str(" vm.interactive");
     }
