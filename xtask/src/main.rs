@@ -2,6 +2,8 @@
 
 mod build_ebpf;
 mod fingerprint;
+mod packages;
+mod setup;
 mod sh;
 mod toolchain;
 mod vm;
@@ -33,6 +35,11 @@ enum Task {
         #[arg(long)]
         describe: bool,
     },
+    /// Install what is missing on this machine: tools, the eBPF toolchain, cargo-deny, QEMU
+    #[command(after_help = "Examples:\n  \
+        cargo xtask setup\n  \
+        cargo xtask setup --check      (changes nothing)")]
+    Setup(setup::Args),
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \
         cargo xtask vm -- ip -V\n  \
@@ -51,6 +58,7 @@ fn main() -> ExitCode {
             eprintln!("{} is up to date", object.display());
             0
         }),
+        Task::Setup(args) => setup::main(&args),
         Task::Vm(args) => vm::main(args),
     };
     match done {
