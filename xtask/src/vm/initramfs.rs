@@ -1,6 +1,7 @@
 //! The virtual machine's root file system: this machine's own tools with their shared libraries, the kernel's network
 //! modules, and a PID 1. It is built once for a kernel and kept; files of one run are appended as a second archive.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -136,7 +137,7 @@ fn tools(kernel: &Kernel) -> Result<(Vec<PathBuf>, String)> {
         };
         let path = merged(&path);
         let meta = fs::metadata(&path)?;
-        key.push_str(&format!("{} {} {:?}\n", path.display(), meta.len(), meta.modified().ok()));
+        writeln!(key, "{} {} {:?}", path.display(), meta.len(), meta.modified().ok())?;
         found.push(path);
     }
     Ok((found, key))
