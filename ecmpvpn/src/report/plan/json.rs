@@ -27,7 +27,7 @@ struct Tunnel {
     tx_member: Option<u8>,
     /// The member of its own bond that the remote site sends on.
     rx_member: Option<u8>,
-    /// By the member that is down: the member that this site sends on then.
+    /// By the member that is down: the member that this site sends on then. Empty: nothing is known of the bond.
     tx_member_degraded: Vec<Option<u8>>,
     /// By the member of the remote bond that is down: the member that the remote site sends on then.
     rx_member_degraded: Vec<Option<u8>>,
@@ -137,13 +137,13 @@ fn tunnels(peer: &Peer) -> impl Iterator<Item = Tunnel> {
         remote_port: pair.b,
         tx_member: tx.tunnels[at].index(),
         rx_member: rx.tunnels[at].index(),
-        tx_member_degraded: by_failure(tx, tx_degraded, at),
-        rx_member_degraded: by_failure(rx, rx_degraded, at),
+        tx_member_degraded: by_failure(members(&peer.request.a), tx_degraded, at),
+        rx_member_degraded: by_failure(members(&peer.request.b), rx_degraded, at),
     })
 }
 
 /// The hash chooses among the members that are left, which close ranks: with `down` gone, those behind it move up.
-fn by_failure(full: &View, degraded: &View, tunnel: usize) -> Vec<Option<u8>> {
+fn by_failure(members: Option<u8>, degraded: &View, tunnel: usize) -> Vec<Option<u8>> {
     let left = degraded.tunnels[tunnel].index();
-    (0..full.members).map(|down| left.map(|index| index + u8::from(index >= down))).collect()
+    (0..members.unwrap_or(0)).map(|down| left.map(|index| index + u8::from(index >= down))).collect()
 }
