@@ -12,9 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use aya::programs::SchedClassifier;
+use anyhow::{Context as _, Result, anyhow};
 use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use serde_json::Value;
 
 use crate::netns::Netns;
@@ -57,26 +57,45 @@ impl Dump {
     /// Everything that `ns` holds, and the pins and run files that `host` selects.
     pub fn take(ns: &Netns, host: Host<'_>) -> Result<Self> {
         let mut dump = Self { sections: BTreeMap::new() };
-        let links = json(ns, "-d -j link show")?;
-        let names: Vec<String> = links.iter().filter_map(|l| Some(l.get("ifname")?.as_str()?.to_owned())).collect();
-        dump.add("links", rows(links));
-        dump.add("addresses", rows(json(ns, "-j address show")?));
-        for family in ["-4", "-6"] {
-            dump.add(&format!("routes {family}"), rows(json(ns, &format!("-j {family} route show table all"))?));
-            dump.add(&format!("rules {family}"), rows(json(ns, &format!("-j {family} rule show"))?));
-            dump.add(&format!("next hops {family}"), rows(json(ns, &format!("-j {family} nexthop show"))?));
-        }
-        dump.add("permanent neighbours", rows(json(ns, "-j neighbour show nud permanent")?));
-        for name in &names {
-            let qdiscs: Value = serde_json::from_str(&ns.query("tc", &format!("-j qdisc show dev {name}"))?)?;
-            dump.add(&format!("qdiscs of {name}"), rows(array(qdiscs)));
-            for side in ["root", "ingress", "egress"] {
-                // `tc` lists no filters, and succeeds, where there is no such hook.
-                let filters = ns.query("tc", &format!("filter show dev {name} {side}"))?;
-                dump.add(&format!("{side} filters of {name}"), filters.lines().map(str::to_owned).collect());
+        // One process for many questions: starting one takes its time in an emulated machine.
+        for (family, titles, commands) in [
+            (
+                "",
+                ["links", "addresses", "permanent neighbours"],
+                ["link show", "address show", "neighbour show nud permanent"],
+            ),
+            (
+                "-4",
+                ["IPv4 routes", "IPv4 rules", "IPv4 next hops"],
+                ["route show table all", "rule show", "nexthop show"],
+            ),
+            (
+                "-6",
+                ["IPv6 routes", "IPv6 rules", "IPv6 next hops"],
+                ["route show table all", "rule show", "nexthop show"],
+            ),
+        ] {
+            for (title, values) in titles.into_iter().zip(ip(ns, family, &commands)?) {
+                dump.add(title, rows(values));
             }
-            dump.add(&format!("tcx programs on {name}"), tcx(ns, name));
         }
+        let qdiscs: Vec<Value> = serde_json::from_str(&ns.query("tc", "-j qdisc show")?)?;
+        for qdisc in &qdiscs {
+            let (Some(kind), Some(link)) = (qdisc["kind"].as_str(), qdisc["dev"].as_str()) else { continue };
+            let sides: &[&str] = match kind {
+                "clsact" => &["ingress", "egress"],
+                "ingress" => &["ingress"],
+                "noqueue" | "pfifo_fast" | "fq_codel" | "tbf" => &[],
+                _ => &["root"],
+            };
+            for side in sides {
+                let filters = ns.query("tc", &format!("filter show dev {link} {side}"))?;
+                dump.add(&format!("{side} filters of {link}"), filters.lines().map(str::to_owned).collect());
+            }
+        }
+        dump.add("qdiscs", rows(qdiscs));
+        let names = ns.run(interfaces).context("listing the interfaces")?;
+        dump.add("tcx programs", names.iter().flat_map(|name| tcx(ns, name)).collect());
         dump.add("sysctls", ns.run(|| sysctls(Path::new("/proc/sys/net"))));
         for dir in [PINS, RUN_DIR] {
             let mut paths = Vec::new();
@@ -143,20 +162,21 @@ impl Dump {
     }
 }
 
-fn json(ns: &Netns, words: &str) -> Result<Vec<Value>> {
-    let text = ns.query("ip", words)?;
-    if text.trim().is_empty() {
-        return Ok(Vec::new());
-    }
-    let value = serde_json::from_str(&text).with_context(|| format!("reading what `ip {words}` printed: {text}"))?;
-    Ok(array(value))
+/// What `ip` answers to each of three commands.
+fn ip(ns: &Netns, family: &str, commands: &[&str; 3]) -> Result<[Vec<Value>; 3]> {
+    let text = ns.query_batch("ip", &format!("{family} -d -j -batch -"), commands)?;
+    let answers: Vec<Vec<Value>> = serde_json::Deserializer::from_str(&text)
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("reading what ip answered to {commands:?}: {text}"))?;
+    <[Vec<Value>; 3]>::try_from(answers)
+        .map_err(|answers| anyhow!("ip gave {} answers to {commands:?}: {text}", answers.len()))
 }
 
-fn array(value: Value) -> Vec<Value> {
-    match value {
-        Value::Array(values) => values,
-        other => vec![other],
-    }
+/// The names of all links of this thread's namespace.
+fn interfaces() -> std::io::Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev")?;
+    Ok(text.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect())
 }
 
 fn rows(values: Vec<Value>) -> Vec<String> {
@@ -188,7 +208,8 @@ fn tcx(ns: &Netns, link: &str) -> Vec<String> {
     for (side, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
         // A kernel without tcx refuses the question and has no such programs.
         if let Ok((_, programs)) = ns.run(|| SchedClassifier::query_tcx(link, attach)) {
-            lines.extend(programs.iter().map(|p| format!("{side} {} {}", p.id(), p.name_as_str().unwrap_or("?"))));
+            let describe = |p: &ProgramInfo| format!("{link} {side} {} {}", p.id(), p.name_as_str().unwrap_or("?"));
+            lines.extend(programs.iter().map(describe));
         }
     }
     lines
@@ -249,10 +270,10 @@ mod tests {
             ("link set d0 mtu 1400", "link set d0 mtu 1500", "links"),
             ("address add 192.0.2.1/32 dev d0", "address del 192.0.2.1/32 dev d0", "addresses"),
             ("address add fd00::1/128 dev d0 nodad", "address del fd00::1/128 dev d0", "addresses"),
-            ("route add 198.51.100.0/24 dev d0", "route del 198.51.100.0/24 dev d0", "routes -4"),
-            ("route add fd01::/64 dev d0 table 7", "route del fd01::/64 dev d0 table 7", "routes -6"),
-            ("rule add fwmark 9 table 7", "rule del fwmark 9 table 7", "rules -4"),
-            ("-6 rule add fwmark 9 table 7", "-6 rule del fwmark 9 table 7", "rules -6"),
+            ("route add 198.51.100.0/24 dev d0", "route del 198.51.100.0/24 dev d0", "IPv4 routes"),
+            ("route add fd01::/64 dev d0 table 7", "route del fd01::/64 dev d0 table 7", "IPv6 routes"),
+            ("rule add fwmark 9 table 7", "rule del fwmark 9 table 7", "IPv4 rules"),
+            ("-6 rule add fwmark 9 table 7", "-6 rule del fwmark 9 table 7", "IPv6 rules"),
             ("link add d2 type veth peer name d3", "link del d2", "links"),
         ];
         for (make, undo, section) in changes {

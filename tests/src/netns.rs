@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -116,15 +116,39 @@ impl Netns {
         args: impl IntoIterator<Item = S>,
     ) -> Result<String> {
         let mut command = self.command(program);
-        command.args(args);
+        command.args(args).stdin(Stdio::null());
         self.finish(&mut command, true)
     }
 
     /// As [`Netns::exec`] for a program that only looks: it stays out of the log unless it fails.
     pub fn query(&self, program: &str, words: &str) -> Result<String> {
         let mut command = self.command(program);
-        command.args(words.split_whitespace());
+        command.args(words.split_whitespace()).stdin(Stdio::null());
         self.finish(&mut command, false)
+    }
+
+    /// As [`Netns::query`] for a program that reads commands from its standard input.
+    pub fn query_batch(&self, program: &str, words: &str, commands: &[&str]) -> Result<String> {
+        self.finish(&mut self.batch(program, words, commands)?, false)
+    }
+
+    /// Runs `ip` commands, or `tc` ones, in one process, up to the first that fails: where many are needed, since
+    /// starting a process takes its time in an emulated machine.
+    pub fn apply(&self, program: &str, commands: &[String]) -> Result<()> {
+        for command in commands {
+            log::note(format!("[{}] $ {program} {command} (batch)", self.name));
+        }
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        self.finish(&mut self.batch(program, "-batch -", &commands)?, true).map(drop)
+    }
+
+    fn batch(&self, program: &str, words: &str, commands: &[&str]) -> Result<Command> {
+        let (reader, mut writer) = io::pipe()?;
+        // A pipe holds 64 KiB, which is more than any batch here.
+        writer.write_all(commands.join("\n").as_bytes())?;
+        let mut command = self.command(program);
+        command.args(words.split_whitespace()).stdin(reader);
+        Ok(command)
     }
 
     /// Runs `ip WORDS…`; the words are split at white space.
@@ -149,7 +173,6 @@ impl Netns {
             std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_owned).collect();
         let line = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
         let output = command
-            .stdin(Stdio::null())
             .output()
             .with_context(|| format!("starting `{line}` in {}: is the program installed?", self.name))?;
         let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();

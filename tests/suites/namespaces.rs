@@ -251,7 +251,7 @@ fn leaves_nothing(kind: Kind, signal: Signal) -> Result<()> {
     let running = lab.run()?;
     for (site, before) in lab.sites.iter().zip(&before) {
         let changed = before.diff(&site.dump()?).context("`run` changed nothing that a dump shows")?;
-        for word in ["ecmp0", "wg0", "wg1", "wg2", "rp_filter", "routes -4", "routes -6", &site.name] {
+        for word in ["ecmp0", "wg0", "wg1", "wg2", "rp_filter", "IPv4 routes", "IPv6 routes", &site.name] {
             ensure!(changed.contains(word), "{word} is not in what `run` changed:\n{changed}");
         }
     }

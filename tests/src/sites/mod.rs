@@ -121,16 +121,19 @@ impl Site {
             addresses: Vec::new(),
             config: PathBuf::new(),
         };
-        site.gateway.ip(&format!("link add lan0 type veth peer name lan0 netns {}", site.host.name()))?;
         let n = site.number;
-        for (ns, last) in [(&site.gateway, 1), (&site.host, 10)] {
-            ns.ip("link set lan0 addrgenmode none")?;
-            ns.ip(&format!("address add 10.{n}.0.{last}/16 dev lan0"))?;
-            ns.ip(&format!("address add fd00:{n}::{last}/48 dev lan0 nodad"))?;
-            ns.ip("link set lan0 up")?;
-        }
-        site.host.ip(&format!("route add default via 10.{n}.0.1"))?;
-        site.host.ip(&format!("route add default via fd00:{n}::1"))?;
+        let lan = |last: u8| {
+            [
+                "link set lan0 addrgenmode none".to_owned(),
+                format!("address add 10.{n}.0.{last}/16 dev lan0"),
+                format!("address add fd00:{n}::{last}/48 dev lan0 nodad"),
+                "link set lan0 up".to_owned(),
+            ]
+        };
+        let veth = format!("link add lan0 type veth peer name lan0 netns {}", site.host.name());
+        site.gateway.apply("ip", &[&[veth][..], &lan(1)].concat())?;
+        let routes = [format!("route add default via 10.{n}.0.1"), format!("route add default via fd00:{n}::1")];
+        site.host.apply("ip", &[&lan(10)[..], &routes].concat())?;
         Ok(site)
     }
 

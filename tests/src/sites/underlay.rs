@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Lab;
+use super::{Lab, Site};
 
 /// What joins the gateways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,36 +20,35 @@ const TABLE: u32 = 700;
 
 pub(super) fn build(lab: &Lab) -> Result<()> {
     let [a, b] = &lab.sites;
-    for member in 0..lab.options.members {
-        a.gateway.ip(&format!("link add u{member} type veth peer name u{member} netns {}", b.gateway.name()))?;
-        for site in &lab.sites {
-            site.gateway.ip(&format!("link set u{member} up addrgenmode none"))?;
-            if let Some(rate) = lab.options.rate {
-                let shape = format!("qdisc add dev u{member} root tbf rate {rate}mbit burst 16k latency 50ms");
-                site.gateway.tc(&shape)?;
-            }
-        }
-    }
-    if lab.options.underlay == Underlay::Bonded {
-        return Ok(());
-    }
+    let members = 0..lab.options.members;
+    let far_end = b.gateway.name();
+    let link = |member| format!("link add u{member} type veth peer name u{member} netns {far_end}");
+    a.gateway.apply("ip", &members.clone().map(link).collect::<Vec<_>>())?;
     for (end, (site, far)) in [(a, b), (b, a)].into_iter().enumerate() {
-        site.gateway.ip(&format!("address add {}/32 dev lo", site.endpoint))?;
-        for member in 0..lab.options.members {
-            let route = format!("{} dev u{member} src {}", far.endpoint, site.endpoint);
-            site.gateway.ip(&format!("route add {route} table {}", TABLE + u32::from(member)))?;
-            if member == 0 {
-                site.gateway.ip(&format!("route add {route}"))?;
-            }
+        let up = |member| format!("link set u{member} up addrgenmode none");
+        let mut commands: Vec<String> = members.clone().map(up).collect();
+        if lab.options.underlay == Underlay::Routed {
+            commands.extend(routed(lab, end, site, far));
         }
-        for tunnel in &lab.tunnels {
-            let (near_port, far_port) = (tunnel.ports[end], tunnel.ports[1 - end]);
-            site.gateway.ip(&format!(
-                "rule add pref 1000 to {} ipproto udp sport {near_port} dport {far_port} lookup {}",
-                far.endpoint,
-                TABLE + u32::from(tunnel.members[end])
-            ))?;
+        site.gateway.apply("ip", &commands)?;
+        if let Some(rate) = lab.options.rate {
+            let shape = |member| format!("qdisc add dev u{member} root tbf rate {rate}mbit burst 16k latency 50ms");
+            site.gateway.apply("tc", &members.clone().map(shape).collect::<Vec<_>>())?;
         }
     }
     Ok(())
+}
+
+/// The emulated bond at one end.
+fn routed(lab: &Lab, end: usize, site: &Site, far: &Site) -> Vec<String> {
+    let route = |member| format!("route add {} dev u{member} src {}", far.endpoint, site.endpoint);
+    let table = |member: u8| TABLE + u32::from(member);
+    let mut commands = vec![format!("address add {}/32 dev lo", site.endpoint), route(0)];
+    commands.extend((0..lab.options.members).map(|member| format!("{} table {}", route(member), table(member))));
+    commands.extend(lab.tunnels.iter().map(|tunnel| {
+        let (near_port, far_port) = (tunnel.ports[end], tunnel.ports[1 - end]);
+        let flow = format!("to {} ipproto udp sport {near_port} dport {far_port}", far.endpoint);
+        format!("rule add pref 1000 {flow} lookup {}", table(tunnel.members[end]))
+    }));
+    commands
 }

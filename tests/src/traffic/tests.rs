@@ -58,7 +58,8 @@ fn a_shaped_link_limits_the_goodput() {
     pair.a.tc("qdisc add dev v0 root tbf rate 20mbit burst 16k latency 50ms").unwrap();
     let report = TcpLoad::timed(4, 2.0).run(pair.v4()).unwrap();
     let goodput = report.goodput();
-    assert!((15.0..20.0).contains(&goodput), "{goodput} Mbit/s");
+    // An emulated machine may be slower than the link.
+    assert!((5.0..20.0).contains(&goodput), "{goodput} Mbit/s");
     assert_eq!(report.sent(), report.received());
     let report = UdpLoad { flows: 1, packets: 2_500, payload: 1250, rate: 40.0 }.run(pair.v4()).unwrap();
     assert!((0.25..0.6).contains(&report.loss()), "{}", report.loss());
