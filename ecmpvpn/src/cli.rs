@@ -71,6 +71,24 @@ pub enum Command {
     /// With two endpoints on the command line it needs neither a configuration nor a privilege: it judges the ports of
     /// any set-up, or plans new ones. Without them it shows the configured tunnels.
     Plan(PlanArgs),
+
+    /// Bring everything up and keep it; Ctrl-C or SIGTERM takes it all down again.
+    ///
+    /// Makes or reuses the bond, makes the tunnels and the steering device, routes the remote prefixes to it, and
+    /// attaches the steering program. Any step that fails undoes the earlier ones.
+    Run(RunArgs),
+
+    /// Remove everything that `run` made, and only that.
+    ///
+    /// Stops a running `ecmpvpn run` first. Also cleans up after a crash or a `run --persist`. Nothing to remove is no
+    /// error.
+    Down(DownArgs),
+
+    /// Show what goes through which tunnel.
+    ///
+    /// Reads the counters that the kernel keeps: it needs no running `ecmpvpn run`. Rates are measured over a quarter
+    /// of a second.
+    Stats(StatsArgs),
 }
 
 /// `init`

@@ -1,14 +1,18 @@
 //! One file a subcommand, each thin.
 
 pub mod check;
+pub mod down;
 pub mod init;
 pub mod plan;
+pub mod run;
+pub mod stats;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DownArgs};
 use crate::config::ConfigError;
+use crate::control::session::SessionError;
 use crate::exit::Exit;
 
 /// Carries out what the command line asks for.
@@ -17,6 +21,9 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Check => check::run(&cli.config),
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&cli.config, &args).await,
+        Command::Run(args) => run::run(&cli.config, args).await,
+        Command::Down(DownArgs {}) => down::run(&cli.config).await,
+        Command::Stats(args) => stats::run(&cli.config, args).await,
     }
 }
 
@@ -66,6 +73,12 @@ impl From<anyhow::Error> for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error)
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        if error.is_lack() { Self::host(error) } else { anyhow::Error::new(error).into() }
     }
 }
 

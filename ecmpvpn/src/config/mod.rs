@@ -13,7 +13,6 @@ mod schema;
 mod section;
 mod types;
 mod values;
-pub mod wg_quick;
 
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,4 @@
-//! What keeps running: health, statistics, signals.
+//! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
+
+pub mod gather;
+pub mod session;

@@ -32,7 +32,7 @@ pub use change::Change;
 pub use error::{Conflict, HostError, Lacks};
 pub use journal::{Journal, Undo};
 pub use netlink::Netlink;
-pub use preflight::preflight;
+pub use preflight::{preflight, require_privilege};
 pub use route::PROTOCOL as ROUTE_PROTOCOL;
 pub use state::{RUN_ROOT, RunDir};
 

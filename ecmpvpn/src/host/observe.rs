@@ -19,6 +19,8 @@ pub struct Link {
     pub ifindex: u32,
     /// Interface name.
     pub name: String,
+    /// As `ip -d link` names it: `wireguard`, `tun`, `bond`.
+    pub kind: Option<String>,
     /// Free text; ours is `ecmpvpn:<site>`.
     pub alias: Option<String>,
     /// The link below it: a VLAN device's, say, or a veth's other end.
@@ -141,6 +143,7 @@ impl Link {
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
                         match info {
+                            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                             LinkInfo::Data(InfoData::Bond(data)) => link.bond = Some(BondInfo::from_data(data)),
                             LinkInfo::PortData(InfoPortData::BondPort(data)) => {
                                 link.port = Some(PortInfo::from_data(data));

@@ -24,7 +24,7 @@ const PROBE: &str = "ecmpvpn-probe";
 
 /// Fails with the first thing that stands against `plan`. Changes nothing.
 pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
-    check_privilege()?;
+    require_privilege()?;
     match plan.backend {
         Backend::Kernel if !kernel::is_available() => return Err(Lacks::WireGuard.into()),
         Backend::Userspace => check_tun()?,
@@ -48,6 +48,11 @@ pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
         }
     }
     Ok(())
+}
+
+/// Fails if this process may not do what a run does.
+pub fn require_privilege() -> Result<(), HostError> {
+    Ok(check_privilege()?)
 }
 
 fn check_privilege() -> Result<(), Lacks> {

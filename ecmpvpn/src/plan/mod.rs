@@ -19,6 +19,15 @@ pub enum Backend {
     Userspace,
 }
 
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
 /// Everything that `run` makes on the host, in the order in which it makes it.
 #[derive(Clone, Debug)]
 pub struct Plan {

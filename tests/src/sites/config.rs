@@ -44,7 +44,7 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
         site.config = output.join(&site.name).join("ecmpvpn.toml");
         let mut text = fs::read_to_string(&site.config)?;
         for (written, wanted) in [
-            ("policy = \"adaptive\"", format!("policy = \"{}\"", lab.options.policy)),
+            ("policy = \"hash\"", format!("policy = \"{}\"", lab.options.policy)),
             ("backend = \"auto\"", format!("backend = \"{}\"", lab.options.backend)),
         ] {
             ensure!(text.matches(written).count() == 1, "`init` wrote no `{written}`:\n{text}");

@@ -199,7 +199,7 @@ fn site(
         bond,
         steering: Steering {
             device: name("ecmp0"),
-            policy: Policy::Adaptive,
+            policy: Policy::Hash,
             backend: BackendChoice::Auto,
             mtu: common.mtu,
             seed: common.seed,

@@ -3,6 +3,7 @@
 //! Errors are taken apart here: wireguard-control prints keys in some of its own.
 
 use std::io;
+use std::time::{Duration, SystemTime};
 
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder};
 
@@ -45,6 +46,16 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
         apply(&DeviceUpdate::new().add_peer(peer), &name)?;
     }
     Ok(())
+}
+
+/// Time since the last handshake of a device's peer; `None`: there was none, or the device cannot be asked.
+///
+/// Blocks for a round trip to the kernel, in the calling thread's network namespace.
+pub fn last_handshake(name: &str) -> Option<Duration> {
+    let device = Device::get(&name.parse().ok()?, Backend::Kernel).ok()?;
+    let last = device.peers.iter().filter_map(|peer| peer.stats.last_handshake_time).max()?;
+    // A clock that was set back since makes the handshake seem to lie ahead.
+    Some(SystemTime::now().duration_since(last).unwrap_or_default())
 }
 
 fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {

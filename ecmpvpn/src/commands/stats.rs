@@ -1,0 +1,60 @@
+//! `stats`: what goes through which tunnel.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rtnetlink::Handle;
+
+use crate::cli::StatsArgs;
+use crate::commands::{Failure, print};
+use crate::config::{self, Config};
+use crate::control::gather::{self, GatherError};
+use crate::dataplane::Pins;
+use crate::report::stats::Report;
+
+/// Rates of a single report are measured over this.
+const SAMPLE: Duration = Duration::from_millis(250);
+/// Between the reports of `--watch`.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Shows the counters of the configuration at `path`.
+pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
+    let config = config::load(path)?;
+    let pins = Pins::of(&config.site.name);
+    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    tokio::spawn(connection);
+    let mut earlier = sample(&config, &pins, &handle).await?;
+    let mut pause = SAMPLE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let mut now = sample(&config, &pins, &handle).await?;
+        now.report.set_rates(&earlier.report, (now.at - earlier.at).as_secs_f64());
+        print(shown(&now.report, args)?)?;
+        if !args.watch {
+            return Ok(());
+        }
+        (earlier, pause) = (now, WATCH);
+    }
+}
+
+struct Sample {
+    at: Instant,
+    report: Report,
+}
+
+async fn sample(config: &Config, pins: &Pins, handle: &Handle) -> Result<Sample, Failure> {
+    let report = gather::report(config, pins, handle).await.map_err(|error| match error {
+        GatherError::Dataplane(error) if error.is_host_lacking() => Failure::host(error),
+        error => anyhow::Error::new(error).into(),
+    })?;
+    Ok(Sample { at: Instant::now(), report })
+}
+
+fn shown(report: &Report, args: StatsArgs) -> Result<String, Failure> {
+    if !args.json {
+        return Ok(report.to_string());
+    }
+    let json = if args.watch { serde_json::to_string(report) } else { serde_json::to_string_pretty(report) };
+    Ok(json.context("writing JSON")?)
+}

@@ -1,0 +1,135 @@
+//! Gathers what `stats` shows: counters from the pinned maps, links from the kernel, members from the bond's own hash.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use rtnetlink::Handle;
+
+use crate::config::{Config, Policy};
+use crate::dataplane::{DataplaneError, Pins, TunnelView, View};
+use crate::host::observe::{Link, Links, outgoing_interface};
+use crate::host::wireguard::kernel;
+use crate::plan::Backend;
+use crate::plan::bond_hash::{self, Member as Predicted, OuterFlow};
+use crate::report::stats::{Balance, Member, Report, Tunnel};
+
+/// What is to be shown cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum GatherError {
+    /// The pinned maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// Links and routes.
+    #[error("reading the host's links")]
+    Netlink(#[from] rtnetlink::Error),
+}
+
+/// Everything of `config`'s site as it is now. The rates are zero: they take two reports.
+pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Report, GatherError> {
+    let view = View::open(pins)?;
+    let links = Links::read(handle).await?;
+    let mut tunnels = Vec::new();
+    let mut members = BTreeMap::new();
+    for seen in view.tunnels()? {
+        let mut tunnel = counted(&seen, config, &links);
+        if let Some((local, remote)) = outer_endpoints(config, &seen) {
+            let carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+            tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
+            members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link))));
+        }
+        tunnels.push(tunnel);
+    }
+    let reasons = view.reasons()?;
+    let named = |counts: Vec<(&str, u64)>| counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    Ok(Report {
+        site: config.site.name.clone(),
+        steering_device: config.steering.device.to_string(),
+        policy: Policy::Hash.as_str().to_owned(),
+        backend: backend(&links, &tunnels).to_string(),
+        hook: view.hook()?.to_string(),
+        balance: Balance::of(tunnels.iter().map(|tunnel| (tunnel.tx_bytes, tunnel.weight))),
+        tunnels,
+        members: members.into_values().collect(),
+        not_steered: named(reasons.not_steered),
+        dropped: named(reasons.dropped),
+    })
+}
+
+fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
+    let present = links.index(seen.ifindex).is_some_and(|link| link.name == seen.name);
+    let peer = config.peers.get(seen.peer as usize);
+    Tunnel {
+        name: seen.name.clone(),
+        peer: peer.map(|peer| peer.name.clone()).unwrap_or_default(),
+        ifindex: seen.ifindex,
+        state: match (present, seen.live) {
+            (false, _) => "missing",
+            (true, true) => "up",
+            (true, false) => "down",
+        }
+        .to_owned(),
+        weight: u32::from(seen.weight),
+        tx_packets: seen.counters.tx_packets,
+        tx_bytes: seen.counters.tx_bytes,
+        rx_packets: seen.counters.rx_packets,
+        rx_bytes: seen.counters.rx_bytes,
+        buckets: u64::from(seen.buckets),
+        flowlet_moves: seen.counters.flowlet_moves,
+        rebalance_moves: seen.counters.rebalance_moves,
+        failover_moves: seen.counters.failover_moves,
+        last_handshake_s: kernel::last_handshake(&seen.name)
+            .map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX)),
+        ..Tunnel::default()
+    }
+}
+
+/// Who carries the tunnels, told by their devices.
+fn backend(links: &Links, tunnels: &[Tunnel]) -> Backend {
+    let in_kernel =
+        |tunnel: &Tunnel| links.index(tunnel.ifindex).is_some_and(|link| link.kind.as_deref() == Some("wireguard"));
+    if tunnels.iter().any(in_kernel) { Backend::Kernel } else { Backend::Userspace }
+}
+
+fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
+    let peer = config.peers.get(seen.peer as usize)?;
+    let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;
+    Some((
+        SocketAddr::new(peer.local_endpoint, tunnel.listen_port),
+        SocketAddr::new(peer.remote_endpoint, tunnel.remote_port),
+    ))
+}
+
+fn shown(link: &Link) -> Member {
+    Member { name: link.name.clone(), tx_bytes: link.tx_bytes, rx_bytes: link.rx_bytes }
+}
+
+/// The ports that an outer flow can leave by: a bond's members, or the one interface that routing chose.
+struct Carriers<'a> {
+    bond: Option<&'a Link>,
+    ports: Vec<&'a Link>,
+    usable: Vec<&'a Link>,
+}
+
+impl<'a> Carriers<'a> {
+    fn of(links: &'a Links, outgoing: Option<u32>) -> Self {
+        let link = outgoing.and_then(|ifindex| links.index(ifindex));
+        match link {
+            Some(bond) if bond.bond.is_some() => {
+                Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond) }
+            }
+            _ => Self { bond: None, ports: link.into_iter().collect(), usable: Vec::new() },
+        }
+    }
+
+    /// The port that carries the flow; `None` where that cannot be known.
+    fn carrier(&self, local: SocketAddr, remote: SocketAddr) -> Option<&'a Link> {
+        let Some(bond) = self.bond else { return self.ports.first().copied() };
+        let flow =
+            OuterFlow { src: local.ip(), dst: remote.ip(), sport: local.port(), dport: remote.port(), macs: None };
+        let count = u8::try_from(self.usable.len()).ok().filter(|count| *count > 0)?;
+        match bond_hash::member(bond.bond.as_ref()?.xmit_hash_policy?, &flow, count) {
+            Predicted::Index(index) => self.usable.get(usize::from(index)).copied(),
+            Predicted::Unknown(_) => None,
+        }
+    }
+}
