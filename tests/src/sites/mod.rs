@@ -127,6 +127,8 @@ impl Site {
                 "link set lan0 addrgenmode none".to_owned(),
                 format!("address add 10.{n}.0.{last}/16 dev lan0"),
                 format!("address add fd00:{n}::{last}/48 dev lan0 nodad"),
+                // A gateway solicits its neighbours from a link-local address.
+                format!("address add fe80::{last}/64 dev lan0 nodad"),
                 "link set lan0 up".to_owned(),
             ]
         };
@@ -243,7 +245,10 @@ impl Lab {
             Ok(())
         };
         wait().map_err(|error| {
-            let outputs = running.iter_mut().map(|r| format!("\n{} wrote:\n{}", r.site(), r.output()));
+            let outputs = running.iter_mut().enumerate().map(|(site, run)| {
+                let stats = self.ecmpvpn(site, &["stats"]).map(|(_, text, _)| text).unwrap_or_default();
+                format!("\n{} wrote:\n{}\n{stats}", run.site(), run.output())
+            });
             error.context(outputs.collect::<String>())
         })
     }
