@@ -69,6 +69,13 @@ pub fn pick(bucket: u32, among: u32, candidate: impl Fn(u32) -> Option<Candidate
     chosen
 }
 
+/// The slot of the best of all `candidates`, or [`NONE`] if there are none: a bucket's home.
+#[must_use]
+#[cfg(not(target_arch = "bpf"))]
+pub fn home(bucket: u32, candidates: &[Candidate]) -> u32 {
+    pick(bucket, u32::MAX, |slot| candidates.get(slot as usize).copied())
+}
+
 /// -log2((x + 1) / 2^64), about, with 31 fractional bits: 0 to 2^37.
 #[inline(always)]
 fn negative_log2(x: u64) -> u64 {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
 use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Destination, Peer, Settings, Tunnel, maps, policy, tunnel_id};
-use ecmpvpn_common::rendezvous::{Candidate, inverse_weight, key_of, pick};
+use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
 
@@ -97,10 +97,9 @@ fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> R
 
 /// Each bucket's home: the tunnel that it ranks first.
 fn set_homes(buckets: &mut [Bucket], candidates: &[Candidate]) {
-    let candidate = |slot: u32| candidates.get(slot as usize).copied();
     for (within, bucket) in (0..).zip(buckets) {
         // A peer without tunnels has no homes; nothing lives there either.
-        let home = u8::try_from(pick(within, u32::MAX, candidate)).unwrap_or(0);
+        let home = u8::try_from(home(within, candidates)).unwrap_or(0);
         *bucket = Bucket { tunnel: Shared::new(home), home: Shared::new(home), ..Bucket::default() };
     }
 }

@@ -1,0 +1,36 @@
+//! The eBPF programs on the running kernel: packets by hand, random packets, and everything about attaching and pins.
+
+#[path = "bpf/agree.rs"]
+mod agree;
+#[path = "bpf/build.rs"]
+mod build;
+#[path = "bpf/cases.rs"]
+mod cases;
+#[path = "bpf/lifecycle.rs"]
+mod lifecycle;
+#[path = "bpf/model.rs"]
+mod model;
+#[path = "bpf/rig.rs"]
+mod rig;
+
+use lab::skip::{Feature, requires};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = fn() -> anyhow::Result<()>;
+
+fn main() {
+    let tests: [(&[Feature], &str, Test); 8] = [
+        (&[], "cases_by_hand", cases::cases_by_hand),
+        (&[], "ingress_counts_what_arrived", cases::ingress_counts_what_arrived),
+        (&[], "bpf_and_host_agree", agree::bpf_and_host_agree),
+        (&[], "the_largest_table_fits", lifecycle::the_largest_table_fits),
+        (&[Feature::Tun, Feature::Tcx], "steers_by_tcx", lifecycle::steers_by_tcx),
+        (&[Feature::Tun], "steers_by_clsact", lifecycle::steers_by_clsact),
+        (&[Feature::Tun], "a_failed_start_leaves_nothing", lifecycle::a_failed_start_leaves_nothing),
+        (&[Feature::Tun], "bad_tables_are_refused", lifecycle::bad_tables_are_refused),
+    ];
+    let trials = tests.map(|(features, name, test)| {
+        requires(features, name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
+    });
+    libtest_mimic::run(&Arguments::from_args(), Vec::<Trial>::from(trials)).exit();
+}

@@ -1,0 +1,202 @@
+//! Random and mutated packets, on which BPF and the host's build of the same code must agree.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use ecmpvpn::dataplane::Options;
+use ecmpvpn_common::flow::{fields, mix};
+use ecmpvpn_common::layout::Reason;
+
+use super::build::{ICMP, ICMPV6, TCP, UDP, V4, extension, fragment, icmp, tcp, udp, v6};
+use super::model::Model;
+use super::rig::{Outcome, Rig, table};
+
+const PACKETS: u32 = 120_000;
+
+/// Deterministic numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// Below `bound`.
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("below a usize")
+    }
+
+    fn one_in(&mut self, odds: usize) -> bool {
+        self.below(odds) == 0
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from_le_bytes(self.next().to_le_bytes()[..4].try_into().expect("four bytes"))
+    }
+
+    fn port(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.byte()).collect()
+    }
+}
+
+const V4_ADDRESSES: [&str; 9] = [
+    "10.20.1.2",
+    "10.20.30.40",
+    "10.20.255.1",
+    "10.30.0.1",
+    "10.100.0.1",
+    "192.0.2.1",
+    "224.0.0.5",
+    "169.254.1.1",
+    "255.255.255.255",
+];
+const V6_ADDRESSES: [&str; 8] = [
+    "fd00:20::1",
+    "fd00:20:0:9::7",
+    "fd00:20:0:8:1:2:3:4",
+    "fd00:30::1",
+    "fd00:100::1",
+    "2001:db8::1",
+    "ff02::1",
+    "fe80::1",
+];
+
+/// A transport header with some data; now and then an ICMP error that quotes another packet.
+fn transport(random: &mut Random, protocol: u8, depth: u32) -> Vec<u8> {
+    let data = random.below(64);
+    match protocol {
+        TCP => tcp(random.port(), random.port(), data),
+        ICMP | ICMPV6 if depth == 0 && random.one_in(2) => {
+            let quote = packet(random, protocol == ICMP, 1);
+            let kind = if protocol == ICMP { random.of(&[3, 4, 5, 11, 12]) } else { random.of(&[1, 2, 3, 4]) };
+            let length = if random.one_in(2) { quote.len() } else { random.below(quote.len() + 1) };
+            icmp(kind, random.word(), &quote[..length])
+        }
+        ICMP => icmp(random.of(&[0, 8, 13, 14]), random.word(), &[]),
+        ICMPV6 => icmp(random.of(&[128, 129, 135]), random.word(), &[]),
+        UDP | 33 | 132 | 136 => udp(random.port(), random.port(), data),
+        47 => {
+            let flags = random.of(&[0, 0x20, 0x80, 0xa0, 0x60]);
+            [vec![flags, random.of(&[0, 1]), 8, 0], random.bytes(12)].concat()
+        }
+        _ => random.bytes(data + 8),
+    }
+}
+
+fn packet(random: &mut Random, is_v4: bool, depth: u32) -> Vec<u8> {
+    if is_v4 {
+        let protocol = random.of(&[TCP, UDP, ICMP, ICMP, 33, 47, 50, 51, 58, 132, 136, 89]);
+        let payload = transport(random, protocol, depth);
+        let header = V4 {
+            src: random.of(&V4_ADDRESSES),
+            dst: random.of(&V4_ADDRESSES),
+            options: if random.one_in(4) { random.below(11) } else { 0 },
+            fragment: if random.one_in(5) { random.port() } else { random.of(&[0, 0x4000]) },
+        };
+        return header.with(protocol, &payload);
+    }
+    let mut next = random.of(&[TCP, UDP, ICMPV6, ICMPV6, 33, 47, 50, 51, 59, 132, 136, 1]);
+    let mut payload = transport(random, next, depth);
+    if random.one_in(2) {
+        for _ in 0..random.below(9) {
+            if random.one_in(4) {
+                let offset = if random.one_in(2) { random.of(&[0, 6]) } else { random.port() };
+                payload = fragment(next, offset, &payload);
+                next = 44;
+            } else {
+                let more = if random.one_in(8) { random.below(40) } else { random.below(3) };
+                payload = extension(next, u8::try_from(more).expect("below 40"), &payload);
+                next = random.of(&[0, 43, 60]);
+            }
+        }
+    }
+    let mut packet = v6(random.of(&V6_ADDRESSES), random.of(&V6_ADDRESSES), next, &payload);
+    // Traffic class and flow label.
+    packet[1..4].copy_from_slice(&random.bytes(3));
+    packet
+}
+
+/// A packet, whole or cut off or with flipped bits; now and then plain noise.
+fn mutated(random: &mut Random) -> Vec<u8> {
+    if random.one_in(40) {
+        let length = 1 + random.below(120);
+        return random.bytes(length);
+    }
+    let is_v4 = random.one_in(2);
+    let mut packet = packet(random, is_v4, 0);
+    if random.one_in(4) {
+        packet.truncate(1 + random.below(packet.len()));
+    }
+    if random.one_in(4) {
+        for _ in 0..=random.below(8) {
+            // Mostly in the headers.
+            let end = if random.one_in(4) { packet.len() } else { packet.len().min(64) };
+            let at = random.below(end);
+            packet[at] ^= 1 << random.below(8);
+        }
+    }
+    packet.truncate(1400);
+    packet
+}
+
+pub fn bpf_and_host_agree() -> anyhow::Result<()> {
+    let configurations = [
+        (0x1f2e_3d4c, fields::FIVE_TUPLE, false),
+        (u64::MAX, fields::FIVE_TUPLE, true),
+        (0, fields::ALL, false),
+        (7, fields::SRC_IP | fields::DST_IP | fields::IP_PROTO, true),
+    ];
+    let mut random = Random(42);
+    let mut seen = BTreeMap::new();
+    let mut failovers = 0;
+    for (seed, hash_fields, symmetric) in configurations {
+        let table = table(seed);
+        let mut rig = Rig::new(&table, &Options { hash_fields, symmetric, ..Options::default() })?;
+        let model = Model::new(&table, hash_fields, symmetric);
+        for (index, home) in (0..).zip(model.bucket_homes()) {
+            ensure!(rig.view.bucket(index) == Some((home, home)), "the home of bucket {index} is not {home}");
+        }
+        for round in 0..PACKETS / 4 {
+            if round % 500 == 499 {
+                let (peer, slot) = random.of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]);
+                let live = random.one_in(2);
+                rig.view.set_live(peer, slot, live).context("a tunnel of the table")?;
+                model.set_live(peer, slot, live);
+            }
+            let packet = mutated(&mut random);
+            let (bpf, host) = (rig.egress(&packet, (0, 0))?, model.outcome(&packet));
+            ensure!(bpf == host, "packet {round} of seed {seed}: BPF {bpf:?}, host {host:?}: {packet:02x?}");
+            let kind = match bpf {
+                Outcome::Steered { tunnel, failover, .. } => {
+                    failovers += u32::from(failover);
+                    format!("tunnel {tunnel}")
+                }
+                Outcome::Refused(reason) => Reason::ALL[reason as usize].name().to_owned(),
+            };
+            *seen.entry(kind).or_insert(0) += 1;
+        }
+    }
+    println!("{PACKETS} packets: {seen:?}, {failovers} failed over");
+    // The generator must reach everything that a packet alone can bring about.
+    for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
+        ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
+    }
+    for kind in ["link_local", "no_peer", "no_live_tunnel"] {
+        ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
+    }
+    ensure!(!seen.contains_key("bad_table") && failovers > 100, "{seen:?}, {failovers} failed over");
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The maps on the host, filled without the program's own code, for the decision to run on.
+
+use std::net::IpAddr;
+
+use ecmpvpn::plan::SteeringTable;
+use ecmpvpn_common::decide::{Tables, Verdict, decide};
+use ecmpvpn_common::layout::{
+    BUCKETS_PER_PEER, Bucket, Destination, Peer, Settings, Tunnel, settings_flags, tunnel_id,
+};
+use ecmpvpn_common::rendezvous::{home, inverse_weight, key_of};
+use ecmpvpn_common::shared::Shared;
+use ipnet::IpNet;
+
+use super::rig::{Outcome, ifindexes};
+
+pub struct Model {
+    settings: Settings,
+    prefixes: Vec<(IpNet, u32)>,
+    peers: Vec<Peer>,
+    tunnels: Vec<Tunnel>,
+    buckets: Vec<Bucket>,
+}
+
+impl Model {
+    pub fn new(table: &SteeringTable, hash_fields: u32, symmetric: bool) -> Self {
+        let ifindexes = ifindexes(table);
+        let flags = if symmetric { settings_flags::SYMMETRIC } else { 0 };
+        let mut model = Self {
+            settings: Settings { seed: table.seed, hash_fields, flags, ..Settings::default() },
+            prefixes: Vec::new(),
+            peers: Vec::new(),
+            tunnels: vec![Tunnel::default(); 32 * table.peers.len()],
+            buckets: Vec::new(),
+        };
+        for (number, peer) in (0..).zip(&table.peers) {
+            model.prefixes.extend(peer.prefixes.iter().map(|prefix| (*prefix, number)));
+            for (slot, (name, weight)) in (0..).zip(&peer.tunnels) {
+                model.tunnels[tunnel_id(number, slot) as usize] = Tunnel {
+                    key: key_of(name.as_str().as_bytes()),
+                    ifindex: ifindexes[name],
+                    inverse_weight: inverse_weight(*weight),
+                    ..Tunnel::default()
+                };
+            }
+            let live = (1 << peer.tunnels.len()) - 1;
+            for within in 0..BUCKETS_PER_PEER {
+                let first = tunnel_id(number, 0) as usize;
+                let candidates = model.tunnels[first..][..peer.tunnels.len()].iter().map(Tunnel::candidate);
+                let home = u8::try_from(home(within, &candidates.collect::<Vec<_>>())).expect("a slot");
+                model.buckets.push(Bucket { home: Shared::new(home), tunnel: Shared::new(home), ..Bucket::default() });
+            }
+            model.peers.push(Peer {
+                live: Shared::new(live),
+                bucket_base: number * BUCKETS_PER_PEER,
+                bucket_mask: BUCKETS_PER_PEER - 1,
+                tunnel_count: u32::try_from(peer.tunnels.len()).expect("a few"),
+                ..Peer::default()
+            });
+        }
+        model
+    }
+
+    pub fn set_live(&self, peer: u32, slot: u32, live: bool) {
+        self.peers[peer as usize].live.set_bits(1 << slot, live);
+    }
+
+    pub fn bucket_homes(&self) -> impl Iterator<Item = u8> {
+        self.buckets.iter().map(|bucket| bucket.home.get())
+    }
+
+    /// What the host's build of the decision says.
+    pub fn outcome(&self, packet: &[u8]) -> Outcome {
+        match decide(packet, self) {
+            Verdict::Steer(steer) => {
+                Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, failover: steer.failover }
+            }
+            Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
+        }
+    }
+}
+
+impl Tables for Model {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn peer_of(&self, destination: &Destination) -> Option<u32> {
+        let octets: Vec<u8> = destination.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let address = match destination.family {
+            4 => IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).expect("four bytes")),
+            _ => IpAddr::from(<[u8; 16]>::try_from(&octets[..]).expect("sixteen bytes")),
+        };
+        let matching = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(&address));
+        matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer)
+    }
+
+    fn peer(&self, peer: u32) -> Option<&Peer> {
+        self.peers.get(peer as usize)
+    }
+
+    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        self.tunnels.get(id as usize)
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.get(index as usize)
+    }
+}

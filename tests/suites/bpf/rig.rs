@@ -1,0 +1,154 @@
+//! Programs loaded for test runs, their maps, and the same tables on the host.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aya::programs::{TestRun as _, TestRunOptions};
+use ecmpvpn::config::{InterfaceName, Policy};
+use ecmpvpn::dataplane::{Loaded, Options, Pins, View};
+use ecmpvpn::plan::{PeerTable, SteeringTable};
+use ecmpvpn_common::layout::{programs, test_run};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// What `skb->cb` and the return value of a test run say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Redirected.
+    Steered { tunnel: u32, bucket: u32, failover: bool },
+    /// Left to the steering device, for the reason of this number.
+    Refused(u32),
+}
+
+/// bpffs of our own, so that the host's is left alone.
+pub struct Bpffs {
+    dir: tempfile::TempDir,
+}
+
+impl Bpffs {
+    pub fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        mount("bpf", dir.path(), "bpf", MountFlags::empty(), None)?;
+        Ok(Self { dir })
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("ecmpvpn")
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(self.dir.path(), UnmountFlags::DETACH) {
+            eprintln!("unmounting {}: {error}", self.dir.path().display());
+        }
+    }
+}
+
+/// Interface index of the first tunnel; the others follow. Redirects of test runs are not carried out.
+pub const FIRST_IFINDEX: u32 = 101;
+
+/// Two peers: site-b with three tunnels of weights 1, 2 and 1, site-c with two equal ones.
+pub fn table(seed: u64) -> SteeringTable {
+    let name = |text: &str| InterfaceName::new(text).expect("a valid name");
+    let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect();
+    SteeringTable {
+        seed,
+        peers: vec![
+            PeerTable {
+                name: "site-b".into(),
+                policy: Policy::Hash,
+                prefixes: prefixes(&["10.20.0.0/16", "fd00:20::/48"]),
+                tunnels: vec![(name("wg0"), 1), (name("wg1"), 2), (name("wg2"), 1)],
+            },
+            PeerTable {
+                name: "site-c".into(),
+                policy: Policy::Hash,
+                prefixes: prefixes(&["10.20.30.0/24", "10.30.0.0/16", "fd00:30::/48", "fd00:20:0:9::/64"]),
+                tunnels: vec![(name("wgc0"), 1), (name("wgc1"), 1)],
+            },
+        ],
+    }
+}
+
+/// Interface indices of a table's tunnels, in order.
+pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
+    let names = table.peers.iter().flat_map(|peer| peer.tunnels.iter().map(|(name, _)| name.clone()));
+    names.zip(FIRST_IFINDEX..).collect()
+}
+
+/// Programs loaded for test runs.
+pub struct Rig {
+    loaded: Loaded,
+    pub view: View,
+    _bpffs: Bpffs,
+}
+
+impl Rig {
+    pub fn new(table: &SteeringTable, options: &Options) -> anyhow::Result<Self> {
+        Self::with_ifindexes(table, &ifindexes(table), options)
+    }
+
+    pub fn with_ifindexes(
+        table: &SteeringTable,
+        ifindexes: &BTreeMap<InterfaceName, u32>,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let bpffs = Bpffs::new()?;
+        let mut loaded = Loaded::new(table, 100, ifindexes, &Options { test_run: true, ..options.clone() })?;
+        let pins = Pins::below(&bpffs.root(), "rig");
+        std::fs::create_dir_all(pins.dir())?;
+        loaded.pin(&pins)?;
+        let view = View::open(&pins)?;
+        Ok(Self { loaded, view, _bpffs: bpffs })
+    }
+
+    /// Runs the egress program on a packet that begins with its network header.
+    pub fn egress(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<Outcome> {
+        const REDIRECT: u32 = 7;
+        const UNSPEC: u32 = u32::MAX;
+        let (returned, cb) = self.run(programs::EGRESS, packet, gso)?;
+        match (returned, cb[test_run::TUNNEL]) {
+            (REDIRECT, tunnel @ 1..) => Ok(Outcome::Steered {
+                tunnel: tunnel - 1,
+                bucket: cb[test_run::BUCKET],
+                failover: cb[test_run::FAILOVER] == 1,
+            }),
+            (UNSPEC, 0) => Ok(Outcome::Refused(cb[test_run::REASON])),
+            other => anyhow::bail!("returned {other:?}"),
+        }
+    }
+
+    /// Runs the ingress program; the device is loopback, index 1.
+    pub fn ingress(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<u32> {
+        Ok(self.run(programs::INGRESS, packet, gso)?.0)
+    }
+
+    fn run(&mut self, program: &str, packet: &[u8], (size, segs): (u32, u32)) -> anyhow::Result<(u32, [u32; 5])> {
+        /// `struct __sk_buff`; source: linux/bpf.h.
+        const CONTEXT: usize = 192;
+        const CB: usize = 48;
+        const GSO_SEGS: usize = 164;
+        const GSO_SIZE: usize = 176;
+        let mut frame = vec![0; test_run::ETHERNET_HEADER as usize];
+        // A type for experiments: newer kernels refuse test runs on truncated IP packets that call themselves so.
+        frame[12..].copy_from_slice(&[0x88, 0xb5]);
+        frame.extend(packet);
+        let mut context = [0; CONTEXT];
+        context[GSO_SEGS..][..4].copy_from_slice(&segs.to_ne_bytes());
+        context[GSO_SIZE..][..4].copy_from_slice(&size.to_ne_bytes());
+        let mut out = [0; CONTEXT];
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut out),
+            ..TestRunOptions::default()
+        };
+        let result = self.loaded.program_mut(program)?.test_run(options)?;
+        let word = |i: usize| u32::from_ne_bytes(out[CB + 4 * i..][..4].try_into().expect("four bytes"));
+        Ok((result.return_value, [word(0), word(1), word(2), word(3), word(4)]))
+    }
+}
