@@ -82,7 +82,7 @@ fn trial(name: &str, kind: Kind, test: Test) -> Trial {
             for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
                 eprintln!("  {line}");
             }
-            Failed::from(format!("{error:?}"))
+            Failed::from(format!("{error:#}"))
         })
     })
 }

@@ -33,7 +33,7 @@ fn main() {
         ("garbage_on_the_device_does_not_end_the_tunnel", garbage_on_the_device_does_not_end_the_tunnel),
     ];
     let trials = tests.map(|(name, test)| {
-        requires(&[Feature::Tun], name, move || test().map_err(|e| Failed::from(format!("{e:?}"))))
+        requires(&[Feature::Tun], name, move || test().map_err(|e| Failed::from(format!("{e:#}"))))
     });
     libtest_mimic::run(&Arguments::from_args(), Vec::<Trial>::from(trials)).exit();
 }

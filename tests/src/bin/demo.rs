@@ -183,6 +183,7 @@ struct Outcome {
 
 fn measure(arguments: &Arguments, lab: &Lab) -> Result<()> {
     let mut outcomes = Vec::new();
+    let mut stats_before = Vec::new();
     let next_hops: Vec<String> = lab.tunnels.iter().map(|tunnel| format!("nexthop dev {}", tunnel.name)).collect();
     for (name, route) in [
         ("one tunnel", Some(format!("dev {}", lab.tunnels[0].name))),
@@ -194,6 +195,7 @@ fn measure(arguments: &Arguments, lab: &Lab) -> Result<()> {
         if let Some(route) = &route {
             bypass(lab, route)?;
         }
+        stats_before = vec![lab.stats(0)?, lab.stats(1)?];
         let outcome = transfer(arguments, lab, name);
         if route.is_some() {
             remove_bypass(lab)?;
@@ -204,10 +206,9 @@ fn measure(arguments: &Arguments, lab: &Lab) -> Result<()> {
     }
     interrupt::check()?;
     println!("\n{}\n", results(arguments, lab, &outcomes));
-    for site in [0, 1] {
-        println!("`ecmpvpn stats --json` at {}:\n{}\n", ["site A, the sender", "site B, the receiver"][site], {
-            counters(&lab.stats(site)?)
-        });
+    for (site, (title, before)) in ["site A, the sender", "site B, the receiver"].iter().zip(&stats_before).enumerate()
+    {
+        println!("`ecmpvpn stats --json` at {title}, the last transfer:\n{}\n", counters(before, &lab.stats(site)?));
     }
     let last = outcomes.last().context("three outcomes")?;
     for (slot, tunnel) in lab.tunnels.iter().enumerate() {
@@ -292,20 +293,25 @@ fn results(arguments: &Arguments, lab: &Lab, outcomes: &[Outcome]) -> Table {
     table
 }
 
-fn counters(stats: &Value) -> Table {
+/// What `after` has counted since `before`.
+fn counters(before: &Value, after: &Value) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    let fields = ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "buckets"];
-    let mut header = Row::from(vec![Cell::new("tunnel"), Cell::new("state")]);
+    let fields = ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes"];
+    let mut header = Row::from(vec![Cell::new("tunnel"), Cell::new("state"), Cell::new("member")]);
     for field in fields {
         header.add_cell(right(field.to_owned()));
     }
     table.set_header(header);
-    for tunnel in stats["tunnels"].as_array().into_iter().flatten() {
-        let text = |field: &str| tunnel[field].as_str().unwrap_or("-").to_owned();
-        let mut row = Row::from(vec![Cell::new(text("name")), Cell::new(text("state"))]);
+    for (slot, tunnel) in after["tunnels"].as_array().into_iter().flatten().enumerate() {
+        let mut row = Row::new();
+        for field in ["name", "state", "member"] {
+            row.add_cell(Cell::new(tunnel[field].as_str().unwrap_or("-")));
+        }
         for field in fields {
-            row.add_cell(right(tunnel[field].as_u64().map_or("-".to_owned(), |count| count.to_string())));
+            let count = |value: &Value| value[field].as_u64();
+            let gained = count(tunnel).zip(count(&before["tunnels"][slot])).map(|(after, before)| after - before);
+            row.add_cell(right(gained.map_or("-".to_owned(), |count| count.to_string())));
         }
         table.add_row(row);
     }

@@ -43,12 +43,8 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     for site in &mut lab.sites {
         site.config = output.join(&site.name).join("ecmpvpn.toml");
         let mut text = fs::read_to_string(&site.config)?;
-        for (written, wanted) in [
-            ("policy = \"hash\"", format!("policy = \"{}\"", lab.options.policy)),
-            ("backend = \"auto\"", format!("backend = \"{}\"", lab.options.backend)),
-        ] {
-            ensure!(text.matches(written).count() == 1, "`init` wrote no `{written}`:\n{text}");
-            text = text.replace(written, &wanted);
+        for (key, wanted) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
+            text = with_key(&text, key, wanted).with_context(|| format!("`init` wrote no one {key}:\n{text}"))?;
         }
         fs::write(&site.config, text + "\n" + &lab.options.extra)?;
         let config = config::load(&site.config).map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -57,6 +53,13 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     }
     lab.tunnels = tunnels(lab, &configs)?;
     Ok(())
+}
+
+/// `text` with the value of its one line `key = …` replaced.
+fn with_key(text: &str, key: &str, value: &str) -> Option<String> {
+    let is_key = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == key);
+    let lines = text.lines().map(|line| if is_key(line) { format!("{key} = \"{value}\"") } else { line.to_owned() });
+    (text.lines().filter(|line| is_key(line)).count() == 1).then(|| lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn tunnels(lab: &Lab, configs: &[Config]) -> Result<Vec<LabTunnel>> {

@@ -18,9 +18,9 @@ mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path as FsPath, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -127,7 +127,7 @@ impl Site {
                 "link set lan0 addrgenmode none".to_owned(),
                 format!("address add 10.{n}.0.{last}/16 dev lan0"),
                 format!("address add fd00:{n}::{last}/48 dev lan0 nodad"),
-                // A gateway solicits its neighbours from a link-local address.
+                // A router needs it: without one it solicits no neighbours for what it forwards.
                 format!("address add fe80::{last}/64 dev lan0 nodad"),
                 "link set lan0 up".to_owned(),
             ]
@@ -193,6 +193,11 @@ impl Lab {
         let mut lab = Self { sites, tunnels: Vec::new(), options, binary: binary.to_owned(), dir };
         config::generate(&mut lab)?;
         underlay::build(&lab)?;
+        for site in &lab.sites {
+            for ns in [&site.gateway, &site.host] {
+                wait_until_usable(ns)?;
+            }
+        }
         Ok(lab)
     }
 
@@ -261,8 +266,25 @@ impl Lab {
     /// `ecmpvpn stats --json` of one site.
     pub fn stats(&self, site: usize) -> Result<Value> {
         let (code, output, complaint) = self.ecmpvpn(site, &["stats", "--json"])?;
-        anyhow::ensure!(code == 0, "`ecmpvpn stats --json` ended with {code}: {complaint}");
+        ensure!(code == 0, "`ecmpvpn stats --json` ended with {code}: {complaint}");
         serde_json::from_str(&output).with_context(|| format!("reading `ecmpvpn stats --json`: {output}"))
+    }
+}
+
+/// Waits until every link and address works: the kernel's link watch takes up to a second, and drops packets until then;
+/// duplicate address detection takes another one.
+fn wait_until_usable(ns: &Netns) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let answers = ns.query_batch("ip", "-j -batch -", &["link show up", "address show tentative"])?;
+        let mut answers = serde_json::Deserializer::from_str(&answers).into_iter::<Vec<Value>>();
+        let links = answers.next().context("ip shows no links")??;
+        let tentative = answers.next().context("ip shows no addresses")??;
+        let addresses = |link: &Value| link["addr_info"].as_array().is_some_and(|all| !all.is_empty());
+        let waiting = links.iter().find(|link| link["operstate"] == "DOWN");
+        let Some(waiting) = waiting.or_else(|| tentative.iter().find(|link| addresses(link))) else { return Ok(()) };
+        ensure!(start.elapsed() < Duration::from_secs(10), "not usable in {}: {waiting}", ns.name());
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
     let link = |member| format!("link add u{member} type veth peer name u{member} netns {far_end}");
     a.gateway.apply("ip", &members.clone().map(link).collect::<Vec<_>>())?;
     for (end, (site, far)) in [(a, b), (b, a)].into_iter().enumerate() {
-        let up = |member| format!("link set u{member} up addrgenmode none");
+        let up = |member| format!("link set u{member} up");
         let mut commands: Vec<String> = members.clone().map(up).collect();
         if lab.options.underlay == Underlay::Routed {
             commands.extend(routed(lab, end, site, far));
