@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -44,18 +44,10 @@ pub struct Dump {
     sections: BTreeMap<String, Vec<String>>,
 }
 
-/// Which pins and run files belong to a dump.
-#[derive(Clone, Copy, Debug)]
-pub enum Host<'a> {
-    /// Those with one of these site names in their path: other labs may run at the same time.
-    Sites(&'a [&'a str]),
-    /// All of them, and where BPF file systems are mounted: nothing else runs.
-    All,
-}
-
 impl Dump {
-    /// Everything that `ns` holds, and the pins and run files that `host` selects.
-    pub fn take(ns: &Netns, host: Host<'_>) -> Result<Self> {
+    /// Everything that `ns` holds, and the pins and run files with one of `sites` in their path: other labs may run at
+    /// the same time.
+    pub fn take(ns: &Netns, sites: &[&str]) -> Result<Self> {
         let mut dump = Self { sections: BTreeMap::new() };
         // One process for many questions: starting one takes its time in an emulated machine.
         for (family, titles, commands) in [
@@ -82,13 +74,13 @@ impl Dump {
         let qdiscs: Vec<Value> = serde_json::from_str(&ns.query("tc", "-j qdisc show")?)?;
         for qdisc in &qdiscs {
             let (Some(kind), Some(link)) = (qdisc["kind"].as_str(), qdisc["dev"].as_str()) else { continue };
-            let sides: &[&str] = match kind {
+            let hooks: &[&str] = match kind {
                 "clsact" => &["ingress", "egress"],
                 "ingress" => &["ingress"],
                 "noqueue" | "pfifo_fast" | "fq_codel" | "tbf" => &[],
                 _ => &["root"],
             };
-            for side in sides {
+            for side in hooks {
                 let filters = ns.query("tc", &format!("filter show dev {link} {side}"))?;
                 dump.add(&format!("{side} filters of {link}"), filters.lines().map(str::to_owned).collect());
             }
@@ -101,20 +93,11 @@ impl Dump {
             let mut paths = Vec::new();
             walk(Path::new(dir), &mut |path, is_dir| {
                 let path = path.display().to_string();
-                let ours = match host {
-                    Host::All => true,
-                    Host::Sites(sites) => sites.iter().any(|site| path.contains(site)),
-                };
-                if ours {
+                if sites.iter().any(|site| path.contains(site)) {
                     paths.push(path + if is_dir { "/" } else { "" });
                 }
             });
             dump.add(dir, paths);
-        }
-        if matches!(host, Host::All) {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
-            let bpf = mounts.lines().filter(|line| line.contains(" - bpf ")).map(str::to_owned);
-            dump.add("BPF file systems", bpf.collect());
         }
         Ok(dump)
     }
@@ -230,6 +213,23 @@ fn sysctls(root: &Path) -> Vec<String> {
     lines
 }
 
+/// What all sites of a host share, is there, and serves nobody any more: it should have gone with the last site.
+pub fn idle_shared_things() -> Result<Vec<String>> {
+    let is_empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let mut idle = Vec::new();
+    for dir in [Path::new(PINS).join("ecmpvpn"), PathBuf::from(RUN_DIR)] {
+        if is_empty(&dir) {
+            idle.push(format!("the empty directory {}", dir.display()));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+    let mounted = mounts.lines().any(|line| line.contains(&format!(" {PINS} ")) && line.contains(" - bpf "));
+    if mounted && is_empty(Path::new(PINS)) {
+        idle.push(format!("an empty BPF file system at {PINS}"));
+    }
+    Ok(idle)
+}
+
 /// Whether a path below `dir` has `word` in it.
 pub fn any_path_contains(dir: &Path, word: &str) -> bool {
     let mut found = false;
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     fn dump(ns: &Netns) -> Dump {
-        Dump::take(ns, Host::Sites(&[])).unwrap()
+        Dump::take(ns, &[]).unwrap()
     }
 
     #[test]
@@ -307,11 +307,11 @@ mod tests {
     fn run_files_are_seen_by_site() {
         let ns = Netns::new("dump").expect("needs root");
         let site = crate::netns::unique("site");
-        let before = Dump::take(&ns, Host::Sites(&[&site])).unwrap();
+        let before = Dump::take(&ns, &[&site]).unwrap();
         let dir = Path::new(RUN_DIR).join(&site);
         fs::create_dir_all(&dir).unwrap();
-        let diff = before.diff(&Dump::take(&ns, Host::Sites(&[&site])).unwrap()).unwrap();
-        let other = before.diff(&Dump::take(&ns, Host::Sites(&["nobody"])).unwrap());
+        let diff = before.diff(&Dump::take(&ns, &[&site]).unwrap()).unwrap();
+        let other = before.diff(&Dump::take(&ns, &["nobody"]).unwrap());
         fs::remove_dir(&dir).unwrap();
         // Only if nobody else put something there.
         let _ = fs::remove_dir(RUN_DIR);

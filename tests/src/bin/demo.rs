@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use comfy_table::{Cell, CellAlignment, Row, Table, presets};
-use lab::dump::{Dump, Host};
+use lab::dump::{Dump, idle_shared_things};
 use lab::interrupt;
 use lab::netns::Netns;
 use lab::sites::{Lab, Options, Running, Underlay, binary};
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {error:?}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -77,11 +77,11 @@ fn show(arguments: &Arguments) -> Result<()> {
         None => binary()?,
     };
     let host = Netns::current()?;
-    let host_before = Dump::take(&host, Host::All)?;
+    let before = (Dump::take(&host, &[])?, idle_shared_things()?);
     let (left_behind, result) = perform(arguments, &program);
     // The lab is gone here, whatever became of it.
     step("looking for anything left behind");
-    left_behind.check(&host, &host_before)?;
+    left_behind.check(&host, &before)?;
     result?;
     eprintln!("    nothing is left: no interface, address, route, rule, sysctl, pin, namespace or process");
     eprintln!("    done in {:.0} s", start.elapsed().as_secs_f64());
@@ -91,19 +91,25 @@ fn show(arguments: &Arguments) -> Result<()> {
 /// What must not be there afterwards.
 #[derive(Default)]
 struct LeftBehind {
+    sites: Vec<String>,
     namespaces: Vec<String>,
     processes: Vec<u32>,
 }
 
 impl LeftBehind {
-    fn check(&self, host: &Netns, before: &Dump) -> Result<()> {
+    fn check(&self, host: &Netns, (before, idle_before): &(Dump, Vec<String>)) -> Result<()> {
         for name in &self.namespaces {
             ensure!(!Path::new("/run/netns").join(name).exists(), "network namespace {name} is left");
         }
         for pid in &self.processes {
             ensure!(!Path::new("/proc").join(pid.to_string()).exists(), "process {pid} is left");
         }
-        match before.wait_for_same(SETTLE, || Dump::take(host, Host::All))? {
+        let idle = idle_shared_things()?;
+        let left: Vec<&String> = idle.iter().filter(|thing| !idle_before.contains(thing)).collect();
+        ensure!(left.is_empty(), "left: {left:?}");
+        // Before there were no sites, so whatever is theirs now is too much.
+        let sites: Vec<&str> = self.sites.iter().map(String::as_str).collect();
+        match before.wait_for_same(SETTLE, || Dump::take(host, &sites))? {
             None => Ok(()),
             Some(difference) => bail!("the host is not as it was before:\n{difference}"),
         }
@@ -145,6 +151,7 @@ fn perform(arguments: &Arguments, program: &Path) -> (LeftBehind, Result<()>) {
         let options = options(arguments);
         step(&format!("building two sites joined by {} links of {} Mbit/s", arguments.members, arguments.rate));
         let lab = Lab::new(options, program)?;
+        left_behind.sites = lab.sites.iter().map(|site| site.name.clone()).collect();
         let namespaces = lab.sites.iter().flat_map(|site| [&site.gateway, &site.host]);
         left_behind.namespaces = namespaces.map(|ns| ns.name().to_owned()).collect();
         let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];

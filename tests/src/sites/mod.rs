@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::dump::{Dump, Host, PINS, RUN_DIR};
+use crate::dump::{Dump, PINS, RUN_DIR};
 use crate::netns::{Netns, unique};
 use crate::traffic::{Path, wait_for_reply};
 
@@ -167,7 +167,7 @@ impl Site {
 
     /// What the gateway, its pins and its run files look like.
     pub fn dump(&self) -> Result<Dump> {
-        Dump::take(&self.gateway, Host::Sites(&[&self.name]))
+        Dump::take(&self.gateway, &[&self.name])
     }
 }
 

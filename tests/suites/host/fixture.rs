@@ -9,7 +9,7 @@ use ecmpvpn::config::{
 };
 use ecmpvpn::host::{self, Change, HostError, HostLinks, Journal, Netlink, RunDir};
 use ecmpvpn::plan::{Backend, Plan};
-use lab::dump::{Dump, Host};
+use lab::dump::Dump;
 use lab::netns::{Netns, unique};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -122,7 +122,7 @@ impl Fixture {
     }
 
     pub fn dump(&self) -> Result<Dump> {
-        Dump::take(&self.ns, Host::Sites(&[&self.site]))
+        Dump::take(&self.ns, &[&self.site])
     }
 
     /// Fails unless the host is again what it was.
