@@ -1,8 +1,14 @@
 //! Builds, tests and shows ecmpvpn: `cargo xtask --help`.
 
 mod build_ebpf;
+mod count;
+mod demo;
 mod fingerprint;
+mod lint;
+mod packages;
+mod setup;
 mod sh;
+mod test;
 mod toolchain;
 mod vm;
 
@@ -33,6 +39,22 @@ enum Task {
         #[arg(long)]
         describe: bool,
     },
+    /// Install what is missing on this machine: tools, the eBPF toolchain, cargo-deny, QEMU
+    #[command(after_help = "Examples:\n  \
+        cargo xtask setup\n  \
+        cargo xtask setup --check      (changes nothing)")]
+    Setup(setup::Args),
+    /// Build two sites on this machine, show ecmpvpn between them, take everything down again
+    #[command(after_help = "Examples:\n  \
+        cargo xtask demo\n  \
+        cargo xtask demo --vm      (kernel WireGuard and a real LACP bond, on any machine)")]
+    Demo(demo::Args),
+    /// Run every test, on this kernel and in virtual machines
+    #[command(after_help = "Examples:\n  \
+        cargo xtask test\n  \
+        cargo xtask test --only unit\n  \
+        cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
+    Test(test::Args),
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \
         cargo xtask vm -- ip -V\n  \
@@ -51,6 +73,9 @@ fn main() -> ExitCode {
             eprintln!("{} is up to date", object.display());
             0
         }),
+        Task::Setup(args) => setup::main(&args),
+        Task::Demo(args) => demo::main(args),
+        Task::Test(args) => Ok(test::main(&args)),
         Task::Vm(args) => vm::main(args),
     };
     match done {

@@ -1,6 +1,6 @@
 //! Running other programs, and saying what takes time. All progress goes to stderr.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -73,7 +73,9 @@ impl Cmd {
 
     fn started(&self, error: &std::io::Error) -> anyhow::Error {
         let program = self.command.get_program().to_string_lossy();
-        if error.kind() == std::io::ErrorKind::NotFound {
+        if error.kind() == std::io::ErrorKind::NotFound && program == "sudo" {
+            anyhow::anyhow!("`{}` needs root and there is no sudo: run this as root", self.line())
+        } else if error.kind() == std::io::ErrorKind::NotFound {
             anyhow::anyhow!("`{program}` is not installed; `cargo xtask setup` installs what is needed")
         } else {
             anyhow::anyhow!("starting `{}`: {error}", self.line())
@@ -161,7 +163,7 @@ pub fn is_root() -> bool {
 
 /// Where `program` is, as the shell would find it; the administrator's directories too, which users often lack.
 pub fn which(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
 }

@@ -23,6 +23,7 @@ ln -s /proc/self/fd/2 /dev/stderr
 
 # Ports appear when the virtio drivers have probed. Everything else is loaded by the kernel itself on first use, except
 # tun, whose device node exists only once it is loaded.
+echo /usr/bin/modprobe >/proc/sys/kernel/modprobe
 modprobe -a virtio_pci virtio_console tun
 tries=0
 control= out=

@@ -1,7 +1,9 @@
 //! The virtual machine's root file system: this machine's own tools with their shared libraries, the kernel's network
 //! modules, and a PID 1. It is built once for a kernel and kept; files of one run are appended as a second archive.
 
+use std::fmt::Write as _;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
@@ -15,13 +17,10 @@ use crate::sh::{self, Cmd};
 const TOOLS: &[&str] = &["bash", "dash", "busybox", "kmod", "ip", "tc", "bridge", "ss", "ping", "iperf3"];
 /// Taken when this machine has them.
 const OPTIONAL_TOOLS: &[&str] = &["ethtool", "nft", "tracepath", "wg", "bpftool", "strace", "stty"];
-/// Names under which programs also go.
-const LINKS: &[(&str, &str)] = &[
-    ("usr/bin/sh", "dash"),
-    ("usr/sbin/modprobe", "../bin/kmod"),
-    ("usr/sbin/insmod", "../bin/kmod"),
-    ("usr/sbin/lsmod", "../bin/kmod"),
-];
+/// Names under which programs also go. modprobe is not where the kernel looks for it: while booting, the kernel asks for
+/// dozens of modules that do not exist, and each try costs an emulated CPU 0.1 s. PID 1 tells the kernel later.
+const LINKS: &[(&str, &str)] =
+    &[("usr/bin/sh", "dash"), ("usr/bin/modprobe", "kmod"), ("usr/bin/insmod", "kmod"), ("usr/bin/lsmod", "kmod")];
 /// Data files that tools read, taken when present.
 const DATA: &[&str] = &[
     "/etc/protocols",
@@ -32,16 +31,33 @@ const DATA: &[&str] = &[
     "/lib/terminfo/v/vt220",
     "/usr/share/terminfo/v/vt220",
 ];
-/// Parts of the kernel's module tree; the kernel loads from them what is asked for.
-const MODULE_DIRS: &[&str] = &[
-    "kernel/net",
-    "kernel/drivers/net",
-    "kernel/drivers/virtio",
-    "kernel/drivers/char",
-    "kernel/crypto",
-    "kernel/lib",
-    "kernel/arch/x86/crypto",
+/// Parts of the kernel's module tree, with all below them; the kernel loads from them what is asked for. Not more, since
+/// every MiB delays the boot.
+const MODULE_TREES: &[&str] = &[
+    "arch/x86/crypto",
+    "crypto",
+    "drivers/net/bonding",
+    "drivers/net/ipvlan",
+    "drivers/net/vxlan",
+    "drivers/net/wireguard",
+    "drivers/virtio",
+    "lib",
+    "net/802",
+    "net/8021q",
+    "net/bridge",
+    "net/core",
+    "net/ipv4",
+    "net/ipv6",
+    "net/key",
+    "net/llc",
+    "net/netlink",
+    "net/sched",
+    "net/tls",
+    "net/unix",
+    "net/xfrm",
 ];
+/// Parts of which only the modules right there are taken, and not the directories below.
+const MODULE_DIRS: &[&str] = &["drivers/char", "drivers/net", "net/netfilter", "net/packet"];
 /// As every systemd machine sets them: without it, loading the module makes a bond0 that nobody asked for.
 const MODPROBE_CONF: &str = "options bonding max_bonds=0\noptions dummy numdummies=0\noptions ifb numifbs=0\n";
 const INIT: &str = include_str!("init.sh");
@@ -108,7 +124,7 @@ fn stage(dir: &Path) -> PathBuf {
 fn tools(kernel: &Kernel) -> Result<(Vec<PathBuf>, String)> {
     let mut found = Vec::new();
     let mut key = format!(
-        "{}\n{INIT}\n{TOOLS:?}{OPTIONAL_TOOLS:?}{LINKS:?}{DATA:?}{MODULE_DIRS:?}{MODPROBE_CONF}\n",
+        "{}\n{INIT}\n{TOOLS:?}{OPTIONAL_TOOLS:?}{LINKS:?}{DATA:?}{MODULE_TREES:?}{MODULE_DIRS:?}{MODPROBE_CONF}\n",
         kernel.package
     );
     for tool in TOOLS.iter().chain(OPTIONAL_TOOLS) {
@@ -121,7 +137,7 @@ fn tools(kernel: &Kernel) -> Result<(Vec<PathBuf>, String)> {
         };
         let path = merged(&path);
         let meta = fs::metadata(&path)?;
-        key.push_str(&format!("{} {} {:?}\n", path.display(), meta.len(), meta.modified().ok()));
+        writeln!(key, "{} {} {:?}", path.display(), meta.len(), meta.modified().ok())?;
         found.push(path);
     }
     Ok((found, key))
@@ -170,17 +186,19 @@ fn modules(kernel: &Kernel, stage: &Path) -> Result<()> {
     let release = kernel.modules.file_name().context("the kernel's module directory has no name")?;
     let to = stage.join("lib/modules").join(release);
     fs::create_dir_all(to.join("kernel"))?;
-    for dir in MODULE_DIRS.iter().filter(|dir| kernel.modules.join(dir).exists()) {
-        copy_tree(&kernel.modules.join(dir), &to.join(dir))?;
+    let (from_kernel, to_kernel) = (kernel.modules.join("kernel"), to.join("kernel"));
+    for tree in MODULE_TREES.iter().filter(|tree| from_kernel.join(tree).exists()) {
+        copy_tree(&from_kernel.join(tree), &to_kernel.join(tree))?;
+    }
+    for dir in MODULE_DIRS.iter().filter(|dir| from_kernel.join(dir).exists()) {
+        for entry in fs::read_dir(from_kernel.join(dir))?.flatten().filter(|entry| entry.path().is_file()) {
+            place(&entry.path(), &to_kernel.join(dir).join(entry.file_name()))?;
+        }
     }
     for file in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
         if kernel.modules.join(file).exists() {
             fs::copy(kernel.modules.join(file), to.join(file))?;
         }
-    }
-    // Real adapters' drivers: a third of the whole, for hardware that the machine does not have.
-    for dir in ["kernel/drivers/net/ethernet", "kernel/net/sunrpc", "kernel/net/ceph"] {
-        let _ = fs::remove_dir_all(to.join(dir));
     }
     // Decompressed here, once, and not on the emulated CPU at each boot.
     let decompress = "find . -name '*.ko.xz' -print0 | xargs -0 -r -P2 -n32 xz -d && \
@@ -191,7 +209,12 @@ fn modules(kernel: &Kernel, stage: &Path) -> Result<()> {
 
 /// Puts the program at `source` and the libraries it needs into `root`; what `base` already holds is left out.
 fn add_program(root: &Path, base: Option<&Path>, source: &Path, destination: &Path) -> Result<()> {
-    place(source, &inside(root, destination))?;
+    let placed = inside(root, destination);
+    place(source, &placed)?;
+    // Debug information is most of a program and delays the boot; panics name file and line without it.
+    if base.is_some() && is_elf(source) && sh::which("strip").is_some() {
+        Cmd::new("strip").arg("--strip-debug").arg(&placed).quiet().run()?;
+    }
     for library in libraries(source)? {
         let library = merged(&library);
         if base.is_some_and(|base| inside(base, &library).exists()) || inside(root, &library).exists() {
@@ -204,10 +227,7 @@ fn add_program(root: &Path, base: Option<&Path>, source: &Path, destination: &Pa
 
 /// The shared libraries of `program` and its loader; none for scripts, data and static programs.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let mut magic = [0_u8; 4];
-    let is_elf = fs::File::open(program).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic)).is_ok()
-        && magic == *b"\x7fELF";
-    if !is_elf {
+    if !is_elf(program) {
         return Ok(Vec::new());
     }
     let mut ldd = Cmd::new("ldd").arg(program).into_inner();
@@ -221,11 +241,16 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(parse_ldd(&text))
 }
 
+fn is_elf(file: &Path) -> bool {
+    let mut magic = [0_u8; 4];
+    fs::File::open(file).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
+
 fn parse_ldd(text: &str) -> Vec<PathBuf> {
     text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
-/// A copy that follows links and keeps the mode. A hard link would do if the file could not change meanwhile.
+/// A copy that follows links and keeps the mode.
 fn place(source: &Path, destination: &Path) -> Result<()> {
     let copied = || -> std::io::Result<()> {
         if let Some(parent) = destination.parent() {

@@ -10,6 +10,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod run;
 
+use crate::setup::{self, Part};
 use crate::sh;
 use kernel::Series;
 use run::Request;
@@ -54,6 +55,7 @@ pub struct Args {
 
 /// `cargo xtask vm`; returns the command's exit status.
 pub fn main(args: Args) -> Result<i32> {
+    setup::ensure(&[Part::Lab, Part::Vm])?;
     let request = Request {
         series: args.kernel,
         cpus: args.cpus,

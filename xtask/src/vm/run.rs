@@ -117,18 +117,14 @@ pub fn boots(request: &Request, dir: &Path, accel: Accel) -> bool {
 
 /// The command's environment and words as a shell script.
 fn script(request: &Request) -> Result<String> {
-    let mut script = String::new();
+    let mut lines = Vec::new();
     for variable in &request.env {
         let (key, value) = variable.split_once('=').with_context(|| format!("--env {variable}: expected KEY=VALUE"))?;
-        script.push_str(&format!("export {key}={}\n", sh::quote(value)));
+        lines.push(format!("export {key}={}\n", sh::quote(value)));
     }
-    if request.command.is_empty() {
-        script.push_str("exec bash -i\n");
-    } else {
-        let words: Vec<String> = request.command.iter().map(|word| sh::quote(word)).collect();
-        script.push_str(&format!("exec {}\n", words.join(" ")));
-    }
-    Ok(script)
+    let words: Vec<String> = request.command.iter().map(|word| sh::quote(word)).collect();
+    lines.push(if words.is_empty() { "exec bash -i\n".to_owned() } else { format!("exec {}\n", words.join(" ")) });
+    Ok(lines.concat())
 }
 
 fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel: Accel) -> Command {
@@ -144,7 +140,9 @@ fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
     // no_timer_check: on a busy machine the emulated timer may miss the kernel's check, which panics.
     // An oops ends the run: whatever it printed later could not be trusted.
-    let mut append = "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on".to_owned();
+    let mut append =
+        "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on init_on_alloc=0"
+            .to_owned();
     if interactive {
         append.push_str(" vm.interactive");
     }
@@ -169,7 +167,8 @@ fn escaped(path: &Path) -> String {
 
 fn attended(qemu: &mut Command) -> Result<End> {
     sh::note("a shell in the virtual machine; `exit` ends it");
-    let output = qemu.stderr(Stdio::piped()).spawn().and_then(Child::wait_with_output).map_err(no_qemu)?;
+    let output =
+        qemu.stderr(Stdio::piped()).spawn().and_then(Child::wait_with_output).map_err(|error| no_qemu(&error))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match said.lines().rev().find_map(|line| line.trim_end().rsplit_once(" exit ")?.1.parse().ok()) {
         Some(status) => Ok(End::Exited(status)),
@@ -177,7 +176,7 @@ fn attended(qemu: &mut Command) -> Result<End> {
     }
 }
 
-fn no_qemu(error: io::Error) -> anyhow::Error {
+fn no_qemu(error: &io::Error) -> anyhow::Error {
     anyhow::anyhow!("starting qemu-system-x86_64: {error}; `cargo xtask setup` installs it")
 }
 
@@ -189,7 +188,12 @@ fn unattended(
     boot_limit: Duration,
     sink: &mut Sink<'_>,
 ) -> Result<End> {
-    let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(no_qemu)?;
+    let child = qemu
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| no_qemu(&error))?;
     let mut child = Killed(child);
     let (sender, events) = mpsc::channel();
     if let (Some(out), Some(err)) = (child.0.stdout.take(), child.0.stderr.take()) {

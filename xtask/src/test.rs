@@ -1,0 +1,278 @@
+//! `cargo xtask test`: every test there is, on the running kernel and in the virtual machines, and the counts.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::count::{Counts, Watcher};
+use crate::setup::{self, Part};
+use crate::sh::{self, Cmd};
+use crate::vm::kernel::{self, Series};
+use crate::vm::run::{Request, to_stdout};
+use crate::{build_ebpf, lint, vm};
+
+/// The package that holds the suites.
+const SUITES: &str = "ecmpvpn-tests";
+/// Suites that the running kernel is not asked to run: too much of what they need is missing on most.
+const ONLY_IN_VM: &[&str] = &[];
+/// Suites that no kernel makes a difference to.
+const NOT_IN_VM: &[&str] = &[];
+/// When one suite in a virtual machine counts as hung. An emulated CPU on a busy machine is slow.
+const SUITE_LIMIT: Duration = Duration::from_secs(1800);
+
+/// What can be run by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Stage {
+    /// rustfmt, clippy, cargo-deny.
+    Lint,
+    /// Unit and property tests; they need no privilege.
+    Unit,
+    /// The integration suites on the running kernel, as root.
+    Suites,
+    /// The integration suites in virtual machines.
+    Vm,
+}
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run only these stages
+    #[arg(long, value_enum)]
+    only: Vec<Stage>,
+    /// Run only these suites
+    #[arg(long, value_name = "NAME")]
+    suite: Vec<String>,
+    /// Virtual machines with only these kernels
+    #[arg(long, value_enum)]
+    kernel: Vec<Series>,
+    /// Passed to every test runner: part of a test's name, or options
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+impl Args {
+    fn runs(&self, stage: Stage) -> bool {
+        self.only.is_empty() || self.only.contains(&stage)
+    }
+
+    fn runs_suite(&self, name: &str) -> bool {
+        self.suite.is_empty() || self.suite.iter().any(|suite| suite == name)
+    }
+
+    fn runs_kernel(&self, series: Series) -> bool {
+        self.kernel.is_empty() || self.kernel.contains(&series)
+    }
+}
+
+/// An integration suite and its test program.
+#[derive(Debug, PartialEq, Eq)]
+struct Suite {
+    name: String,
+    program: PathBuf,
+}
+
+/// What has run so far.
+#[derive(Default)]
+struct Tally {
+    stages: Vec<(String, Counts, Duration)>,
+}
+
+impl Tally {
+    /// Runs a stage. One that cannot be carried out counts as a failure, and the next ones still run.
+    fn stage(&mut self, name: impl Into<String>, work: impl FnOnce() -> Result<Counts>) -> bool {
+        let name = name.into();
+        let since = Instant::now();
+        eprintln!("==> {name}");
+        let counts = work().unwrap_or_else(|error| {
+            eprintln!("error: {name}: {error:#}");
+            Counts::FAILURE
+        });
+        self.stages.push((name, counts, since.elapsed()));
+        counts.failed == 0
+    }
+
+    /// Prints a line a stage and the sum; returns the exit status.
+    fn finish(self) -> i32 {
+        let width = self.stages.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        println!();
+        let mut sum = Counts::default();
+        for (name, counts, took) in &self.stages {
+            println!("{name:width$}  {:7.1} s  {counts}", took.as_secs_f64());
+            sum += *counts;
+        }
+        println!("{sum}");
+        i32::from(sum.failed > 0 || sum.passed == 0)
+    }
+}
+
+/// `cargo xtask test`; returns the exit status.
+pub fn main(args: &Args) -> i32 {
+    let mut tally = Tally::default();
+    let mut parts = vec![Part::Build, Part::Ebpf];
+    parts.extend((args.runs(Stage::Suites) || args.runs(Stage::Vm)).then_some(Part::Lab));
+    parts.extend(args.runs(Stage::Vm).then_some(Part::Vm));
+    parts.extend(args.runs(Stage::Lint).then_some(Part::Lint));
+    let mut suites = Vec::new();
+    let built = tally.stage("setup", || setup::ensure(&parts).map(|()| Counts::default()))
+        && tally.stage("build", || {
+            build_ebpf::build_ebpf(None)?;
+            cargo().arg("build").run()?;
+            if args.runs(Stage::Suites) || args.runs(Stage::Vm) {
+                suites = build_suites()?;
+            }
+            Ok(Counts::default())
+        });
+    if !built {
+        return tally.finish();
+    }
+    suites.retain(|suite| args.runs_suite(&suite.name));
+
+    if args.runs(Stage::Lint) {
+        tally.stage("lint", || Ok(lint::run()));
+    }
+    if args.runs(Stage::Unit) {
+        tally.stage("unit tests", || unit(args));
+    }
+    if args.runs(Stage::Suites) {
+        for suite in suites.iter().filter(|suite| !ONLY_IN_VM.contains(&suite.name.as_str())) {
+            tally.stage(format!("{} here", suite.name), || here(suite, args));
+        }
+    }
+    if args.runs(Stage::Vm) {
+        for series in kernel::ALL.into_iter().filter(|series| args.runs_kernel(*series)) {
+            for suite in suites.iter().filter(|suite| !NOT_IN_VM.contains(&suite.name.as_str())) {
+                tally.stage(format!("{} on Linux {}", suite.name, series.name()), || virtually(suite, series, args));
+            }
+        }
+    }
+    tally.finish()
+}
+
+fn cargo() -> Cmd {
+    Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).dir(&sh::root())
+}
+
+/// The program under test.
+fn binary() -> PathBuf {
+    sh::target().join("debug/ecmpvpn")
+}
+
+fn unit(args: &Args) -> Result<Counts> {
+    let mut counts = watched(cargo().args(["test", "--lib", "--bins", "--no-fail-fast", "--"]).args(&args.filter))?;
+    // Packages with libraries, apart from the labs.
+    counts +=
+        watched(cargo().args(["test", "--doc", "-p", "ecmpvpn", "-p", "ecmpvpn-common", "--"]).args(&args.filter))?;
+    Ok(counts)
+}
+
+fn here(suite: &Suite, args: &Args) -> Result<Counts> {
+    // `env` because sudo does not keep the environment.
+    let program = Cmd::root("env").arg(format!("ECMPVPN_BIN={}", binary().display())).arg(&suite.program);
+    watched(program.args(&args.filter).dir(&sh::root().join("tests")))
+}
+
+fn virtually(suite: &Suite, series: Series, args: &Args) -> Result<Counts> {
+    let inside = format!("/root/{}", suite.name);
+    let request = Request {
+        series,
+        cpus: 2,
+        memory_mib: 2048,
+        timeout: SUITE_LIMIT,
+        copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
+        env: vec!["ECMPVPN_REQUIRE=1".to_owned(), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
+        command: std::iter::once(inside).chain(args.filter.iter().cloned()).collect(),
+    };
+    let mut watcher = Watcher::default();
+    let status = vm::run(&request, None, &mut |bytes| {
+        watcher.feed(bytes);
+        to_stdout(bytes)
+    })?;
+    Ok(watcher.finish(status == 0))
+}
+
+/// Runs a test runner, passing its output on and counting.
+fn watched(runner: Cmd) -> Result<Counts> {
+    let line = runner.line();
+    let mut child = runner
+        .into_inner()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting `{line}`"))?;
+    let mut output = child.stdout.take().context("the runner has no output")?;
+    let mut watcher = Watcher::default();
+    let mut buffer = [0; 1 << 14];
+    loop {
+        let length = output.read(&mut buffer).with_context(|| format!("reading from `{line}`"))?;
+        if length == 0 {
+            break;
+        }
+        watcher.feed(&buffer[..length]);
+        to_stdout(&buffer[..length])?;
+    }
+    let status = child.wait().with_context(|| format!("waiting for `{line}`"))?;
+    Ok(watcher.finish(status.success()))
+}
+
+/// Compiles the suites and finds their programs.
+fn build_suites() -> Result<Vec<Suite>> {
+    let mut build = cargo()
+        .args(["test", "--no-run", "-p", SUITES, "--tests", "--message-format", "json-render-diagnostics"])
+        .into_inner();
+    // Progress and errors go to stderr, as they come.
+    let output = build.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(output.status.success(), "the suites do not compile");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let suites = programs(&messages);
+    if suites.is_empty() {
+        bail!("{SUITES} has no suite");
+    }
+    Ok(suites)
+}
+
+/// The integration suites among cargo's messages, by name.
+fn programs(messages: &str) -> Vec<Suite> {
+    let suite = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let target = &message["target"];
+        let is_suite = message["reason"] == "compiler-artifact" && target["kind"][0] == "test";
+        let program = Path::new(message["executable"].as_str()?).to_owned();
+        is_suite.then(|| Some(Suite { name: target["name"].as_str()?.to_owned(), program }))?
+    };
+    let mut suites: Vec<Suite> = messages.lines().filter_map(suite).collect();
+    suites.sort_by(|a, b| a.name.cmp(&b.name));
+    suites
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suites_are_found_among_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lab"},"executable":"/t/lab-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"namespaces"},"executable":"/t/namespaces-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"bpf"},"executable":"/t/bpf-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"unbuilt"},"executable":null}
+{"reason":"build-finished","success":true}"#;
+        let names: Vec<String> = programs(messages).into_iter().map(|suite| suite.name).collect();
+        assert_eq!(names, ["bpf", "namespaces"]);
+    }
+
+    #[test]
+    fn a_stage_that_cannot_run_fails_and_nothing_run_is_no_success() {
+        let mut tally = Tally::default();
+        assert!(!tally.stage("broken", || bail!("no")));
+        assert_eq!(tally.finish(), 1);
+        let mut tally = Tally::default();
+        assert!(tally.stage("empty", || Ok(Counts::default())));
+        assert_eq!(tally.finish(), 1);
+        let mut tally = Tally::default();
+        assert!(tally.stage("fine", || Ok(Counts { passed: 1, ..Counts::default() })));
+        assert_eq!(tally.finish(), 0);
+    }
+}
