@@ -1,5 +1,6 @@
 //! `plan`: each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
 
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -9,7 +10,9 @@ use rtnetlink::Handle;
 
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::host;
 use crate::host::observe::{self, Links};
+use crate::plan::Plan;
 use crate::plan::ports::{self, End, LOWEST_PORT, LocalBond, PortPair, Request};
 use crate::report::plan::{Peer, Report};
 
@@ -94,9 +97,13 @@ pub enum Nat {
 
 /// Prints the plan: of the endpoints that are given, else of the configuration at `path`.
 pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
-    let report = match ends(args) {
-        Some((a, b)) => Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None },
-        None => configured(&config::load(path)?).await.map_err(Failure::usage)?,
+    let report = if let Some((a, b)) = ends(args) {
+        Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None }
+    } else {
+        let config = config::load(path)?;
+        let mut report = configured(&config).await.map_err(Failure::usage)?;
+        report.changes = changes(&config).await;
+        report
     };
     if args.json {
         let text = serde_json::to_string_pretty(&report.json()).map_err(anyhow::Error::new)?;
@@ -158,6 +165,19 @@ impl Host {
         let hashes = matches!(info.mode, Some(BondMode::Ieee8023Ad | BondMode::BalanceXor));
         let members = u8::try_from(self.links.members(bond).len()).ok()?;
         Some(LocalBond { members, policy: info.xmit_hash_policy.filter(|_| hashes) })
+    }
+}
+
+/// What `run` would change. Where that cannot be told, the ports are no less true: the reason goes to standard error.
+async fn changes(config: &Config) -> Option<Vec<String>> {
+    let plan = Plan::new(config, host::detect_backend(config.steering.backend));
+    match host::changes(&plan).await {
+        Ok(changes) => Some(changes.iter().filter(|change| change.is_needed()).map(ToString::to_string).collect()),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("what `run` would change cannot be told");
+            let _ = writeln!(io::stderr(), "ecmpvpn: warning: {error:#}");
+            None
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod schema;
 mod section;
 mod types;
 mod values;
+pub mod wg_quick;
 
 #[cfg(test)]
 mod tests;

@@ -170,7 +170,7 @@ impl<'a> Section<'a> {
 }
 
 /// The known key that `name` probably stands for.
-fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distances = known.iter().map(|key| (strsim::damerau_levenshtein(name, key), *key));
     // Two slips at most, and fewer in a short word: further away, the nearest key is no likelier than any other.
     distances.min().filter(|(distance, key)| *distance <= 2 && distance * 2 < key.len()).map(|(_, key)| key)
