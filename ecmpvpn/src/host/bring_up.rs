@@ -12,7 +12,7 @@ use super::netlink::Netlink;
 use super::state::RunDir;
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
-use super::{bond, bpffs, route, sysctl, tunnel};
+use super::{bond, bpffs, moved, route, sysctl, tunnel};
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Backend, Plan, Route};
 
@@ -140,6 +140,9 @@ impl Work<'_> {
                 added
             }
             Change::SetUp { device } => self.set_bond_up(device, journal).await,
+            Change::MoveRoute { route, device } => {
+                moved::add(self.netlink, journal, route, self.bond_id(device)?).await
+            }
             Change::CreateTunnel { name, .. } => {
                 let planned = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
                 let planned = planned.ok_or_else(|| tunnel::unplanned(name))?;

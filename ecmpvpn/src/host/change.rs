@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use super::saved::Saved;
 use crate::config::{Bond, BondMode, InterfaceName, LacpRate};
 use crate::plan::Backend;
 
@@ -57,6 +58,13 @@ pub enum Change {
     },
     /// Set the bond up.
     SetUp {
+        /// The bond.
+        device: InterfaceName,
+    },
+    /// Go on with a member's route over its bond.
+    MoveRoute {
+        /// As it was.
+        route: Saved,
         /// The bond.
         device: InterfaceName,
     },
@@ -163,6 +171,7 @@ impl fmt::Display for Change {
             Self::KeepMember { member, bond } => write!(f, "leave {member} in {bond}"),
             Self::AddAddress { device, address } => write!(f, "add address {address} to {device}"),
             Self::KeepAddress { device, address } => write!(f, "leave address {address} on {device}"),
+            Self::MoveRoute { route, device } => write!(f, "move the route {} to {device}", route.text),
             Self::SetUp { device } => write!(f, "set {device} up"),
             Self::CreateTunnel { name, backend, listen_port, remote_endpoint, address, mtu } => {
                 write!(

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::member::MemberState;
 use super::netlink::Netlink;
+use super::saved::Saved;
 
 /// Journals of another version are refused.
 const VERSION: u32 = 1;
@@ -115,6 +116,13 @@ pub enum Undo {
         /// Destination.
         prefix: IpNet,
         /// The steering device.
+        device: LinkId,
+    },
+    /// Remove a member's route from its bond.
+    DeleteMovedRoute {
+        /// The route as it was added.
+        route: Saved,
+        /// The bond.
         device: LinkId,
     },
     /// Write kernel settings, in this order, where they differ.

@@ -15,6 +15,7 @@ mod device;
 mod error;
 pub mod journal;
 mod member;
+mod moved;
 pub mod netlink;
 pub mod observe;
 mod preflight;

@@ -11,7 +11,7 @@ use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
 use super::netlink::{Link, Netlink};
 use super::saved::local_address;
-use super::{bpffs, route, sysctl};
+use super::{bpffs, moved, route, sysctl};
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Plan, Sysctl};
 
@@ -122,6 +122,14 @@ impl Survey {
         }
         if existing.is_none_or(|link| !link.up) {
             changes.push(Change::SetUp { device: bond.name.clone() });
+        }
+        let enslaved = |link: &&Link| {
+            let member = bond.members.iter().any(|member| member.as_str() == link.name);
+            member && existing.is_none_or(|bond| link.master != Some(bond.index))
+        };
+        let members: Vec<u32> = self.links.iter().filter(enslaved).map(|link| link.index).collect();
+        for route in moved::movable(&self.routes, &members, bond) {
+            changes.push(Change::MoveRoute { route, device: bond.name.clone() });
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ impl fmt::Display for Undo {
                 }
             }
             Self::DeleteRoute { prefix, device } => write!(f, "remove the route to {prefix} through {device}"),
+            Self::DeleteMovedRoute { route, device } => write!(f, "remove the route {} from {device}", route.text),
             Self::WriteSysctls { values } => match values.first() {
                 Some((path, value)) => write!(f, "set {} back to {value}", path.replace('/', ".")),
                 None => Ok(()),
@@ -87,6 +88,10 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
                 let message = route::message(*prefix, None, found.index);
                 gone(netlink.request(RouteNetlinkMessage::DelRoute(message), 0).await)
             }
+            None => Ok(()),
+        },
+        Undo::DeleteMovedRoute { route, device } => match device.find(netlink).await? {
+            Some(_) => gone(netlink.request(RouteNetlinkMessage::DelRoute(route.message()?), 0).await),
             None => Ok(()),
         },
         Undo::WriteSysctls { values } => sysctl::write_back(values),
