@@ -296,3 +296,70 @@ fn header_length<P: Packet + ?Sized>(packet: &P, Transport { protocol, offset }:
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 10.1.0.1 port 1000 to 10.20.0.1 port 80, and the other direction.
+    fn tcp(reversed: bool) -> Vec<u8> {
+        let mut packet = [&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0][..], &[0; 28]].concat();
+        let (a, b) = ([10, 1, 0, 1], [10, 20, 0, 1]);
+        packet[12..16].copy_from_slice(if reversed { &b } else { &a });
+        packet[16..20].copy_from_slice(if reversed { &a } else { &b });
+        packet[20..24].copy_from_slice(if reversed { &[0, 80, 3, 232] } else { &[3, 232, 0, 80] });
+        packet[32] = 5 << 4;
+        packet
+    }
+
+    #[test]
+    fn a_key_is_as_the_packet_has_it() {
+        let parsed = parse(&tcp(false)[..]).unwrap();
+        assert_eq!(parsed.key.src[0].to_ne_bytes(), [10, 1, 0, 1]);
+        assert_eq!((parsed.key.sport.to_be(), parsed.key.dport.to_be()), (1000, 80));
+        assert_eq!(parsed.destination.address[0].to_ne_bytes(), [10, 20, 0, 1]);
+        assert_eq!(parsed.transport, Transport { protocol: 6, offset: 20 });
+    }
+
+    #[test]
+    fn an_error_has_the_key_of_the_flow_that_it_answers() {
+        let mut error = tcp(false);
+        error.truncate(20);
+        error[9] = 1;
+        error.extend([11, 0, 0, 0, 0, 0, 0, 0]);
+        error.extend(tcp(true));
+        assert_eq!(parse(&error[..]).unwrap().key, parse(&tcp(false)[..]).unwrap().key);
+    }
+
+    #[test]
+    fn super_packets_count_their_segments() {
+        let transport = Transport { protocol: 6, offset: 20 };
+        let count = |len, size, segs| segments(&tcp(false)[..], transport, len, size, segs);
+        assert_eq!(count(1000, 0, 0), Segments { packets: 1, bytes: 1000 });
+        assert_eq!(count(3040, 1000, 3), Segments { packets: 3, bytes: 3120 });
+        assert_eq!(count(3041, 1000, 0), Segments { packets: 4, bytes: 3161 });
+        assert_eq!(count(10, 1000, 0), Segments { packets: 1, bytes: 10 });
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_parsed_or_refused(
+            first in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
+            mut bytes in prop::collection::vec(any::<u8>(), 0..700),
+            sizes in (0u32..70_000, 0u32..2_000, 0u32..100),
+        ) {
+            if let Some(byte) = bytes.first_mut() {
+                *byte = first;
+            }
+            if let Ok(parsed) = parse(&bytes[..]) {
+                prop_assert!(parsed.transport.offset <= MAX_HEADER_OFFSET + 2048);
+                let found = segments(&bytes[..], parsed.transport, sizes.0, sizes.1, sizes.2);
+                prop_assert!(found.packets >= 1 && found.bytes >= sizes.0);
+            }
+        }
+    }
+}

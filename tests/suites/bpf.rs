@@ -19,7 +19,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&[Feature], &str, Test); 8] = [
+    let tests: [(&[Feature], &str, Test); 10] = [
         (&[], "cases_by_hand", cases::cases_by_hand),
         (&[], "ingress_counts_what_arrived", cases::ingress_counts_what_arrived),
         (&[], "bpf_and_host_agree", agree::bpf_and_host_agree),
@@ -27,6 +27,8 @@ fn main() {
         (&[Feature::Tun, Feature::Tcx], "steers_by_tcx", lifecycle::steers_by_tcx),
         (&[Feature::Tun], "steers_by_clsact", lifecycle::steers_by_clsact),
         (&[Feature::Tun], "a_failed_start_leaves_nothing", lifecycle::a_failed_start_leaves_nothing),
+        (&[Feature::Tun], "headers_in_pages_are_read", lifecycle::headers_in_pages_are_read),
+        (&[], "masked_logging_is_pruned", lifecycle::masked_logging_is_pruned),
         (&[Feature::Tun], "bad_tables_are_refused", lifecycle::bad_tables_are_refused),
     ];
     let trials = tests.map(|(features, name, test)| {

@@ -36,9 +36,9 @@ impl Pins {
         &self.dir
     }
 
-    /// Whether the site has pins.
+    /// Whether the site has pins. Where this process may not look there may be some: opening them says so.
     pub fn exist(&self) -> bool {
-        self.dir.is_dir()
+        !matches!(fs::metadata(&self.dir), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
     /// The pin of a map or program.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn::config::InterfaceName;
-use ecmpvpn::dataplane::{self, DataplaneError, Device, Hook, Options, Pins, View};
+use ecmpvpn::dataplane::{self, DataplaneError, Device, Hook, Loaded, Options, Pins, View};
 use ecmpvpn::plan::SteeringTable;
+use ecmpvpn_common::layout::programs;
 use lab::netns::Netns;
 
 use super::build::{UDP, udp, v4};
-use super::rig::{Bpffs, table};
+use super::rig::{Bpffs, ifindexes, table};
 
 const TUNNELS: [&str; 3] = ["wg0", "wg1", "wg2"];
 const FLOWS: u16 = 60;
@@ -52,7 +53,7 @@ impl Tun {
     /// Everything that was put onto it since the last time.
     fn packets(&mut self) -> Result<Vec<Vec<u8>>> {
         let mut packets = Vec::new();
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 8192];
         loop {
             match self.0.read(&mut buffer) {
                 Ok(length) => packets.push(buffer[..length].to_vec()),
@@ -332,4 +333,79 @@ pub fn the_largest_table_fits() -> Result<()> {
     }
     ensure!(last == 64 * 32 - 1, "{last}");
     Ok(())
+}
+
+/// Log statements that are masked cost nothing: the verifier takes them out.
+pub fn masked_logging_is_pruned() -> Result<()> {
+    let size = |log| -> Result<u32> {
+        let table = table(1);
+        let mut loaded = Loaded::new(&table, 1, &ifindexes(&table), &Options { log, ..Options::default() })?;
+        loaded.program_mut(programs::EGRESS)?.info()?.size_translated().context("the kernel does not say the size")
+    };
+    let (masked, logging) = (size(false)?, size(true)?);
+    println!("egress program: {masked} bytes, with logging {logging}");
+    ensure!(masked + 300 < logging, "{masked} bytes masked, {logging} with logging");
+    Ok(())
+}
+
+/// Headers that are not in the linear part of the packet are read all the same.
+pub fn headers_in_pages_are_read() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.ns.ip("link set ecmp0 mtu 9000")?;
+    stage.start(None)?;
+    let view = View::open(&stage.pins)?;
+    let (flows, _) = stage.send("10.20.0.9:4000")?;
+    for (port, tunnel) in flows.into_iter().take(20) {
+        // Longer than a page, or the kernel makes it linear after all.
+        let packet = v4("10.100.0.1", "10.20.0.9", UDP, &udp(port, 4000, 5_000));
+        stage.ns.run(|| send_paged("ecmp0", &packet))?;
+        let mut found = Vec::new();
+        for (other, device) in stage.tunnels.iter_mut().enumerate() {
+            found.extend(device.packets()?.into_iter().map(|packet| (other, packet)));
+        }
+        let places: Vec<_> = found.iter().map(|(tunnel, packet)| (*tunnel, packet.len())).collect();
+        ensure!(found == [(tunnel, packet)], "port {port}: {places:?}, not {tunnel}; {:?}", view.reasons()?);
+    }
+    let reasons = view.reasons()?;
+    ensure!(reasons.not_steered.iter().chain(&reasons.dropped).all(|(_, count)| *count == 0), "{reasons:?}");
+    stage.remove()?;
+    Ok(())
+}
+
+/// Sends a packet of which only the first byte is in the linear part. Source: `packet_snd()`, `net/packet/af_packet.c`.
+fn send_paged(device: &str, packet: &[u8]) -> io::Result<()> {
+    const PACKET_VNET_HDR: libc::c_int = 15;
+    /// No flags, no GSO; a header length of 1.
+    const VNET_HDR: [u8; 10] = [0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    let check = |status: isize| if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status) };
+    let device = std::ffi::CString::new(device)?;
+    let on: libc::c_int = 1;
+    let frame = [&VNET_HDR[..], packet].concat();
+    // SAFETY: `socket` takes no pointers; the descriptor that it returns is nobody else's.
+    let socket = unsafe {
+        let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        check(descriptor as isize)?;
+        OwnedFd::from_raw_fd(descriptor)
+    };
+    // SAFETY: the option is one integer, which lives until the call returns.
+    let status = unsafe {
+        let (value, length) = ((&raw const on).cast(), 4);
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, value, length)
+    };
+    check(status as isize)?;
+    // SAFETY: a sockaddr_ll is plain integers, of which all zeroes is a valid value; the name ends in NUL.
+    let address = unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = 17;
+        address.sll_protocol = 0x0800u16.to_be();
+        address.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
+        address
+    };
+    // SAFETY: both buffers live until the call returns, and the lengths are theirs.
+    let sent = unsafe {
+        let to = (&raw const address).cast();
+        let length = libc::socklen_t::try_from(size_of_val(&address)).expect("20");
+        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, to, length)
+    };
+    check(sent).map(drop)
 }
