@@ -33,8 +33,10 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Array per CPU of 64-bit counters, by [`super::Reason`].
     pub const REASONS: &str = "REASONS";
+    /// Array of [`super::Health`], by the tunnel's id; mapped. The programs do not look at it.
+    pub const HEALTH: &str = "HEALTH";
     /// Every map that is pinned.
-    pub const ALL: [&str; 8] = [SETTINGS, PREFIXES, PEERS, TUNNELS, TUNNEL_IDS, BUCKETS, COUNTERS, REASONS];
+    pub const ALL: [&str; 9] = [SETTINGS, PREFIXES, PEERS, TUNNELS, TUNNEL_IDS, BUCKETS, COUNTERS, REASONS, HEALTH];
 }
 
 /// Names of the programs, in the object and among the pins.
@@ -196,6 +198,15 @@ pub struct Bucket {
     pub padding: [u8; 2],
 }
 
+/// What is known of a tunnel besides its counts.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Health {
+    /// When the last WireGuard handshake was completed, nanoseconds of the clock that also runs while the machine
+    /// sleeps (`CLOCK_BOOTTIME`); 0: none. Only kept for tunnels whose device cannot be asked: the userspace backend's.
+    pub last_handshake_ns: Shared<u64>,
+}
+
 /// Counts of one tunnel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -290,6 +301,7 @@ const _: () = {
     assert!(size_of::<Peer>() == 64);
     assert!(size_of::<Tunnel>() == 40);
     assert!(size_of::<Bucket>() == 16);
+    assert!(size_of::<Health>() == 8);
     assert!(size_of::<TunnelCounters>() == 56);
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);

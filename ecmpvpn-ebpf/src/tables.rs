@@ -7,7 +7,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use ecmpvpn_common::decide::{self, Tables};
 use ecmpvpn_common::layout;
-use ecmpvpn_common::layout::{Bucket, Destination, Peer, Reason, Settings, Tunnel, TunnelCounters};
+use ecmpvpn_common::layout::{Bucket, Destination, Health, Peer, Reason, Settings, Tunnel, TunnelCounters};
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -23,6 +23,8 @@ static TUNNEL_IDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static COUNTERS: PerCpuArray<TunnelCounters> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static HEALTH: Array<Health> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(layout::REASONS, 0);
 

@@ -12,7 +12,7 @@ pub async fn run(path: &Path) -> Result<(), Failure> {
     match session::down(&site, &Places::of(&site)).await? {
         TakenDown { stopped: None, undone: 0 } => tracing::info!("nothing of {site} is up"),
         TakenDown { stopped: Some(pid), undone: 0 } => {
-            tracing::info!("{site} is down: ecmpvpn (pid {pid}) was stopped")
+            tracing::info!("{site} is down: ecmpvpn (pid {pid}) was stopped");
         }
         TakenDown { undone, .. } => tracing::info!("{site} is down: {undone} changes were undone"),
     }

@@ -78,6 +78,7 @@ fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
         rebalance_moves: seen.counters.rebalance_moves,
         failover_moves: seen.counters.failover_moves,
         last_handshake_s: kernel::last_handshake(&seen.name)
+            .or(seen.last_handshake)
             .map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX)),
         ..Tunnel::default()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, InterfaceName, Policy};
-use crate::dataplane::{self, DataplaneError, Device, Pins};
+use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
 use crate::host::state::StateError;
 use crate::host::{self, HostError, HostLinks, Journal, Netlink, RUN_ROOT, RunDir};
@@ -16,6 +16,8 @@ use crate::plan::{Backend, Plan};
 
 /// How long `down` waits for a running `run` to take its changes back.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the userspace tunnels' handshakes are written down.
+const HANDSHAKES_EVERY: Duration = Duration::from_secs(1);
 
 /// A session failed.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +125,7 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
         }
     };
     announce(config, &plan);
-    stop.wait().await;
+    keep(&links, &plan, places, &mut stop).await?;
     if persist {
         tracing::info!("{site} stays up; `ecmpvpn down` takes it down");
         return Ok(());
@@ -137,6 +139,30 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
     run_dir.remove()?;
     tracing::info!("{site} is down; the host is as it was");
     Ok(())
+}
+
+/// Waits for a signal. Meanwhile writes down what only this process knows: the userspace tunnels' handshakes.
+async fn keep(links: &HostLinks, plan: &Plan, places: &Places, stop: &mut Stop) -> Result<(), SessionError> {
+    let Some(userspace) = &links.userspace else {
+        stop.wait().await;
+        return Ok(());
+    };
+    let view = View::open(&places.pins)?;
+    let mut every = tokio::time::interval(HANDSHAKES_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.wait() => return Ok(()),
+            _ = every.tick() => {
+                for (name, age) in userspace.last_handshakes().await {
+                    let tunnel = plan.tunnels.iter().find(|tunnel| tunnel.name == name);
+                    if let (Some(tunnel), Some(age)) = (tunnel, age) {
+                        let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+                        view.set_last_handshake(number(tunnel.peer), number(tunnel.slot), age);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Removes everything that `run` made for `site`, from any process; a running one is stopped first.

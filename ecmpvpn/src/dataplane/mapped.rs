@@ -6,7 +6,7 @@ use std::ptr;
 use std::slice;
 
 use aya::maps::MapData;
-use ecmpvpn_common::layout::{Bucket, Peer};
+use ecmpvpn_common::layout::{Bucket, Health, Peer};
 
 use super::DataplaneError;
 
@@ -20,6 +20,8 @@ pub unsafe trait Record {}
 unsafe impl Record for Peer {}
 // SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Bucket {}
+// SAFETY: its field is shared.
+unsafe impl Record for Health {}
 
 /// A mapped array of `T`.
 #[derive(Debug)]

@@ -1,8 +1,11 @@
 //! What runs, read and steered through its pins.
 
+use std::time::Duration;
+
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, MAX_TUNNELS_PER_PEER, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags, tunnel_id,
+    Bucket, Health, MAX_TUNNELS_PER_PEER, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags,
+    tunnel_id,
 };
 
 use super::mapped::Mapped;
@@ -16,6 +19,7 @@ pub struct View {
     reasons: PerCpuArray<MapData, u64>,
     peers: Mapped<Peer>,
     buckets: Mapped<Bucket>,
+    health: Mapped<Health>,
 }
 
 /// A remote site.
@@ -46,6 +50,8 @@ pub struct TunnelView {
     pub live: bool,
     /// Buckets that use it.
     pub buckets: u32,
+    /// Time since the last handshake that [`View::set_last_handshake`] told of.
+    pub last_handshake: Option<Duration>,
     /// Summed over all CPUs.
     pub counters: TunnelCounters,
 }
@@ -82,6 +88,7 @@ impl View {
             reasons: per_cpu(maps::REASONS)?.try_into().map_err(typed(maps::REASONS))?,
             peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
             buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
+            health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
         })
     }
 
@@ -124,6 +131,7 @@ impl View {
                 weight: tunnel.weight,
                 live: self.peers.entries()[peer as usize].live.get() >> slot & 1 == 1,
                 buckets: held[id as usize],
+                last_handshake: self.last_handshake(id),
                 counters: self.counters(id)?,
             })
         };
@@ -141,6 +149,20 @@ impl View {
             }
         }
         Ok(records)
+    }
+
+    fn last_handshake(&self, id: u32) -> Option<Duration> {
+        let at = self.health.entries().get(id as usize)?.last_handshake_ns.get();
+        (at != 0).then(|| Duration::from_nanos(boot_time_ns().saturating_sub(at)))
+    }
+
+    /// Says that a tunnel's last handshake was so long ago.
+    pub fn set_last_handshake(&self, peer: u32, slot: u32, age: Duration) {
+        let at = boot_time_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        if let Some(health) = self.health.entries().get(tunnel_id(peer, slot) as usize) {
+            // 0 means none.
+            health.last_handshake_ns.set(at.max(1));
+        }
     }
 
     fn counters(&self, id: u32) -> Result<TunnelCounters, DataplaneError> {
@@ -191,6 +213,12 @@ impl View {
     pub fn bucket(&self, index: u32) -> Option<(u8, u8)> {
         self.buckets.entries().get(index as usize).map(|bucket| (bucket.tunnel.get(), bucket.home.get()))
     }
+}
+
+/// Nanoseconds since the machine was started, sleep included.
+fn boot_time_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }
 
 /// Text that is filled up with zeros.

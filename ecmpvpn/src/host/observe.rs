@@ -88,7 +88,7 @@ impl Links {
     }
 
     /// Those of [`Self::members`] that the transmit hash chooses from.
-    /// Source: `bond_update_slave_arr()`, drivers/net/bonding/bond_main.c.
+    /// Source: `bond_update_slave_arr()` of the bonding driver.
     pub fn usable_members(&self, bond: &Link) -> Vec<&Link> {
         let Some(info) = &bond.bond else { return Vec::new() };
         let usable = |link: &&Link| {

@@ -199,7 +199,7 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn right(value: impl ToString) -> Cell {
+fn right(value: impl fmt::Display) -> Cell {
     Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
 }
 
