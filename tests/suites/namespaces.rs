@@ -200,7 +200,9 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
         }
         for field in ["dropped", "not_steered"] {
             let counts = stats[field].as_object().context("stats count by reason")?;
-            ensure!(counts.values().all(|count| count == 0), "{field} at site {site}: {counts:?}");
+            // A device's own multicast listener reports are not for any peer.
+            let lost = counts.iter().any(|(reason, count)| reason != "multicast" && count != 0);
+            ensure!(!lost, "{field} at site {site}: {counts:?}");
         }
     }
     drop(running);
