@@ -30,11 +30,13 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct MemberState {
     /// Administratively up.
     pub up: bool,
+    /// It was never up, so that it has no queueing discipline.
+    pub pristine: bool,
     /// Bytes.
     pub mtu: u32,
     /// `net.ipv6.conf.DEVICE.mtu`, which a router may have advertised.
     pub ipv6_mtu: Option<String>,
-    /// In the kernel's order: an IPv4 net's first address is its primary one.
+    /// In the order in which they were added: a net's first IPv4 address is its primary one.
     pub addresses: Vec<Saved>,
     /// Link-local IPv6 addresses, which the kernel mostly makes by itself.
     pub link_local: Vec<Saved>,
@@ -68,7 +70,11 @@ fn vanishes(message: &RouteMessage, member: u32, addresses: &[IpAddr]) -> bool {
 impl MemberState {
     /// Reads what `member` has.
     pub async fn read(netlink: &Netlink, member: &Link) -> io::Result<Self> {
-        let addresses = addresses_of(netlink, member.index).await?;
+        let mut addresses = addresses_of(netlink, member.index).await?;
+        // The kernel lists IPv6 addresses from the newest on: ipv6_link_dev_addr(), net/ipv6/addrconf.c. Two families,
+        // of which the later one is turned around.
+        let ipv6_at = addresses.partition_point(|a| local_address(a).is_none_or(|a| a.is_ipv4()));
+        addresses[ipv6_at..].reverse();
         let locals: Vec<IpAddr> = addresses.iter().filter_map(local_address).collect();
         // The kernel makes temporary addresses again; nobody else can.
         let lasting = |address: &&AddressMessage| {
@@ -83,6 +89,7 @@ impl MemberState {
             |n: &&NeighbourMessage| n.header.ifindex == member.index && n.header.state == NeighbourState::Permanent;
         Ok(Self {
             up: member.up,
+            pristine: member.qdisc.as_deref() == Some("noop"),
             mtu: member.mtu,
             ipv6_mtu: sysctl::read(&format!("ipv6/conf/{}/mtu", member.name)).ok(),
             addresses: addresses.into_iter().map(Saved::address).collect(),
@@ -110,6 +117,9 @@ impl MemberState {
         result = result.and(set_state);
         for address in &self.addresses {
             result = result.and(again(netlink, RouteNetlinkMessage::NewAddress(address.message()?), NLM_F_EXCL).await);
+        }
+        if self.pristine && !self.up {
+            result = result.and(netlink.clear_qdisc(member.index).await);
         }
         if let Some(mtu) = &self.ipv6_mtu {
             result = result.and(sysctl::write_if_there(&format!("ipv6/conf/{}/mtu", member.name), mtu));
@@ -156,9 +166,17 @@ impl MemberState {
         Ok(())
     }
 
-    /// A route may need another one to reach its gateway: goes on as long as that helps.
+    /// A route may need another one to reach its gateway: goes on as long as that helps. One that also uses a device
+    /// that is still enslaved waits for that device's own release, which restores it too.
     async fn restore_routes(&self, netlink: &Netlink) -> io::Result<()> {
-        let mut left: Vec<&Saved> = self.routes.iter().collect();
+        let links = netlink.links().await?;
+        let enslaved = |index: &u32| links.iter().any(|link| link.index == *index && link.master.is_some());
+        let mut left = Vec::new();
+        for saved in &self.routes {
+            if !route::output_interfaces(&saved.message::<RouteMessage>()?).iter().any(enslaved) {
+                left.push(saved);
+            }
+        }
         loop {
             let mut failed = Vec::new();
             let mut first_error = Ok(());

@@ -9,9 +9,11 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator,
+    ErrorMessage, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NlasIterator,
 };
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
@@ -43,6 +45,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// The device that it sits upon, such as a VLAN's.
     pub lower: Option<u32>,
+    /// Its root queueing discipline, as `mq`.
+    pub qdisc: Option<String>,
     /// A bond's settings.
     pub bond: Vec<InfoBond>,
 }
@@ -60,6 +64,7 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             master: None,
             lower: None,
+            qdisc: None,
             bond: Vec::new(),
         };
         for attribute in message.attributes {
@@ -67,6 +72,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Qdisc(qdisc) => link.qdisc = Some(qdisc),
                 LinkAttribute::Controller(master) if master != 0 => link.master = Some(master),
                 LinkAttribute::Link(lower) if lower != 0 => link.lower = Some(lower),
                 LinkAttribute::LinkInfo(infos) => link.add_info(infos),
@@ -177,6 +183,18 @@ impl Netlink {
     pub async fn delete_link(&self, index: u32) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelLink(LinkMessageBuilder::<LinkUnspec>::new().index(index).build()), 0)
             .await
+    }
+
+    /// Gives a link that is down the state of one that was never up: no queueing discipline at all.
+    pub async fn clear_qdisc(&self, index: u32) -> io::Result<()> {
+        let index = i32::try_from(index).map_err(io::Error::other)?;
+        let mut message = TcMessage::with_index(index);
+        message.header.parent = TcHandle::ROOT;
+        let delete = message.clone();
+        message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
+        // The default one cannot be deleted, another one can. Source: tc_get_qdisc(), net/sched/sch_api.c.
+        self.request(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE).await?;
+        self.request(RouteNetlinkMessage::DelQueueDiscipline(delete), 0).await
     }
 
     /// Every address of both families.

@@ -103,6 +103,16 @@ pub fn router_advertisement_devices(routes: &[RouteMessage], links: &[Link]) -> 
     devices.map(|link| link.name.clone()).collect()
 }
 
+/// Writes down what a WireGuard device changes when it is set up: it turns ICMP redirects off on all devices.
+/// Source: `wg_open()`, drivers/net/wireguard/device.c.
+pub fn expect_wireguard(journal: &mut Journal) -> Result<(), HostError> {
+    let values = values_of(&["ipv4/conf/all/send_redirects"])?;
+    if values.iter().any(|(_, value)| value != "0") {
+        journal.record(Undo::WriteSysctls { values })?;
+    }
+    Ok(())
+}
+
 /// Sets a device of ours to loose reverse path filtering; it goes with the device. The kernel takes the greater of
 /// this and `all`, so that it cannot be stricter.
 pub fn loose_reverse_path(device: &str) -> Result<(), HostError> {

@@ -9,6 +9,7 @@ use super::device::{self, New};
 use super::error::{Conflict, During as _, HostError};
 use super::journal::{Journal, LinkId};
 use super::netlink::{Netlink, errno_of};
+use super::sysctl;
 use super::wireguard::kernel;
 use super::wireguard::userspace::{Userspace, UserspaceError};
 use crate::config::InterfaceName;
@@ -33,6 +34,7 @@ pub async fn create(
     let name = tunnel.name.as_str();
     let index = match userspace {
         None => {
+            sysctl::expect_wireguard(journal)?;
             let new = New { name, kind: kind(Backend::Kernel), alias };
             let message = LinkMessageBuilder::<LinkWireguard>::new(name).build();
             let index = new.create(netlink, journal, message).await?;
@@ -64,6 +66,7 @@ pub async fn create_steering(
     let name = steering.name.as_str();
     let (new, index) = match userspace {
         None => {
+            sysctl::expect_wireguard(journal)?;
             let new = New { name, kind: kind(Backend::Kernel), alias };
             let message = LinkMessageBuilder::<LinkWireguard>::new(name).build();
             (new, new.create(netlink, journal, message).await?)
