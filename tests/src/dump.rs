@@ -25,9 +25,11 @@ pub const PINS: &str = "/sys/fs/bpf";
 pub const RUN_DIR: &str = "/run/ecmpvpn";
 
 /// Settings below `/proc/sys/net` that are not compared, and why.
-const VOLATILE: [(&str, &str); 3] = [
+const VOLATILE: [(&str, &str); 5] = [
     ("stable_secret", "cannot be read while it is unset"),
     ("/flush", "write only"),
+    ("tcp_available_ulp", "grows with loaded modules: bonding brings tls"),
+    ("tcp_available_congestion_control", "grows with loaded modules"),
     ("tcp_fastopen_key", "made at random when it is first needed"),
 ];
 
