@@ -218,6 +218,16 @@ impl Lab {
         Path { from: &a.host, source: a.host_v6(), to: &b.host, destination: b.host_v6() }
     }
 
+    /// Limits every link to `rate`, 10^6 bits a second, in each direction.
+    pub fn shape(&self, rate: f64) -> Result<()> {
+        underlay::shape(self, rate)
+    }
+
+    /// Lifts the links' limits.
+    pub fn unshape(&self) -> Result<()> {
+        underlay::unshape(self)
+    }
+
     /// Starts `ecmpvpn run` at both sites and waits until traffic crosses.
     pub fn run(&self) -> Result<[Running; 2]> {
         let mut running = [self.start(0)?, self.start(1)?];

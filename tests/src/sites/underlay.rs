@@ -31,10 +31,26 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
             commands.extend(routed(lab, end, site, far));
         }
         site.gateway.apply("ip", &commands)?;
-        if let Some(rate) = lab.options.rate {
-            let shape = |member| format!("qdisc add dev u{member} root tbf rate {rate}mbit burst 16k latency 50ms");
-            site.gateway.apply("tc", &members.clone().map(shape).collect::<Vec<_>>())?;
-        }
+    }
+    lab.options.rate.map_or(Ok(()), |rate| shape(lab, rate))
+}
+
+/// Limits every link to `rate`, 10^6 bits a second, in each direction.
+pub(super) fn shape(lab: &Lab, rate: f64) -> Result<()> {
+    // A queue of 50 ms, but not less than some packets of each of a few flows, bytes.
+    let queue = (rate * 1e6 / 8.0 * 0.05).max(65_536.0).round();
+    let shaper = |member| format!("qdisc replace dev u{member} root tbf rate {rate}mbit burst 16k limit {queue}");
+    for site in &lab.sites {
+        site.gateway.apply("tc", &(0..lab.options.members).map(shaper).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Lifts the limits.
+pub(super) fn unshape(lab: &Lab) -> Result<()> {
+    let lift = |member| format!("qdisc del dev u{member} root");
+    for site in &lab.sites {
+        site.gateway.apply("tc", &(0..lab.options.members).map(lift).collect::<Vec<_>>())?;
     }
     Ok(())
 }
