@@ -64,6 +64,9 @@ pub enum Command {
     ///
     /// Makes two folders, one a site, each with `ecmpvpn.toml`, the site's private key and the key that both share.
     /// Nothing that exists is overwritten: either both folders are written, or nothing is.
+    ///
+    /// With --from it reads this site's wg-quick files instead, keeps the keys in them, plans the ports, says what
+    /// changes, and writes site A's folder only, with a text that says what the other site must set.
     Init(Box<InitArgs>),
 
     /// Show each tunnel's bond member in both directions, and ports that spread better.
@@ -100,9 +103,23 @@ pub enum Command {
         ecmpvpn init --output vpn --tunnels 4 \\\n    \
         --a-name berlin --a-endpoint 10.2.3.4 --a-prefix 10.10.0.0/16 --a-prefix fd00:10::/48 \\\n    \
         --a-members eno1,eno2,eno3 --a-bond-address 10.2.3.4/24 \\\n    \
-        --b-name paris --b-endpoint 10.5.6.7 --b-prefix 10.20.0.0/16 --b-members 4"
+        --b-name paris --b-endpoint 10.5.6.7 --b-prefix 10.20.0.0/16 --b-members 4\n\n\
+        Example, on a gateway that has wg-quick tunnels with an ECMP route over them and a bond of two members:\n  \
+        sudo ecmpvpn init --from /etc/wireguard/wg0.conf /etc/wireguard/wg1.conf \\\n    \
+        --a-endpoint 10.2.3.4 --a-members 2 --b-members 2"
 )]
 pub struct InitArgs {
+    /// wg-quick files of the tunnels that site A has to site B, to be turned into a configuration.
+    ///
+    /// Both sites come to the same ports when both name their files in the same order of tunnels.
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 1..,
+        conflicts_with_all = ["a_prefixes", "tunnels", "b_bond_addresses"],
+    )]
+    pub from: Vec<PathBuf>,
+
     /// Name of site A.
     #[arg(long, value_name = "NAME", default_value = "site-a", value_parser = site_name)]
     pub a_name: String,
@@ -115,16 +132,16 @@ pub struct InitArgs {
     #[arg(long, value_name = "ADDRESS")]
     pub a_endpoint: IpAddr,
 
-    /// Address that site B's gateway has towards site A.
-    #[arg(long, value_name = "ADDRESS")]
-    pub b_endpoint: IpAddr,
+    /// Address that site B's gateway has towards site A; with --from, in place of a name in the files.
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "from")]
+    pub b_endpoint: Option<IpAddr>,
 
     /// Net behind site A, IPv4 or IPv6; repeat for each.
-    #[arg(long = "a-prefix", value_name = "NET", required = true, value_delimiter = ',', value_parser = parse_prefix)]
+    #[arg(long = "a-prefix", value_name = "NET", required_unless_present = "from", value_delimiter = ',', value_parser = parse_prefix)]
     pub a_prefixes: Vec<IpNet>,
 
-    /// Net behind site B, IPv4 or IPv6; repeat for each.
-    #[arg(long = "b-prefix", value_name = "NET", required = true, value_delimiter = ',', value_parser = parse_prefix)]
+    /// Net behind site B, IPv4 or IPv6; repeat for each. With --from, in place of the files' `AllowedIPs`.
+    #[arg(long = "b-prefix", value_name = "NET", required_unless_present = "from", value_delimiter = ',', value_parser = parse_prefix)]
     pub b_prefixes: Vec<IpNet>,
 
     /// Number of tunnels.
@@ -149,13 +166,13 @@ pub struct InitArgs {
     #[arg(long = "b-bond-address", value_name = "ADDRESS/LENGTH", requires = "b_members", value_delimiter = ',')]
     pub b_bond_addresses: Vec<IpNet>,
 
-    /// Lowest UDP port to use.
-    #[arg(long, value_name = "PORT", default_value_t = 51820, value_parser = clap::value_parser!(u16).range(1024..))]
-    pub base_port: u16,
+    /// Lowest UDP port to use [default: 51820; with --from, the lowest of the files].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
+    pub base_port: Option<u16>,
 
-    /// MTU of the tunnels, bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(1280..=9000))]
-    pub mtu: u32,
+    /// MTU of the tunnels, bytes [default: 1420; with --from, that of the files].
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=9000))]
+    pub mtu: Option<u32>,
 
     /// Folder to write the two sites' folders into; made if it does not exist.
     #[arg(short, long, value_name = "DIR", default_value = ".")]

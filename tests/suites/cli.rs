@@ -28,7 +28,7 @@ const INIT: [&str; 9] = [
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 12] = [
+    let tests: [(&str, Test); 15] = [
         ("help_is_short_and_long_with_an_example", help_is_short_and_long_with_an_example),
         ("no_subcommand_is_wrong_usage", no_subcommand_is_wrong_usage),
         ("a_reader_that_goes_away_is_no_failure", a_reader_that_goes_away_is_no_failure),
@@ -37,6 +37,12 @@ fn main() {
         ("init_overwrites_nothing", init_overwrites_nothing),
         ("init_refuses_in_one_sentence_and_writes_nothing", init_refuses_in_one_sentence_and_writes_nothing),
         ("init_that_cannot_write_leaves_nothing", init_that_cannot_write_leaves_nothing),
+        (
+            "init_from_wg_quick_files_makes_a_site_that_passes_check",
+            init_from_wg_quick_files_makes_a_site_that_passes_check,
+        ),
+        ("init_from_files_that_disagree_writes_nothing", init_from_files_that_disagree_writes_nothing),
+        ("check_warns_of_tunnels_that_share_a_member", check_warns_of_tunnels_that_share_a_member),
         ("check_tells_each_problem_in_one_sentence", check_tells_each_problem_in_one_sentence),
         ("check_refuses_keys_that_are_no_secret", check_refuses_keys_that_are_no_secret),
         ("check_of_no_configuration_is_wrong_usage", check_of_no_configuration_is_wrong_usage),
@@ -262,6 +268,106 @@ fn init_that_cannot_write_leaves_nothing() -> anyhow::Result<()> {
     let expected = "ecmpvpn: making the folder file/out: Not a directory (os error 20)\n";
     ensure!(ran.status == 1 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
     ensure!(names(folder.path())? == ["file"], "{:?}", names(folder.path())?);
+    Ok(())
+}
+
+/// Two private keys and their public ones.
+const KEY: &str = "QNXm5mfRz2SVnDAFGh8eTZ8hAgGIAxsIGkIi0QhCiHI=";
+const FAR_PUBLIC: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+
+/// A folder with `wg0.conf` to `wg2.conf`: equal ports at both ends, as everybody writes them.
+fn wg_quick_files() -> anyhow::Result<TempDir> {
+    let folder = folder()?;
+    for at in 0..3 {
+        let text = format!(
+            "[Interface]\nPrivateKey = {KEY}\nListenPort = 500{at}\nAddress = 10.99.0.1/24\nTable = off\n\n[Peer]\n\
+             PublicKey = {FAR_PUBLIC}\nAllowedIPs = 10.20.0.0/16\nEndpoint = 10.2.3.5:500{at}\n"
+        );
+        fs::write(folder.path().join(format!("wg{at}.conf")), text)?;
+    }
+    Ok(folder)
+}
+
+const FROM: [&str; 9] = [
+    "init",
+    "--from",
+    "wg0.conf",
+    "wg1.conf",
+    "wg2.conf",
+    "--a-endpoint",
+    "10.2.3.4",
+    "--b-members=3",
+    "--a-members=eno1,eno2,eno3",
+];
+
+fn init_from_wg_quick_files_makes_a_site_that_passes_check() -> anyhow::Result<()> {
+    let folder = wg_quick_files()?;
+    let ran = run(folder.path(), FROM.iter().chain(&["--a-bond-address", "10.2.3.4/24", "--output", "out"]))?;
+    ensure!(ran.status == 0, "{}", ran.stderr);
+    ensure!(ran.stdout.contains("spread evenly over the bond members, both ways"), "{}", ran.stdout);
+    for change in
+        ["wg1: port here 5001 -> ", "taken over: private key, site-b's public key", "Table of wg0.conf left out"]
+    {
+        ensure!(ran.stderr.contains(change), "no {change:?} in {}", ran.stderr);
+    }
+    let site = folder.path().join("out/site-a");
+    ensure!(names(&folder.path().join("out"))? == ["site-a"], "another site was written");
+    ensure!(names(&site)? == ["ecmpvpn.toml", "other-site.txt", "site-a.key"], "{:?}", names(&site)?);
+    ensure!(mode(&site.join("site-a.key"))? == 0o600, "{:o}", mode(&site.join("site-a.key"))?);
+    ensure!(fs::read_to_string(site.join("site-a.key"))?.trim() == KEY, "the key is not the files'");
+    let texts = [ran.stdout, ran.stderr, fs::read_to_string(site.join("other-site.txt"))?];
+    ensure!(texts.iter().all(|text| !text.contains(KEY)), "the private key was shown");
+    let checked = run(folder.path(), ["check", "-c", "out/site-a/ecmpvpn.toml"])?;
+    ensure!(checked.status == 0 && !checked.stderr.contains("share"), "{}{}", checked.stdout, checked.stderr);
+    Ok(())
+}
+
+fn init_from_files_that_disagree_writes_nothing() -> anyhow::Result<()> {
+    let folder = wg_quick_files()?;
+    let second = folder.path().join("wg1.conf");
+    let text = fs::read_to_string(&second)?;
+    for (from, to, expected) in [
+        (FAR_PUBLIC, "CM4X0Qxjy4bzYkzEeHXgJ6yHgqpCkcxgMvRCUhaTqXQ=", "wg1.conf has another PublicKey than wg0.conf: "),
+        ("10.2.3.5:5001", "vpn.example.net:5001", "wg1.conf has the Endpoint vpn.example.net, a name: "),
+        ("Endpoint", "#", "wg1.conf has no Endpoint: "),
+        (KEY, &KEY[1..], "wg1.conf:2: PrivateKey is not a WireGuard key: "),
+    ] {
+        fs::write(&second, text.replace(from, to))?;
+        let ran = run(folder.path(), FROM.iter().chain(&["--a-bond-address", "10.2.3.4/24", "--output", "out"]))?;
+        let told = ran.stderr.starts_with(&format!("ecmpvpn: {expected}")) && ran.stderr.lines().count() == 1;
+        ensure!(ran.status == 2 && told, "{} {}", ran.status, ran.stderr);
+        ensure!(!ran.stderr.contains(&KEY[1..]) && !folder.path().join("out").exists(), "{}", ran.stderr);
+    }
+    let ran = run(folder.path(), ["init", "--from", "wg9.conf", "--a-endpoint", "10.2.3.4"])?;
+    let expected = "ecmpvpn: reading wg9.conf: No such file or directory (os error 2)\n";
+    ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    Ok(())
+}
+
+fn check_warns_of_tunnels_that_share_a_member() -> anyhow::Result<()> {
+    let folder = wg_quick_files()?;
+    let ran = run(folder.path(), FROM.iter().chain(&["--a-bond-address", "10.2.3.4/24"]))?;
+    ensure!(ran.status == 0, "{}", ran.stderr);
+    let file = folder.path().join("site-a/ecmpvpn.toml");
+    let mut ports = 0;
+    let equal = |line: &str| {
+        let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| key.ends_with("_port")) else {
+            return line.to_owned();
+        };
+        ports += 1;
+        format!("{key} = {}", 5000 + (ports - 1) / 2)
+    };
+    let text: Vec<String> = fs::read_to_string(&file)?.lines().map(equal).collect();
+    fs::write(&file, text.join("\n"))?;
+    let checked = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
+    let expected = "ecmpvpn: warning: the tunnels to site-b: all 3 tunnels share member 0: bonding gains nothing; use ";
+    ensure!(
+        checked.status == 0 && checked.stdout.starts_with("ok: 3 tunnels"),
+        "{} {}",
+        checked.status,
+        checked.stdout
+    );
+    ensure!(checked.stderr.contains(expected), "{}", checked.stderr);
     Ok(())
 }
 

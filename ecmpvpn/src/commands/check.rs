@@ -1,11 +1,14 @@
 //! `check`: validates a configuration without touching the kernel.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use crate::commands::{Failure, counted, print};
 use crate::config::{self, Config, ConfigError};
+use crate::plan::ports::LocalBond;
+use crate::report::plan::Peer;
 
 /// Says that the configuration is sound, or fails with all its problems.
 pub fn run(path: &Path) -> Result<(), Failure> {
@@ -13,7 +16,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         ConfigError::Invalid(_) => Failure::problems(error),
         ConfigError::Missing { .. } | ConfigError::Unreadable { .. } => error.into(),
     })?;
-    if let Some(warning) = port_warning(&config) {
+    for warning in port_warning(&config).into_iter().chain(spread_warnings(&config)) {
         let _ = writeln!(io::stderr(), "ecmpvpn: warning: {warning}");
     }
     print(summary(&config))
@@ -30,6 +33,16 @@ fn summary(config: &Config) -> String {
         config.site.name,
         config.steering.device,
     )
+}
+
+/// What is to be said against the ports by the configuration alone: the same on every host.
+fn spread_warnings(config: &Config) -> Vec<String> {
+    let (local, in_use) = (LocalBond::configured(config), BTreeSet::new());
+    let warning = |peer| match Peer::configured(config, peer, local, &in_use) {
+        Ok(peer) => peer.warning(),
+        Err(error) => Some(format!("the tunnels' bond members cannot be told: {error}")),
+    };
+    config.peers.iter().filter_map(warning).collect()
 }
 
 /// The kernel lends ports of its ephemeral range to whoever asks: before `run` starts, somebody may have one of ours.
@@ -70,6 +83,7 @@ fn ranges(text: &str) -> Vec<(u16, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{RemoteBond, XmitHashPolicy};
 
     #[test]
     fn only_ports_that_are_lent_and_not_kept_are_at_risk() {
@@ -77,5 +91,38 @@ mod tests {
         assert_eq!(kept, [(51820, 51823), (51830, 51830)]);
         assert_eq!(ranges(""), []);
         assert_eq!(at_risk(&[5000, 51820, 51824, 51830, 61000], (32768, 60999), &kept), [51824]);
+    }
+
+    /// The recipe that everybody follows, and what `plan` makes of it.
+    #[test]
+    fn equal_ports_are_warned_of_until_they_are_planned() {
+        let mut config = crate::plan::tests::config(3);
+        let members = ["eno1", "eno2", "eno3"].map(|name| crate::config::InterfaceName::new(name).unwrap());
+        let bond = crate::config::Bond {
+            name: crate::config::InterfaceName::new("bond0").unwrap(),
+            members: members.to_vec(),
+            mode: crate::config::BondMode::Lacp,
+            xmit_hash_policy: XmitHashPolicy::Layer34,
+            lacp_rate: crate::config::LacpRate::Fast,
+            miimon_ms: 100,
+            addresses: Vec::new(),
+        };
+        config.bond = Some(bond);
+        let peer = &mut config.peers[0];
+        peer.remote_endpoint = "10.2.3.5".parse().unwrap();
+        peer.remote_bond = Some(RemoteBond { members: 3, xmit_hash_policy: XmitHashPolicy::Layer34 });
+        for (at, tunnel) in (0_u16..).zip(&mut peer.tunnels) {
+            (tunnel.listen_port, tunnel.remote_port) = (5000 + at, 5000 + at);
+        }
+        let warnings = spread_warnings(&config);
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        let (told, better) = warning.split_once("; use ").expect("better ports are named");
+        assert_eq!(told, "the tunnels to site-b: all 3 tunnels share member 0: bonding gains nothing");
+
+        for (tunnel, pair) in config.peers[0].tunnels.iter_mut().zip(better.split(", ")) {
+            let (here, there) = pair.split_once(':').unwrap();
+            (tunnel.listen_port, tunnel.remote_port) = (here.parse().unwrap(), there.parse().unwrap());
+        }
+        assert_eq!(spread_warnings(&config), [""; 0]);
     }
 }

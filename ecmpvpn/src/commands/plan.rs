@@ -1,19 +1,17 @@
 //! `plan`: each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use netlink_packet_route::link::BondMode;
-use rtnetlink::Handle;
 
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::control::ports::{Count, Judged, judge};
 use crate::host;
-use crate::host::observe::{self, Links};
 use crate::plan::Plan;
-use crate::plan::ports::{self, End, LOWEST_PORT, LocalBond, PortPair, Request};
+use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, Request};
 use crate::report::plan::{Peer, Report};
 
 /// Where ports are taken from unless the user names a port: WireGuard's customary one.
@@ -101,7 +99,10 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
         Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None }
     } else {
         let config = config::load(path)?;
-        let mut report = configured(&config).await.map_err(Failure::usage)?;
+        let Judged { mut report, degraded } = judge(&config, Count::Usable).await.map_err(Failure::usage)?;
+        for degraded in degraded {
+            let _ = writeln!(io::stderr(), "ecmpvpn: warning: {degraded}: choose ports when all are back");
+        }
         report.changes = changes(&config).await;
         report
     };
@@ -110,61 +111,6 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
         print(text)
     } else {
         print(report)
-    }
-}
-
-/// The report on the configured tunnels, its changes not filled in. Reads the host's links and routes where the
-/// configuration leaves the bond to the host, for which no privilege is needed.
-pub async fn configured(config: &Config) -> Result<Report, ports::PortError> {
-    let host = match LocalBond::configured(config) {
-        Some(_) => None,
-        None => Host::look().await,
-    };
-    let mut peers = Vec::new();
-    for peer in &config.peers {
-        let local = match (LocalBond::configured(config), &host) {
-            (None, Some(host)) => host.bond_towards(peer).await,
-            (local, _) => local,
-        };
-        let (request, pairs) = ports::configured(config, peer, local);
-        let plan = ports::judge(&request, &pairs)?;
-        let better = ports::better(&request, &plan)?;
-        let names = peer.tunnels.iter().map(|tunnel| tunnel.name.to_string()).collect();
-        let (here, there) = (config.site.name.clone(), peer.name.clone());
-        peers.push(Peer { here, there, request, names, plan, better });
-    }
-    Ok(Report { peers, changes: None })
-}
-
-/// What the host has, for configurations that leave the bond to it.
-struct Host {
-    handle: Handle,
-    links: Links,
-}
-
-impl Host {
-    /// `None`: the kernel cannot be asked, and nothing is known.
-    async fn look() -> Option<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().ok()?;
-        tokio::spawn(connection);
-        let links = Links::read(&handle).await.ok()?;
-        Some(Self { handle, links })
-    }
-
-    /// The bond that outer packets to `peer` leave by, as routing has it now.
-    async fn bond_towards(&self, peer: &config::Peer) -> Option<LocalBond> {
-        let tunnel = peer.tunnels.first()?;
-        let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
-        let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
-        let link = self.links.index(observe::outgoing_interface(&self.handle, local, remote).await?)?;
-        // A VLAN device's packets are hashed by the bond below it.
-        let below = || self.links.index(link.parent?);
-        let bond = [Some(link), below()].into_iter().flatten().find(|link| link.bond.is_some());
-        let Some(bond) = bond else { return Some(LocalBond { members: 1, policy: Some(XmitHashPolicy::Layer34) }) };
-        let info = bond.bond.as_ref()?;
-        let hashes = matches!(info.mode, Some(BondMode::Ieee8023Ad | BondMode::BalanceXor));
-        let members = u8::try_from(self.links.members(bond).len()).ok()?;
-        Some(LocalBond { members, policy: info.xmit_hash_policy.filter(|_| hashes) })
     }
 }
 

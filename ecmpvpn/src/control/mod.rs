@@ -1,4 +1,5 @@
 //! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
 
 pub mod gather;
+pub mod ports;
 pub mod session;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, InterfaceName, Policy};
+use crate::control::ports;
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
 use crate::host::state::StateError;
@@ -125,7 +126,10 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
         }
     };
     announce(config, &plan);
-    keep(&links, &plan, places, &mut stop).await?;
+    tokio::select! {
+        kept = keep(&links, &plan, places, &mut stop) => kept?,
+        never = ports::advise(config) => match never {},
+    }
     if persist {
         tracing::info!("{site} stays up; `ecmpvpn down` takes it down");
         return Ok(());

@@ -1,4 +1,4 @@
-//! Writes the sites' folders: both or none, and never over anything.
+//! Writes the sites' folders: all or none, and never over anything.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -15,17 +15,29 @@ use crate::config::{self, Config, preshared_key_file, private_key_file, render};
 /// Name of a site's configuration in its folder.
 const CONFIGURATION: &str = "ecmpvpn.toml";
 
-/// Writes a folder named as the site for each of `sites` into `output`.
-pub(super) fn write(output: &Path, sites: [&Config; 2]) -> Result<(), Failure> {
-    for site in sites {
-        let folder = output.join(&site.site.name);
+/// A site's folder, and what goes into it besides configuration and keys: file names and texts that are no secret.
+pub(super) struct Folder<'a> {
+    pub(super) site: &'a Config,
+    pub(super) texts: Vec<(&'a str, String)>,
+}
+
+impl Folder<'_> {
+    fn name(&self) -> &str {
+        &self.site.site.name
+    }
+}
+
+/// Writes `folders`, each named as its site, into `output`.
+pub(super) fn write(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
+    for folder in folders {
+        let folder = output.join(folder.name());
         if folder.symlink_metadata().is_ok() {
             return Err(exists(&folder));
         }
     }
     let made = fs::symlink_metadata(output).is_err();
     fs::create_dir_all(output).with_context(|| format!("making the folder {}", output.display()))?;
-    let written = write_into(output, sites);
+    let written = write_into(output, folders);
     if written.is_err() && made {
         // It is as empty as it was made; should it not be, it stays.
         let _ = fs::remove_dir(output);
@@ -33,22 +45,31 @@ pub(super) fn write(output: &Path, sites: [&Config; 2]) -> Result<(), Failure> {
     written
 }
 
-fn write_into(output: &Path, sites: [&Config; 2]) -> Result<(), Failure> {
+fn write_into(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
     // Readable by nobody else from the start, and removed when anything below fails.
     let draft = tempfile::Builder::new()
         .prefix(".ecmpvpn-init-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(output)
         .with_context(|| format!("making a folder in {}", output.display()))?;
-    for site in sites {
-        write_site(&draft.path().join(&site.site.name), site)?;
+    for folder in folders {
+        let path = draft.path().join(folder.name());
+        write_site(&path, folder.site)?;
+        for (name, text) in &folder.texts {
+            create(&path.join(name), 0o644, text.as_bytes())?;
+        }
     }
-    let [a, b] = sites.map(|site| (draft.path().join(&site.site.name), output.join(&site.site.name)));
-    rename(&a.0, &a.1)?;
-    rename(&b.0, &b.1).inspect_err(|_| {
-        // Back to the draft, which goes with all that is in it.
-        let _ = fs::rename(&a.1, &a.0);
-    })
+    let places: Vec<_> =
+        folders.iter().map(|folder| (draft.path().join(folder.name()), output.join(folder.name()))).collect();
+    for (at, (from, to)) in places.iter().enumerate() {
+        rename(from, to).inspect_err(|_| {
+            // Back to the draft, which goes with all that is in it.
+            for (from, to) in &places[..at] {
+                let _ = fs::rename(to, from);
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Writes one site's files and reads them back: what cannot be used is not left behind.

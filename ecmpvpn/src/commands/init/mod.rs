@@ -1,21 +1,81 @@
-//! `init`: writes both sites' configurations and keys in one go, ports planned.
+//! `init`: writes both sites' configurations and keys in one go, ports planned; or one site's, of its wg-quick files.
 
 mod files;
+mod from;
 mod sites;
 #[cfg(test)]
 mod tests;
+mod told;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use anyhow::anyhow;
+use zeroize::Zeroizing;
 
 use crate::cli::InitArgs;
 use crate::commands::{Failure, counted, print};
-use crate::config::Config;
+use crate::config::{Config, InterfaceName, wg_quick};
 use crate::plan::ports::PortPlan;
+use files::Folder;
 use sites::Sites;
 
-/// Makes both sites and writes them below the output folder.
+/// Far above any wg-quick file.
+const MAX_LEN: u64 = 1 << 20;
+
+/// Makes both sites, or one of the files that `--from` names, and writes them below the output folder.
 pub fn run(args: &InitArgs) -> Result<(), Failure> {
+    if !args.from.is_empty() {
+        return run_from(args);
+    }
     let sites = sites::make(args)?;
-    files::write(&args.output, [&sites.a, &sites.b])?;
+    files::write(&args.output, &[&sites.a, &sites.b].map(|site| Folder { site, texts: Vec::new() }))?;
     print(summary(args, &sites))
+}
+
+fn run_from(args: &InitArgs) -> Result<(), Failure> {
+    let files = args.from.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
+    let taken = from::take_over(args, &files)?;
+    let texts = vec![(told::OTHER_SITE, told::other_site(args, &taken))];
+    files::write(&args.output, &[Folder { site: &taken.config, texts }])?;
+    for line in told::changes(&taken) {
+        let _ = writeln!(io::stderr(), "ecmpvpn: {line}");
+    }
+    print(summary_from(args, &taken))
+}
+
+/// Reads a wg-quick file; the interface is named as the file, as wg-quick has it.
+fn read(path: &Path) -> Result<from::File, Failure> {
+    let shown = path.display().to_string();
+    let failed = |error: io::Error| Failure::usage(anyhow::Error::new(error).context(format!("reading {shown}")));
+    let length = fs::metadata(path).map_err(failed)?.len();
+    if length > MAX_LEN {
+        return Err(Failure::usage(anyhow!("{shown} is too large for a wg-quick file: name one such as wg0.conf")));
+    }
+    // It holds a private key.
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name = InterfaceName::new(&stem)
+        .map_err(|why| Failure::usage(anyhow!("{shown}: the tunnel's name {stem:?} {why}: rename the file")))?;
+    let content = wg_quick::parse(&text, &shown).map_err(|problems| Failure::usage(anyhow!("{problems}")))?;
+    Ok(from::File { path: shown, name, content })
+}
+
+fn summary_from(args: &InitArgs, taken: &from::Taken) -> String {
+    let (site, peer) = (&taken.config.site.name, &taken.config.peers[0]);
+    let folder = args.output.join(site).display().to_string();
+    let names: Vec<&str> = peer.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
+    let quick: Vec<String> = names.iter().map(|name| format!("sudo wg-quick down {name}")).collect();
+    [
+        format!("Wrote {folder}: configuration and keys of {}.", counted(names.len(), "tunnel", "tunnels")),
+        verdict(&taken.ports),
+        String::new(),
+        format!("Next: set {} as {folder}/{} says, and change over here:", peer.name, told::OTHER_SITE),
+        format!("  {}", quick.join("; ")),
+        format!("  sudo ecmpvpn run -c {folder}/ecmpvpn.toml"),
+    ]
+    .join("\n")
 }
 
 fn summary(args: &InitArgs, sites: &Sites) -> String {
@@ -35,8 +95,8 @@ fn summary(args: &InitArgs, sites: &Sites) -> String {
         args.a_endpoint.to_string().len() + 6,
     ];
     for tunnel in &a.peers[0].tunnels {
-        let near = std::net::SocketAddr::new(args.a_endpoint, tunnel.listen_port).to_string();
-        let far = std::net::SocketAddr::new(args.b_endpoint, tunnel.remote_port);
+        let near = std::net::SocketAddr::new(a.peers[0].local_endpoint, tunnel.listen_port).to_string();
+        let far = std::net::SocketAddr::new(a.peers[0].remote_endpoint, tunnel.remote_port);
         lines.push(format!("  {:width$}  {near:>left$} <-> {far}", tunnel.name.as_str()));
     }
     lines.push(verdict(ports));

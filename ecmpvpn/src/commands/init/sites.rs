@@ -14,7 +14,14 @@ use crate::config::{
 use crate::plan::ports::{self, End, PortPair, PortPlan, Request};
 
 /// The first of the tunnels' /31 nets: link-local, so that no routed net can clash.
-const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
+pub(super) const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
+
+/// Where ports are taken from unless the user says otherwise: WireGuard's customary one.
+pub(super) const BASE_PORT: u16 = 51820;
+/// The tunnels' MTU unless the user says otherwise, bytes: what WireGuard leaves of 1500.
+pub(super) const MTU: u32 = 1420;
+/// How tunnels are probed.
+pub(super) const HEALTH: Health = Health { interval_ms: 100, down_after: 3, up_after: 5 };
 
 /// Two configurations that fit each other.
 #[derive(Debug)]
@@ -54,7 +61,7 @@ pub(super) fn make(args: &InitArgs) -> Result<Sites, Failure> {
     let b = Side {
         flag: "b",
         name: &args.b_name,
-        endpoint: args.b_endpoint,
+        endpoint: args.b_endpoint.ok_or_else(|| usage("there is no --b-endpoint: give site B's address".to_owned()))?,
         prefixes: &args.b_prefixes,
         members: args.b_members.as_ref(),
         bond_addresses: &args.b_bond_addresses,
@@ -67,7 +74,7 @@ pub(super) fn make(args: &InitArgs) -> Result<Sites, Failure> {
         preshared_key: PresharedKey::generate(),
         // 63 bits: TOML promises no more.
         seed: u64::from_le_bytes(seed) >> 1,
-        mtu: args.mtu,
+        mtu: args.mtu.unwrap_or(MTU),
     };
     let keys = [PrivateKey::generate(), PrivateKey::generate()];
     let exchanged: Vec<PortPair> = ports.pairs.iter().map(|pair| PortPair { a: pair.b, b: pair.a }).collect();
@@ -86,20 +93,7 @@ fn check(sides: &[Side<'_>; 2]) -> Result<(), Failure> {
     }
     for side in sides {
         let flag = side.flag;
-        match side.members {
-            Some(Members::Names(_)) if side.bond_addresses.is_empty() => {
-                return Err(usage(format!(
-                    "--{flag}-members names interfaces to bond: add the bond's address, as --{flag}-bond-address {}/24",
-                    side.endpoint
-                )));
-            }
-            Some(Members::Count(_)) if !side.bond_addresses.is_empty() => {
-                return Err(usage(format!(
-                    "--{flag}-bond-address is for a bond that is made here: give --{flag}-members as names, or leave it out"
-                )));
-            }
-            _ => {}
-        }
+        check_bond(flag, side.endpoint, side.members, side.bond_addresses)?;
         for end in sides {
             if let Some(net) = side.prefixes.iter().find(|net| net.contains(&end.endpoint)) {
                 return Err(usage(format!(
@@ -116,7 +110,25 @@ fn check(sides: &[Side<'_>; 2]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn usage(message: String) -> Failure {
+/// Whether the options on one site's bond fit each other.
+pub(super) fn check_bond(
+    flag: &str,
+    endpoint: IpAddr,
+    members: Option<&Members>,
+    addresses: &[IpNet],
+) -> Result<(), Failure> {
+    match members {
+        Some(Members::Names(_)) if addresses.is_empty() => Err(usage(format!(
+            "--{flag}-members names interfaces to bond: add the bond's address, as --{flag}-bond-address {endpoint}/24"
+        ))),
+        Some(Members::Count(_)) if !addresses.is_empty() => Err(usage(format!(
+            "--{flag}-bond-address is for a bond that is made here: give --{flag}-members as names, or leave it out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn usage(message: String) -> Failure {
     Failure::usage(anyhow!(message))
 }
 
@@ -125,11 +137,16 @@ fn plan_ports(args: &InitArgs, a: &Side<'_>, b: &Side<'_>) -> Result<PortPlan, F
         let members = side.members.map_or(args.tunnels, member_count);
         End::new(side.endpoint, members, XmitHashPolicy::Layer34)
     };
-    let request = Request { a: end(a), b: end(b), tunnels: usize::from(args.tunnels), base_port: args.base_port };
+    let request = Request {
+        a: end(a),
+        b: end(b),
+        tunnels: usize::from(args.tunnels),
+        base_port: args.base_port.unwrap_or(BASE_PORT),
+    };
     ports::plan(&request).map_err(Failure::usage)
 }
 
-fn member_count(members: &Members) -> u8 {
+pub(super) fn member_count(members: &Members) -> u8 {
     match members {
         Members::Names(names) => u8::try_from(names.len()).unwrap_or(u8::MAX),
         Members::Count(count) => *count,
@@ -179,7 +196,29 @@ fn site(
             weight: 1,
         }
     };
-    let bond = match near.members {
+    Config {
+        site: Site { name: near.name.to_owned(), private_key: keys[end].clone(), addresses: near_addresses.to_vec() },
+        bond: bond(near.members, near.bond_addresses),
+        steering: steering(common.mtu, common.seed),
+        peers: vec![Peer {
+            name: far.name.to_owned(),
+            public_key: keys[1 - end].public_key(),
+            preshared_key: Some(common.preshared_key.clone()),
+            local_endpoint: near.endpoint,
+            remote_endpoint: far.endpoint,
+            remote_bond: far.members.map(remote_bond),
+            prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),
+            tunnels: pairs.iter().enumerate().map(tunnel).collect(),
+        }],
+        rules: Vec::new(),
+        health: HEALTH,
+        metrics: None,
+    }
+}
+
+/// The bond to make, where interfaces are named.
+pub(super) fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bond> {
+    match members {
         Some(Members::Names(members)) => Some(Bond {
             name: name("bond0"),
             members: members.clone(),
@@ -187,37 +226,25 @@ fn site(
             xmit_hash_policy: XmitHashPolicy::Layer34,
             lacp_rate: LacpRate::Fast,
             miimon_ms: 100,
-            addresses: near.bond_addresses.to_vec(),
+            addresses: addresses.to_vec(),
         }),
         _ => None,
-    };
-    let remote_bond = far
-        .members
-        .map(|members| RemoteBond { members: member_count(members), xmit_hash_policy: XmitHashPolicy::Layer34 });
-    Config {
-        site: Site { name: near.name.to_owned(), private_key: keys[end].clone(), addresses: near_addresses.to_vec() },
-        bond,
-        steering: Steering {
-            device: name("ecmp0"),
-            policy: Policy::Hash,
-            backend: BackendChoice::Auto,
-            mtu: common.mtu,
-            seed: common.seed,
-            flowlet_gap_us: None,
-        },
-        peers: vec![Peer {
-            name: far.name.to_owned(),
-            public_key: keys[1 - end].public_key(),
-            preshared_key: Some(common.preshared_key.clone()),
-            local_endpoint: near.endpoint,
-            remote_endpoint: far.endpoint,
-            remote_bond,
-            prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),
-            tunnels: pairs.iter().enumerate().map(tunnel).collect(),
-        }],
-        rules: Vec::new(),
-        health: Health { interval_ms: 100, down_after: 3, up_after: 5 },
-        metrics: None,
+    }
+}
+
+/// What the other site is told of a bond.
+pub(super) fn remote_bond(members: &Members) -> RemoteBond {
+    RemoteBond { members: member_count(members), xmit_hash_policy: XmitHashPolicy::Layer34 }
+}
+
+pub(super) fn steering(mtu: u32, seed: u64) -> Steering {
+    Steering {
+        device: name("ecmp0"),
+        policy: Policy::Hash,
+        backend: BackendChoice::Auto,
+        mtu,
+        seed,
+        flowlet_gap_us: None,
     }
 }
 

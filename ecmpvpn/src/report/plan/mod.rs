@@ -3,12 +3,14 @@
 mod json;
 mod verdict;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use comfy_table::{Cell, CellAlignment, LineStyle, Row, Table, presets};
 
+use crate::config::{self, Config};
 use crate::plan::bond_hash::{Member, Unknown};
-use crate::plan::ports::{Better, End, PortPlan, Request, Spread, View};
+use crate::plan::ports::{self, Better, End, LocalBond, PortError, PortPlan, Request, Spread, View};
 
 pub use json::Json;
 
@@ -67,7 +69,37 @@ impl fmt::Display for Peer {
     }
 }
 
+impl Report {
+    /// What is to be said against the ports, one sentence a peer that there is something to say of.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.peers.iter().filter_map(Peer::warning)
+    }
+}
+
 impl Peer {
+    /// The tunnels to `peer`, one of `config`'s. `local` is the bond that leads there, if it is known; `in_use` are UDP
+    /// ports that sockets on this host have, the tunnels' own among them or not.
+    pub fn configured(
+        config: &Config,
+        peer: &config::Peer,
+        local: Option<LocalBond>,
+        in_use: &BTreeSet<u16>,
+    ) -> Result<Self, PortError> {
+        let (mut request, pairs) = ports::configured(config, peer, local);
+        let own = |port: &u16| pairs.iter().any(|pair| pair.a == *port);
+        request.a.excluded.extend(in_use.iter().filter(|port| !own(port)));
+        let plan = ports::judge(&request, &pairs)?;
+        let better = ports::better(&request, &plan)?;
+        let names = peer.tunnels.iter().map(|tunnel| tunnel.name.to_string()).collect();
+        Ok(Self { here: config.site.name.clone(), there: peer.name.clone(), request, names, plan, better })
+    }
+
+    /// The verdict, where tunnels share a member while another has room, or other ports would be better.
+    pub fn warning(&self) -> Option<String> {
+        let shares = self.plan.views.iter().any(|view| !view.degraded && view.miss() > Some(0));
+        (shares || self.better.is_some()).then(|| format!("the tunnels to {}: {}", self.there, self.verdict()))
+    }
+
     fn table(&self) -> Table {
         let [out, out_less, back, back_less] = &self.plan.views;
         let mut table = Table::new();

@@ -1,0 +1,349 @@
+//! `init --from`: one site's configuration, made of its wg-quick files. Texts in, values out; nothing here reads or writes.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::sites::{self, TUNNEL_NETS, usage};
+use crate::cli::InitArgs;
+use crate::commands::Failure;
+use crate::config::wg_quick::{Host, Table, WgQuick};
+use crate::config::{
+    self, Config, InterfaceName, MAX_TUNNELS_PER_PEER, PresharedKey, PrivateKey, PublicKey, Tunnel, XmitHashPolicy,
+    parse_prefix,
+};
+use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, PortPlan, Request};
+
+/// A file that was read.
+#[derive(Debug)]
+pub(super) struct File {
+    /// As the user named it.
+    pub(super) path: String,
+    /// The interface that wg-quick makes of it.
+    pub(super) name: InterfaceName,
+    pub(super) content: WgQuick,
+}
+
+/// What became of the files.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) config: Config,
+    pub(super) ports: PortPlan,
+    /// Where ports were taken from, upwards.
+    pub(super) base_port: u16,
+    /// Each tunnel's ports in the files.
+    pub(super) old: Vec<OldPorts>,
+    /// What is in the files and not in the configuration, or otherwise there, one sentence each.
+    pub(super) notes: Vec<String>,
+}
+
+/// A tunnel's ports before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OldPorts {
+    /// `None`: the kernel picked one.
+    pub(super) here: Option<u16>,
+    pub(super) there: u16,
+}
+
+impl OldPorts {
+    fn pair(self) -> Option<PortPair> {
+        Some(PortPair { a: self.here?, b: self.there })
+    }
+}
+
+/// Turns `files`, at least one, into the configuration of site A.
+pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failure> {
+    if files.len() > MAX_TUNNELS_PER_PEER {
+        return Err(usage(format!("--from names {} files: give at most {MAX_TUNNELS_PER_PEER}", files.len())));
+    }
+    if args.a_name == args.b_name {
+        let name = &args.a_name;
+        return Err(usage(format!("--a-name and --b-name are both {name}: give every site a name of its own")));
+    }
+    sites::check_bond("a", args.a_endpoint, args.a_members.as_ref(), &args.a_bond_addresses)?;
+    for (at, file) in files.iter().enumerate() {
+        if let Some(other) = files[..at].iter().find(|other| other.name == file.name) {
+            let (path, other, name) = (&file.path, &other.path, &file.name);
+            return Err(usage(format!(
+                "{path} and {other} are both named {name}: give every tunnel a name of its own"
+            )));
+        }
+    }
+    let keys = keys(files)?;
+    let (remote, old) = endpoints(args, files)?;
+    let mut notes = left_out(files);
+    let nets = tunnel_nets(files, &keys, &mut notes);
+    let prefixes = prefixes(args, files, remote, &nets, &mut notes)?;
+    let base_port = base_port(args, &old);
+    let ports = plan_ports(args, remote, &old, base_port)?;
+    let tunnel = |((file, pair), address): ((&File, &PortPair), &Ipv4Net)| Tunnel {
+        name: file.name.clone(),
+        listen_port: pair.a,
+        remote_port: pair.b,
+        address: *address,
+        weight: 1,
+    };
+    let tunnels = files.iter().zip(&ports.pairs).zip(&nets).map(tunnel).collect();
+    let config = Config {
+        site: config::Site {
+            name: args.a_name.clone(),
+            private_key: keys.private.clone(),
+            addresses: site_addresses(files, &nets),
+        },
+        bond: sites::bond(args.a_members.as_ref(), &args.a_bond_addresses),
+        steering: sites::steering(mtu(args, files)?, keys.seed()),
+        peers: vec![config::Peer {
+            name: args.b_name.clone(),
+            public_key: keys.public,
+            preshared_key: keys.preshared,
+            local_endpoint: args.a_endpoint,
+            remote_endpoint: remote,
+            remote_bond: args.b_members.as_ref().map(sites::remote_bond),
+            prefixes,
+            tunnels,
+        }],
+        rules: Vec::new(),
+        health: sites::HEALTH,
+        metrics: None,
+    };
+    Ok(Taken { config, ports, base_port, old, notes })
+}
+
+struct Keys {
+    private: PrivateKey,
+    public: PublicKey,
+    preshared: Option<PresharedKey>,
+}
+
+impl Keys {
+    /// The same number at both ends, without a word between them. 63 bits: TOML promises no more.
+    fn seed(&self) -> u64 {
+        let first = |key: &PublicKey| u64::from_le_bytes(std::array::from_fn(|at| key.as_bytes()[at]));
+        (first(&self.public) ^ first(&self.private.public_key())) >> 1
+    }
+
+    /// Which host of a net of two this site is, 0 or 1: the far end comes to the other answer.
+    fn end(&self) -> u32 {
+        u32::from(self.private.public_key().as_bytes() > self.public.as_bytes())
+    }
+}
+
+/// The keys, which all files must agree on: a site has one key for all its tunnels.
+fn keys(files: &[File]) -> Result<Keys, Failure> {
+    const FIX: &str =
+        "a site has one key for all its tunnels, so make both sites anew with `ecmpvpn init` without --from";
+    for file in files {
+        if file.content.peers.len() != 1 {
+            let (path, count) = (&file.path, file.content.peers.len());
+            return Err(usage(format!(
+                "{path} has {count} [Peer] sections: give files with one peer, the remote site"
+            )));
+        }
+    }
+    let peer = |file: &File| file.content.peers[0].clone();
+    let first = &files[0];
+    for file in files {
+        let path = &file.path;
+        if file.content.interface.private_key.is_none() {
+            return Err(usage(format!("{path} has no PrivateKey: put this site's into its [Interface]")));
+        }
+        let differs = if file.content.interface.private_key != first.content.interface.private_key {
+            "PrivateKey"
+        } else if peer(file).public_key != peer(first).public_key {
+            "PublicKey"
+        } else if peer(file).preshared_key != peer(first).preshared_key {
+            "PresharedKey"
+        } else {
+            continue;
+        };
+        return Err(usage(format!("{path} has another {differs} than {}: {FIX}", first.path)));
+    }
+    let private = first.content.interface.private_key.clone().expect("every file has one");
+    let peer = peer(first);
+    if private.public_key() == peer.public_key {
+        return Err(usage(format!(
+            "{} has this site's own key as its peer's PublicKey: give the far end's",
+            first.path
+        )));
+    }
+    Ok(Keys { private, public: peer.public_key, preshared: peer.preshared_key })
+}
+
+/// The one far address, and every tunnel's ports.
+fn endpoints(args: &InitArgs, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>), Failure> {
+    let mut remote = args.b_endpoint.map(|address| ("--b-endpoint", address));
+    let mut old = Vec::new();
+    for file in files {
+        let path = &file.path;
+        let Some(endpoint) = &file.content.peers[0].endpoint else {
+            return Err(usage(format!("{path} has no Endpoint: add the far end's address and port to its [Peer]")));
+        };
+        match (&endpoint.host, remote) {
+            (Host::Address(address), None) => remote = Some((path, *address)),
+            (Host::Address(address), Some((_, other))) if *address == other => {}
+            (Host::Address(address), Some((place, other))) => {
+                return Err(usage(format!(
+                    "{path} has the Endpoint {address}, {place} has {other}: all tunnels lead to one address of the far \
+                     end, and only their ports differ"
+                )));
+            }
+            (Host::Name(_), Some(_)) if args.b_endpoint.is_some() => {}
+            (Host::Name(name), _) => {
+                return Err(usage(format!(
+                    "{path} has the Endpoint {name}, a name: the ports depend on the address, so add --b-endpoint ADDRESS"
+                )));
+            }
+        }
+        old.push(OldPorts { here: file.content.interface.listen_port, there: endpoint.port });
+    }
+    let (_, remote) = remote.expect("the first file has one");
+    if remote == args.a_endpoint {
+        return Err(usage(format!("--a-endpoint is {remote}, which is the far end's: give this site's own address")));
+    }
+    Ok((remote, old))
+}
+
+/// `--base-port`, else the lowest port of the files that a plan may use.
+fn base_port(args: &InitArgs, old: &[OldPorts]) -> u16 {
+    let used = old.iter().flat_map(|ports| ports.here.into_iter().chain([ports.there]));
+    args.base_port.or(used.filter(|port| *port >= LOWEST_PORT).min()).unwrap_or(sites::BASE_PORT)
+}
+
+/// The old ports where none are better, else planned ones. Both ends come to the same answer
+/// if they name the tunnels in the same order.
+fn plan_ports(args: &InitArgs, remote: IpAddr, old: &[OldPorts], base_port: u16) -> Result<PortPlan, Failure> {
+    let tunnels = u8::try_from(old.len()).unwrap_or(u8::MAX);
+    let end = |address, members: Option<_>| {
+        End::new(address, members.map_or(tunnels, sites::member_count), XmitHashPolicy::Layer34)
+    };
+    let request = Request {
+        a: end(args.a_endpoint, args.a_members.as_ref()),
+        b: end(remote, args.b_members.as_ref()),
+        tunnels: old.len(),
+        base_port,
+    };
+    let fits = |pair: &PortPair| pair.a >= LOWEST_PORT;
+    let pairs: Option<Vec<PortPair>> = old.iter().map(|ports| ports.pair().filter(fits)).collect();
+    // Ports that two tunnels share at one end cannot be judged, nor kept.
+    if let Some(judged) = pairs.and_then(|pairs| ports::judge(&request, &pairs).ok()) {
+        return Ok(ports::better(&request, &judged).map_err(Failure::usage)?.map_or(judged, |better| better.plan));
+    }
+    ports::plan(&request).map_err(Failure::usage)
+}
+
+/// A net of two hosts for each tunnel, this end's address in it: the files' own, or link-local ones.
+fn tunnel_nets(files: &[File], keys: &Keys, notes: &mut Vec<String>) -> Vec<Ipv4Net> {
+    let of_two = |net: &IpNet| match net {
+        IpNet::V4(net) => match net.prefix_len() {
+            31 => Some(*net),
+            30 if net.addr() != net.network() && net.addr() != net.broadcast() => Some(*net),
+            _ => None,
+        },
+        IpNet::V6(_) => None,
+    };
+    let own: Option<Vec<Ipv4Net>> =
+        files.iter().map(|file| file.content.interface.addresses.iter().find_map(of_two)).collect();
+    let distinct = |nets: &Vec<Ipv4Net>| nets.iter().map(Ipv4Net::trunc).collect::<BTreeSet<_>>().len() == nets.len();
+    if let Some(own) = own.filter(distinct) {
+        return own;
+    }
+    notes.push(format!(
+        "the tunnels' own addresses are new, from {TUNNEL_NETS} on: not every file has an IPv4 /31 or /30 of its own"
+    ));
+    let nets = (0..).step_by(2).map(|offset| Ipv4Addr::from_bits(TUNNEL_NETS.to_bits() + offset + keys.end()));
+    nets.take(files.len()).map(|address| Ipv4Net::new_assert(address, 31)).collect()
+}
+
+fn overlap(net: &IpNet, tunnels: &[Ipv4Net]) -> bool {
+    tunnels.iter().any(|tunnel| {
+        let tunnel = IpNet::V4(tunnel.trunc());
+        tunnel.contains(net) || net.contains(&tunnel)
+    })
+}
+
+/// The interfaces' addresses that are no tunnel's own, each as this host's alone.
+fn site_addresses(files: &[File], tunnels: &[Ipv4Net]) -> Vec<IpNet> {
+    let mut addresses: Vec<IpNet> = Vec::new();
+    for address in files.iter().flat_map(|file| &file.content.interface.addresses) {
+        let address = IpNet::from(address.addr());
+        let link_local = matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !link_local && !overlap(&address, tunnels) && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// What is steered to the far end: `--b-prefix`, else what the files allow it.
+fn prefixes(
+    args: &InitArgs,
+    files: &[File],
+    remote: IpAddr,
+    tunnels: &[Ipv4Net],
+    notes: &mut Vec<String>,
+) -> Result<Vec<IpNet>, Failure> {
+    let mut prefixes: Vec<IpNet> = Vec::new();
+    if args.b_prefixes.is_empty() {
+        for (file, net) in
+            files.iter().flat_map(|file| file.content.peers[0].allowed_ips.iter().map(move |net| (file, net)))
+        {
+            if prefixes.contains(net) {
+                continue;
+            }
+            if let Some(endpoint) = [args.a_endpoint, remote].iter().find(|endpoint| net.contains(*endpoint)) {
+                return Err(usage(format!(
+                    "{} has the AllowedIPs {net}, which contain the endpoint {endpoint}: the tunnels' own packets would \
+                     be steered into the tunnels, so name the nets behind the far end with --b-prefix",
+                    file.path
+                )));
+            }
+            if overlap(net, tunnels) || parse_prefix(&net.to_string()).is_err() {
+                notes.push(format!(
+                    "{net} of {}'s AllowedIPs is left out: it belongs to a tunnel's own link",
+                    file.path
+                ));
+            } else {
+                prefixes.push(*net);
+            }
+        }
+    } else {
+        prefixes.clone_from(&args.b_prefixes);
+    }
+    if prefixes.is_empty() {
+        return Err(usage(
+            "no AllowedIPs are left to steer: name the nets behind the far end with --b-prefix".to_owned(),
+        ));
+    }
+    Ok(prefixes)
+}
+
+/// `--mtu`, else the files'.
+fn mtu(args: &InitArgs, files: &[File]) -> Result<u32, Failure> {
+    let written = || files.iter().filter_map(|file| Some((file, file.content.interface.mtu?)));
+    match (args.mtu, written().min_by_key(|(_, mtu)| *mtu)) {
+        (Some(mtu), _) => Ok(mtu),
+        (None, None) => Ok(sites::MTU),
+        (None, Some((_, mtu))) if (1280..=9000).contains(&mtu) => Ok(mtu),
+        (None, Some((file, mtu))) => Err(usage(format!("{} has the MTU {mtu}: give another with --mtu", file.path))),
+    }
+}
+
+/// Settings of the files that the configuration has no place for.
+fn left_out(files: &[File]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for File { path, content, .. } in files {
+        let mut keys: Vec<String> =
+            content.interface.unused.iter().map(|(key, line)| format!("{key} (line {line})")).collect();
+        keys.extend(content.interface.fwmark.map(|_| "FwMark".to_owned()));
+        keys.extend((content.interface.table != Table::Auto).then(|| "Table".to_owned()));
+        keys.extend(content.peers[0].persistent_keepalive.map(|_| "PersistentKeepalive".to_owned()));
+        if !keys.is_empty() {
+            notes.push(format!("{} of {path} left out: `run` makes links and routes by itself", keys.join(", ")));
+        }
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;
