@@ -115,7 +115,7 @@ pub fn a_step_that_fails_undoes_the_earlier_ones(backend: Backend) -> Result<()>
             }
             Change::Enslave { member, .. } => ip("link delete bond0", member.as_str(), &[]),
             Change::AddAddress { .. } => ip("address add 10.2.3.4/24 dev bond0", "10.2.3.4/24", &[]),
-            Change::SetUp { .. } => ip("link delete bond0", "bond0", &[]),
+            Change::SetUp { .. } | Change::MoveRoute { .. } => ip("link delete bond0", "bond0", &[]),
             other => tunnels::sabotage(&fixture, other),
         }
     })
