@@ -114,13 +114,11 @@ impl Host {
         let link = self.links.index(observe::outgoing_interface(&self.handle, local, remote).await?)?;
         // A VLAN device's packets are hashed by the bond below it.
         let below = || self.links.index(link.parent?);
-        match [Some(link), below()].into_iter().flatten().find(|link| link.bond.is_some()) {
-            Some(bond) => found(&self.links, bond, count),
-            None => {
-                let bond = LocalBond { members: 1, policy: Some(XmitHashPolicy::Layer34) };
-                Some(Found { bond, degraded: None })
-            }
+        if let Some(bond) = [Some(link), below()].into_iter().flatten().find(|link| link.bond.is_some()) {
+            return found(&self.links, bond, count);
         }
+        let bond = LocalBond { members: 1, policy: Some(XmitHashPolicy::Layer34) };
+        Some(Found { bond, degraded: None })
     }
 }
 
