@@ -147,8 +147,25 @@ fn within_one_percent(a: u64, b: u64) -> bool {
     (a as f64 - b as f64).abs() <= 0.01 * (a.max(b) as f64)
 }
 
+/// One flow, whose packets the policy `hash` must not spread.
+fn stays_on_one_tunnel(lab: &Lab, path: Path<'_>) -> Result<()> {
+    const DATAGRAMS: u32 = 200;
+    let site = usize::from(path.from.name() == lab.sites[1].host.name());
+    let before = of_tunnels(&lab.stats(site)?, "tx_packets");
+    let report = UdpLoad { flows: 1, packets: DATAGRAMS, payload: 1200, rate: 10.0 }.run(path)?;
+    let after = of_tunnels(&lab.stats(site)?, "tx_packets");
+    let sent: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    let carriers = sent.iter().filter(|packets| **packets >= u64::from(DATAGRAMS)).count();
+    // A few packets are connections of the test before, ending.
+    let others = sent.iter().filter(|packets| **packets < 50).count();
+    ensure!(carriers == 1 && others == sent.len() - 1, "one flow from {} was sent as {sent:?}", path.source);
+    // A link between namespaces has a queue for each processor, so that a few may be overtaken; not more.
+    ensure!(report.reordered() <= DATAGRAMS / 10, "{} datagrams of one flow were overtaken", report.reordered());
+    Ok(())
+}
+
 fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
-    const TCP_EACH: u64 = 100_000;
+    const TCP_EACH: u64 = 50_000;
     let lab = kind.lab()?;
     let running = lab.run()?;
     let links_before = [links(&lab, 0)?, links(&lab, 1)?];
@@ -160,9 +177,9 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
             ensure!(pings.answered() == 5, "pings from {}: {pings:?}", path.source);
             let report = TcpLoad::bytes(64, TCP_EACH).run(path)?;
             ensure!(report.sent() == 64 * TCP_EACH && report.received() == 64 * TCP_EACH, "{report:?}");
-            let report = UdpLoad { flows: 64, packets: 20, payload: 1200, rate: 40.0 }.run(path)?;
+            let report = UdpLoad { flows: 64, packets: 20, payload: 1200, rate: 10.0 }.run(path)?;
             ensure!(report.received() == report.sent(), "UDP from {}: {:.1}% lost", path.source, report.loss() * 100.0);
-            ensure!(report.reordered() == 0, "UDP from {}: {} overtaken", path.source, report.reordered());
+            stays_on_one_tunnel(&lab, path)?;
             bytes += report.received_bytes() + 64 * TCP_EACH;
         }
     }
@@ -218,7 +235,7 @@ fn fragments_cross(kind: Kind) -> Result<()> {
             let pings = ping(path.from, path.source, path.destination, 10, 4000, Duration::from_millis(300))?;
             ensure!(pings.answered() >= 8, "from {}: {} of 10 came back", path.source, pings.answered());
             // 3,000 bytes are fragmented by the sender.
-            let report = UdpLoad { flows: 8, packets: 20, payload: 3000, rate: 20.0 }.run(path)?;
+            let report = UdpLoad { flows: 8, packets: 20, payload: 3000, rate: 10.0 }.run(path)?;
             ensure!(report.received() == report.sent(), "UDP from {}: {:.1}% lost", path.source, report.loss() * 100.0);
         }
     }

@@ -205,9 +205,10 @@ fn shape(arguments: &Arguments, lab: &Lab) -> Result<f64> {
         rate
     } else {
         step("finding out what this machine can carry without limits");
-        let capacity = TcpLoad::timed(usize::from(arguments.flows), 2.0).run(lab.path_v4())?.goodput();
+        // Few flows: without limits many would fight for the processors, and lose more than they carry.
+        let capacity = TcpLoad::timed(usize::from(arguments.members), 3.0).run(lab.path_v4())?.goodput();
         eprintln!("    {capacity:.0} Mbit/s");
-        (capacity * USABLE / f64::from(arguments.members)).floor().clamp(1.0, MAX_RATE)
+        (capacity * USABLE / f64::from(arguments.members)).floor().clamp(2.0, MAX_RATE)
     };
     step(&format!("limiting each of the {} links to {rate} Mbit/s in each direction", arguments.members));
     lab.shape(rate)?;
