@@ -25,7 +25,8 @@ const MTU: u32 = 1420;
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
+        ("outer_packets_may_be_ipv6", outer_packets_may_be_ipv6),
         ("traffic_crosses_both_ways_and_the_devices_go", traffic_crosses_both_ways_and_the_devices_go),
         ("a_device_of_somebody_else_is_left_alone", a_device_of_somebody_else_is_left_alone),
         ("what_cannot_start_names_itself_and_leaves_nothing", what_cannot_start_names_itself_and_leaves_nothing),
@@ -53,6 +54,7 @@ fn ends() -> anyhow::Result<Ends> {
     a.ip(&format!("link add v0 type veth peer name v0 netns {}", b.name()))?;
     for (ns, last) in [(&a, 1), (&b, 2)] {
         ns.ip(&format!("address add 192.0.2.{last}/24 dev v0"))?;
+        ns.ip(&format!("address add fd00:99::{last}/64 dev v0 nodad"))?;
         ns.ip("link set v0 up")?;
     }
     wait_for_reply(&a, "192.0.2.1".parse()?, "192.0.2.2".parse()?, Duration::from_secs(5))?;
@@ -165,6 +167,24 @@ fn traffic_crosses_both_ways_and_the_devices_go() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn outer_packets_may_be_ipv6() -> anyhow::Result<()> {
+    let Ends { a, b, mut tunnels } = ends()?;
+    for (end, tunnel) in tunnels.iter_mut().enumerate() {
+        tunnel.local_endpoint = format!("fd00:99::{}", 1 + end).parse()?;
+        tunnel.remote_endpoint.set_ip(format!("fd00:99::{}", 2 - end).parse()?);
+    }
+    let backends = [Backend::start(&a, tunnels[0].clone())?, Backend::start(&b, tunnels[1].clone())?];
+    set_up(&a, &tunnels[0], 0)?;
+    set_up(&b, &tunnels[1], 1)?;
+    let path = Path { from: &a, source: "169.254.77.0".parse()?, to: &b, destination: "169.254.77.1".parse()? };
+    wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(10))?;
+    assert_eq!(TcpLoad::bytes(2, 1_000_000).run(path)?.received(), 2_000_000);
+    for backend in backends {
+        backend.stop();
+    }
+    Ok(())
+}
+
 /// Tries to start a tunnel in `ns`, which must fail.
 fn refused(ns: &Netns, tunnel: &Tunnel) -> UserspaceError {
     ns.run(|| {
@@ -178,7 +198,7 @@ fn refused(ns: &Netns, tunnel: &Tunnel) -> UserspaceError {
 }
 
 fn a_device_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
-    let Ends { a, tunnels, .. } = ends()?;
+    let Ends { a, b: _far, tunnels } = ends()?;
     for make in ["link add wg-ua type veth peer name other", "tuntap add mode tun name wg-ua"] {
         a.ip(make)?;
         let before = a.ip("-d link show wg-ua")?;
@@ -191,7 +211,8 @@ fn a_device_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
 }
 
 fn what_cannot_start_names_itself_and_leaves_nothing() -> anyhow::Result<()> {
-    let Ends { a, tunnels: [tunnel, _], .. } = ends()?;
+    // The far end is kept: the address goes with the link to it.
+    let Ends { a, b: _far, tunnels: [tunnel, _] } = ends()?;
     let taken = a.run(|| std::net::UdpSocket::bind("192.0.2.1:51820"))?;
     let in_use = refused(&a, &tunnel);
     drop(taken);
