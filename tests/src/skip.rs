@@ -10,7 +10,8 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::netns::Netns;
 
-/// With this in the environment a missing feature fails a test instead of skipping it.
+/// Names the features that must be there, as `wireguard,bonding`: a test that misses one of them fails instead of being
+/// skipped. `1` names all.
 pub const REQUIRE: &str = "ECMPVPN_REQUIRE";
 
 /// Something that a test may need of the kernel.
@@ -38,6 +39,22 @@ impl fmt::Display for Feature {
 }
 
 impl Feature {
+    /// Its name in [`REQUIRE`].
+    const fn word(self) -> &'static str {
+        match self {
+            Self::WireGuard => "wireguard",
+            Self::Bonding => "bonding",
+            Self::Tun => "tun",
+            Self::Tcx => "tcx",
+        }
+    }
+
+    /// Whether the environment says that it must be there.
+    fn is_required(self) -> bool {
+        let required = std::env::var(REQUIRE).unwrap_or_default();
+        required == "1" || required.split(',').any(|word| word == self.word())
+    }
+
     /// Why the running kernel seems not to have it; `None` if it has. Tried out once and remembered.
     pub fn missing(self) -> Option<&'static str> {
         static RESULTS: [OnceLock<Option<String>>; 4] = [const { OnceLock::new() }; 4];
@@ -58,20 +75,19 @@ impl Feature {
     }
 }
 
-/// A test that needs `features`. Where one is missing it is ignored, and says why on standard error; with
-/// `ECMPVPN_REQUIRE=1` in the environment it fails instead.
+/// A test that needs `features`. Where one is missing it is ignored, and says why on standard error; where the
+/// environment requires that feature ([`REQUIRE`]) it fails instead.
 pub fn requires<F>(features: &[Feature], name: &str, test: F) -> Trial
 where
     F: FnOnce() -> Result<(), Failed> + Send + 'static,
 {
-    let missing =
-        features.iter().find_map(|feature| feature.probe().err().map(|e| format!("no {feature} here: {e:#}")));
+    let missing = features.iter().find_map(|feature| Some((feature, feature.missing()?)));
     match missing {
         None => Trial::test(name, test),
-        Some(why) if std::env::var_os(REQUIRE).is_some_and(|v| v == "1") => {
-            Trial::test(name, move || Err(format!("{why} ({REQUIRE}=1 is set)").into()))
+        Some((feature, why)) if feature.is_required() => {
+            Trial::test(name, move || Err(format!("{why} ({REQUIRE} demands it)").into()))
         }
-        Some(why) => {
+        Some((_, why)) => {
             eprintln!("skipped: {name}: {why}");
             Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("skipped")
         }
@@ -86,8 +102,7 @@ mod tests {
     fn what_is_missing_is_skipped_and_not_passed() {
         for feature in [Feature::WireGuard, Feature::Bonding, Feature::Tun, Feature::Tcx] {
             let trial = requires(&[feature], "probe", || Ok(()));
-            let forced = std::env::var_os(REQUIRE).is_some_and(|v| v == "1");
-            assert_eq!(trial.has_ignored_flag(), feature.missing().is_some() && !forced, "{feature}");
+            assert_eq!(trial.has_ignored_flag(), feature.missing().is_some() && !feature.is_required(), "{feature}");
         }
     }
 }

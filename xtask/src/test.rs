@@ -186,7 +186,7 @@ fn virtually(suite: &Suite, series: Series, args: &Args) -> Result<Counts> {
         memory_mib: 2048,
         timeout: SUITE_LIMIT,
         copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
-        env: vec!["ECMPVPN_REQUIRE=1".to_owned(), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
+        env: vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
         command: std::iter::once(inside)
             .chain(SKIPPED_IN_VM.map(str::to_owned))
             .chain(args.filter.iter().cloned())

@@ -40,11 +40,14 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     ensure!(result.status.success(), "{init:?} failed: {}", String::from_utf8_lossy(&result.stderr));
 
     let mut configs = Vec::with_capacity(2);
-    for site in &mut lab.sites {
+    for (end, site) in lab.sites.iter_mut().enumerate() {
         site.config = output.join(&site.name).join("ecmpvpn.toml");
         let mut text = fs::read_to_string(&site.config)?;
         for (key, wanted) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
             text = with_key(&text, key, wanted).with_context(|| format!("`init` wrote no one {key}:\n{text}"))?;
+        }
+        if let Some(ports) = &lab.options.ports {
+            text = with_ports(&text, ports, end);
         }
         fs::write(&site.config, text + "\n" + &lab.options.extra)?;
         let config = config::load(&site.config).map_err(|e| anyhow::anyhow!("{e}"))?;
@@ -60,6 +63,22 @@ fn with_key(text: &str, key: &str, value: &str) -> Option<String> {
     let is_key = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == key);
     let lines = text.lines().map(|line| if is_key(line) { format!("{key} = \"{value}\"") } else { line.to_owned() });
     (text.lines().filter(|line| is_key(line)).count() == 1).then(|| lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// `text` with the tunnels' ports replaced, in order.
+fn with_ports(text: &str, ports: &[[u16; 2]], end: usize) -> String {
+    let mut listen = ports.iter().map(|pair| pair[end]);
+    let mut remote = ports.iter().map(|pair| pair[1 - end]);
+    let line = |line: &str| {
+        let key = line.split_once('=').map_or("", |(name, _)| name.trim());
+        let port = match key {
+            "listen_port" => listen.next(),
+            "remote_port" => remote.next(),
+            _ => None,
+        };
+        port.map_or_else(|| line.to_owned(), |port| format!("{key} = {port}"))
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn tunnels(lab: &Lab, configs: &[Config]) -> Result<Vec<LabTunnel>> {

@@ -46,6 +46,8 @@ pub struct Options {
     pub tunnels: usize,
     /// Each link's rate in each direction, 10^6 bits a second; `None`: unshaped.
     pub rate: Option<f64>,
+    /// UDP ports of the tunnels at A and B; `None`: as `init` plans them.
+    pub ports: Option<Vec<[u16; 2]>>,
     /// Added to both configurations.
     pub extra: String,
 }
@@ -59,6 +61,7 @@ impl Default for Options {
             members: 3,
             tunnels: 3,
             rate: None,
+            ports: None,
             extra: String::new(),
         }
     }

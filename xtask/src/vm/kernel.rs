@@ -31,6 +31,14 @@ impl Series {
         }
     }
 
+    /// What the suites may rely on, in the words of `ECMPVPN_REQUIRE`: a test that misses one of these fails.
+    pub fn features(self) -> &'static str {
+        match self {
+            Self::V6_12 => "wireguard,bonding,tun,tcx",
+            Self::V6_1 => "wireguard,bonding,tun",
+        }
+    }
+
     /// What the names of its packages begin with. Debian's stable kernels carry an ABI number, backports the release.
     fn package_prefix(self) -> &'static str {
         match self {
@@ -42,9 +50,8 @@ impl Series {
 
 const PACKAGE_SUFFIX: &str = "-cloud-amd64";
 
-/// Where the packages come from when the system's own apt sources do not offer them (Ubuntu, later Debians).
-const DEBIAN_SOURCE: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security \
-     bookworm-security main\n";
+/// Address of a mirror of Debian's security archive, for systems whose own apt sources do not offer the packages.
+const MIRROR: &str = "ECMPVPN_DEBIAN_MIRROR";
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An unpacked kernel.
@@ -110,7 +117,7 @@ fn download(series: Series, dir: &Path, into: &Path) -> Result<String> {
     if let Some(package) = newest(series, system)? {
         match fetch(&package, into, system) {
             Ok(()) => return Ok(package),
-            Err(error) => sh::note(format!("{error:#}; trying Debian's archive directly")),
+            Err(error) => sh::note(format!("{error:#}; trying {MIRROR}")),
         }
     }
     let private = private_apt(dir)?;
@@ -137,12 +144,18 @@ fn private_apt(dir: &Path) -> Result<Vec<String>> {
         Path::new(DEBIAN_KEYRING).exists(),
         "Debian's archive keys are missing; `sudo apt-get install debian-archive-keyring`"
     );
+    let mirror = std::env::var(MIRROR).with_context(|| {
+        format!(
+            "apt offers no such kernel: add Debian 12's `bookworm-security` to its sources, or set {MIRROR} to the \
+             address of a mirror of it"
+        )
+    })?;
     let home = dir.join("apt");
     for sub in ["state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(home.join(sub))?;
     }
     let sources = home.join("sources.list");
-    fs::write(&sources, DEBIAN_SOURCE)?;
+    fs::write(&sources, format!("deb [signed-by={DEBIAN_KEYRING}] {mirror} bookworm-security main\n"))?;
     let options = [
         format!("Dir::State={}", home.join("state").display()),
         format!("Dir::Cache={}", home.join("cache").display()),
