@@ -126,20 +126,25 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
         }
     };
     announce(config, &plan);
-    tokio::select! {
-        kept = keep(&links, &plan, places, &mut stop) => kept?,
+    let kept = tokio::select! {
+        kept = keep(&links, &plan, places, &mut stop) => kept,
         never = ports::advise(config) => match never {},
-    }
-    if persist {
+    };
+    if persist && kept.is_ok() {
         tracing::info!("{site} stays up; `ecmpvpn down` takes it down");
         return Ok(());
     }
     tracing::info!("taking {site} down");
-    dataplane::remove(&places.pins)?;
+    // Before the tunnels end; `undo` tries again what fails here, and goes on.
+    if let Err(error) = dataplane::remove(&places.pins) {
+        tracing::warn!("{error}");
+    }
     if let Some(userspace) = links.userspace {
         userspace.stop().await;
     }
-    undo(&mut journal, places).await?;
+    let undone = undo(&mut journal, places).await;
+    kept?;
+    undone?;
     run_dir.remove()?;
     tracing::info!("{site} is down; the host is as it was");
     Ok(())
