@@ -24,6 +24,12 @@ pub fn note(line: impl AsRef<str>) {
     log.lines.push_back(format!("{at:8.3} {}", line.as_ref()));
 }
 
+/// The last `count` lines, oldest first.
+pub fn last(count: usize) -> Vec<String> {
+    let log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    log.lines.iter().skip(log.lines.len().saturating_sub(count)).cloned().collect()
+}
+
 /// The lines that mention one of `words` (all lines when there are none), oldest first.
 pub fn lines(words: &[&str]) -> Vec<String> {
     let log = LOG.lock().unwrap_or_else(PoisonError::into_inner);

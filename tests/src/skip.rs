@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
+use crate::log;
 use crate::netns::Netns;
 
 /// Names the features that must be there, as `wireguard,bonding`: a test that misses one of them fails instead of being
@@ -75,15 +76,41 @@ impl Feature {
     }
 }
 
+/// How a test says that it failed.
+pub trait Failure {
+    /// What is printed.
+    fn into_failed(self) -> Failed;
+}
+
+impl Failure for anyhow::Error {
+    /// The whole chain of causes, which `Failed` by itself would cut after the first link; and what the labs did last.
+    fn into_failed(self) -> Failed {
+        for line in log::last(LOG_LINES) {
+            eprintln!("  {line}");
+        }
+        format!("{self:#}").into()
+    }
+}
+
+impl Failure for Failed {
+    fn into_failed(self) -> Failed {
+        self
+    }
+}
+
+/// Lines of the labs' log that a failure shows.
+const LOG_LINES: usize = 80;
+
 /// A test that needs `features`. Where one is missing it is ignored, and says why on standard error; where the
 /// environment requires that feature ([`REQUIRE`]) it fails instead.
-pub fn requires<F>(features: &[Feature], name: &str, test: F) -> Trial
+pub fn requires<F, E>(features: &[Feature], name: &str, test: F) -> Trial
 where
-    F: FnOnce() -> Result<(), Failed> + Send + 'static,
+    F: FnOnce() -> Result<(), E> + Send + 'static,
+    E: Failure,
 {
     let missing = features.iter().find_map(|feature| Some((feature, feature.missing()?)));
     match missing {
-        None => Trial::test(name, test),
+        None => Trial::test(name, || test().map_err(Failure::into_failed)),
         Some((feature, why)) if feature.is_required() => {
             Trial::test(name, move || Err(format!("{why} ({REQUIRE} demands it)").into()))
         }
@@ -94,6 +121,17 @@ where
     }
 }
 
+/// Runs a suite as its command line says, by default one test after another, and ends the process.
+///
+/// Not at once, because a program that one test starts holds, from its fork to its exec, a duplicate of each descriptor
+/// that another test has just closed: the address is still in use then, the lock still held, the device still there. On a
+/// slow machine that is long enough to be met.
+pub fn run(trials: Vec<Trial>) -> ! {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,8 +139,14 @@ mod tests {
     #[test]
     fn what_is_missing_is_skipped_and_not_passed() {
         for feature in [Feature::WireGuard, Feature::Bonding, Feature::Tun, Feature::Tcx] {
-            let trial = requires(&[feature], "probe", || Ok(()));
+            let trial = requires(&[feature], "probe", || anyhow::Ok(()));
             assert_eq!(trial.has_ignored_flag(), feature.missing().is_some() && !feature.is_required(), "{feature}");
         }
+    }
+
+    #[test]
+    fn a_failure_shows_its_causes() {
+        let error = anyhow::anyhow!("address in use").context("binding 10.2.3.4:5000");
+        assert_eq!(error.into_failed().message(), Some("binding 10.2.3.4:5000: address in use"));
     }
 }

@@ -7,6 +7,8 @@
 //!                   == ...            ==
 //! ```
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,12 +17,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ecmpvpn::config::XmitHashPolicy;
 use ecmpvpn::plan::bond_hash::{Macs, Member, OuterFlow, member};
 use lab::netns::Netns;
-use lab::skip::{Feature, requires};
-use libtest_mimic::Arguments;
+use lab::skip::{self, Feature, requires};
 
 /// Datagrams a flow, and payload of each: far above what LACPDUs and neighbour discovery add meanwhile.
 const DATAGRAMS: u64 = 24;
 const PAYLOAD: usize = 1200;
+
+/// How long a bond may take to come up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const A: [&str; 7] =
     ["10.2.3.4", "10.2.3.77", "172.16.254.1", "192.168.1.200", "fd00:2::4", "fd00:2::77:1", "2001:db8:ab:cd::1"];
@@ -45,17 +49,17 @@ fn main() {
         .into_iter()
         .map(|members| {
             requires(&features, &format!("layer3+4 over {members} members: 70 flows, IPv4 and IPv6"), move || {
-                Ok(every_flow_takes_its_member(XmitHashPolicy::Layer34, members)?)
+                every_flow_takes_its_member(XmitHashPolicy::Layer34, members)
             })
         })
         .collect();
     for policy in [XmitHashPolicy::Layer2, XmitHashPolicy::Layer23, XmitHashPolicy::Encap23, XmitHashPolicy::VlanSrcmac]
     {
         trials.push(requires(&features, &format!("{} over 3 members, MACs known", policy.as_str()), move || {
-            Ok(every_flow_takes_its_member(policy, 3)?)
+            every_flow_takes_its_member(policy, 3)
         }));
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    skip::run(trials);
 }
 
 fn every_flow_takes_its_member(policy: XmitHashPolicy, members: u8) -> Result<()> {
@@ -64,12 +68,13 @@ fn every_flow_takes_its_member(policy: XmitHashPolicy, members: u8) -> Result<()
     let mut used = vec![0; usize::from(members)];
     let mut wrong = Vec::new();
     for (from, to) in A.iter().zip(B) {
+        let mut sockets = HashMap::new();
         for (sport, dport) in PORTS {
             let flow = OuterFlow { src: from.parse()?, dst: to.parse()?, sport, dport, macs: Some(macs) };
             let Member::Index(expected) = member(policy, &flow, members) else {
                 bail!("{} with known MACs is not predicted", policy.as_str());
             };
-            let carried = bonds.carrier_of(&flow)?;
+            let carried = bonds.carrier_of(&flow, &mut sockets)?;
             used[usize::from(carried)] += 1;
             if carried != expected {
                 wrong.push(format!("{from}:{sport} -> {to}:{dport}: member {carried}, predicted {expected}"));
@@ -117,7 +122,7 @@ impl Bonds {
     }
 
     fn wait_for_lacp(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         let wanted = format!("Number of ports: {}", self.members);
         while ![&self.a, &self.b].iter().all(|ns| {
             let shown = ns.query("cat", "/proc/net/bonding/bond0").unwrap_or_default();
@@ -126,20 +131,28 @@ impl Bonds {
                 // State 63: active, short timeout, aggregating, in sync, collecting, distributing.
                 && shown.matches("port state: 63").count() == 2 * usize::from(self.members)
         }) {
-            ensure!(Instant::now() < deadline, "LACP did not come up in 30 s");
+            ensure!(Instant::now() < deadline, "LACP did not come up in {PATIENCE:?}");
             sleep(Duration::from_millis(100));
         }
         // Neighbours are resolved here and not while a flow is measured.
         for to in B {
-            self.a.exec("ping", ["-c", "1", "-w", "10", to])?;
+            self.a.exec("ping", ["-c", "1", "-w", "30", to])?;
         }
         Ok(())
     }
 
-    /// The member, in enslave order, that a flow's datagrams leave A by.
-    fn carrier_of(&self, flow: &OuterFlow) -> Result<u8> {
+    /// The member, in enslave order, that a flow's datagrams leave A by. A socket is kept, for the flows that share its
+    /// port.
+    fn carrier_of(&self, flow: &OuterFlow, sockets: &mut HashMap<u16, UdpSocket>) -> Result<u8> {
+        let socket = match sockets.entry(flow.sport) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(place) => {
+                let from = SocketAddr::new(flow.src, flow.sport);
+                place.insert(self.a.run(|| UdpSocket::bind(from)).with_context(|| format!("binding {from}"))?)
+            }
+        };
         let before = self.kilobytes_sent()?;
-        self.a.run(|| send(SocketAddr::new(flow.src, flow.sport), SocketAddr::new(flow.dst, flow.dport)))?;
+        send(socket, SocketAddr::new(flow.dst, flow.dport))?;
         let sent: Vec<u64> = self.kilobytes_sent()?.iter().zip(before).map(|(now, before)| now - before).collect();
         let carriers: Vec<u8> = (0..self.members).filter(|i| sent[usize::from(*i)] >= DATAGRAMS).collect();
         ensure!(carriers.len() == 1, "{flow:?} was sent by {} members: {sent:?} kB", carriers.len());
@@ -166,8 +179,7 @@ fn mac(ns: &Netns) -> Result<[u8; 6]> {
     <[u8; 6]>::try_from(bytes).ok().context("an Ethernet address has six bytes")
 }
 
-fn send(from: SocketAddr, to: SocketAddr) -> Result<()> {
-    let socket = UdpSocket::bind(from).with_context(|| format!("binding {from}"))?;
+fn send(socket: &UdpSocket, to: SocketAddr) -> Result<()> {
     let payload = [0u8; PAYLOAD];
     for _ in 0..DATAGRAMS {
         // The far end has no listener; its ICMP errors may come back here and are of no account.

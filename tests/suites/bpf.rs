@@ -13,8 +13,7 @@ mod model;
 #[path = "bpf/rig.rs"]
 mod rig;
 
-use lab::skip::{Feature, requires};
-use libtest_mimic::{Arguments, Failed, Trial};
+use lab::skip::{self, Feature, requires};
 
 type Test = fn() -> anyhow::Result<()>;
 
@@ -31,8 +30,5 @@ fn main() {
         (&[], "masked_logging_is_pruned", lifecycle::masked_logging_is_pruned),
         (&[Feature::Tun], "bad_tables_are_refused", lifecycle::bad_tables_are_refused),
     ];
-    let trials = tests.map(|(features, name, test)| {
-        requires(features, name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
-    });
-    libtest_mimic::run(&Arguments::from_args(), Vec::<Trial>::from(trials)).exit();
+    skip::run(tests.into_iter().map(|(features, name, test)| requires(features, name, test)).collect());
 }

@@ -16,8 +16,8 @@ mod fixture;
 mod tunnels;
 
 use ecmpvpn::plan::Backend;
-use lab::skip::{Feature, requires};
-use libtest_mimic::{Arguments, Failed, Trial};
+use lab::skip::{self, Feature, requires};
+use libtest_mimic::Trial;
 
 type Test = fn(Backend) -> anyhow::Result<()>;
 
@@ -45,8 +45,7 @@ fn main() {
         [(Backend::Kernel, Feature::WireGuard, "kernel"), (Backend::Userspace, Feature::Tun, "userspace")]
     {
         let mut add = |features: &[Feature], name: &str, test: Test| {
-            let run = move || test(backend).map_err(|e| Failed::from(format!("{e:#}")));
-            trials.push(requires(features, &format!("{name}::{suffix}"), run));
+            trials.push(requires(features, &format!("{name}::{suffix}"), move || test(backend)));
         };
         for (name, test) in each_backend {
             add(&[feature], name, test);
@@ -55,5 +54,5 @@ fn main() {
             add(&[feature, Feature::Bonding], name, test);
         }
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    skip::run(trials);
 }

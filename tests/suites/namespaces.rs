@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::exit::Exit;
 use lab::sites::{Lab, Options, Underlay, binary};
-use lab::skip::{Feature, requires};
+use lab::skip::{self, Feature, requires};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Trial;
 use rustix::process::Signal;
 use serde_json::Value;
 
 /// How long a dump may take to settle: duplicate address detection, link watching.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// What carries the tunnels.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,28 +70,18 @@ fn main() {
     for kind in [Kind::Userspace, Kind::Kernel] {
         trials.extend(tests.map(|(name, test)| trial(name, kind, test)));
     }
-    let mut arguments = Arguments::from_args();
-    // Encryption here is the programs' own: more at once would only measure the machine.
-    arguments.test_threads = arguments.test_threads.or(Some(1));
-    libtest_mimic::run(&arguments, trials).exit();
+    skip::run(trials);
 }
 
 fn trial(name: &str, kind: Kind, test: Test) -> Trial {
-    requires(kind.needs(), &format!("{}::{name}", kind.name()), move || {
-        test(kind).map_err(|error| {
-            for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
-                eprintln!("  {line}");
-            }
-            Failed::from(format!("{error:#}"))
-        })
-    })
+    requires(kind.needs(), &format!("{}::{name}", kind.name()), move || test(kind))
 }
 
 /// The emulated bond itself, without ecmpvpn.
 fn the_lab_puts_tunnels_on_links_as_a_bond_would(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let [a, b] = &lab.sites;
-    wait_for_reply(&a.gateway, a.endpoint.into(), b.endpoint.into(), Duration::from_secs(5))?;
+    wait_for_reply(&a.gateway, a.endpoint.into(), b.endpoint.into(), SETTLE)?;
     for (near, far, end) in [(a, b, 0), (b, a, 1)] {
         let mut used = Vec::new();
         for tunnel in &lab.tunnels {
@@ -173,7 +163,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
     let mut bytes = 0;
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
-            let pings = ping(path.from, path.source, path.destination, 5, 56, Duration::from_secs(2))?;
+            let pings = ping(path.from, path.source, path.destination, 5, 56, Duration::from_secs(5))?;
             ensure!(pings.answered() == 5, "pings from {}: {pings:?}", path.source);
             let report = TcpLoad::bytes(64, TCP_EACH).run(path)?;
             ensure!(report.sent() == 64 * TCP_EACH && report.received() == 64 * TCP_EACH, "{report:?}");
@@ -232,7 +222,7 @@ fn fragments_cross(kind: Kind) -> Result<()> {
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
             // The first ones teach the sender the tunnels' MTU, by the gateway's own packet-too-big.
-            let pings = ping(path.from, path.source, path.destination, 10, 4000, Duration::from_millis(300))?;
+            let pings = ping(path.from, path.source, path.destination, 10, 4000, Duration::from_secs(1))?;
             ensure!(pings.answered() >= 8, "from {}: {} of 10 came back", path.source, pings.answered());
             // 3,000 bytes are fragmented by the sender.
             let report = UdpLoad { flows: 8, packets: 20, payload: 3000, rate: 10.0 }.run(path)?;
@@ -255,7 +245,7 @@ fn the_gateway_speaks_from_its_own_address(kind: Kind) -> Result<()> {
         })?;
         ensure!(chosen.ip() == own, "to {far} it would speak from {}", chosen.ip());
         let path = Path { from: &a.gateway, source: own, to: &b.host, destination: far };
-        wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(5))?;
+        wait_for_reply(path.from, path.source, path.destination, SETTLE)?;
         for path in [path, path.reversed()] {
             ensure!(TcpLoad::bytes(4, 50_000).run(path)?.received() == 200_000);
         }

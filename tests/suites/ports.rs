@@ -7,9 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::config::XmitHashPolicy;
 use ecmpvpn::plan::bond_hash::{self, OuterFlow};
 use lab::sites::{Lab, Options, Running, Underlay, binary};
-use lab::skip::{Feature, requires};
+use lab::skip::{self, Feature, requires};
 use lab::traffic::TcpLoad;
-use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Rate of each member, Mbit/s: three of them are below what an emulated machine encrypts, even on a busy host.
 const RATE: f64 = 4.0;
@@ -23,14 +22,8 @@ fn main() {
         ("planned_ports_carry_more_than_equal_ports", planned_ports_carry_more_than_equal_ports),
         ("tunnels_spread_anew_when_a_member_fails", tunnels_spread_anew_when_a_member_fails),
     ];
-    let trial = |(name, test): (&str, Test)| -> Trial {
-        requires(&[Feature::WireGuard, Feature::Bonding], name, move || {
-            test().map_err(|error| Failed::from(format!("{error:#}")))
-        })
-    };
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = arguments.test_threads.or(Some(1));
-    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+    let features = [Feature::WireGuard, Feature::Bonding];
+    skip::run(tests.into_iter().map(|(name, test)| requires(&features, name, test)).collect());
 }
 
 fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<(Lab, [Running; 2])> {
@@ -84,7 +77,7 @@ fn shown(lab: &Lab) -> Result<Vec<String>> {
 }
 
 fn wait_until_shown(lab: &Lab, wanted: &[String]) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while shown(lab)? != wanted {
         ensure!(Instant::now() < deadline, "stats show the tunnels on {:?}, predicted {wanted:?}", shown(lab)?);
         sleep(Duration::from_millis(200));

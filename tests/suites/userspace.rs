@@ -15,9 +15,8 @@ use ecmpvpn::config::{InterfaceName, PresharedKey, PrivateKey};
 use ecmpvpn::host::wireguard::userspace::{MAX_MTU, Userspace, UserspaceError};
 use ecmpvpn::plan::Tunnel;
 use lab::netns::Netns;
-use lab::skip::{Feature, requires};
+use lab::skip::{self, Feature, requires};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
-use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::oneshot;
 
 const MTU: u32 = 1420;
@@ -33,10 +32,7 @@ fn main() {
         ("what_is_not_steered_is_dropped", what_is_not_steered_is_dropped),
         ("garbage_on_the_device_does_not_end_the_tunnel", garbage_on_the_device_does_not_end_the_tunnel),
     ];
-    let trials = tests.map(|(name, test)| {
-        requires(&[Feature::Tun], name, move || test().map_err(|e| Failed::from(format!("{e:#}"))))
-    });
-    libtest_mimic::run(&Arguments::from_args(), Vec::<Trial>::from(trials)).exit();
+    skip::run(tests.into_iter().map(|(name, test)| requires(&[Feature::Tun], name, test)).collect());
 }
 
 fn name(name: &str) -> InterfaceName {
@@ -57,7 +53,7 @@ fn ends() -> anyhow::Result<Ends> {
         ns.ip(&format!("address add fd00:99::{last}/64 dev v0 nodad"))?;
         ns.ip("link set v0 up")?;
     }
-    wait_for_reply(&a, "192.0.2.1".parse()?, "192.0.2.2".parse()?, Duration::from_secs(5))?;
+    wait_for_reply(&a, "192.0.2.1".parse()?, "192.0.2.2".parse()?, Duration::from_secs(30))?;
     let keys = [PrivateKey::generate(), PrivateKey::generate()];
     let preshared = PresharedKey::generate();
     let tunnel = |end: usize| Tunnel {
@@ -139,12 +135,12 @@ fn traffic_crosses_both_ways_and_the_devices_go() -> anyhow::Result<()> {
     set_up(&b, &tunnels[1], 1)?;
     for (source, destination) in [("169.254.77.0", "169.254.77.1"), ("fd00:77::", "fd00:77::1")] {
         let path = Path { from: &a, source: source.parse()?, to: &b, destination: destination.parse()? };
-        wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(10))?;
+        wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(30))?;
         for path in [path, path.reversed()] {
             // Up to the full MTU: 20 or 40 bytes of IP, 8 of ICMP.
             let header = if path.source.is_ipv4() { 28 } else { 48 };
             for payload in [0, 1, 56, MTU as usize - header] {
-                let pings = ping(path.from, path.source, path.destination, 2, payload, Duration::from_secs(2))?;
+                let pings = ping(path.from, path.source, path.destination, 2, payload, Duration::from_secs(5))?;
                 assert_eq!(pings.answered(), 2, "{} bytes from {}", payload, path.source);
             }
             let before = counters(path.to, &tunnels[usize::from(path.to.name() == b.name())].name)?;
@@ -177,7 +173,7 @@ fn outer_packets_may_be_ipv6() -> anyhow::Result<()> {
     set_up(&a, &tunnels[0], 0)?;
     set_up(&b, &tunnels[1], 1)?;
     let path = Path { from: &a, source: "169.254.77.0".parse()?, to: &b, destination: "169.254.77.1".parse()? };
-    wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(10))?;
+    wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(30))?;
     assert_eq!(TcpLoad::bytes(2, 1_000_000).run(path)?.received(), 2_000_000);
     for backend in backends {
         backend.stop();
@@ -277,15 +273,15 @@ fn garbage_on_the_device_does_not_end_the_tunnel() -> anyhow::Result<()> {
     set_up(&a, &tunnels[0], 0)?;
     set_up(&b, &tunnels[1], 1)?;
     let (source, destination): (IpAddr, IpAddr) = ("169.254.77.0".parse()?, "169.254.77.1".parse()?);
-    wait_for_reply(&a, source, destination, Duration::from_secs(10))?;
+    wait_for_reply(&a, source, destination, Duration::from_secs(30))?;
     let garbage: [&[u8]; 5] = [&[0], &[0x45], &[0xff; 100], &[0x60; 39], &[0x4f; 19]];
     lab::packet::inject(&a, tunnels[0].name.as_str(), &garbage)?;
-    assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_secs(1))?.answered(), 3);
+    assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_secs(5))?.answered(), 3);
     // Down for a while: what comes meanwhile is lost and nothing else.
     b.ip(&format!("link set {} down", tunnels[1].name))?;
     assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_millis(100))?.answered(), 0);
     b.ip(&format!("link set {} up", tunnels[1].name))?;
-    assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_secs(1))?.answered(), 3);
+    assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_secs(5))?.answered(), 3);
     for backend in backends {
         backend.stop();
     }

@@ -10,6 +10,7 @@ mod setup;
 mod sh;
 mod test;
 mod toolchain;
+mod virtually;
 mod vm;
 
 use std::process::ExitCode;

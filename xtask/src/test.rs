@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::count::{Counts, Watcher};
-use crate::setup::{self, Part};
+use crate::setup;
 use crate::sh::{self, Cmd};
 use crate::vm::kernel::{self, Series};
-use crate::vm::run::{Request, to_stdout};
-use crate::{build_ebpf, lint, vm};
+use crate::vm::run::to_stdout;
+use crate::{build_ebpf, lint, virtually};
 
 /// The package that holds the suites.
 const SUITES: &str = "ecmpvpn-tests";
@@ -21,15 +21,10 @@ const SUITES: &str = "ecmpvpn-tests";
 const ONLY_IN_VM: &[&str] = &[];
 /// Suites that no kernel makes a difference to.
 const NOT_IN_VM: &[&str] = &["cli", "userspace"];
-/// What the suites leave out in a virtual machine: the userspace backend is tested on the running kernel, and emulated
-/// ciphers are slow.
-const SKIPPED_IN_VM: [&str; 2] = ["--skip", "userspace"];
-/// When one suite in a virtual machine counts as hung. An emulated CPU on a busy machine is slow.
-const SUITE_LIMIT: Duration = Duration::from_secs(1800);
 
 /// What can be run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Stage {
+enum Part {
     /// rustfmt, clippy, cargo-deny.
     Lint,
     /// Unit and property tests; they need no privilege.
@@ -45,7 +40,7 @@ enum Stage {
 pub struct Args {
     /// Run only these stages
     #[arg(long, value_enum)]
-    only: Vec<Stage>,
+    only: Vec<Part>,
     /// Run only these suites
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
@@ -58,8 +53,8 @@ pub struct Args {
 }
 
 impl Args {
-    fn runs(&self, stage: Stage) -> bool {
-        self.only.is_empty() || self.only.contains(&stage)
+    fn runs(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
     }
 
     fn runs_suite(&self, name: &str) -> bool {
@@ -73,10 +68,13 @@ impl Args {
 
 /// An integration suite and its test program.
 #[derive(Debug, PartialEq, Eq)]
-struct Suite {
-    name: String,
-    program: PathBuf,
+pub struct Suite {
+    pub name: String,
+    pub program: PathBuf,
 }
+
+/// A stage that has been run: its name, what came of it, and how long it took.
+pub type Stage = (String, Result<Counts>, Duration);
 
 /// What has run so far.
 #[derive(Default)]
@@ -90,11 +88,17 @@ impl Tally {
         let name = name.into();
         let since = Instant::now();
         eprintln!("==> {name}");
-        let counts = work().unwrap_or_else(|error| {
+        let result = work();
+        self.add((name, result, since.elapsed()))
+    }
+
+    /// Adds a stage that has been run.
+    fn add(&mut self, (name, result, took): Stage) -> bool {
+        let counts = result.unwrap_or_else(|error| {
             eprintln!("error: {name}: {error:#}");
             Counts::FAILURE
         });
-        self.stages.push((name, counts, since.elapsed()));
+        self.stages.push((name, counts, took));
         counts.failed == 0
     }
 
@@ -115,16 +119,16 @@ impl Tally {
 /// `cargo xtask test`; returns the exit status.
 pub fn main(args: &Args) -> i32 {
     let mut tally = Tally::default();
-    let mut parts = vec![Part::Build, Part::Ebpf];
-    parts.extend((args.runs(Stage::Suites) || args.runs(Stage::Vm)).then_some(Part::Lab));
-    parts.extend(args.runs(Stage::Vm).then_some(Part::Vm));
-    parts.extend(args.runs(Stage::Lint).then_some(Part::Lint));
+    let mut parts = vec![setup::Part::Build, setup::Part::Ebpf];
+    parts.extend((args.runs(Part::Suites) || args.runs(Part::Vm)).then_some(setup::Part::Lab));
+    parts.extend(args.runs(Part::Vm).then_some(setup::Part::Vm));
+    parts.extend(args.runs(Part::Lint).then_some(setup::Part::Lint));
     let mut suites = Vec::new();
     let built = tally.stage("setup", || setup::ensure(&parts).map(|()| Counts::default()))
         && tally.stage("build", || {
             build_ebpf::build_ebpf(None)?;
             cargo().arg("build").run()?;
-            if args.runs(Stage::Suites) || args.runs(Stage::Vm) {
+            if args.runs(Part::Suites) || args.runs(Part::Vm) {
                 suites = build_suites()?;
             }
             Ok(Counts::default())
@@ -134,22 +138,26 @@ pub fn main(args: &Args) -> i32 {
     }
     suites.retain(|suite| args.runs_suite(&suite.name));
 
-    if args.runs(Stage::Lint) {
+    if args.runs(Part::Lint) {
         tally.stage("lint", || Ok(lint::run()));
     }
-    if args.runs(Stage::Unit) {
+    if args.runs(Part::Unit) {
         tally.stage("unit tests", || unit(args));
     }
-    if args.runs(Stage::Suites) {
+    if args.runs(Part::Suites) {
         for suite in suites.iter().filter(|suite| !ONLY_IN_VM.contains(&suite.name.as_str())) {
             tally.stage(format!("{} here", suite.name), || here(suite, args));
         }
     }
-    if args.runs(Stage::Vm) {
-        for series in kernel::ALL.into_iter().filter(|series| args.runs_kernel(*series)) {
-            for suite in suites.iter().filter(|suite| !NOT_IN_VM.contains(&suite.name.as_str())) {
-                tally.stage(format!("{} on Linux {}", suite.name, series.name()), || virtually(suite, series, args));
-            }
+    if args.runs(Part::Vm) {
+        let suites: Vec<&Suite> = suites.iter().filter(|suite| !NOT_IN_VM.contains(&suite.name.as_str())).collect();
+        let kernels: Vec<Series> = kernel::ALL.into_iter().filter(|series| args.runs_kernel(*series)).collect();
+        let since = Instant::now();
+        let ran = virtually::run(&suites, &kernels, &args.filter, &mut |stage| {
+            tally.add(stage);
+        });
+        if ran.is_err() {
+            tally.add(("virtual machines".to_owned(), ran.map(|()| Counts::default()), since.elapsed()));
         }
     }
     tally.finish()
@@ -160,7 +168,7 @@ fn cargo() -> Cmd {
 }
 
 /// The program under test.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     sh::target().join("debug/ecmpvpn")
 }
 
@@ -176,28 +184,6 @@ fn here(suite: &Suite, args: &Args) -> Result<Counts> {
     // `env` because sudo does not keep the environment.
     let program = Cmd::root("env").arg(format!("ECMPVPN_BIN={}", binary().display())).arg(&suite.program);
     watched(program.args(&args.filter).dir(&sh::root().join("tests")))
-}
-
-fn virtually(suite: &Suite, series: Series, args: &Args) -> Result<Counts> {
-    let inside = format!("/root/{}", suite.name);
-    let request = Request {
-        series,
-        cpus: 2,
-        memory_mib: 2048,
-        timeout: SUITE_LIMIT,
-        copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
-        env: vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
-        command: std::iter::once(inside)
-            .chain(SKIPPED_IN_VM.map(str::to_owned))
-            .chain(args.filter.iter().cloned())
-            .collect(),
-    };
-    let mut watcher = Watcher::default();
-    let status = vm::run(&request, None, &mut |bytes| {
-        watcher.feed(bytes);
-        to_stdout(bytes)
-    })?;
-    Ok(watcher.finish(status == 0))
 }
 
 /// Runs a test runner, passing its output on and counting.

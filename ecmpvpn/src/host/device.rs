@@ -5,7 +5,7 @@ use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::{AddressFamily, address::AddressScope};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -91,14 +91,22 @@ pub async fn prepare(
         .and_then(|()| sysctl::write_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "0"))
         .during(|| format!("preparing IPv6 on {name}"))?;
     for address in addresses {
-        add_address(netlink, name, index, *address).await?;
+        let mut message = address_message(index, *address);
+        // Nobody else is on these devices. Without this the kernel calls an IPv6 address tentative until a work queue has
+        // looked at it, and refuses it as the source of a route meanwhile.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        add(netlink, name, *address, message).await?;
     }
     Ok(())
 }
 
 /// Adds an address as `ip address add` does.
 pub async fn add_address(netlink: &Netlink, name: &str, index: u32, address: IpNet) -> Result<(), HostError> {
-    let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
+    add(netlink, name, address, address_message(index, address)).await
+}
+
+async fn add(netlink: &Netlink, name: &str, address: IpNet, message: AddressMessage) -> Result<(), HostError> {
+    let message = RouteNetlinkMessage::NewAddress(message);
     netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await.during(|| format!("adding address {address} to {name}"))
 }
 

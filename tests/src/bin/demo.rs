@@ -23,7 +23,7 @@ use serde_json::Value;
 /// Routing table and rule preference of the two contestants that bypass the steering device.
 const TABLE: u32 = 500;
 /// How long the host may take to look as before.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// The links' rate where the machine can fill it, Mbit/s.
 const MAX_RATE: f64 = 20.0;

@@ -249,7 +249,7 @@ impl Lab {
     /// Waits until every tunnel, and the LANs through them, answer: handshakes take their time, and a bond's first
     /// LACP exchange too.
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
-        let patience = Duration::from_secs(20);
+        let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
             for tunnel in &self.tunnels {
                 let [a, b] = tunnel.addresses;
@@ -296,7 +296,7 @@ fn wait_until_usable(ns: &Netns) -> Result<()> {
         let addresses = |link: &Value| link["addr_info"].as_array().is_some_and(|all| !all.is_empty());
         let waiting = links.iter().find(|link| link["operstate"] == "DOWN");
         let Some(waiting) = waiting.or_else(|| tentative.iter().find(|link| addresses(link))) else { return Ok(()) };
-        ensure!(start.elapsed() < Duration::from_secs(10), "not usable in {}: {waiting}", ns.name());
+        ensure!(start.elapsed() < Duration::from_secs(30), "not usable in {}: {waiting}", ns.name());
         std::thread::sleep(Duration::from_millis(50));
     }
 }

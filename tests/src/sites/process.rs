@@ -17,7 +17,7 @@ use crate::log;
 use crate::netns::unique;
 
 /// How long `run` may take to come up or to take everything down.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The program under test: `ECMPVPN_BIN`, or the one that cargo put beside this program.
 pub fn binary() -> Result<PathBuf> {

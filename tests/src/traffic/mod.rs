@@ -24,7 +24,7 @@ pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
 /// No single socket call takes longer.
-const CALL_LIMIT: Duration = Duration::from_secs(5);
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// One direction between two namespaces.
 #[derive(Clone, Copy, Debug)]

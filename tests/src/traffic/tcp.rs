@@ -160,7 +160,7 @@ fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> 
         }
         match socket.write(&block[..length]) {
             Ok(written) => sent += written as u64,
-            // Still stuck after five seconds: not an error by itself, but it must end.
+            // Still stuck after all that time: not an error by itself, but it must end.
             Err(e) if timed_out(&e) && matches!(until, Until::Time(_)) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),

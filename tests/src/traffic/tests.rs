@@ -22,7 +22,7 @@ impl Pair {
         let pair = Self { a, b };
         for path in [pair.v4(), pair.v6()] {
             // A link that has just come up drops until the kernel's link watch has run.
-            wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(5)).unwrap();
+            wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(20)).unwrap();
         }
         pair
     }
@@ -42,7 +42,7 @@ impl Pair {
 fn everything_crosses_a_plain_link_both_ways() {
     let pair = Pair::new();
     for path in [pair.v4(), pair.v6(), pair.v4().reversed(), pair.v6().reversed()] {
-        let pings = ping(path.from, path.source, path.destination, 3, 56, Duration::from_secs(1)).unwrap();
+        let pings = ping(path.from, path.source, path.destination, 3, 56, Duration::from_secs(5)).unwrap();
         assert_eq!((pings.sent, pings.answered()), (3, 3));
         let report = TcpLoad::bytes(5, 200_001).run(path).unwrap();
         assert!(report.flows.iter().all(|flow| (flow.sent, flow.received) == (200_001, 200_001)));

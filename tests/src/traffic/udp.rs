@@ -14,7 +14,10 @@ use super::{Path, limit, megabits, open, timed_out};
 /// Flow number and sequence number, big endian.
 const HEADER: usize = 12;
 /// The receiver stops when nothing came for this long after the sender's end.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// How far behind its rate a sender may be and still catch up.
+const CATCH_UP: Duration = Duration::from_millis(30);
 
 /// What is to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -164,9 +167,11 @@ impl UdpLoad {
             for (flow, (_, socket)) in (0_u32..).zip(senders) {
                 datagram[..4].copy_from_slice(&flow.to_be_bytes());
                 datagram[4..8].copy_from_slice(&number.to_be_bytes());
-                // The sleep is coarse; what it oversleeps is caught up with.
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                due += gap;
+                // The sleep is coarse, and what it oversleeps is caught up with; but not what a busy machine kept the
+                // sender from sending for longer: at once that would be more than queues hold.
+                let now = Instant::now();
+                thread::sleep(due.saturating_duration_since(now));
+                due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + gap;
                 socket.send(&datagram)?;
             }
         }

@@ -15,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Waits for what the kernel does by itself: duplicate address detection, link watching.
-const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// Reachable outside of the suite: the tests' only bond patience.
 pub const OPTIONS: host::Options = host::Options { bond_patience: Duration::from_secs(5) };
@@ -64,7 +64,7 @@ impl Fixture {
 
     /// Until no address is tentative and every link that is up has its operational state.
     pub fn wait_for_addresses(&self) -> Result<()> {
-        for _ in 0..100 {
+        for _ in 0..300 {
             let here = self.ns.query("ip", "-6 address show tentative")?;
             let there = self.far.query("ip", "-6 address show tentative")?;
             if here.trim().is_empty() && there.trim().is_empty() {

@@ -282,7 +282,7 @@ fn advertised_route(fixture: &Fixture) -> Result<String> {
 pub fn router_advertisements_survive_forwarding(backend: Backend) -> Result<()> {
     let fixture = Fixture::new()?;
     advertise(&fixture)?;
-    for _ in 0..50 {
+    for _ in 0..300 {
         if !advertised_route(&fixture)?.is_empty() {
             break;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub mod death;
 pub mod initramfs;
 pub mod kernel;
 pub mod run;
@@ -70,18 +71,18 @@ pub fn main(args: Args) -> Result<i32> {
 
 /// Runs `request` and returns the command's exit status. `accel`: None to find out what works.
 pub fn run(request: &Request, accel: Option<Accel>, sink: &mut run::Sink<'_>) -> Result<i32> {
-    let dir = dir(request.series);
-    fs::create_dir_all(&dir)?;
-    prepare(request.series, &dir)?;
+    prepare(request.series)?;
     let accel = match accel {
         Some(accel) => accel,
         None => detect(request.series)?,
     };
-    run::run(request, &dir, accel, sink)
+    run::run(request, &dir(request.series), accel, sink)
 }
 
-/// Fetches the kernel and builds the root file system, one process at a time.
-fn prepare(series: Series, dir: &Path) -> Result<()> {
+/// Fetches the kernel and builds the root file system, unless they are there; one process at a time.
+pub fn prepare(series: Series) -> Result<()> {
+    let dir = &dir(series);
+    fs::create_dir_all(dir)?;
     let lock = File::create(dir.join("lock"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("locking the kernel's directory")?;
     let kernel = kernel::get(series, dir)?;
@@ -93,9 +94,9 @@ fn dir(series: Series) -> PathBuf {
     sh::target().join("vm").join(series.name())
 }
 
-/// Whether KVM works. A nested one may exist and fail, so a machine is booted with it; the answer holds until this
-/// machine reboots.
-fn detect(series: Series) -> Result<Accel> {
+/// How machines are run here. A nested KVM may exist and fail, so a machine is booted with it; the answer holds until
+/// this machine reboots.
+pub fn detect(series: Series) -> Result<Accel> {
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(Accel::Tcg);
     }

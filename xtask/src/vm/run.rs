@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::death::{Died, is_stale_code};
 use super::{Accel, initramfs, kernel};
 use crate::sh;
 
@@ -246,7 +247,8 @@ fn unattended(
     ensure!(!text.is_empty(), "QEMU failed: {}", sh::tail(&qemu_said, 5));
     let why = panic_line(&text).unwrap_or_else(|| format!("it went away: {}", sh::tail(&qemu_said, 1)));
     if printed {
-        bail!("the virtual machine died while the command ran: {why}\n{}", sh::tail(&text, 25));
+        let by_stale_code = is_stale_code(&text);
+        return Err(Died { why: format!("{why}\n{}", sh::tail(&text, 25)), by_stale_code }.into());
     }
     Ok(End::Died(why))
 }

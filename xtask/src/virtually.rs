@@ -1,0 +1,175 @@
+//! The suites in the virtual machines.
+//!
+//! Most suites need no throughput: their machine has one CPU, on which no code can be stale (`vm::death`), and the
+//! machines of all kernels run side by side. The others have the host to themselves.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::count::{Counts, Watcher};
+use crate::sh;
+use crate::test::{Stage, Suite, binary};
+use crate::vm::death::Died;
+use crate::vm::kernel::Series;
+use crate::vm::run::{Request, to_stdout};
+use crate::vm::{self, Accel};
+
+/// Suites that move more than one emulated CPU beside another machine does without becoming the bottleneck.
+const NEED_THROUGHPUT: &[&str] = &["namespaces", "ports"];
+/// What the suites leave out: the userspace backend is tested on the running kernel, and emulated ciphers are slow.
+const SKIPPED: [&str; 2] = ["--skip", "userspace"];
+/// When one suite counts as hung. An emulated CPU on a busy machine is slow.
+const SUITE_LIMIT: Duration = Duration::from_secs(1800);
+/// How often a suite may be run again after its machine died of stale code.
+const REPEATS: u32 = 2;
+
+/// A suite that ran on a kernel.
+struct Ran {
+    name: String,
+    counts: Result<Counts>,
+    took: Duration,
+    output: Vec<u8>,
+}
+
+/// Runs `suites` on each kernel and hands what became of them to `stage`, in the order in which they end.
+pub fn run(suites: &[&Suite], kernels: &[Series], filter: &[String], stage: &mut dyn FnMut(Stage)) -> Result<()> {
+    // Before machines run side by side, which would both want to.
+    for series in kernels {
+        vm::prepare(*series)?;
+    }
+    let Some(first) = kernels.first() else { return Ok(()) };
+    let accel = vm::detect(*first)?;
+    let (alone, beside): (Vec<&Suite>, Vec<&Suite>) =
+        suites.iter().partition(|suite| NEED_THROUGHPUT.contains(&suite.name.as_str()));
+
+    let machines = thread::available_parallelism().map_or(1, usize::from);
+    for kernels in kernels.chunks(machines) {
+        let (sender, results) = mpsc::channel();
+        thread::scope(|scope| {
+            for series in kernels {
+                let (sender, beside) = (sender.clone(), &beside);
+                scope.spawn(move || {
+                    for suite in beside {
+                        let ran = suite_on(suite, *series, 1, accel, filter, &mut |_| Ok(()));
+                        // The receiver stays until all senders are gone.
+                        let _ = sender.send(ran);
+                    }
+                });
+            }
+            drop(sender);
+            for ran in results {
+                eprintln!("==> {}: its output", ran.name);
+                // As with the other suites, a closed stdout ends the whole test soon enough.
+                let _ = to_stdout(&ran.output);
+                stage((ran.name, ran.counts, ran.took));
+            }
+        });
+    }
+    for series in kernels {
+        for suite in &alone {
+            let ran = suite_on(suite, *series, 2, accel, filter, &mut to_stdout);
+            stage((ran.name, ran.counts, ran.took));
+        }
+    }
+    Ok(())
+}
+
+/// Runs one suite; its output goes to `sink` as it comes, and is kept.
+fn suite_on(
+    suite: &Suite,
+    series: Series,
+    cpus: u32,
+    accel: Accel,
+    filter: &[String],
+    sink: &mut vm::run::Sink<'_>,
+) -> Ran {
+    let name = format!("{} on Linux {}", suite.name, series.name());
+    eprintln!("==> {name}");
+    let inside = format!("/root/{}", suite.name);
+    let request = Request {
+        series,
+        cpus,
+        memory_mib: 2048,
+        timeout: SUITE_LIMIT,
+        copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
+        env: vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
+        command: std::iter::once(inside).chain(SKIPPED.map(str::to_owned)).chain(filter.iter().cloned()).collect(),
+    };
+    let since = Instant::now();
+    let mut output = Vec::new();
+    let counts = again_after_stale_code(&name, accel == Accel::Tcg, || {
+        let mut watcher = Watcher::default();
+        let status = vm::run(&request, Some(accel), &mut |bytes| {
+            watcher.feed(bytes);
+            output.extend_from_slice(bytes);
+            sink(bytes)
+        })?;
+        Ok(watcher.finish(status == 0))
+    });
+    Ran { name, counts, took: since.elapsed(), output }
+}
+
+/// Does `run` again, in a new machine and from the start, if an emulated one died of stale code. Whatever the dead one
+/// printed counts for nothing: a test may have failed because its kernel was dying. Every other end is final.
+fn again_after_stale_code(name: &str, emulated: bool, mut run: impl FnMut() -> Result<Counts>) -> Result<Counts> {
+    for repeat in 1..=REPEATS {
+        let result = run();
+        match &result {
+            Err(error) if emulated && error.downcast_ref::<Died>().is_some_and(|died| died.by_stale_code) => {
+                eprintln!("{error:#}");
+                sh::note(format!("{name}: THE EMULATOR BROKE THE MACHINE (stale code, see xtask/src/vm/death.rs)"));
+                sh::note(format!("{name}: nothing of that run counts; repeat {repeat} of at most {REPEATS}"));
+            }
+            _ => return result,
+        }
+    }
+    run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    fn died(by_stale_code: bool) -> Result<Counts> {
+        Err(Died { why: "Kernel panic".to_owned(), by_stale_code }.into())
+    }
+
+    /// The result, and how often it ran; `results` for each time.
+    fn outcome(emulated: bool, results: &[fn() -> Result<Counts>]) -> (Result<Counts>, usize) {
+        let mut runs = 0;
+        let result = again_after_stale_code("suite on Linux 0", emulated, || {
+            runs += 1;
+            results[runs - 1]()
+        });
+        (result, runs)
+    }
+
+    const PASSED: Counts = Counts { passed: 3, failed: 0, skipped: 0 };
+
+    #[test]
+    fn only_stale_code_in_an_emulated_machine_is_run_again() {
+        let (result, runs) = outcome(true, &[|| died(true), || Ok(PASSED)]);
+        assert_eq!((result.unwrap(), runs), (PASSED, 2));
+        let (result, runs) = outcome(false, &[|| died(true)]);
+        assert!(result.is_err() && runs == 1);
+        let (result, runs) = outcome(true, &[|| died(false)]);
+        assert!(result.is_err() && runs == 1);
+        let (result, runs) = outcome(true, &[|| bail!("it took too long")]);
+        assert!(result.is_err() && runs == 1);
+        let (result, runs) = outcome(true, &[|| Ok(Counts::FAILURE)]);
+        assert_eq!((result.unwrap(), runs), (Counts::FAILURE, 1));
+    }
+
+    #[test]
+    fn it_is_run_again_at_most_twice_and_a_failure_then_counts() {
+        let (result, runs) = outcome(true, &[|| died(true), || died(true), || died(true)]);
+        assert!(result.is_err() && runs == 3);
+        let (result, runs) = outcome(true, &[|| died(true), || died(true), || Ok(Counts::FAILURE)]);
+        assert_eq!((result.unwrap(), runs), (Counts::FAILURE, 3));
+    }
+}
