@@ -1,11 +1,26 @@
-//! The steering decision: which tunnel a packet takes. Pure: the maps are behind [`Tables`].
+//! The steering decision: which tunnel a packet takes. Pure: the maps and the clock are behind [`Tables`].
+//!
+//! A bucket stays with its tunnel while that lives and its packets follow one another closely. After a gap, or when the
+//! tunnel died, it chooses anew: its home under policy `hash`, the least loaded link under `flowlet` and `adaptive`.
+//! Under `spray`, and where the daemon marked a bucket so, every packet chooses.
 
-use crate::layout::{Bucket, Destination, Peer, Reason, Settings, Tunnel, settings_flags, tunnel_id};
+use crate::flow::mix;
+use crate::layout::{
+    Bucket, Destination, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, bucket_flags, how, policy,
+    rule_flags, settings_flags, tunnel_id,
+};
+use crate::load;
 use crate::packet::{Packet, Parsed, Transport, parse};
-use crate::rendezvous;
+use crate::rendezvous::{self, NONE};
+use crate::rules;
+
+/// A bucket without a packet for so long holds a new flow: where it was last does not count. Nanoseconds.
+pub const FORGOTTEN_NS: u64 = 1_000_000_000;
 
 /// What the decision looks up. `None` where there is no such entry.
 pub trait Tables {
+    /// The monotonic clock, nanoseconds.
+    fn now(&self) -> u64;
     /// What holds for all peers.
     fn settings(&self) -> Option<&Settings>;
     /// The peer whose prefix matches longest.
@@ -16,10 +31,41 @@ pub trait Tables {
     fn tunnel(&self, id: u32) -> Option<&Tunnel>;
     /// A bucket by its place among all peers' buckets.
     fn bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A tunnel's load by its id.
+    fn load(&self, id: u32) -> Option<&Load>;
+    /// A link by its place among all peers' links.
+    fn path(&self, index: u32) -> Option<&Path>;
+    /// A rule by its number.
+    fn rule(&self, rule: u32) -> Option<&Rule>;
+    /// The rules that a field's value meets, by [`crate::layout::rule_fields`].
+    fn rule_field(&self, at: u32) -> Option<&RuleSet>;
+    /// The rules that a firewall mark meets; `None` if none names it.
+    fn rules_of_mark(&self, mark: u32) -> Option<u64>;
+    /// The rules that a source address meets.
+    fn rules_of_source(&self, source: &Destination) -> u64;
+    /// The rules that a destination address meets.
+    fn rules_of_destination(&self, destination: &Destination) -> u64;
+    /// The tunnels of a peer that a rule allows, a bit a slot.
+    fn rule_tunnels(&self, rule: u32, peer: u32) -> u32;
 
-    /// The slot that ranks first in a peer's bucket among `live` ones, or [`rendezvous::NONE`].
-    fn best(&self, peer: u32, within: u32, live: u32) -> u32 {
-        best(self, peer, within, live)
+    /// The slot that ranks first in a peer's bucket among some, or [`NONE`].
+    fn best(&self, peer: u32, within: u32, among: u32) -> u32 {
+        best(self, peer, within, among)
+    }
+
+    /// What one link costs; see [`rank`].
+    fn rank(&self, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
+        rank(self, path, among, now, bytes)
+    }
+
+    /// The slot among some whose link is the least loaded, or [`NONE`]; see [`least`].
+    fn least(&self, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
+        least(self, peer, within, among, now, current)
+    }
+
+    /// The slot among some that would deliver so many bytes first, or [`NONE`].
+    fn earliest(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
+        earliest(self, peer, within, among, now, bytes)
     }
 }
 
@@ -32,8 +78,8 @@ pub struct Steer {
     pub ifindex: u32,
     /// The bucket, by its place among all peers' buckets.
     pub bucket: u32,
-    /// Whether the bucket came to this tunnel just now, because its former one died or its home came back.
-    pub failover: bool,
+    /// Bits of [`how`].
+    pub how: u32,
     /// The packet's transport header.
     pub transport: Transport,
 }
@@ -49,7 +95,7 @@ pub enum Verdict {
     Dropped(Reason),
 }
 
-/// Decides for the packet; notes in its bucket which tunnel it takes.
+/// Decides for the packet; notes in its bucket which tunnel it takes, and its bytes with that tunnel's load.
 #[inline(always)]
 pub fn decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> Verdict {
     match try_decide(packet, tables) {
@@ -66,44 +112,221 @@ fn try_decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) ->
     let peer = tables.peer(number).ok_or(Reason::BadTable)?;
     let settings = tables.settings().ok_or(Reason::BadTable)?;
     let symmetric = settings.flags & settings_flags::SYMMETRIC != 0;
-    let hash = key.hash(settings.seed, settings.hash_fields, symmetric);
+    let mut hash = key.hash(settings.seed, settings.hash_fields, symmetric);
+    let mut terms = Terms { policy: peer.policy.get(), usable: peer.live.get() };
+    let among = peer.rules.get();
+    if among != 0 {
+        let rule = rules::first(packet, &key, among, tables);
+        if rule != rules::NONE {
+            terms = terms.under(tables, rule, number)?;
+            // Else flows that meet different rules would share buckets.
+            hash = mix(hash ^ u64::from(rule + 1));
+        }
+    }
+    if terms.usable == 0 {
+        return Err(Reason::NoLiveTunnel);
+    }
 
     let within = hash as u32 & peer.bucket_mask;
     let index = peer.bucket_base.wrapping_add(within);
     let bucket = tables.bucket(index).ok_or(Reason::BadTable)?;
-    let slot = by_hash(tables, number, peer, within, bucket)?;
-    let id = tunnel_id(number, slot);
-    let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
+    let (now, bytes) = (tables.now(), packet.length());
+    let idle = now.saturating_sub(bucket.last_ns.get());
+    bucket.last_ns.set(now);
+    bucket.bytes.set(bucket.bytes.get().wrapping_add(bytes));
 
-    let failover = u32::from(bucket.tunnel.get()) != slot;
-    if failover {
+    let current = u32::from(bucket.tunnel.get());
+    let lives = terms.usable.checked_shr(current).unwrap_or(0) & 1 == 1;
+    let (mut slot, mut how, mut is_new) = (current, 0, false);
+    if terms.policy == policy::SPRAY || bucket.flags.get() & bucket_flags::SPRAY != 0 {
+        slot = tables.earliest(number, within, terms.preferred(peer), now, bytes);
+        how = how::SPRAYED;
+    } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
+        slot = choose(tables, number, peer, &terms, within, bucket, now, idle);
+        is_new = idle >= FORGOTTEN_NS || slot != current;
+        if slot != current {
+            how = if lives && terms.policy != policy::HASH { how::FLOWLET } else { how::FAILOVER };
+        }
+    }
+
+    let id = tunnel_id(number, slot & (u32::BITS - 1));
+    let tunnel = tables.tunnel(id).filter(|tunnel| slot != NONE && tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
+    if slot != current {
         bucket.tunnel.set(slot as u8);
     }
-    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: index, failover, transport })
+    if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
+        load::charge(load, now, bytes);
+        if is_new {
+            load::expect(load, now, peer.expected_bytes.get());
+        }
+    }
+    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: index, how, transport })
 }
 
-/// Policy `hash`: the bucket's home, or while that is down the best of the live tunnels.
+/// What holds for a packet.
+struct Terms {
+    /// See [`policy`].
+    policy: u32,
+    /// Live tunnels that it may take.
+    usable: u32,
+}
+
+impl Terms {
+    /// As a rule that the packet meets changes them.
+    #[inline(always)]
+    fn under<T: Tables + ?Sized>(self, tables: &T, rule: u32, peer: u32) -> Result<Self, Reason> {
+        let record = tables.rule(rule).ok_or(Reason::BadTable)?;
+        let policy = match record.policy.get() {
+            policy::PEERS_OWN => self.policy,
+            policy => policy,
+        };
+        let allowed = self.usable & tables.rule_tunnels(rule, peer);
+        let others_do = allowed == 0 && record.flags.get() & rule_flags::PREFER != 0;
+        Ok(Self { policy, usable: if others_do { self.usable } else { allowed } })
+    }
+
+    /// Tunnels that may take a new flow: those that are being drained only if there are no others.
+    #[inline(always)]
+    fn preferred(&self, peer: &Peer) -> u32 {
+        match self.usable & peer.open.get() {
+            0 => self.usable,
+            open => open,
+        }
+    }
+}
+
+/// The slot for a bucket that may move.
 #[inline(always)]
-fn by_hash<T: Tables + ?Sized>(
+#[expect(clippy::too_many_arguments, reason = "inlined; a struct of them would go through the BPF stack")]
+fn choose<T: Tables + ?Sized>(
     tables: &T,
     number: u32,
     peer: &Peer,
+    terms: &Terms,
     within: u32,
     bucket: &Bucket,
-) -> Result<u32, Reason> {
-    let live = peer.live.get();
-    let home = u32::from(bucket.home.get());
-    if live.checked_shr(home).unwrap_or(0) & 1 == 1 {
-        return Ok(home);
+    now: u64,
+    idle: u64,
+) -> u32 {
+    let among = terms.preferred(peer);
+    if terms.policy == policy::HASH {
+        let home = u32::from(bucket.home.get());
+        return if among.checked_shr(home).unwrap_or(0) & 1 == 1 { home } else { tables.best(number, within, among) };
     }
-    match tables.best(number, within, live) {
-        rendezvous::NONE => Err(Reason::NoLiveTunnel),
-        slot => Ok(slot),
-    }
+    let current = if idle >= FORGOTTEN_NS { NONE } else { u32::from(bucket.tunnel.get()) };
+    tables.least(number, within, among, now, current)
 }
 
 /// What [`Tables::best`] does. BPF makes a function of its own of it, which the verifier looks at only once.
 #[inline(always)]
-pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, live: u32) -> u32 {
-    rendezvous::pick(within, live, |slot| tables.tunnel(tunnel_id(peer, slot)).map(Tunnel::candidate))
+pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32) -> u32 {
+    rendezvous::pick(within, among, |slot| tables.tunnel(tunnel_id(peer, slot)).map(Tunnel::candidate))
+}
+
+/// The slot among `among` whose link has the lowest level. The `current` one stays, unless that would leave its link
+/// ahead by more than a new flow is expected to bring: where nothing is to be gained nothing moves. Ties go to the first
+/// link in an order that differs from bucket to bucket.
+#[inline(always)]
+pub fn least<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
+    let first = first_rank(tables, peer, within, among, now, 0);
+    if among.checked_shr(current).unwrap_or(0) & 1 == 1
+        && let Some(record) = tables.peer(peer)
+        && let Some(load) = tables.load(tunnel_id(peer, current)).and_then(|load| tables.load(load.link.get()))
+    {
+        let margin = load::time_of(load, record.expected_bytes.get());
+        if load::level(load, now) <= (first >> PLACE_BITS).saturating_add(margin) {
+            return current;
+        }
+    }
+    slot_of(tables, peer, within, among, first)
+}
+
+/// The slot among `among` that would deliver `bytes` first: earliest delivery path first, by the modelled queue, rate and
+/// delay of each link. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC 2002.
+///
+/// Where rates are over-estimated all queues look empty; then the lower level decides, which deals out bytes evenly.
+#[inline(always)]
+pub fn earliest<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
+    let first = first_rank(tables, peer, within, among, now, bytes);
+    slot_of(tables, peer, within, among, first)
+}
+
+/// The lowest rank among a peer's links. A rank is [`rank`]'s cost with the link's place in its low bits, counted from
+/// another link on from bucket to bucket. No comparison branches: the verifier would follow each branch of each turn.
+#[inline(always)]
+fn first_rank<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
+    let count = tables.peer(peer).map_or(0, |peer| peer.path_count.get());
+    let start = spread(within, count);
+    let mut first = NO_RANK;
+    for i in 0..u32::BITS {
+        if i >= count {
+            break;
+        }
+        let place = u64::from(i.wrapping_sub(start) & PLACE_MASK);
+        let ranked = tables.rank(tunnel_id(peer, i), among, now, bytes) | place;
+        // Both are below 2^63: the sign of the difference tells which is lower.
+        let difference = ranked.wrapping_sub(first);
+        first = first.wrapping_add(difference & (difference.cast_signed() >> 63).cast_unsigned());
+    }
+    first
+}
+
+const PLACE_BITS: u32 = 5;
+const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
+/// Above every rank.
+const NO_RANK: u64 = u64::MAX >> 1;
+
+/// What a link costs, times 2^[`PLACE_BITS`]: without `bytes` its level, else when it would deliver them, nanoseconds
+/// from `now`. [`NO_RANK`] without the place if none of `among` leaves by it.
+#[inline(always)]
+pub fn rank<T: Tables + ?Sized>(tables: &T, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
+    const NONE: u64 = NO_RANK & !(PLACE_MASK as u64);
+    let Some(path) = tables.path(path) else { return NONE };
+    let Some(load) = tables.load(path.link.get()) else { return NONE };
+    if path.tunnels.get() & among == 0 {
+        return NONE;
+    }
+    let level = load::level(load, now);
+    let cost = if bytes == 0 {
+        level
+    } else {
+        let queued = load::free_at(load, now) - now + load::time_of(load, bytes);
+        queued + u64::from(load.delay_ns.get()) + (level >> LEVEL_SHARE_BITS)
+    };
+    cost << (PLACE_BITS + 1) >> 1
+}
+
+/// The level's share of the cost when delivery counts: enough to break ties, too little to outweigh a queued packet.
+const LEVEL_SHARE_BITS: u32 = 6;
+
+/// A slot of the link that a rank belongs to.
+#[inline(always)]
+fn slot_of<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, rank: u64) -> u32 {
+    let count = tables.peer(peer).map_or(0, |peer| peer.path_count.get());
+    let place = (rank as u32).wrapping_add(spread(within, count)) & PLACE_MASK;
+    tables.path(tunnel_id(peer, place)).map_or(NONE, |path| one_of(path.tunnels.get() & among, within))
+}
+
+/// A number below `count` that differs from bucket to bucket.
+#[inline(always)]
+fn spread(within: u32, count: u32) -> u32 {
+    let scattered = within.wrapping_mul(0x9e37_79b1);
+    ((u64::from(scattered) * u64::from(count)) >> 32) as u32
+}
+
+/// One of the bits that are set, another one from bucket to bucket; [`NONE`] if there is none.
+#[inline(always)]
+fn one_of(slots: u32, within: u32) -> u32 {
+    if slots == 0 {
+        return NONE;
+    }
+    let mut slots = slots;
+    let skipped = spread(within ^ 0x5555, slots.count_ones());
+    for i in 0..u32::BITS {
+        if i >= skipped {
+            break;
+        }
+        slots &= slots - 1;
+    }
+    slots.trailing_zeros()
 }

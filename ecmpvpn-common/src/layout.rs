@@ -7,13 +7,15 @@ use crate::shared::Shared;
 use crate::rendezvous::Candidate;
 
 /// Part of the directory that pins are in: one version's maps are never taken for another's.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// Remote sites.
 pub const MAX_PEERS: u32 = 64;
 /// Tunnels of one peer: its live ones fit one word.
 pub const MAX_TUNNELS_PER_PEER: u32 = 32;
 /// A power of two.
 pub const BUCKETS_PER_PEER: u32 = 65_536;
+/// Rules: those that apply to a packet fit one word.
+pub const MAX_RULES: u32 = 64;
 
 /// Names of the maps, in the object and among the pins. At most 15 bytes: the kernel cuts off more.
 pub mod maps {
@@ -35,8 +37,42 @@ pub mod maps {
     pub const REASONS: &str = "REASONS";
     /// Array of [`super::Health`], by the tunnel's id; mapped. The programs do not look at it.
     pub const HEALTH: &str = "HEALTH";
+    /// Array of [`super::Load`], by the tunnel's id; mapped.
+    pub const LOADS: &str = "LOADS";
+    /// Array of [`super::Path`]: the links of a peer, [`super::MAX_TUNNELS_PER_PEER`] a peer; mapped.
+    pub const PATHS: &str = "PATHS";
+    /// Array of [`super::Rule`], by the rule's number; mapped.
+    pub const RULES: &str = "RULES";
+    /// Array of [`super::RuleSet`], by [`super::rule_fields`]; mapped.
+    pub const RULE_FIELDS: &str = "RULE_FIELDS";
+    /// Longest-prefix match from a source [`super::Destination`] to the rules that it meets, a bit each.
+    pub const RULE_SOURCES: &str = "RULE_SOURCES";
+    /// The same for destinations.
+    pub const RULE_DESTS: &str = "RULE_DESTS";
+    /// Hash from firewall mark to the rules that it meets; marks that no rule names are not there.
+    pub const RULE_MARKS: &str = "RULE_MARKS";
+    /// Array of masks of the peer's tunnels that a rule allows, by `rule * MAX_PEERS + peer`; mapped.
+    pub const RULE_TUNNELS: &str = "RULE_TUNNELS";
     /// Every map that is pinned.
-    pub const ALL: [&str; 9] = [SETTINGS, PREFIXES, PEERS, TUNNELS, TUNNEL_IDS, BUCKETS, COUNTERS, REASONS, HEALTH];
+    pub const ALL: [&str; 17] = [
+        SETTINGS,
+        PREFIXES,
+        PEERS,
+        TUNNELS,
+        TUNNEL_IDS,
+        BUCKETS,
+        COUNTERS,
+        REASONS,
+        HEALTH,
+        LOADS,
+        PATHS,
+        RULES,
+        RULE_FIELDS,
+        RULE_SOURCES,
+        RULE_DESTS,
+        RULE_MARKS,
+        RULE_TUNNELS,
+    ];
 }
 
 /// Names of the programs, in the object and among the pins.
@@ -61,8 +97,8 @@ pub mod test_run {
     pub const TUNNEL: usize = 0;
     /// The bucket, by its place among all peers' buckets.
     pub const BUCKET: usize = 1;
-    /// 1 if the bucket failed over.
-    pub const FAILOVER: usize = 2;
+    /// How the packet came to its tunnel: bits of [`super::how`].
+    pub const HOW: usize = 2;
     /// The number of the [`super::Reason`] why the packet was not put onto a tunnel.
     pub const REASON: usize = 3;
 }
@@ -121,16 +157,26 @@ impl Destination {
 pub struct Peer {
     /// Tunnels that carry traffic, a bit a slot: one write to it fails over or back.
     pub live: Shared<u32>,
+    /// Tunnels that take new flows, a bit a slot; the others are being drained.
+    pub open: Shared<u32>,
     /// First of its buckets.
     pub bucket_base: u32,
     /// Number of its buckets less one.
     pub bucket_mask: u32,
     /// See [`policy`].
-    pub policy: u32,
+    pub policy: Shared<u32>,
     /// Number of its tunnels; slots from 0 on.
     pub tunnel_count: u32,
+    /// A bucket without a packet for so long may move: then nothing that it sent can be overtaken. Nanoseconds.
+    pub gap_ns: Shared<u32>,
+    /// Number of its links in [`maps::PATHS`].
+    pub path_count: Shared<u32>,
+    /// Rules that apply to it, a bit each.
+    pub rules: Shared<u64>,
+    /// What a new flow is expected to send soon, bytes.
+    pub expected_bytes: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 3],
+    pub padding: [u32; 9],
     /// Its name, filled up with zeros.
     pub name: [u8; 32],
 }
@@ -145,6 +191,18 @@ pub mod policy {
     pub const ADAPTIVE: u32 = 2;
     /// Packet by packet, to the tunnel that delivers first.
     pub const SPRAY: u32 = 3;
+    /// In [`super::Rule::policy`]: the peer's own.
+    pub const PEERS_OWN: u32 = u32::MAX;
+}
+
+/// Bits that say how a packet came to its tunnel.
+pub mod how {
+    /// Its bucket came from a tunnel that died, or went back home under policy `hash`.
+    pub const FAILOVER: u32 = 1 << 0;
+    /// Its bucket came to the tunnel after a pause.
+    pub const FLOWLET: u32 = 1 << 1;
+    /// The tunnel was chosen for this packet alone.
+    pub const SPRAYED: u32 = 1 << 2;
 }
 
 /// A tunnel.
@@ -188,14 +246,97 @@ impl Tunnel {
 pub struct Bucket {
     /// When it last had a packet, nanoseconds of the monotonic clock.
     pub last_ns: Shared<u64>,
-    /// Bytes lately.
+    /// Bytes of all its packets, modulo 2^32.
     pub bytes: Shared<u32>,
     /// Slot of the tunnel that it uses.
     pub tunnel: Shared<u8>,
     /// Slot of the tunnel that it belongs to while all tunnels live.
     pub home: Shared<u8>,
+    /// Bits of [`bucket_flags`].
+    pub flags: Shared<u8>,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
+}
+
+/// Bits of [`Bucket::flags`].
+pub mod bucket_flags {
+    /// Its packets are sprayed, whatever the policy.
+    pub const SPRAY: u8 = 1 << 0;
+}
+
+/// Where a tunnel's bytes leave the host, and how much is on its way there; see [`crate::load`]. Tunnels that leave by
+/// one link share one record: that of the tunnel that [`Load::link`] names.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Load {
+    /// When the link will have sent all that was put onto it, nanoseconds of the monotonic clock.
+    pub free_ns: Shared<u64>,
+    /// Time that recent bytes take, nanoseconds.
+    pub level_ns: Shared<u64>,
+    /// When the level was right.
+    pub stamp_ns: Shared<u64>,
+    /// Buckets that the daemon moved to this tunnel.
+    pub rebalance_moves: Shared<u64>,
+    /// Id of the tunnel whose record counts for this one; its own where it shares its link with none.
+    pub link: Shared<u32>,
+    /// What a byte costs, nanoseconds with [`crate::load::COST_BITS`] fractional bits.
+    pub cost: Shared<u32>,
+    /// What the tunnel's path takes longer than the peer's quickest one, nanoseconds.
+    pub delay_ns: Shared<u32>,
+    /// Zero.
+    pub padding: [u32; 3],
+}
+
+/// One of a peer's links.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Path {
+    /// Id of the tunnel whose [`Load`] counts.
+    pub link: Shared<u32>,
+    /// The peer's tunnels that leave by it, a bit a slot.
+    pub tunnels: Shared<u32>,
+}
+
+/// What is done with the packets that a rule matches.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Rule {
+    /// See [`policy`].
+    pub policy: Shared<u32>,
+    /// Bits of [`rule_flags`].
+    pub flags: Shared<u32>,
+}
+
+/// Bits of [`Rule::flags`].
+pub mod rule_flags {
+    /// When none of the allowed tunnels lives, the peer's other tunnels are used; else the packet is dropped.
+    pub const PREFER: u32 = 1 << 0;
+}
+
+/// Rules, a bit each.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct RuleSet {
+    /// Rule 0 is the lowest bit.
+    pub rules: Shared<u64>,
+}
+
+/// Places in [`maps::RULE_FIELDS`]: for each value of a field the rules that it meets.
+pub mod rule_fields {
+    /// By IP protocol number.
+    pub const PROTOCOL: u32 = 0;
+    /// By differentiated services code point.
+    pub const DSCP: u32 = 256;
+    /// Rules that ask for no mark.
+    pub const NO_MARK: u32 = 320;
+    /// Rules that ask for no ports: all that a packet without ports meets.
+    pub const NO_PORTS: u32 = 321;
+    /// By source port.
+    pub const SOURCE_PORT: u32 = 1 << 16;
+    /// By destination port.
+    pub const DESTINATION_PORT: u32 = 2 << 16;
+    /// Number of entries.
+    pub const COUNT: u32 = 3 << 16;
 }
 
 /// What is known of a tunnel besides its counts.
@@ -225,6 +366,8 @@ pub struct TunnelCounters {
     pub rebalance_moves: u64,
     /// Buckets that came to it because another tunnel died, or because it came back.
     pub failover_moves: u64,
+    /// Packets that it was chosen for one by one.
+    pub sprayed_packets: u64,
 }
 
 impl core::ops::AddAssign for TunnelCounters {
@@ -236,6 +379,7 @@ impl core::ops::AddAssign for TunnelCounters {
         self.flowlet_moves += other.flowlet_moves;
         self.rebalance_moves += other.rebalance_moves;
         self.failover_moves += other.failover_moves;
+        self.sprayed_packets += other.sprayed_packets;
     }
 }
 
@@ -298,11 +442,15 @@ impl Reason {
 const _: () = {
     assert!(size_of::<Settings>() == 24);
     assert!(size_of::<Destination>() == 20);
-    assert!(size_of::<Peer>() == 64);
+    assert!(size_of::<Peer>() == 112);
+    assert!(size_of::<Load>() == 56);
+    assert!(size_of::<Path>() == 8);
+    assert!(size_of::<Rule>() == 8);
+    assert!(size_of::<RuleSet>() == 8);
     assert!(size_of::<Tunnel>() == 40);
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Health>() == 8);
-    assert!(size_of::<TunnelCounters>() == 56);
+    assert!(size_of::<TunnelCounters>() == 64);
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);
 };

@@ -13,6 +13,8 @@ extern crate std;
 pub mod decide;
 pub mod flow;
 pub mod layout;
+pub mod load;
 pub mod packet;
 pub mod rendezvous;
+pub mod rules;
 pub mod shared;

@@ -7,6 +7,10 @@ use crate::layout::{Destination, Reason};
 pub trait Packet {
     /// `N` words as they stand in the packet (network byte order); `None` if they are not all there.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// Bytes from the network header on; those of a super-packet are more than its header says.
+    fn length(&self) -> u32;
+    /// Its firewall mark.
+    fn mark(&self) -> u32;
 }
 
 impl Packet for [u8] {
@@ -17,6 +21,14 @@ impl Packet for [u8] {
             *word = u32::from_ne_bytes(bytes.try_into().ok()?);
         }
         Some(words)
+    }
+
+    fn length(&self) -> u32 {
+        self.len() as u32
+    }
+
+    fn mark(&self) -> u32 {
+        0
     }
 }
 

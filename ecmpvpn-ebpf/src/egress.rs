@@ -6,7 +6,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, Verdict, decide};
-use ecmpvpn_common::layout::{Reason, test_run};
+use ecmpvpn_common::layout::{Reason, how, test_run};
 
 use crate::skb::{Skb, is_test_run};
 use crate::tables::{Maps, count, count_reason};
@@ -16,7 +16,8 @@ use crate::tables::{Maps, count, count_reason};
 #[classifier]
 pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
-    match decide(&skb, &Maps) {
+    let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
+    match decide(&skb, &maps) {
         Verdict::Steer(steer) => redirect(&skb, &steer),
         Verdict::NotSteered(reason) | Verdict::Dropped(reason) => refuse(&context, &skb, reason),
     }
@@ -28,12 +29,14 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
     count(steer.tunnel, |counters| {
         counters.tx_packets += u64::from(segments.packets);
         counters.tx_bytes += u64::from(segments.bytes);
-        counters.failover_moves += u64::from(steer.failover);
+        counters.failover_moves += u64::from(steer.how & how::FAILOVER != 0);
+        counters.flowlet_moves += u64::from(steer.how & how::FLOWLET != 0);
+        counters.sprayed_packets += u64::from(steer.how & how::SPRAYED != 0);
     });
     if is_test_run() {
         skb.set_cb(test_run::TUNNEL, steer.tunnel + 1);
         skb.set_cb(test_run::BUCKET, steer.bucket);
-        skb.set_cb(test_run::FAILOVER, u32::from(steer.failover));
+        skb.set_cb(test_run::HOW, steer.how);
     }
     // SAFETY: the helper only notes where the packet goes.
     unsafe { bpf_redirect(steer.ifindex, 0) as i32 }

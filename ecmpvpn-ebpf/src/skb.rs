@@ -43,7 +43,7 @@ impl<'a> Skb<'a> {
     pub fn segments(&self, transport: Transport) -> Segments {
         // SAFETY: the context is valid while the program runs.
         let (size, segs) = unsafe { ((*self.raw()).gso_size, (*self.raw()).gso_segs) };
-        segments(self, transport, self.context.len() - self.base, size, segs)
+        segments(self, transport, self.length(), size, segs)
     }
 
     /// Whether it is a super-packet.
@@ -51,6 +51,13 @@ impl<'a> Skb<'a> {
     pub fn is_gso(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw()).gso_size != 0 }
+    }
+
+    /// When it was sent, in test runs: their clock.
+    #[inline(always)]
+    pub fn sent_ns(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).tstamp }
     }
 
     /// Index of the device that the packet is on.
@@ -81,6 +88,17 @@ impl Packet for Skb<'_> {
             return Some(unsafe { ptr::read_unaligned(ptr::with_exposed_provenance(start)) });
         }
         self.load_paged(offset)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.len() - self.base
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.raw()).mark }
     }
 }
 

@@ -2,12 +2,16 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use ecmpvpn_common::decide::{self, Tables};
 use ecmpvpn_common::layout;
-use ecmpvpn_common::layout::{Bucket, Destination, Health, Peer, Reason, Settings, Tunnel, TunnelCounters};
+use ecmpvpn_common::layout::{
+    Bucket, Destination, Health, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters,
+};
+use ecmpvpn_common::shared::Shared;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -27,11 +31,43 @@ static COUNTERS: PerCpuArray<TunnelCounters> = PerCpuArray::with_max_entries(1, 
 static HEALTH: Array<Health> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(layout::REASONS, 0);
+#[map]
+static LOADS: Array<Load> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static PATHS: Array<Path> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static RULES: Array<Rule> = Array::with_max_entries(layout::MAX_RULES, BPF_F_MMAPABLE);
+#[map]
+static RULE_FIELDS: Array<RuleSet> = Array::with_max_entries(layout::rule_fields::COUNT, BPF_F_MMAPABLE);
+#[map]
+static RULE_SOURCES: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(2 + layout::MAX_RULES, BPF_F_NO_PREALLOC);
+#[map]
+static RULE_DESTS: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(2 + layout::MAX_RULES, BPF_F_NO_PREALLOC);
+#[map]
+static RULE_MARKS: HashMap<u32, u64> = HashMap::with_max_entries(layout::MAX_RULES, BPF_F_NO_PREALLOC);
+#[map]
+static RULE_TUNNELS: Array<Shared<u32>> =
+    Array::with_max_entries(layout::MAX_RULES * layout::MAX_PEERS, BPF_F_MMAPABLE);
 
 /// The maps, as the decision sees them.
-pub struct Maps;
+pub struct Maps {
+    /// The clock's reading; 0 to ask the kernel.
+    pub now: u64,
+}
+
+/// The key of a single address.
+#[inline(always)]
+fn whole(address: &Destination) -> Key<Destination> {
+    Key::new(8 * size_of::<Destination>() as u32, *address)
+}
 
 impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper takes nothing.
+        if self.now == 0 { unsafe { bpf_ktime_get_ns() } } else { self.now }
+    }
+
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         SETTINGS.get(0)
@@ -39,7 +75,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn peer_of(&self, destination: &Destination) -> Option<u32> {
-        PREFIXES.get(Key::new(8 * size_of::<Destination>() as u32, *destination)).copied()
+        PREFIXES.get(whole(destination)).copied()
     }
 
     #[inline(always)]
@@ -58,16 +94,93 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn best(&self, peer: u32, within: u32, live: u32) -> u32 {
-        ecmpvpn_best(peer, within, live)
+    fn load(&self, id: u32) -> Option<&Load> {
+        LOADS.get(id)
+    }
+
+    #[inline(always)]
+    fn path(&self, index: u32) -> Option<&Path> {
+        PATHS.get(index)
+    }
+
+    #[inline(always)]
+    fn rule(&self, rule: u32) -> Option<&Rule> {
+        RULES.get(rule)
+    }
+
+    #[inline(always)]
+    fn rule_field(&self, at: u32) -> Option<&RuleSet> {
+        RULE_FIELDS.get(at)
+    }
+
+    #[inline(always)]
+    fn rules_of_mark(&self, mark: u32) -> Option<u64> {
+        // SAFETY: the value is one word and is copied at once.
+        unsafe { RULE_MARKS.get(mark) }.copied()
+    }
+
+    #[inline(always)]
+    fn rules_of_source(&self, source: &Destination) -> u64 {
+        RULE_SOURCES.get(whole(source)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+        RULE_DESTS.get(whole(destination)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn rule_tunnels(&self, rule: u32, peer: u32) -> u32 {
+        RULE_TUNNELS.get(rule * layout::MAX_PEERS + peer).map_or(0, Shared::get)
+    }
+
+    #[inline(always)]
+    fn best(&self, peer: u32, within: u32, among: u32) -> u32 {
+        ecmpvpn_best(peer, within, among)
+    }
+
+    #[inline(always)]
+    fn rank(&self, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
+        ecmpvpn_rank(path, among, now, bytes)
+    }
+
+    #[inline(always)]
+    fn least(&self, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
+        ecmpvpn_least(peer, within, among, now, current)
+    }
+
+    #[inline(always)]
+    fn earliest(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
+        ecmpvpn_earliest(peer, within, among, now, bytes)
     }
 }
 
 /// Global, so that the verifier looks at its loop once and not on every path that leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ecmpvpn_best(peer: u32, within: u32, live: u32) -> u32 {
-    decide::best(&Maps, peer, within, live)
+extern "C" fn ecmpvpn_best(peer: u32, within: u32, among: u32) -> u32 {
+    decide::best(&Maps { now: 0 }, peer, within, among)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_rank(path: u32, among: u32, now: u64, bytes: u32) -> u64 {
+    decide::rank(&Maps { now }, path, among, now, bytes)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_least(peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
+    decide::least(&Maps { now }, peer, within, among, now, current)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_earliest(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
+    decide::earliest(&Maps { now }, peer, within, among, now, bytes)
 }
 
 /// The id of the tunnel whose device has this index.

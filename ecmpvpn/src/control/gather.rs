@@ -44,7 +44,7 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
     Ok(Report {
         site: config.site.name.clone(),
         steering_device: config.steering.device.to_string(),
-        policy: Policy::Hash.as_str().to_owned(),
+        policy: policy(&view),
         backend: backend(&links, &tunnels).to_string(),
         hook: view.hook()?.to_string(),
         balance: Balance::of(tunnels.iter().map(|tunnel| (tunnel.tx_bytes, tunnel.weight))),
@@ -82,6 +82,13 @@ fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
             .map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX)),
         ..Tunnel::default()
     }
+}
+
+/// The policy of all peers, or `mixed`.
+fn policy(view: &View) -> String {
+    let mut names = view.peers().into_iter().map(|peer| peer.policy.map_or("unknown", Policy::as_str));
+    let first = names.next().unwrap_or("unknown");
+    if names.all(|name| name == first) { first } else { "mixed" }.to_owned()
 }
 
 /// Who carries the tunnels, told by their devices.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Config, InterfaceName, Policy};
+use crate::config::{Config, InterfaceName};
 use crate::control::ports;
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
@@ -224,12 +224,6 @@ async fn undo(journal: &mut Journal, places: &Places) -> Result<usize, SessionEr
 }
 
 fn announce(config: &Config, plan: &Plan) {
-    if config.steering.policy != Policy::Hash {
-        tracing::warn!(
-            "policy {:?} is not there yet: flows are put onto tunnels by their hash. Set policy = \"hash\" in [steering]",
-            config.steering.policy.as_str()
-        );
-    }
     let peers: Vec<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
     tracing::info!(
         "{} is up: {} tunnels to {} through {}; Ctrl-C takes it down",

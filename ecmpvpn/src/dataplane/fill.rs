@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
-use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Destination, Peer, Settings, Tunnel, maps, policy, tunnel_id};
+use ecmpvpn_common::layout::{
+    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps, policy, tunnel_id,
+};
+use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
@@ -15,7 +18,14 @@ use super::{DataplaneError, Loaded};
 use crate::config::{InterfaceName, Policy};
 use crate::plan::{PeerTable, SteeringTable};
 
-/// Fills every map. All tunnels live at first.
+/// Until the tunnels' round trips are known, an automatic flowlet gap: longer than most paths differ by.
+const FIRST_GAP_US: u32 = 50_000;
+/// What a new flow is expected to send soon, bytes.
+const EXPECTED_BYTES: u32 = 64 << 10;
+/// Links are taken to be so fast until their rate is known, bits a second.
+const FIRST_RATE: u64 = 1_000_000_000;
+
+/// Fills every map. All tunnels live at first, and each is taken to have a link of its own.
 pub fn fill(
     loaded: &mut Loaded,
     settings: &Settings,
@@ -27,13 +37,20 @@ pub fn fill(
 
     let mut peers = Mapped::<Peer>::new(maps::PEERS, loaded.array_data(maps::PEERS)?)?;
     let mut buckets = Mapped::<Bucket>::new(maps::BUCKETS, loaded.array_data(maps::BUCKETS)?)?;
+    let mut loads = Mapped::<Load>::new(maps::LOADS, loaded.array_data(maps::LOADS)?)?;
+    let mut paths = Mapped::<Path>::new(maps::PATHS, loaded.array_data(maps::PATHS)?)?;
     for ((number, peer), record) in (0..).zip(&table.peers).zip(peers.entries_mut()) {
         let base = number * BUCKETS_PER_PEER;
-        *record = peer_record(peer, base);
+        *record = peer_record(peer, base, table.flowlet_gap_us);
         let rows = tunnel_records(peer, tunnels)?;
         let candidates: Vec<Candidate> = rows.iter().map(Tunnel::candidate).collect();
         set_homes(&mut buckets.entries_mut()[base as usize..][..BUCKETS_PER_PEER as usize], &candidates);
 
+        for slot in 0..rows.len() {
+            let id = number * MAX_TUNNELS_PER_PEER + u32::try_from(slot).unwrap_or(u32::MAX);
+            loads.entries_mut()[id as usize] = first_load(id);
+            paths.entries_mut()[id as usize] = Path { link: Shared::new(id), tunnels: Shared::new(1 << slot) };
+        }
         let mut map: Array<_, Tunnel> = typed(loaded.map_mut(maps::TUNNELS)?.try_into(), maps::TUNNELS)?;
         for (slot, row) in (0..).zip(&rows) {
             written(map.set(tunnel_id(number, slot), row, 0), maps::TUNNELS)?;
@@ -58,22 +75,37 @@ fn written(result: Result<(), aya::maps::MapError>, name: &str) -> Result<(), Da
     result.map_err(|error| DataplaneError::new(format!("writing to map {name}"), error))
 }
 
-fn peer_record(peer: &PeerTable, bucket_base: u32) -> Peer {
+fn peer_record(peer: &PeerTable, bucket_base: u32, gap_us: Option<u32>) -> Peer {
     let count = u32::try_from(peer.tunnels.len()).unwrap_or(u32::MAX);
+    let all = u32::MAX.checked_shr(u32::BITS.saturating_sub(count)).unwrap_or(0);
     Peer {
-        live: Shared::new(u32::MAX.checked_shr(u32::BITS.saturating_sub(count)).unwrap_or(0)),
+        live: Shared::new(all),
+        open: Shared::new(all),
         bucket_base,
         bucket_mask: BUCKETS_PER_PEER - 1,
-        policy: match peer.policy {
-            Policy::Hash => policy::HASH,
-            Policy::Flowlet => policy::FLOWLET,
-            Policy::Adaptive => policy::ADAPTIVE,
-            Policy::Spray => policy::SPRAY,
-        },
+        policy: Shared::new(policy_number(peer.policy)),
         tunnel_count: count,
-        padding: [0; 3],
+        gap_ns: Shared::new(gap_us.unwrap_or(FIRST_GAP_US).saturating_mul(1000)),
+        path_count: Shared::new(count),
+        expected_bytes: Shared::new(EXPECTED_BYTES),
         name: padded(&peer.name),
+        ..Peer::default()
     }
+}
+
+/// A policy as the maps have it.
+pub fn policy_number(policy: Policy) -> u32 {
+    match policy {
+        Policy::Hash => policy::HASH,
+        Policy::Flowlet => policy::FLOWLET,
+        Policy::Adaptive => policy::ADAPTIVE,
+        Policy::Spray => policy::SPRAY,
+    }
+}
+
+/// A tunnel's load before anything was sent: a link of its own.
+fn first_load(id: u32) -> Load {
+    Load { link: Shared::new(id), cost: Shared::new(cost_of_rate(FIRST_RATE)), ..Load::default() }
 }
 
 fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> Result<Vec<Tunnel>, DataplaneError> {
@@ -144,7 +176,8 @@ mod tests {
             tunnels: (0..count).map(|i| (InterfaceName::new(&format!("wg{i}")).unwrap(), 1)).collect(),
         };
         for (count, live) in [(0, 0), (1, 1), (3, 0b111), (31, u32::MAX >> 1), (32, u32::MAX)] {
-            assert_eq!(peer_record(&peer(count), 0).live.get(), live);
+            let record = peer_record(&peer(count), 0, None);
+            assert_eq!((record.live.get(), record.open.get()), (live, live));
         }
     }
 

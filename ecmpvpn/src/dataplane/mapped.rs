@@ -6,7 +6,8 @@ use std::ptr;
 use std::slice;
 
 use aya::maps::MapData;
-use ecmpvpn_common::layout::{Bucket, Health, Peer};
+use ecmpvpn_common::layout::{Bucket, Health, Load, Path, Peer, Rule, RuleSet};
+use ecmpvpn_common::shared::Shared;
 
 use super::DataplaneError;
 
@@ -16,12 +17,22 @@ use super::DataplaneError;
 /// Every field that is written after the map was filled is a `Shared`, and any bytes are a valid value.
 pub unsafe trait Record {}
 
-// SAFETY: `live` is shared; the rest is written before any program is attached.
+// SAFETY: what changes is shared; the rest is written before any program is attached.
 unsafe impl Record for Peer {}
 // SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Bucket {}
-// SAFETY: its field is shared.
+// SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Health {}
+// SAFETY: its fields are shared, but for the padding.
+unsafe impl Record for Load {}
+// SAFETY: its fields are shared.
+unsafe impl Record for Path {}
+// SAFETY: its fields are shared.
+unsafe impl Record for Rule {}
+// SAFETY: its field is shared.
+unsafe impl Record for RuleSet {}
+// SAFETY: it is shared.
+unsafe impl Record for Shared<u32> {}
 
 /// A mapped array of `T`.
 #[derive(Debug)]

@@ -70,6 +70,8 @@ impl Loaded {
                 .map_max_entries(maps::TUNNELS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::COUNTERS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::HEALTH, peers * MAX_TUNNELS_PER_PEER)
+                .map_max_entries(maps::LOADS, peers * MAX_TUNNELS_PER_PEER)
+                .map_max_entries(maps::PATHS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::TUNNEL_IDS, count(tunnels.len()))
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
                 .load(OBJECT)

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, Health, MAX_TUNNELS_PER_PEER, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags,
+    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags,
     tunnel_id,
 };
 
+use super::fill::policy_number;
 use super::mapped::Mapped;
 use super::{DataplaneError, Hook, Pins};
+use crate::config::Policy;
 
 /// A site's maps.
 pub struct View {
@@ -20,6 +22,8 @@ pub struct View {
     peers: Mapped<Peer>,
     buckets: Mapped<Bucket>,
     health: Mapped<Health>,
+    loads: Mapped<Load>,
+    paths: Mapped<Path>,
 }
 
 /// A remote site.
@@ -31,6 +35,8 @@ pub struct PeerView {
     pub live: u32,
     /// Number of its tunnels.
     pub tunnels: u32,
+    /// How its flows are put onto tunnels; `None` if this version does not know it.
+    pub policy: Option<Policy>,
 }
 
 /// A tunnel and its counts.
@@ -89,6 +95,8 @@ impl View {
             peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
             buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
             health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
+            loads: Mapped::new(maps::LOADS, &data(maps::LOADS)?)?,
+            paths: Mapped::new(maps::PATHS, &data(maps::PATHS)?)?,
         })
     }
 
@@ -111,7 +119,12 @@ impl View {
 
     /// The remote sites, by number.
     pub fn peers(&self) -> Vec<PeerView> {
-        let view = |peer: &Peer| PeerView { name: text(&peer.name), live: peer.live.get(), tunnels: peer.tunnel_count };
+        let view = |peer: &Peer| PeerView {
+            name: text(&peer.name),
+            live: peer.live.get(),
+            tunnels: peer.tunnel_count,
+            policy: Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == peer.policy.get()),
+        };
         self.peers.entries().iter().map(view).collect()
     }
 
@@ -170,18 +183,17 @@ impl View {
         let cpus = cpus.map_err(|error| DataplaneError::new("reading map COUNTERS", error))?;
         let mut sum = TunnelCounters::default();
         cpus.iter().for_each(|cpu| sum += *cpu);
+        sum.rebalance_moves += self.load(id).map_or(0, |load| load.rebalance_moves.get());
         Ok(sum)
     }
 
     /// How many buckets use each tunnel, by id.
     fn held(&self) -> Vec<u32> {
-        let peers = self.peers.entries();
-        let mut held = vec![0; peers.len() * MAX_TUNNELS_PER_PEER as usize];
-        for (number, peer) in peers.iter().enumerate() {
-            let first = number * MAX_TUNNELS_PER_PEER as usize;
-            let count = peer.bucket_mask as usize + 1;
-            for bucket in self.buckets.entries().iter().skip(peer.bucket_base as usize).take(count) {
-                held[first + usize::from(bucket.tunnel.get()) % MAX_TUNNELS_PER_PEER as usize] += 1;
+        let mut held = vec![0; self.peers.entries().len() * MAX_TUNNELS_PER_PEER as usize];
+        for number in (0..).take(self.peers.entries().len()) {
+            for bucket in self.buckets(number) {
+                let slot = u32::from(bucket.tunnel.get()) % MAX_TUNNELS_PER_PEER;
+                held[tunnel_id(number, slot) as usize] += 1;
             }
         }
         held
@@ -207,6 +219,31 @@ impl View {
     pub fn set_live(&self, peer: u32, slot: u32, live: bool) -> Option<bool> {
         let peer = self.peers.entries().get(peer as usize).filter(|peer| slot < peer.tunnel_count)?;
         Some(peer.live.set_bits(1 << slot, live) >> slot & 1 == 1)
+    }
+
+    /// A remote site's record, by number; its shared words may be set.
+    pub fn peer(&self, peer: u32) -> Option<&Peer> {
+        self.peers.entries().get(peer as usize)
+    }
+
+    /// A tunnel's load, by the tunnel's id; its words may be set.
+    pub fn load(&self, id: u32) -> Option<&Load> {
+        self.loads.entries().get(id as usize)
+    }
+
+    /// A peer's links, [`Peer::path_count`] of which count; their words may be set.
+    pub fn paths(&self, peer: u32) -> &[Path] {
+        let first = tunnel_id(peer, 0) as usize;
+        self.paths.entries().get(first..first + MAX_TUNNELS_PER_PEER as usize).unwrap_or_default()
+    }
+
+    /// A peer's buckets; their words may be set.
+    pub fn buckets(&self, peer: u32) -> &[Bucket] {
+        let range = |peer: &Peer| {
+            let first = peer.bucket_base as usize;
+            self.buckets.entries().get(first..=first + peer.bucket_mask as usize)
+        };
+        self.peer(peer).and_then(range).unwrap_or_default()
     }
 
     /// A bucket's current tunnel and home, by slot.

@@ -114,6 +114,8 @@ pub enum Sysctl {
 pub struct SteeringTable {
     /// Keys the flow hash.
     pub seed: u64,
+    /// A flow that pauses for longer may move; `None`: automatic.
+    pub flowlet_gap_us: Option<u32>,
     /// Remote sites, by position.
     pub peers: Vec<PeerTable>,
 }
@@ -166,7 +168,11 @@ impl Plan {
             },
             routes: routes(config),
             sysctls: sysctls(config, &tunnels),
-            table: SteeringTable { seed: config.steering.seed, peers: peer_tables(config) },
+            table: SteeringTable {
+                seed: config.steering.seed,
+                flowlet_gap_us: config.steering.flowlet_gap_us,
+                peers: peer_tables(config),
+            },
             tunnels,
         }
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, ensure};
 use ecmpvpn::dataplane::Options;
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::Reason;
+use ecmpvpn_common::layout::{Bucket, Load, Reason, bucket_flags, how, tunnel_id};
+use ecmpvpn_common::load::cost_of_rate;
 
 use super::build::{ICMP, ICMPV6, TCP, UDP, V4, extension, fragment, icmp, tcp, udp, v6};
 use super::model::Model;
@@ -160,8 +161,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         (7, fields::SRC_IP | fields::DST_IP | fields::IP_PROTO, true),
     ];
     let mut random = Random(42);
-    let mut seen = BTreeMap::new();
-    let mut failovers = 0;
+    let (mut seen, mut ways) = (BTreeMap::new(), BTreeMap::new());
     for (seed, hash_fields, symmetric) in configurations {
         let table = table(seed);
         let mut rig = Rig::new(&table, &Options { hash_fields, symmetric, ..Options::default() })?;
@@ -169,27 +169,33 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         for (index, home) in (0..).zip(model.bucket_homes()) {
             ensure!(rig.view.bucket(index) == Some((home, home)), "the home of bucket {index} is not {home}");
         }
+        rig.now = 5_000_000_000;
         for round in 0..PACKETS / 4 {
-            if round % 500 == 499 {
-                let (peer, slot) = random.of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]);
-                let live = random.one_in(2);
-                rig.view.set_live(peer, slot, live).context("a tunnel of the table")?;
-                model.set_live(peer, slot, live);
+            if round % 250 == 249 {
+                shake(&mut random, &rig, &model)?;
             }
+            // Now and then long enough for flows to be forgotten.
+            rig.now += match random.below(2000) {
+                0 => 1_500_000_000,
+                1..20 => 40_000_000,
+                _ => random.next() % 400_000,
+            };
+            model.now.set(rig.now);
             let packet = mutated(&mut random);
             let (bpf, host) = (rig.egress(&packet, (0, 0))?, model.outcome(&packet));
             ensure!(bpf == host, "packet {round} of seed {seed}: BPF {bpf:?}, host {host:?}: {packet:02x?}");
             let kind = match bpf {
-                Outcome::Steered { tunnel, failover, .. } => {
-                    failovers += u32::from(failover);
+                Outcome::Steered { tunnel, how, .. } => {
+                    *ways.entry(how).or_insert(0) += 1;
                     format!("tunnel {tunnel}")
                 }
                 Outcome::Refused(reason) => Reason::ALL[reason as usize].name().to_owned(),
             };
             *seen.entry(kind).or_insert(0) += 1;
         }
+        the_records_agree(&rig, &model)?;
     }
-    println!("{PACKETS} packets: {seen:?}, {failovers} failed over");
+    println!("{PACKETS} packets: {seen:?}; how: {ways:?}");
     // The generator must reach everything that a packet alone can bring about.
     for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
@@ -197,6 +203,63 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
     for kind in ["link_local", "no_peer", "no_live_tunnel"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
     }
-    ensure!(!seen.contains_key("bad_table") && failovers > 100, "{seen:?}, {failovers} failed over");
+    for way in [0, how::FAILOVER, how::FLOWLET, how::SPRAYED] {
+        ensure!(ways.get(&way).is_some_and(|count| *count > 100), "hardly any packet came by way {way}: {ways:?}");
+    }
+    ensure!(!seen.contains_key("bad_table"), "{seen:?}");
+    Ok(())
+}
+
+/// Changes what the daemon and its user change while traffic flows, in both sets of tables.
+fn shake(random: &mut Random, rig: &Rig, model: &Model) -> anyhow::Result<()> {
+    let (number, slot) = random.of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]);
+    let (live, open) = (random.one_in(2), random.one_in(2));
+    rig.view.set_live(number, slot, live).context("a tunnel of the table")?;
+    model.set_live(number, slot, live);
+    let peer = random.of(&[0, 1]);
+    let (policy, gap) = (random.of(&[0, 1, 2, 3]), random.of(&[100_000, 5_000_000, 50_000_000]));
+    for peer in [rig.view.peer(peer).context("a peer")?, model.peer_record(peer)] {
+        peer.policy.set(policy);
+        peer.gap_ns.set(gap);
+    }
+    for peer in [rig.view.peer(number).context("a peer")?, model.peer_record(number)] {
+        peer.open.set_bits(1 << slot, open);
+    }
+    let id = tunnel_id(number, slot);
+    let (cost, delay) = (cost_of_rate(random.of(&[5_000_000, 20_000_000, 10_000_000_000])), random.of(&[0, 5_000_000]));
+    for load in [rig.view.load(id).context("a load")?, model.load_record(id)] {
+        load.cost.set(cost);
+        load.delay_ns.set(delay);
+    }
+    // Tunnels 0 and 1 of the first peer share a link, or do not.
+    let shared = random.one_in(2);
+    for i in 0..2 {
+        let (of_rig, of_model) = (rig.view.paths(0).get(i as usize).context("a path")?, model.path_record(i));
+        for path in [of_rig, of_model] {
+            path.tunnels.set(if shared { [0b11, 0][i as usize] } else { 1 << i });
+        }
+    }
+    for load in [rig.view.load(1).context("a load")?, model.load_record(1)] {
+        load.link.set(u32::from(!shared));
+    }
+    let (bucket, flags) = (random.word() & 0xffff, random.of(&[0, bucket_flags::SPRAY]));
+    for bucket in [&rig.view.buckets(0)[bucket as usize], model.bucket_record(bucket)] {
+        bucket.flags.set(flags);
+    }
+    Ok(())
+}
+
+/// Everything that decisions leave behind.
+fn the_records_agree(rig: &Rig, model: &Model) -> anyhow::Result<()> {
+    for id in [0, 1, 2, 32, 33] {
+        let words = |load: &Load| (load.free_ns.get(), load.level_ns.get(), load.stamp_ns.get());
+        let (bpf, host) = (words(rig.view.load(id).context("a load")?), words(model.load_record(id)));
+        ensure!(bpf == host, "load of tunnel {id}: BPF {bpf:?}, host {host:?}");
+    }
+    for (index, bucket) in (0..).zip(rig.view.buckets(0).iter().chain(rig.view.buckets(1))) {
+        let words = |bucket: &Bucket| (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get());
+        let (bpf, host) = (words(bucket), words(model.bucket_record(index)));
+        ensure!(bpf == host, "bucket {index}: BPF {bpf:?}, host {host:?}");
+    }
     Ok(())
 }

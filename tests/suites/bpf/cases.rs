@@ -211,7 +211,7 @@ pub fn cases_by_hand() -> anyhow::Result<()> {
                 reason == *expected as u32 && counted == (0, 0)
             }
             (Outcome::Refused(_), _) | (_, Expect::Refused(_)) => false,
-            (Outcome::Steered { tunnel, bucket, failover }, expect) => {
+            (Outcome::Steered { tunnel, bucket, how }, expect) => {
                 let expected = gso.map_or((1, packet.len() as u64), |(_, counted)| counted);
                 let place = match expect {
                     Expect::Exactly(at, within) => tunnel == *at && bucket == *within,
@@ -221,7 +221,7 @@ pub fn cases_by_hand() -> anyhow::Result<()> {
                     Expect::Refused(_) => false,
                 };
                 buckets.insert(name, bucket);
-                place && !failover && counted == expected
+                place && how == 0 && counted == expected
             }
         };
         if !right {

@@ -217,6 +217,11 @@ fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
     let count = |view: &View| -> Result<u64> { Ok(view.tunnels()?.iter().map(|t| t.counters.failover_moves).sum()) };
     ensure!(count(view)? == moved, "{} moves of {moved}", count(view)?);
     ensure!(view.set_live(0, 1, true) == Some(false));
+    // At the next pause of each flow, so that nothing is overtaken.
+    let gap = &view.peer(0).context("the peer")?.gap_ns;
+    gap.set(u32::MAX);
+    ensure!(stage.send(target)?.0 == without, "flows returned without a pause");
+    gap.set(1);
     ensure!(stage.send(target)?.0 == *flows, "flows did not return");
     ensure!(count(view)? == 2 * moved);
     let held: u32 = view.tunnels()?.iter().map(|tunnel| tunnel.buckets).sum();
@@ -324,8 +329,8 @@ pub fn the_largest_table_fits() -> Result<()> {
     let mut last = 0;
     for port in 0..2_000 {
         match rig.egress(&v4("10.1.0.1", "10.63.0.1", UDP, &udp(port, 1, 0)), (0, 0))? {
-            Outcome::Steered { tunnel, bucket, failover } => {
-                ensure!(tunnel / 32 == 63 && bucket / 65_536 == 63 && !failover, "{tunnel} {bucket}");
+            Outcome::Steered { tunnel, bucket, how } => {
+                ensure!(tunnel / 32 == 63 && bucket / 65_536 == 63 && how == 0, "{tunnel} {bucket}");
                 last = last.max(tunnel);
             }
             refused @ Outcome::Refused(_) => anyhow::bail!("{refused:?}"),

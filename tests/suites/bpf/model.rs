@@ -1,12 +1,15 @@
 //! The maps on the host, filled without the program's own code, for the decision to run on.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use ecmpvpn::plan::SteeringTable;
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Peer, Settings, Tunnel, settings_flags, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, policy, settings_flags,
+    tunnel_id,
 };
+use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
@@ -19,6 +22,9 @@ pub struct Model {
     peers: Vec<Peer>,
     tunnels: Vec<Tunnel>,
     buckets: Vec<Bucket>,
+    loads: Vec<Load>,
+    paths: Vec<Path>,
+    pub now: Cell<u64>,
 }
 
 impl Model {
@@ -31,6 +37,9 @@ impl Model {
             peers: Vec::new(),
             tunnels: vec![Tunnel::default(); 32 * table.peers.len()],
             buckets: Vec::new(),
+            loads: (0..32 * table.peers.len()).map(|_| Load::default()).collect(),
+            paths: (0..32 * table.peers.len()).map(|_| Path::default()).collect(),
+            now: Cell::new(0),
         };
         for (number, peer) in (0..).zip(&table.peers) {
             model.prefixes.extend(peer.prefixes.iter().map(|prefix| (*prefix, number)));
@@ -41,8 +50,14 @@ impl Model {
                     inverse_weight: inverse_weight(*weight),
                     ..Tunnel::default()
                 };
+                let id = tunnel_id(number, slot);
+                model.loads[id as usize].link.set(id);
+                model.loads[id as usize].cost.set(cost_of_rate(1_000_000_000));
+                model.paths[id as usize].link.set(id);
+                model.paths[id as usize].tunnels.set(1 << slot);
             }
-            let live = (1 << peer.tunnels.len()) - 1;
+            let count = u32::try_from(peer.tunnels.len()).expect("a few");
+            let live = (1 << count) - 1;
             for within in 0..BUCKETS_PER_PEER {
                 let first = tunnel_id(number, 0) as usize;
                 let candidates = model.tunnels[first..][..peer.tunnels.len()].iter().map(Tunnel::candidate);
@@ -51,9 +66,14 @@ impl Model {
             }
             model.peers.push(Peer {
                 live: Shared::new(live),
+                open: Shared::new(live),
+                policy: Shared::new(policy::HASH),
+                gap_ns: Shared::new(50_000_000),
+                path_count: Shared::new(count),
+                expected_bytes: Shared::new(65_536),
                 bucket_base: number * BUCKETS_PER_PEER,
                 bucket_mask: BUCKETS_PER_PEER - 1,
-                tunnel_count: u32::try_from(peer.tunnels.len()).expect("a few"),
+                tunnel_count: count,
                 ..Peer::default()
             });
         }
@@ -64,6 +84,22 @@ impl Model {
         self.peers[peer as usize].live.set_bits(1 << slot, live);
     }
 
+    pub fn peer_record(&self, peer: u32) -> &Peer {
+        &self.peers[peer as usize]
+    }
+
+    pub fn load_record(&self, id: u32) -> &Load {
+        &self.loads[id as usize]
+    }
+
+    pub fn path_record(&self, index: u32) -> &Path {
+        &self.paths[index as usize]
+    }
+
+    pub fn bucket_record(&self, index: u32) -> &Bucket {
+        &self.buckets[index as usize]
+    }
+
     pub fn bucket_homes(&self) -> impl Iterator<Item = u8> {
         self.buckets.iter().map(|bucket| bucket.home.get())
     }
@@ -72,7 +108,7 @@ impl Model {
     pub fn outcome(&self, packet: &[u8]) -> Outcome {
         match decide(packet, self) {
             Verdict::Steer(steer) => {
-                Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, failover: steer.failover }
+                Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, how: steer.how }
             }
             Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
         }
@@ -104,5 +140,40 @@ impl Tables for Model {
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get(index as usize)
+    }
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn load(&self, id: u32) -> Option<&Load> {
+        self.loads.get(id as usize)
+    }
+
+    fn path(&self, index: u32) -> Option<&Path> {
+        self.paths.get(index as usize)
+    }
+
+    fn rule(&self, _: u32) -> Option<&Rule> {
+        None
+    }
+
+    fn rule_field(&self, _: u32) -> Option<&RuleSet> {
+        None
+    }
+
+    fn rules_of_mark(&self, _: u32) -> Option<u64> {
+        None
+    }
+
+    fn rules_of_source(&self, _: &Destination) -> u64 {
+        0
+    }
+
+    fn rules_of_destination(&self, _: &Destination) -> u64 {
+        0
+    }
+
+    fn rule_tunnels(&self, _: u32, _: u32) -> u32 {
+        0
     }
 }

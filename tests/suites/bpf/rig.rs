@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Redirected.
-    Steered { tunnel: u32, bucket: u32, failover: bool },
+    Steered { tunnel: u32, bucket: u32, how: u32 },
     /// Left to the steering device, for the reason of this number.
     Refused(u32),
 }
@@ -57,6 +57,7 @@ pub fn table(seed: u64) -> SteeringTable {
     let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect();
     SteeringTable {
         seed,
+        flowlet_gap_us: None,
         peers: vec![
             PeerTable {
                 name: "site-b".into(),
@@ -84,6 +85,8 @@ pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
 pub struct Rig {
     loaded: Loaded,
     pub view: View,
+    /// The clock that the egress program reads, nanoseconds; 0: the kernel's.
+    pub now: u64,
     _bpffs: Bpffs,
 }
 
@@ -103,7 +106,7 @@ impl Rig {
         std::fs::create_dir_all(pins.dir())?;
         loaded.pin(&pins)?;
         let view = View::open(&pins)?;
-        Ok(Self { loaded, view, _bpffs: bpffs })
+        Ok(Self { loaded, view, now: 0, _bpffs: bpffs })
     }
 
     /// Runs the egress program on a packet that begins with its network header.
@@ -115,7 +118,7 @@ impl Rig {
             (REDIRECT, tunnel @ 1..) => Ok(Outcome::Steered {
                 tunnel: tunnel - 1,
                 bucket: cb[test_run::BUCKET],
-                failover: cb[test_run::FAILOVER] == 1,
+                how: cb[test_run::HOW],
             }),
             (UNSPEC, 0) => Ok(Outcome::Refused(cb[test_run::REASON])),
             other => anyhow::bail!("returned {other:?}"),
@@ -131,6 +134,7 @@ impl Rig {
         /// `struct __sk_buff`; source: linux/bpf.h.
         const CONTEXT: usize = 192;
         const CB: usize = 48;
+        const TSTAMP: usize = 152;
         const GSO_SEGS: usize = 164;
         const GSO_SIZE: usize = 176;
         let mut frame = vec![0; test_run::ETHERNET_HEADER as usize];
@@ -138,6 +142,7 @@ impl Rig {
         frame[12..].copy_from_slice(&[0x88, 0xb5]);
         frame.extend(packet);
         let mut context = [0; CONTEXT];
+        context[TSTAMP..][..8].copy_from_slice(&self.now.to_ne_bytes());
         context[GSO_SEGS..][..4].copy_from_slice(&segs.to_ne_bytes());
         context[GSO_SIZE..][..4].copy_from_slice(&size.to_ne_bytes());
         let mut out = [0; CONTEXT];

@@ -1,0 +1,180 @@
+//! How much is on its way through each link, as the steering decision estimates it. Pure arithmetic on [`Load`] records.
+//!
+//! Two figures, both in nanoseconds of the link's time, so that links of unequal rate compare:
+//! - the *queue*: when the link will have sent all that was put onto it, were its rate the one that is assumed;
+//! - the *level*: the time that recent bytes take, halved every [`HALF_LIFE_NS`]. It is CONGA's discounting rate
+//!   estimator (Alizadeh et al., "CONGA: Distributed congestion-aware load balancing", SIGCOMM 2014, section 3.2) with
+//!   the decay worked out when somebody looks, since a BPF program has no timer.
+//!
+//! Several CPUs write without a lock: a lost update is an estimate that is off by a packet.
+
+use crate::layout::Load;
+
+/// After this time a byte counts half.
+pub const HALF_LIFE_NS: u64 = 1 << HALF_LIFE_BITS;
+const HALF_LIFE_BITS: u32 = 26;
+/// The level is brought up to date in steps of this many nanoseconds: 256 of them are a half-life.
+const STEP_BITS: u32 = HALF_LIFE_BITS - 8;
+/// A queue is never taken for longer: an assumed rate that is far too low must not lock a link out.
+pub const MAX_QUEUE_NS: u64 = 500_000_000;
+/// Fractional bits of [`Load::cost`].
+pub const COST_BITS: u32 = 10;
+
+/// What a byte costs on a link of so many bits a second: nanoseconds with [`COST_BITS`] fractional bits, at least 1.
+/// The slowest rate that can be told is about 1.9 kbit/s.
+#[must_use]
+pub const fn cost_of_rate(bits_per_second: u64) -> u32 {
+    let bits_per_second = if bits_per_second == 0 { 1 } else { bits_per_second };
+    let cost = (8_000_000_000u64 << COST_BITS) / bits_per_second;
+    match cost {
+        0 => 1,
+        1..=0xffff_ffff => cost as u32,
+        _ => u32::MAX,
+    }
+}
+
+/// The rate whose cost is `cost`, bits a second.
+#[must_use]
+pub const fn rate_of_cost(cost: u32) -> u64 {
+    (8_000_000_000u64 << COST_BITS) / (if cost == 0 { 1 } else { cost as u64 })
+}
+
+/// The link's time that `bytes` take, nanoseconds.
+#[must_use]
+#[inline(always)]
+pub fn time_of(load: &Load, bytes: u32) -> u64 {
+    (u64::from(bytes) * u64::from(load.cost.get())) >> COST_BITS
+}
+
+/// When the link would be free for another packet, were it given one at `now`.
+#[must_use]
+#[inline(always)]
+pub fn free_at(load: &Load, now: u64) -> u64 {
+    let free = load.free_ns.get();
+    if free <= now {
+        now
+    } else if free - now > MAX_QUEUE_NS {
+        now + MAX_QUEUE_NS
+    } else {
+        free
+    }
+}
+
+/// The level at `now`, nanoseconds.
+#[must_use]
+#[inline(always)]
+pub fn level(load: &Load, now: u64) -> u64 {
+    decayed(load.level_ns.get(), now.saturating_sub(load.stamp_ns.get()))
+}
+
+#[inline(always)]
+fn decayed(level: u64, elapsed: u64) -> u64 {
+    let halvings = elapsed >> HALF_LIFE_BITS;
+    if halvings > 63 {
+        return 0;
+    }
+    let level = level >> halvings;
+    // Within a half-life 1 - 0.6931 x + 0.1931 x^2: off by less than 1%, and right in its slope where x is small, so
+    // that many short steps decay as one long one does.
+    let steps = elapsed >> STEP_BITS & 0xff;
+    let factor = (1 << 16) - ((45_426 * steps) >> 8) + ((12_658 * steps * steps) >> 16);
+    (level >> 16) * factor + (((level & 0xffff) * factor) >> 16)
+}
+
+/// Notes that `bytes` are put onto the link at `now`.
+#[inline(always)]
+pub fn charge(load: &Load, now: u64, bytes: u32) {
+    let time = time_of(load, bytes);
+    load.free_ns.set(free_at(load, now) + time);
+    raise(load, now, time);
+}
+
+/// Notes that a flow was just put onto the link and is expected to send `bytes` soon: flows that start together have
+/// sent nothing yet, and would all find the same link the least loaded.
+#[inline(always)]
+pub fn expect(load: &Load, now: u64, bytes: u32) {
+    raise(load, now, time_of(load, bytes));
+}
+
+#[inline(always)]
+fn raise(load: &Load, now: u64, time: u64) {
+    let (level, stamp) = (load.level_ns.get(), load.stamp_ns.get());
+    let elapsed = now.saturating_sub(stamp);
+    if elapsed >> STEP_BITS == 0 {
+        load.level_ns.set(level + time);
+    } else {
+        load.level_ns.set(decayed(level, elapsed) + time);
+        // What is left of the last step counts next time.
+        load.stamp_ns.set(now - (elapsed & ((1 << STEP_BITS) - 1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn link(bits_per_second: u64) -> Load {
+        let load = Load::default();
+        load.cost.set(cost_of_rate(bits_per_second));
+        load
+    }
+
+    #[test]
+    fn costs_and_rates_are_each_others_inverse() {
+        for rate in [1_000_000, 10_000_000, 1_000_000_000, 100_000_000_000] {
+            let back = rate_of_cost(cost_of_rate(rate));
+            assert!(back.abs_diff(rate) <= rate / 80, "{rate}: {back}");
+        }
+        assert_eq!((cost_of_rate(u64::MAX), cost_of_rate(0), cost_of_rate(1)), (1, u32::MAX, u32::MAX));
+    }
+
+    #[test]
+    fn a_queue_grows_by_what_is_sent_and_drains_with_time() {
+        let load = link(8_000_000);
+        charge(&load, 100 * MS, 1000);
+        charge(&load, 100 * MS, 1000);
+        assert_eq!(free_at(&load, 100 * MS), 102 * MS);
+        assert_eq!(free_at(&load, 101 * MS), 102 * MS);
+        assert_eq!(free_at(&load, 200 * MS), 200 * MS);
+        load.free_ns.set(u64::MAX);
+        assert_eq!(free_at(&load, 200 * MS), 200 * MS + MAX_QUEUE_NS);
+    }
+
+    #[test]
+    fn the_level_halves() {
+        let load = link(8_000_000);
+        charge(&load, 0, 1_000_000);
+        let start = level(&load, 0);
+        assert_eq!(start, 1_000 * MS);
+        for halvings in 1..20 {
+            assert_eq!(level(&load, halvings * HALF_LIFE_NS), start >> halvings);
+        }
+        assert_eq!(level(&load, 64 * HALF_LIFE_NS), 0);
+        assert_eq!(level(&load, u64::MAX), 0);
+        let mut last = start;
+        for elapsed in (0..10 * HALF_LIFE_NS).step_by(300_000) {
+            let exact = start as f64 * (-(elapsed as f64) / HALF_LIFE_NS as f64).exp2();
+            let found = level(&load, elapsed);
+            assert!(found <= last && (0.99..1.005).contains(&(found as f64 / exact)), "{elapsed}: {found} {exact}");
+            last = found;
+        }
+    }
+
+    #[test]
+    fn a_steady_stream_has_a_steady_level_whatever_the_packet_spacing() {
+        // At a rate r the level tends to r * half-life / ln 2.
+        for spacing in [10_000, 120_000, 1_200_000, 5_000_000] {
+            let load = link(8_000_000_000);
+            let mut now = MS;
+            for _ in 0..(3_000 * MS / spacing) {
+                charge(&load, now, u32::try_from(spacing / 10).unwrap());
+                now += spacing;
+            }
+            let expected = HALF_LIFE_NS as f64 / core::f64::consts::LN_2 / 10.0;
+            let found = level(&load, now) as f64;
+            assert!((0.94..1.08).contains(&(found / expected)), "{spacing}: {found} {expected}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Which rule a packet meets: the first of up to 64, in a handful of lookups however many there are.
+//!
+//! For each field there is a table from its value to the set of rules that this value meets; the packet meets the rules
+//! that are in all of its fields' sets. Source: Lakshman, Stiliadis, "High-speed policy-based packet forwarding using
+//! efficient multi-dimensional range matching", SIGCOMM 1998.
+
+use crate::decide::Tables;
+use crate::flow::{FlowKey, IPV4};
+use crate::layout::{Destination, rule_fields};
+use crate::packet::Packet;
+
+/// No rule is met.
+pub const NONE: u32 = u32::MAX;
+
+/// The number of the first of `among` that a packet meets, or [`NONE`]. An ICMP error meets what the flow meets that it
+/// answers; fragments and packets without ports meet no rule that asks for ports.
+#[inline(always)]
+pub fn first<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, key: &FlowKey, among: u64, tables: &T) -> u32 {
+    let mut rules = among & field(tables, rule_fields::PROTOCOL + u32::from(key.protocol));
+    rules &= field(tables, rule_fields::DSCP + u32::from(dscp(packet) & 63));
+    if key.sport | key.dport == 0 {
+        rules &= field(tables, rule_fields::NO_PORTS);
+    } else {
+        rules &= field(tables, rule_fields::SOURCE_PORT + u32::from(u16::from_be(key.sport)));
+        rules &= field(tables, rule_fields::DESTINATION_PORT + u32::from(u16::from_be(key.dport)));
+    }
+    rules &= tables.rules_of_mark(packet.mark()).unwrap_or_else(|| field(tables, rule_fields::NO_MARK));
+    let family = u32::from(key.family);
+    rules &= tables.rules_of_source(&Destination { family, address: key.src });
+    rules &= tables.rules_of_destination(&Destination { family, address: key.dst });
+    if rules == 0 { NONE } else { rules.trailing_zeros() }
+}
+
+#[inline(always)]
+fn field<T: Tables + ?Sized>(tables: &T, at: u32) -> u64 {
+    tables.rule_field(at).map_or(0, |set| set.rules.get())
+}
+
+/// The differentiated services code point. Source: RFC 2474.
+#[inline(always)]
+fn dscp<P: Packet + ?Sized>(packet: &P) -> u8 {
+    let [word] = packet.load(0).unwrap_or([0]);
+    let [first, second, ..] = word.to_ne_bytes();
+    if first >> 4 == IPV4 { second >> 2 } else { (first & 0x0f) << 2 | second >> 6 }
+}
