@@ -346,6 +346,20 @@ pub struct Health {
     /// When the last WireGuard handshake was completed, nanoseconds of the clock that also runs while the machine
     /// sleeps (`CLOCK_BOOTTIME`); 0: none. Only kept for tunnels whose device cannot be asked: the userspace backend's.
     pub last_handshake_ns: Shared<u64>,
+    /// When probing last found it to have died or to have come back, same clock; 0: never.
+    pub changed_ns: Shared<u64>,
+    /// The least round-trip time of the last 10 to 20 seconds, microseconds; 0: not known.
+    pub rtt_min_us: Shared<u32>,
+    /// Smoothed round-trip time, microseconds; 0: not known.
+    pub rtt_us: Shared<u32>,
+    /// Its mean deviation, microseconds.
+    pub rtt_jitter_us: Shared<u32>,
+    /// Probes lost of the last 256, millionths.
+    pub loss_ppm: Shared<u32>,
+    /// How often it died.
+    pub deaths: Shared<u32>,
+    /// How often it was started anew because it stayed dead.
+    pub restarts: Shared<u32>,
 }
 
 /// Counts of one tunnel.
@@ -449,7 +463,7 @@ const _: () = {
     assert!(size_of::<RuleSet>() == 8);
     assert!(size_of::<Tunnel>() == 40);
     assert!(size_of::<Bucket>() == 16);
-    assert!(size_of::<Health>() == 8);
+    assert!(size_of::<Health>() == 40);
     assert!(size_of::<TunnelCounters>() == 64);
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use ecmpvpn_common::layout::Health;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Policy};
-use crate::dataplane::{DataplaneError, Pins, TunnelView, View};
+use crate::dataplane::{DataplaneError, Pins, TunnelView, View, boot_time_ns};
 use crate::host::observe::{Link, Links, outgoing_interface};
 use crate::host::wireguard::kernel;
 use crate::plan::Backend;
@@ -32,6 +33,9 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
     let mut members = BTreeMap::new();
     for seen in view.tunnels()? {
         let mut tunnel = counted(&seen, config, &links);
+        if let Some(health) = view.health(seen.peer, seen.slot) {
+            probed(&mut tunnel, health);
+        }
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
             let carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
             tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
@@ -89,6 +93,19 @@ fn policy(view: &View) -> String {
     let mut names = view.peers().into_iter().map(|peer| peer.policy.map_or("unknown", Policy::as_str));
     let first = names.next().unwrap_or("unknown");
     if names.all(|name| name == first) { first } else { "mixed" }.to_owned()
+}
+
+/// What probing found.
+fn probed(tunnel: &mut Tunnel, health: &Health) {
+    tunnel.rtt_us = health.rtt_us.get().into();
+    tunnel.rtt_jitter_us = health.rtt_jitter_us.get().into();
+    tunnel.rtt_min_us = health.rtt_min_us.get().into();
+    tunnel.loss = f64::from(health.loss_ppm.get()) / 1e6;
+    tunnel.deaths = health.deaths.get().into();
+    tunnel.restarts = health.restarts.get().into();
+    let changed = health.changed_ns.get();
+    let age = boot_time_ns().saturating_sub(changed) / 1_000_000_000;
+    tunnel.changed_s = if changed == 0 { -1 } else { i64::try_from(age).unwrap_or(i64::MAX) };
 }
 
 /// Who carries the tunnels, told by their devices.

@@ -1,5 +1,6 @@
 //! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
 
 pub mod gather;
+pub mod health;
 pub mod ports;
 pub mod session;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, InterfaceName};
+use crate::control::health::Health;
 use crate::control::ports;
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
@@ -126,10 +127,14 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
         }
     };
     announce(config, &plan);
+    let mut health = Health::start(config, &plan, &places.pins);
     let kept = tokio::select! {
         kept = keep(&links, &plan, places, &mut stop) => kept,
         never = ports::advise(config) => match never {},
+        never = health.watch(&plan, links.userspace.as_ref()) => match never {},
     };
+    // Before the tunnels go: none of them dies.
+    drop(health);
     if persist && kept.is_ok() {
         tracing::info!("{site} stays up; `ecmpvpn down` takes it down");
         return Ok(());

@@ -21,7 +21,7 @@ pub unsafe trait Record {}
 unsafe impl Record for Peer {}
 // SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Bucket {}
-// SAFETY: its fields are shared, but for the padding.
+// SAFETY: its fields are shared.
 unsafe impl Record for Health {}
 // SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Load {}

@@ -17,7 +17,7 @@ pub use attach::Hook;
 pub use error::DataplaneError;
 pub use object::{Loaded, Options};
 pub use pins::Pins;
-pub use view::{PeerView, Reasons, TunnelView, View};
+pub use view::{PeerView, Reasons, TunnelView, View, boot_time_ns};
 
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;

@@ -178,6 +178,19 @@ impl View {
         }
     }
 
+    /// What probing keeps of a tunnel; `None` if there is no such tunnel.
+    pub fn health(&self, peer: u32, slot: u32) -> Option<&Health> {
+        self.health.entries().get(tunnel_id(peer, slot) as usize)
+    }
+
+    /// A tunnel's counts, summed over all CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn tunnel_counters(&self, peer: u32, slot: u32) -> Result<TunnelCounters, DataplaneError> {
+        self.counters(tunnel_id(peer, slot))
+    }
+
     fn counters(&self, id: u32) -> Result<TunnelCounters, DataplaneError> {
         let cpus = self.counters.get(&id, 0);
         let cpus = cpus.map_err(|error| DataplaneError::new("reading map COUNTERS", error))?;
@@ -252,8 +265,8 @@ impl View {
     }
 }
 
-/// Nanoseconds since the machine was started, sleep included.
-fn boot_time_ns() -> u64 {
+/// Nanoseconds since the machine was started, sleep included: the clock of [`Health`].
+pub fn boot_time_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }

@@ -36,6 +36,7 @@ pub use netlink::Netlink;
 pub use preflight::{preflight, require_privilege};
 pub use route::PROTOCOL as ROUTE_PROTOCOL;
 pub use state::{RUN_ROOT, RunDir};
+pub use tunnel::restart as restart_tunnel;
 
 use crate::config::BackendChoice;
 use crate::plan::Backend;

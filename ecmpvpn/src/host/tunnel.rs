@@ -92,6 +92,24 @@ fn retracted(journal: &mut Journal, name: &InterfaceName, source: UserspaceError
     }
 }
 
+/// Starts a tunnel of the kernel's anew, `alias` being that of our links: sets its key and peer again, for a new
+/// handshake; with `whole`, while the interface is down, so that it has a new socket as well.
+pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), HostError> {
+    let name = tunnel.name.as_str();
+    let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
+    let link = netlink.link(name).await.during(|| format!("looking {name} up"))?;
+    let link = link.filter(|link| link.alias.as_deref() == Some(alias)).ok_or_else(|| unplanned(&tunnel.name))?;
+    if whole {
+        netlink.set_down(link.index).await.during(|| format!("setting {name} down"))?;
+    }
+    let configured = kernel::configure(tunnel).during(|| format!("setting key, port and peer of {name}"));
+    // Whatever happened before, it must not stay down.
+    if whole {
+        set_up(&netlink, tunnel, link.index).await?;
+    }
+    configured
+}
+
 async fn set_up(netlink: &Netlink, tunnel: &Tunnel, index: u32) -> Result<(), HostError> {
     match netlink.set_up(index).await {
         // The kernel's WireGuard binds its sockets now.

@@ -71,8 +71,16 @@ pub struct Tunnel {
     pub rtt_us: u64,
     /// Mean deviation of the round-trip time, microseconds; 0 until probed.
     pub rtt_jitter_us: u64,
-    /// Share of probes lost, 0 to 1; 0 until probed.
+    /// The least round-trip time of the last 10 to 20 seconds, microseconds; 0 until probed.
+    pub rtt_min_us: u64,
+    /// Share of the last 256 probes that were lost, 0 to 1; 0 until probed.
     pub loss: f64,
+    /// How often it was found dead.
+    pub deaths: u64,
+    /// How often it was started anew because it stayed dead.
+    pub restarts: u64,
+    /// Seconds since it last died or came back; -1 if it never did.
+    pub changed_s: i64,
     /// Seconds since the last WireGuard handshake; -1 if there was none.
     pub last_handshake_s: i64,
 }
@@ -160,6 +168,8 @@ impl Report {
             "rx",
             "rx rate",
             "buckets",
+            "rtt",
+            "loss",
             "handshake",
         ]);
         for tunnel in &self.tunnels {
@@ -178,6 +188,8 @@ impl Report {
                 right(bytes(tunnel.rx_bytes)),
                 right(rate(tunnel.rx_bps)),
                 right(tunnel.buckets),
+                right(round_trip(tunnel)),
+                right(percent(tunnel.loss)),
                 right(handshake),
             ]);
         }
@@ -201,6 +213,21 @@ fn new_table(header: &[&str]) -> Table {
 
 fn right(value: impl fmt::Display) -> Cell {
     Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
+}
+
+/// Smoothed round-trip time and its deviation; a dash until probed.
+fn round_trip(tunnel: &Tunnel) -> String {
+    #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let ms = |us: u64| us as f64 / 1000.0;
+    match tunnel.rtt_us {
+        0 => "-".to_owned(),
+        us => format!("{:.1} ± {:.1} ms", ms(us), ms(tunnel.rtt_jitter_us)),
+    }
+}
+
+/// A share, in percent.
+fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
 }
 
 /// Bytes with a decimal prefix.
@@ -244,6 +271,9 @@ mod tests {
                 weight: 1,
                 tx_bytes: 5000,
                 last_handshake_s: -1,
+                rtt_us: 1530,
+                rtt_jitter_us: 70,
+                loss: 0.0125,
                 ..Tunnel::default()
             }],
             members: vec![Member { name: "eno1".into(), tx_bytes: 1, rx_bytes: 2 }],
@@ -262,7 +292,8 @@ mod tests {
             assert!(json.get(key).is_some(), "{key}");
         }
         let contract = "name peer ifindex state weight member tx_packets tx_bytes rx_packets rx_bytes tx_bps rx_bps \
-                        buckets flowlet_moves rebalance_moves failover_moves rtt_us rtt_jitter_us loss last_handshake_s";
+                        buckets flowlet_moves rebalance_moves failover_moves rtt_us rtt_jitter_us loss last_handshake_s \
+                        rtt_min_us deaths restarts changed_s";
         for key in contract.split_whitespace() {
             assert!(json["tunnels"][0].get(key).is_some(), "{key}");
         }
@@ -316,5 +347,11 @@ mod tests {
         assert!(text.contains("not steered: no_peer 3\n"), "{text}");
         assert!(text.contains("dropped: nothing"), "{text}");
         assert!(text.contains("none yet"), "{text}");
+    }
+
+    #[test]
+    fn the_table_shows_what_probes_found() {
+        let text = report().to_string();
+        assert!(text.contains("1.5 ± 0.1 ms") && text.contains("1.2%"), "{text}");
     }
 }

@@ -172,6 +172,13 @@ impl Userspace {
         ages
     }
 
+    /// Gives a tunnel a new socket, and forgets its keys: the next packet begins a handshake. Its device stays.
+    pub async fn restart(&self, name: &InterfaceName) -> Result<(), UserspaceError> {
+        let Some(tunnel) = self.tunnels.iter().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
+        tunnel.device.suspend().await;
+        tunnel.device.resume().await.map_err(|source| UserspaceError::Start { name: name.clone(), source })
+    }
+
     /// Ends every tunnel and waits until the devices are gone from the host.
     pub async fn stop(self) {
         for Running { name, device, tun } in self.tunnels {

@@ -1,0 +1,116 @@
+//! Keeps the tunnels healthy: probes each of them, takes a dead one out of use, puts it back when it lives again, and
+//! starts it anew when it stays dead.
+//!
+//! Probing has a thread of its own, which neither waits for the tunnels' ciphers nor for netlink. What it finds goes
+//! into the pinned maps at once. Starting a tunnel anew is the session's, by [`Health::watch`].
+//!
+//! A new [`Health`] begins from the state in the maps; start one again when tunnels were added or removed.
+
+mod estimate;
+mod prober;
+mod remedy;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+mod watchdog;
+mod wire;
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::config::{Config, InterfaceName};
+use crate::dataplane::{DataplaneError, Pins, View};
+use crate::host::wireguard::userspace::Userspace;
+use crate::plan::Plan;
+use prober::Prober;
+use watchdog::Remedy;
+
+/// Nanoseconds of the monotonic clock.
+type Nanos = u64;
+
+/// Probing cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// A descriptor or thread of our own.
+    #[error("{operation}")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A tunnel that is to be started anew.
+#[derive(Clone, Debug)]
+struct Request {
+    tunnel: InterfaceName,
+    remedy: Remedy,
+}
+
+/// Probing, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Health {
+    running: Option<(OwnedFd, JoinHandle<()>)>,
+    requests: UnboundedReceiver<Request>,
+}
+
+impl Health {
+    /// Starts to probe `plan`'s tunnels in the calling thread's network namespace. Where that is not possible it says
+    /// so, and every tunnel stays as it is.
+    pub fn start(config: &Config, plan: &Plan, pins: &Pins) -> Self {
+        let (sender, requests) = unbounded_channel();
+        let start = || -> Result<(OwnedFd, JoinHandle<()>), HealthError> {
+            let io = |operation| move |source| HealthError::Io { operation, source };
+            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|e| io("making an event descriptor")(e.into()))?;
+            let stopped = stop.try_clone().map_err(io("duplicating a descriptor"))?;
+            let prober = Prober::new(config, plan, View::open(pins)?, sender);
+            let thread = thread::Builder::new().name("health".to_owned());
+            let thread = thread.spawn(move || prober.run(&stopped)).map_err(io("starting the probing thread"))?;
+            Ok((stop, thread))
+        };
+        let running = start().map_err(|error| {
+            let error = anyhow::Error::new(error);
+            tracing::error!("tunnels are not probed, and stay in use even when they fail: {error:#}");
+        });
+        Self { running: running.ok(), requests }
+    }
+
+    /// Starts tunnels anew that stay dead. Never ends.
+    pub async fn watch(&mut self, plan: &Plan, userspace: Option<&Userspace>) -> Infallible {
+        while let Some(Request { tunnel, remedy }) = self.requests.recv().await {
+            let Some(planned) = plan.tunnels.iter().find(|planned| planned.name == tunnel) else { continue };
+            match remedy::apply(plan, planned, remedy, userspace).await {
+                Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::told(remedy)),
+                Err(error) => {
+                    let error = anyhow::Error::new(error);
+                    tracing::warn!("{tunnel} stays down, and cannot be started anew: {error:#}");
+                }
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            // A counter of 1 cannot be full.
+            let _ = rustix::io::write(&stop, &1_u64.to_ne_bytes());
+            if thread.join().is_err() {
+                tracing::error!("the probing thread had failed: a fault of this program");
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The probing thread: sockets, clocks and maps around [`tunnel::Tunnel`].
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::estimate::RoundTrip;
+use super::socket::Socket;
+use super::tunnel::{Fault, Settings, Step, Tunnel, Turn};
+use super::watchdog::Watchdog;
+use super::wire::{self, Message};
+use super::{Nanos, Request};
+use crate::config::{Config, InterfaceName};
+use crate::dataplane::{View, boot_time_ns};
+use crate::plan::{Plan, far_address};
+
+const MICROSECOND: Nanos = 1_000;
+const MILLISECOND: Nanos = 1_000_000;
+const SECOND: Nanos = 1_000_000_000;
+/// A socket that could not be opened, for its device is gone, is tried again after this.
+const REOPEN: Nanos = 1_000 * MILLISECOND;
+/// A site none of whose tunnels ever answered is told of after this.
+const NO_ANSWER_AT_ALL: Nanos = 10_000 * MILLISECOND;
+/// Packets taken from one socket before the others get a turn.
+const BATCH: usize = 64;
+/// Ahead of what ordinary programs do. Probes are few, and late ones cost a tunnel its good name.
+const NICE: i32 = -15;
+
+struct Probed {
+    name: InterfaceName,
+    peer: u32,
+    slot: u32,
+    near: Ipv4Addr,
+    far: Ipv4Addr,
+    socket: Option<Socket>,
+    reopen_at: Nanos,
+    /// Why no probe can be sent for a reason that is not the tunnel's: then nothing is judged.
+    blind: Option<io::ErrorKind>,
+    /// When there is something to do even if nothing arrives.
+    wake: Nanos,
+    identifier: u16,
+    secret: u64,
+    received: u64,
+    tunnel: Tunnel,
+    watchdog: Watchdog,
+}
+
+/// All tunnels of a plan.
+pub(super) struct Prober {
+    view: View,
+    /// Names of the remote sites.
+    peers: Vec<String>,
+    tunnels: Vec<Probed>,
+    requests: UnboundedSender<Request>,
+    began: Nanos,
+    silence_told: bool,
+}
+
+impl Prober {
+    pub(super) fn new(config: &Config, plan: &Plan, view: View, requests: UnboundedSender<Request>) -> Self {
+        let settings = Settings {
+            interval: Nanos::from(config.health.interval_ms) * MILLISECOND,
+            down_after: config.health.down_after,
+            up_after: config.health.up_after,
+        };
+        let live = view.peers();
+        let began = now();
+        let count = plan.tunnels.len().max(1) as u64;
+        let probed = |(at, planned): (u64, &crate::plan::Tunnel)| {
+            let (peer, slot) = (u32::try_from(planned.peer).ok()?, u32::try_from(planned.slot).ok()?);
+            let lives = live.get(planned.peer)?.live >> slot & 1 == 1;
+            let round_trip = view
+                .health(peer, slot)
+                .map(|health| RoundTrip::restored(from_us(health.rtt_us.get()), from_us(health.rtt_jitter_us.get())));
+            // Spread over the interval: a burst would measure itself.
+            let first = began + settings.interval * at / count;
+            Some(Probed {
+                name: planned.name.clone(),
+                peer,
+                slot,
+                near: planned.address.addr(),
+                far: far_address(planned.address)?,
+                socket: None,
+                reopen_at: 0,
+                blind: None,
+                wake: 0,
+                identifier: u16::try_from(random() & 0xffff).unwrap_or_default(),
+                secret: random(),
+                received: 0,
+                tunnel: Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first),
+                watchdog: Watchdog::default(),
+            })
+        };
+        let tunnels = (0..).zip(&plan.tunnels).filter_map(probed).collect();
+        let peers = plan.table.peers.iter().map(|peer| peer.name.clone()).collect();
+        Self { view, peers, tunnels, requests, began, silence_told: false }
+    }
+
+    /// Probes until `stop` can be read.
+    pub(super) fn run(mut self, stop: &OwnedFd) {
+        // Of this thread alone; without the privilege it does without.
+        let _ = rustix::process::setpriority_process(None, NICE);
+        let mut ready = vec![true; self.tunnels.len()];
+        loop {
+            let wait = self.step(&ready).saturating_sub(now());
+            match self.wait(stop, wait) {
+                Ok(Some(which)) => ready = which,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("tunnels are no longer probed, and stay as they are: waiting for answers: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for answers, at most so long. Which tunnels' sockets have some; `None`: it is time to stop.
+    fn wait(&self, stop: &OwnedFd, longest: Nanos) -> io::Result<Option<Vec<bool>>> {
+        let timeout = Timespec {
+            tv_sec: i64::try_from(longest / SECOND).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(longest % SECOND).unwrap_or(0),
+        };
+        let mut sockets = vec![PollFd::new(stop, PollFlags::IN)];
+        let open = || self.tunnels.iter().map(|probed| probed.socket.as_ref());
+        sockets.extend(open().flatten().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        match poll(&mut sockets, Some(&timeout)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Some(vec![false; self.tunnels.len()])),
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = sockets.iter().map(|socket| !socket.revents().is_empty());
+        if ready.next() == Some(true) {
+            return Ok(None);
+        }
+        Ok(Some(open().map(|socket| socket.is_some() && ready.next() == Some(true)).collect()))
+    }
+
+    /// Everything that is due. When to be called again.
+    fn step(&mut self, ready: &[bool]) -> Nanos {
+        let mut next = Nanos::MAX;
+        for (at, ready) in ready.iter().enumerate() {
+            if *ready || now() >= self.tunnels[at].wake {
+                let peer = self.tunnels[at].peer;
+                let others = |is: fn(&Tunnel) -> bool| self.tunnels.iter().any(|t| t.peer == peer && is(&t.tunnel));
+                let (answering, living) = (others(Tunnel::ever_answered), others(Tunnel::live));
+                self.tunnels[at].step(&self.view, answering);
+                self.start_anew(at, living);
+            }
+            next = next.min(self.tunnels[at].wake);
+        }
+        self.tell_of_silence();
+        next
+    }
+
+    fn start_anew(&mut self, at: usize, others: bool) {
+        let probed = &mut self.tunnels[at];
+        let dead = (!probed.tunnel.live()).then(|| probed.tunnel.since());
+        let Some(remedy) = probed.watchdog.poll(now(), dead, others) else { return };
+        // Nobody may be there to do it any more.
+        if self.requests.send(Request { tunnel: probed.name.clone(), remedy }).is_ok()
+            && let Some(health) = self.view.health(probed.peer, probed.slot)
+        {
+            health.restarts.set(health.restarts.get().wrapping_add(1));
+        }
+    }
+
+    /// Says once of a site that none of its tunnels ever answered.
+    fn tell_of_silence(&mut self) {
+        if self.silence_told || now() - self.began < NO_ANSWER_AT_ALL {
+            return;
+        }
+        self.silence_told = true;
+        for (number, name) in (0..).zip(&self.peers) {
+            let mut of_peer = self.tunnels.iter().filter(|probed| probed.peer == number && probed.blind.is_none());
+            if of_peer.clone().next().is_some() && !of_peer.any(|probed| probed.tunnel.ever_answered()) {
+                tracing::warn!(
+                    "no tunnel to {name} has answered a probe yet: that site is not up, or drops ICMP echo; its \
+                     tunnels stay in use"
+                );
+            }
+        }
+    }
+}
+
+impl Probed {
+    fn step(&mut self, view: &View, peer_answers: bool) {
+        self.reopen();
+        // Before anything is judged: an answer that has come counts, however late this thread is.
+        self.take_answers();
+        if self.blind.is_some() {
+            self.wake = self.reopen_at;
+            return;
+        }
+        let time = now();
+        if time >= self.wake
+            && let Ok(counters) = view.tunnel_counters(self.peer, self.slot)
+        {
+            self.received = counters.rx_packets;
+            self.tunnel.received(counters.rx_packets, time);
+        }
+        let Step { send, turn } = self.tunnel.poll(time, peer_answers);
+        if let Some(turn) = turn {
+            self.turned(turn, view);
+        }
+        if let Some(sequence) = send {
+            self.send(sequence);
+        }
+        self.publish(view);
+        self.wake = self.tunnel.next_poll(time);
+    }
+
+    fn reopen(&mut self) {
+        if self.socket.is_some() || now() < self.reopen_at {
+            return;
+        }
+        match Socket::open(&self.name, self.near, self.far) {
+            Ok(socket) => (self.socket, self.blind) = (Some(socket), None),
+            // The device is gone, or is not what it was: that is the tunnel's fault.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL)) => {
+                self.reopen_at = now() + REOPEN;
+            }
+            Err(error) => self.cannot_probe(&error),
+        }
+    }
+
+    fn cannot_probe(&mut self, error: &io::Error) {
+        self.reopen_at = now() + REOPEN;
+        if self.blind.replace(error.kind()) != Some(error.kind()) {
+            tracing::error!("{} is not probed, and stays as it is: {error}", self.name);
+        }
+    }
+
+    fn take_answers(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let mut buffer = [0; 128];
+        for _ in 0..BATCH {
+            let Ok((length, arrival)) = socket.receive(&mut buffer, now()) else { return };
+            match wire::parse(&buffer[..length], self.identifier, self.secret) {
+                Some(Message::Answer(sequence)) => self.tunnel.answered(sequence, arrival),
+                Some(Message::Report(received)) => self.tunnel.reported(received, arrival),
+                None => {}
+            }
+        }
+    }
+
+    fn send(&mut self, sequence: u16) {
+        // What cannot be sent because of the tunnel counts as sent, and lost.
+        let Some(socket) = &self.socket else { return };
+        let message = wire::request(self.identifier, sequence, self.secret, self.received);
+        // An error may be that of an earlier probe, told only now.
+        let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
+        match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENXIO) => self.socket = None,
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => self.tunnel.not_sent(sequence),
+            // A packet filter of this host's own.
+            Some(libc::EPERM | libc::EACCES) => {
+                self.tunnel.not_sent(sequence);
+                self.socket = None;
+                self.cannot_probe(&error);
+            }
+            _ => tracing::trace!("probing {}: {error}", self.name),
+        }
+    }
+
+    fn turned(&mut self, turn: Turn, view: &View) {
+        let was = view.set_live(self.peer, self.slot, turn == Turn::Up);
+        if let Some(health) = view.health(self.peer, self.slot) {
+            health.changed_ns.set(boot_time_ns().max(1));
+            if turn != Turn::Up {
+                health.deaths.set(health.deaths.get().wrapping_add(1));
+            }
+        }
+        // Logged after the write: that is what the packets wait for.
+        match turn {
+            Turn::Up => tracing::info!("{} is up again", self.name),
+            Turn::Down(fault) => tracing::warn!("{} is down: {}", self.name, told(fault)),
+        }
+        if was == Some(turn == Turn::Up) {
+            tracing::debug!("{} was in that state already", self.name);
+        }
+    }
+
+    fn publish(&self, view: &View) {
+        let Some(health) = view.health(self.peer, self.slot) else { return };
+        let round_trip = self.tunnel.round_trip();
+        // Set one by one: who reads may see the newest of one and the one before of another.
+        health.rtt_min_us.set(in_us(round_trip.minimum()));
+        health.rtt_us.set(in_us(round_trip.smoothed()));
+        health.rtt_jitter_us.set(in_us(round_trip.smoothed().map(|_| round_trip.deviation())));
+        health.loss_ppm.set(self.tunnel.loss().ppm());
+    }
+}
+
+fn told(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Sending => "its packets still come in, but ours do not arrive at the other end",
+        Fault::Unanswered => "packets still come in, but no answer to a probe",
+        Fault::Silent => "nothing comes in from it any more",
+    }
+}
+
+fn now() -> Nanos {
+    let now = clock_gettime(ClockId::Monotonic);
+    Nanos::try_from(now.tv_sec).unwrap_or(0) * SECOND + Nanos::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+fn in_us(time: Option<Nanos>) -> u32 {
+    // At least 1: 0 stands for not known.
+    time.map_or(0, |time| u32::try_from(time / MICROSECOND).unwrap_or(u32::MAX).max(1))
+}
+
+fn from_us(us: u32) -> Nanos {
+    Nanos::from(us) * MICROSECOND
+}
+
+/// What nobody outside can guess.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    if File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).is_err() {
+        return now();
+    }
+    u64::from_ne_bytes(bytes)
+}

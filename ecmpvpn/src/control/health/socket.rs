@@ -1,0 +1,106 @@
+//! A raw ICMP socket that is bound to one tunnel's device.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, send, socket_with};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Nanos;
+use crate::config::InterfaceName;
+
+/// Class selector 6, network control, in the place of the former type of service.
+const CS6: u8 = 48 << 2;
+/// `TC_PRIO_CONTROL`; source: `include/uapi/linux/pkt_sched.h`.
+const PRIORITY: libc::c_int = 7;
+/// `ICMP_FILTER`, include/uapi/linux/icmp.h: a bit for each type that is not wanted.
+const ICMP_FILTER: libc::c_int = 1;
+const WANTED: u32 = 1 << 0 | 1 << 8;
+/// An answer did not wait in the socket longer than this; the wall clock may be set meanwhile.
+const LONGEST_WAIT: Nanos = 1_000_000_000;
+
+/// Sends and receives probes of one tunnel.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
+
+impl Socket {
+    /// Bound to `device`, from `near` to `far`; in the calling thread's network namespace.
+    pub fn open(device: &InterfaceName, near: Ipv4Addr, far: Ipv4Addr) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
+        set(&fd, libc::SOL_RAW, ICMP_FILTER, &(!WANTED).to_ne_bytes())?;
+        set(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_str().as_bytes())?;
+        set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32.to_ne_bytes())?;
+        rustix::net::sockopt::set_ip_tos(&fd, CS6)?;
+        // After the type of service, which sets a priority of its own.
+        set(&fd, libc::SOL_SOCKET, libc::SO_PRIORITY, &PRIORITY.to_ne_bytes())?;
+        bind(&fd, &SocketAddrV4::new(near, 0))?;
+        connect(&fd, &SocketAddrV4::new(far, 0))?;
+        Ok(Self(fd))
+    }
+
+    /// Sends one message.
+    pub fn send(&self, message: &[u8]) -> io::Result<()> {
+        send(&self.0, message, SendFlags::empty())?;
+        Ok(())
+    }
+
+    /// The next packet's length and when it arrived, by the clock that shows `now`. `WouldBlock`: there is none.
+    pub fn receive(&self, buffer: &mut [u8], now: Nanos) -> io::Result<(usize, Nanos)> {
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut control = [0_u64; 8];
+        // SAFETY: a msghdr is integers and pointers, of which all zeroes is a valid value.
+        let mut message: libc::msghdr = unsafe { zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        // SAFETY: the header points to memory of the lengths that it says, which lives until the call returns.
+        let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
+        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        let waited = arrival(&message).map_or(0, |at| wall_clock().saturating_sub(at).min(LONGEST_WAIT));
+        Ok((length, now.saturating_sub(waited)))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The time that the kernel put on a received message, by the wall clock.
+fn arrival(message: &libc::msghdr) -> Option<Nanos> {
+    // SAFETY: recvmsg filled in the header and its control buffer, which is aligned and still there; the macros stay
+    // within the length that it wrote.
+    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }?;
+    if (header.cmsg_level, header.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) {
+        return None;
+    }
+    // SAFETY: a message of this type holds one timespec.
+    let at = unsafe { ptr::read_unaligned(libc::CMSG_DATA(header).cast::<libc::timespec>()) };
+    nanos(at.tv_sec, at.tv_nsec)
+}
+
+fn wall_clock() -> Nanos {
+    let now = clock_gettime(ClockId::Realtime);
+    nanos(now.tv_sec, now.tv_nsec).unwrap_or(0)
+}
+
+fn nanos(seconds: i64, nanoseconds: i64) -> Option<Nanos> {
+    Nanos::try_from(seconds).ok()?.checked_mul(1_000_000_000)?.checked_add(Nanos::try_from(nanoseconds).ok()?)
+}
+
+fn set(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the value has that many bytes, and the kernel copies them before the call returns.
+    match unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, value.as_ptr().cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const _: () = assert!(size_of::<libc::timespec>() + 16 <= 64);

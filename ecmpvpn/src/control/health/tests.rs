@@ -1,0 +1,297 @@
+//! The judgement on tunnels, with simulated time and losses.
+
+use std::collections::BTreeMap;
+
+use super::Nanos;
+use super::estimate::RoundTrip;
+use super::tunnel::{Fault, Settings, Tunnel, Turn};
+
+const MS: Nanos = 1_000_000;
+const SECOND: Nanos = 1_000 * MS;
+
+const DEFAULT: Settings = Settings { interval: 100 * MS, down_after: 3, up_after: 5 };
+
+/// How long a packet that is sent now takes in one direction; `None`: it is dropped.
+type Way<'a> = Box<dyn FnMut(Nanos) -> Option<Nanos> + 'a>;
+
+/// One end of the tunnel, as the other end and its traffic make it look.
+struct Scene<'a> {
+    there: Way<'a>,
+    back: Way<'a>,
+    /// Whether the far end runs ecmpvpn, and so reports and probes as well.
+    far_reports: bool,
+    /// Between our data packets, and between the far end's; 0: none are sent.
+    data: [Nanos; 2],
+    settings: Settings,
+}
+
+impl Default for Scene<'_> {
+    fn default() -> Self {
+        let clear = || Box::new(|_| Some(MS / 2));
+        Self { there: clear(), back: clear(), far_reports: true, data: [0, 0], settings: DEFAULT }
+    }
+}
+
+enum Packet {
+    Data,
+    /// With its number and its sender's count of what it has received.
+    Probe(u16, u64),
+    Answer(u16),
+}
+
+/// One end.
+struct End {
+    tunnel: Tunnel,
+    /// Whether it runs ecmpvpn.
+    probes: bool,
+    received: u64,
+    turns: Vec<(Nanos, Turn)>,
+}
+
+impl Scene<'_> {
+    /// What happens until `end`: each of our turns and its time. Time goes in steps of a millisecond.
+    fn play(self, end: Nanos) -> (Vec<(Nanos, Turn)>, Tunnel) {
+        let [near, _] = self.play_both(end);
+        (near.turns, near.tunnel)
+    }
+
+    fn play_both(self, until: Nanos) -> [End; 2] {
+        let begin = |at: Nanos, probes| End {
+            tunnel: Tunnel::new(self.settings, true, RoundTrip::default(), SECOND + at),
+            probes,
+            received: 0,
+            turns: Vec::new(),
+        };
+        let mut ends = [begin(0, true), begin(37 * MS, self.far_reports)];
+        let mut ways = [self.there, self.back];
+        // By when they arrive and a serial number; with the end where they do.
+        let mut on_the_way: BTreeMap<(Nanos, u64), (usize, Packet)> = BTreeMap::new();
+        let mut serial = 0;
+        let mut now = SECOND;
+        while now < until {
+            for (at, end) in ends.iter_mut().enumerate() {
+                let mut packets = Vec::new();
+                if self.data[at] != 0 && now.is_multiple_of(self.data[at]) {
+                    packets.push(Packet::Data);
+                }
+                if end.probes {
+                    end.tunnel.received(end.received, now);
+                    let step = end.tunnel.poll(now, false);
+                    end.turns.extend(step.turn.map(|turn| (now, turn)));
+                    packets.extend(step.send.map(|sequence| Packet::Probe(sequence, end.received)));
+                    assert!(end.tunnel.next_poll(now) > now, "it would be called for ever");
+                }
+                for packet in packets {
+                    serial += 1;
+                    ways[at](now).map(|delay| on_the_way.insert((now + delay, serial), (1 - at, packet)));
+                }
+            }
+            now += MS;
+            while let Some(entry) = on_the_way.first_entry().filter(|entry| entry.key().0 <= now) {
+                let ((arrival, _), (at, packet)) = entry.remove_entry();
+                let end = &mut ends[at];
+                end.received += 1;
+                match packet {
+                    Packet::Data => {}
+                    Packet::Answer(sequence) => end.tunnel.answered(sequence, arrival),
+                    Packet::Probe(sequence, received) => {
+                        end.tunnel.reported(received, arrival);
+                        serial += 1;
+                        let answer = (1 - at, Packet::Answer(sequence));
+                        ways[at](arrival).map(|delay| on_the_way.insert((arrival + delay, serial), answer));
+                    }
+                }
+            }
+        }
+        ends
+    }
+}
+
+/// A deterministic source of chance.
+struct Chance(u64);
+
+impl Chance {
+    fn of(&mut self, percent: u64) -> bool {
+        self.0 = ecmpvpn_common::flow::mix(self.0.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        self.0 % 10_000 < percent * 100
+    }
+}
+
+/// Drops everything in `from..to`.
+fn hole<'a>(delay: Nanos, from: Nanos, to: Nanos) -> Way<'a> {
+    Box::new(move |now| (!(from..to).contains(&now)).then_some(delay))
+}
+
+/// A queue that takes `rate` bytes a millisecond and holds `limit` bytes, filled with `load` bytes a millisecond in
+/// `busy`: a full link.
+fn queue<'a>(rate: u64, limit: u64, load: u64, busy: std::ops::Range<Nanos>) -> Way<'a> {
+    let (mut filled, mut last, mut chance) = (0_u64, 0, Chance(7));
+    Box::new(move |now| {
+        let passed = (now - last) / MS;
+        for step in 0..passed {
+            let load = if busy.contains(&(last + step * MS)) { load } else { 0 };
+            filled = (filled + load).min(limit + load).saturating_sub(rate).min(limit);
+        }
+        last += passed * MS;
+        // A full one drops what exceeds its rate, whoever sent it.
+        let full = filled + load.saturating_sub(rate) >= limit && busy.contains(&now);
+        let dropped = full && chance.of((load - rate) * 100 / load);
+        (!dropped).then_some(MS / 2 + filled * MS / rate)
+    })
+}
+
+#[test]
+fn a_dead_tunnel_is_found_within_its_time_and_comes_back() {
+    for (delay, most) in [(MS / 4, 301), (5 * MS, 311), (20 * MS, 341), (50 * MS, 401)] {
+        for offset in (0..100).step_by(7) {
+            for (far_reports, sending) in [(true, true), (true, false), (false, true), (false, false)] {
+                let from = 10 * SECOND + offset * MS;
+                let to = from + 10 * SECOND;
+                let mut scene = Scene { far_reports, data: [MS, 0], ..Scene::default() };
+                let way = hole(delay, from, to);
+                let clear = hole(delay, 0, 0);
+                (scene.there, scene.back) = if sending { (way, clear) } else { (clear, way) };
+                let (turns, tunnel) = scene.play(30 * SECOND);
+                let [(down, Turn::Down(fault)), (up, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+                let expected = if sending && far_reports { Fault::Sending } else { Fault::Silent };
+                assert_eq!(fault, expected, "{delay} {offset} {far_reports} {sending}");
+                let took = (down - from) / MS;
+                assert!((150..=most).contains(&took), "{delay} {offset}: after {took} ms");
+                let back = (up - to) / MS;
+                assert!((400..=800).contains(&back), "{delay} {offset}: back after {back} ms");
+                assert!(tunnel.live());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_other_ends_traffic_alone_does_not_hide_a_dead_direction() {
+    // It does not run ecmpvpn, so that a full tunnel looks alike: that is given half as long again.
+    let from = 10 * SECOND + 30 * MS;
+    let scene = Scene { there: hole(MS, from, 60 * SECOND), far_reports: false, data: [MS, MS], ..Scene::default() };
+    let (turns, _) = scene.play(20 * SECOND);
+    let [(down, Turn::Down(Fault::Unanswered))] = turns[..] else { panic!("{turns:?}") };
+    assert!((300..=450).contains(&((down - from) / MS)), "after {} ms", (down - from) / MS);
+}
+
+#[test]
+fn random_loss_is_no_death() {
+    for percent in [1, 2, 5] {
+        for far_reports in [true, false] {
+            let (mut there, mut back) = (Chance(percent), Chance(percent + 100));
+            let scene = Scene {
+                there: Box::new(move |_| (!there.of(percent)).then_some(2 * MS)),
+                back: Box::new(move |_| (!back.of(percent)).then_some(2 * MS)),
+                far_reports,
+                ..Scene::default()
+            };
+            let (turns, tunnel) = scene.play(600 * SECOND);
+            assert_eq!(turns, [], "{percent}%");
+            let (found, expected) = (u64::from(tunnel.loss().ppm()), percent * 20_000);
+            assert!(found < 3 * expected, "{found} ppm lost of {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_fills_up_is_no_death() {
+    // 100 Mbit/s, of which 250 ms fit into the queue. Twice as much comes, at once; a far end that tells nothing shows
+    // less loss to be full and not dead.
+    for (far_reports, load) in [(true, 25_000), (false, 13_400)] {
+        let busy = 10 * SECOND..70 * SECOND;
+        let scene =
+            Scene { there: queue(12_500, 3_125_000, load, busy), far_reports, data: [MS, 0], ..Scene::default() };
+        for end in scene.play_both(80 * SECOND) {
+            assert_eq!(end.turns, [], "reports: {far_reports}");
+        }
+    }
+}
+
+#[test]
+fn a_full_tunnel_that_drops_half_of_all_probes_is_no_death() {
+    for (far_reports, data) in [(true, [MS, 0]), (true, [MS, MS]), (false, [MS, MS])] {
+        let (mut there, mut back) = (Chance(3), Chance(4));
+        let both = data[1] != 0 && far_reports;
+        let scene = Scene {
+            there: Box::new(move |_| (!there.of(50)).then_some(20 * MS)),
+            back: Box::new(move |_| (!back.of(if both { 20 } else { 0 })).then_some(20 * MS)),
+            far_reports,
+            data,
+            ..Scene::default()
+        };
+        for end in scene.play_both(120 * SECOND) {
+            assert_eq!(end.turns, [], "reports: {far_reports}, data: {data:?}");
+        }
+    }
+}
+
+#[test]
+fn answers_out_of_order_are_answers() {
+    let mut odd = false;
+    let scene = Scene {
+        there: Box::new(move |_| {
+            odd = !odd;
+            Some(if odd { 150 * MS } else { MS })
+        }),
+        far_reports: false,
+        ..Scene::default()
+    };
+    let (turns, tunnel) = scene.play(60 * SECOND);
+    assert_eq!(turns, []);
+    assert_eq!(tunnel.loss().ppm(), 0);
+}
+
+#[test]
+fn what_never_answered_stays_in_use_until_another_tunnel_answers() {
+    let (turns, mut tunnel) = Scene { there: Box::new(|_| None), ..Scene::default() }.play(60 * SECOND);
+    assert_eq!(turns, []);
+    assert!(tunnel.live() && !tunnel.ever_answered());
+    assert!(matches!(tunnel.poll(60 * SECOND, true).turn, Some(Turn::Down(_))));
+}
+
+#[test]
+fn probes_that_waited_for_a_handshake_do_not_count_as_round_trips() {
+    // All that is sent in the first 1.5 s arrives when the handshake is done.
+    let handshake = SECOND + 1_500 * MS;
+    let scene = Scene {
+        there: Box::new(move |now| Some(handshake.saturating_sub(now).max(MS))),
+        far_reports: false,
+        ..Scene::default()
+    };
+    let (turns, tunnel) = scene.play(10 * SECOND);
+    assert_eq!(turns, []);
+    assert_eq!(tunnel.round_trip().smoothed().map(|time| time / MS), Some(1));
+    assert_eq!(tunnel.loss().ppm(), 0);
+}
+
+#[test]
+fn a_stalled_process_does_not_blame_the_tunnels() {
+    let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
+    let answer = |tunnel: &mut Tunnel, now: Nanos| {
+        if let Some(sequence) = tunnel.poll(now, false).send {
+            tunnel.answered(sequence, now + MS);
+        }
+    };
+    (0..50).for_each(|i| answer(&mut tunnel, SECOND + i * 100 * MS));
+    // Two seconds later it runs again, and its last probe was answered.
+    for i in 0..50 {
+        let step = tunnel.poll(8 * SECOND + i * 100 * MS, false);
+        assert_eq!(step.turn, None);
+        step.send.into_iter().for_each(|sequence| tunnel.answered(sequence, 8 * SECOND + i * 100 * MS + MS));
+    }
+}
+
+#[test]
+fn down_after_and_up_after_are_heeded() {
+    for (down_after, up_after) in [(1, 1), (5, 20), (20, 2)] {
+        let (from, to) = (10 * SECOND + 50 * MS, 20 * SECOND);
+        let settings = Settings { interval: 50 * MS, down_after, up_after };
+        let (turns, _) = Scene { there: hole(MS, from, to), settings, ..Scene::default() }.play(30 * SECOND);
+        let [(down, Turn::Down(_)), (up, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+        let (down, up) = ((down - from) / MS, (up - to) / MS);
+        let (interval, down_after, up_after) = (50, u64::from(down_after), u64::from(up_after));
+        assert!(down >= (down_after - 1) * interval && down <= down_after * interval + 60, "{down_after}: {down}");
+        assert!(up >= (up_after - 1) * interval && up <= (up_after + 3) * interval, "{up_after}: {up}");
+    }
+}

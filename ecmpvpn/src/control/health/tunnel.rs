@@ -1,0 +1,304 @@
+//! Whether a tunnel lives, told from the fate of its probes. Pure: time and events come from the caller.
+//!
+//! Evidence of life is an answer to a probe, or a report of the far side (see `wire`) that packets of ours have arrived
+//! there: both show that both directions work, and a full tunnel gives the second even where every probe is dropped.
+//! What counts is when the thing that arrived was *sent*, so that a late answer is no sign of life after its time.
+//!
+//! A probe is missed once it is older than the round trips of late make plausible. From the first missed one on, more
+//! are sent. The tunnel is dead when `down_after` are missed and `down_after` intervals and a round trip have passed since
+//! the last evidence: with the defaults 200 to 300 ms after the first packet was dropped, and a round trip more.
+
+use std::collections::VecDeque;
+
+use super::Nanos;
+use super::estimate::{Loss, RoundTrip};
+
+const MILLISECOND: Nanos = 1_000_000;
+/// A probe without an answer after this, or after two intervals, is lost for good.
+const LATE: Nanos = 2_000 * MILLISECOND;
+/// Bounds of a probe's timeout; and what it is while no round trip is known.
+const LEAST_TIMEOUT: Nanos = 20 * MILLISECOND;
+const FLOOR_AT_MOST: Nanos = 100 * MILLISECOND;
+const UNKNOWN_TIMEOUT: Nanos = 250 * MILLISECOND;
+const MOST_TIMEOUT: Nanos = 1_000 * MILLISECOND;
+/// Between the probes that a missed one calls for: a quarter of the interval, but no less than this.
+const LEAST_GAP: Nanos = 10 * MILLISECOND;
+/// A tunnel that never answered gets this long for its first handshakes.
+const FIRST_ANSWER: Nanos = 3_000 * MILLISECOND;
+/// The far side's reports alone keep a tunnel alive for so long.
+const REPORTS_HOLD: Nanos = 3_000 * MILLISECOND;
+/// More probes than this are not waited for.
+const MOST_OUTSTANDING: usize = 512;
+
+/// `[health]`
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Between probes.
+    pub interval: Nanos,
+    /// Probes missed until a tunnel is dead.
+    pub down_after: u32,
+    /// Probes answered in a row until it lives again.
+    pub up_after: u32,
+}
+
+/// What a dead tunnel's last signs were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The far side is heard, and says that nothing arrives there.
+    Sending,
+    /// Something still arrives here, but no answer.
+    Unanswered,
+    /// Nothing arrives here.
+    Silent,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is dead.
+    Down(Fault),
+    /// It lives again.
+    Up,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Send the probe of this number.
+    pub send: Option<u16>,
+    /// The tunnel's state has changed.
+    pub turn: Option<Turn>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    sequence: u16,
+    at: Nanos,
+}
+
+/// A count and when it last grew.
+#[derive(Clone, Copy, Debug)]
+struct Growing {
+    count: u64,
+    grew: Option<Nanos>,
+}
+
+/// One tunnel.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    settings: Settings,
+    live: bool,
+    since: Nanos,
+    /// Not yet answered, the oldest first.
+    outstanding: VecDeque<Sent>,
+    next_sequence: u16,
+    next_at: Nanos,
+    /// When the latest thing was sent that is known to have come through, with word of it back.
+    evidence: Nanos,
+    /// When the last answer to a probe came.
+    answered: Option<Nanos>,
+    /// Answers to probes sent before this tell nothing of the round trip: they waited for a handshake.
+    fresh_from: Option<Nanos>,
+    streak: u32,
+    round_trip: RoundTrip,
+    loss: Loss,
+    received: Option<Growing>,
+    /// The far side's count of what arrived there, and when the last report of it came.
+    far: Option<(u64, Nanos)>,
+}
+
+impl Tunnel {
+    /// A tunnel that lives or does not, as the map says, and that is probed from `first` on.
+    pub fn new(settings: Settings, live: bool, round_trip: RoundTrip, first: Nanos) -> Self {
+        Self {
+            settings,
+            live,
+            since: first,
+            outstanding: VecDeque::new(),
+            next_sequence: 0,
+            next_at: first,
+            evidence: first,
+            answered: None,
+            fresh_from: None,
+            streak: 0,
+            round_trip,
+            loss: Loss::default(),
+            received: None,
+            far: None,
+        }
+    }
+
+    /// Whether it carries traffic.
+    pub fn live(&self) -> bool {
+        self.live
+    }
+
+    /// Since when it has been in that state.
+    pub fn since(&self) -> Nanos {
+        self.since
+    }
+
+    /// Whether it ever answered.
+    pub fn ever_answered(&self) -> bool {
+        self.answered.is_some()
+    }
+
+    /// Round trips of late.
+    pub fn round_trip(&self) -> &RoundTrip {
+        &self.round_trip
+    }
+
+    /// Probes lost of late.
+    pub fn loss(&self) -> &Loss {
+        &self.loss
+    }
+
+    /// The probe numbered `sequence` was answered, and the answer came at `arrival`.
+    pub fn answered(&mut self, sequence: u16, arrival: Nanos) {
+        let Some(at) = self.outstanding.iter().position(|sent| sent.sequence == sequence) else { return };
+        let Some(Sent { at: sent, .. }) = self.outstanding.remove(at) else { return };
+        self.loss.push(false);
+        self.answered = Some(arrival);
+        self.evidence = self.evidence.max(sent);
+        match self.fresh_from {
+            None => {
+                self.fresh_from = Some(arrival);
+                self.streak = 1;
+            }
+            Some(fresh) if sent >= fresh => {
+                self.round_trip.sample(arrival, arrival.saturating_sub(sent));
+                self.streak = self.streak.saturating_add(1);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Packets received from the tunnel until `now`.
+    pub fn received(&mut self, count: u64, now: Nanos) {
+        self.received = Some(match self.received {
+            Some(before) if count > before.count => Growing { count, grew: Some(now) },
+            Some(before) => Growing { count, ..before },
+            None => Growing { count, grew: None },
+        });
+    }
+
+    /// The far side says that it has received so many packets from the tunnel; its word came at `arrival`.
+    pub fn reported(&mut self, count: u64, arrival: Nanos) {
+        if let Some((before, last)) = self.far
+            && count > before
+            && self.answered.is_some_and(|answered| arrival.saturating_sub(answered) < REPORTS_HOLD)
+        {
+            // What has newly arrived there had not when the report before this one was sent.
+            let there_since = last.saturating_sub(self.round_trip.smoothed().unwrap_or(0));
+            self.evidence = self.evidence.max(there_since);
+        }
+        self.far = Some((count, arrival));
+    }
+
+    /// Whether what came at `at` came after the tunnel may have died.
+    fn heard(&self, at: Option<Nanos>) -> bool {
+        // The first probe without an answer was sent an interval after the evidence; some was still on its way then.
+        let on_the_way = self.settings.interval / 4 + self.round_trip.smoothed().unwrap_or(0);
+        at.is_some_and(|at| at > self.evidence + self.settings.interval + on_the_way)
+    }
+
+    fn timeout(&self) -> Nanos {
+        let least = (self.settings.interval / 2).clamp(LEAST_TIMEOUT, FLOOR_AT_MOST);
+        self.round_trip.timeout(least, UNKNOWN_TIMEOUT, MOST_TIMEOUT)
+    }
+
+    /// Probes sent since the last evidence whose answers are overdue.
+    fn missed(&self, now: Nanos) -> usize {
+        let timeout = self.timeout();
+        let missed = |sent: &&Sent| sent.at > self.evidence && now.saturating_sub(sent.at) >= timeout;
+        self.outstanding.iter().filter(missed).count()
+    }
+
+    fn fault(&self) -> Fault {
+        if self.heard(self.far.map(|(_, at)| at)) {
+            Fault::Sending
+        } else if self.heard(self.received.and_then(|received| received.grew)) {
+            Fault::Unanswered
+        } else {
+            Fault::Silent
+        }
+    }
+
+    /// How long nothing must have been sent of which there is evidence.
+    fn patience(&self) -> Nanos {
+        let on_the_way = self.round_trip.smoothed().unwrap_or(0);
+        let patience = Nanos::from(self.settings.down_after) * self.settings.interval + on_the_way;
+        // It may be full: the far side cannot tell us, but what it sends does arrive.
+        if self.fault() == Fault::Unanswered { patience * 3 / 2 } else { patience }
+    }
+
+    /// Whether it is dead now; `others`: another tunnel to the same site has answered.
+    fn dead(&self, now: Nanos, others: bool) -> Option<Fault> {
+        // Where nothing ever answered the far side may not be up yet, or may not answer probes at all.
+        let known = self.ever_answered() || (others && now.saturating_sub(self.since) >= FIRST_ANSWER);
+        let down_after = self.settings.down_after as usize;
+        let dead = known
+            && self.missed(now) >= down_after.min(MOST_OUTSTANDING)
+            && now.saturating_sub(self.evidence) >= self.patience();
+        dead.then(|| self.fault())
+    }
+
+    /// What is to be done at `now`; `others`: another tunnel to the same site has answered.
+    pub fn poll(&mut self, now: Nanos, others: bool) -> Step {
+        let late = LATE.max(2 * self.settings.interval);
+        while self
+            .outstanding
+            .front()
+            .is_some_and(|sent| now.saturating_sub(sent.at) >= late || self.outstanding.len() >= MOST_OUTSTANDING)
+        {
+            self.outstanding.pop_front();
+            self.loss.push(true);
+        }
+        let turn = if self.live {
+            self.dead(now, others).map(Turn::Down)
+        } else {
+            (self.streak >= self.settings.up_after).then_some(Turn::Up)
+        };
+        if let Some(turn) = turn {
+            self.live = turn == Turn::Up;
+            self.since = now;
+        }
+        let missed = self.missed(now) > 0;
+        if missed && !self.live {
+            self.streak = 0;
+            self.fresh_from = None;
+            self.round_trip.restart();
+        }
+        let gap = if missed && self.live {
+            (self.settings.interval / 4).max(LEAST_GAP).min(self.settings.interval)
+        } else {
+            self.settings.interval
+        };
+        let last = self.outstanding.back().map_or(0, |sent| sent.at);
+        if missed && self.live {
+            self.next_at = self.next_at.min(last + gap);
+        }
+        let send = (now >= self.next_at).then(|| {
+            self.next_at = now + gap;
+            let sequence = self.next_sequence;
+            self.next_sequence = sequence.wrapping_add(1);
+            self.outstanding.push_back(Sent { sequence, at: now });
+            sequence
+        });
+        Step { send, turn }
+    }
+
+    /// The probe could not be sent for a reason that is not the tunnel's.
+    pub fn not_sent(&mut self, sequence: u16) {
+        self.outstanding.retain(|sent| sent.sequence != sequence);
+    }
+
+    /// When [`Tunnel::poll`] is to be called again at the latest.
+    pub fn next_poll(&self, now: Nanos) -> Nanos {
+        let timeout = self.timeout();
+        let overdue = self.outstanding.iter().map(|sent| sent.at + timeout).find(|at| *at > now);
+        let judged = self.evidence + self.patience();
+        let judged = (self.live && judged > now && self.missed(now) > 0).then_some(judged);
+        self.next_at.min(overdue.unwrap_or(Nanos::MAX)).min(judged.unwrap_or(Nanos::MAX))
+    }
+}

@@ -1,0 +1,109 @@
+//! The probes as they go through a tunnel: ICMP echo requests, which any Linux host answers. Pure.
+//!
+//! The payload is ours: a mark, a secret that an answer must bring back, and this side's count of packets received from
+//! the tunnel. A far side that runs ecmpvpn reads the count from the requests that it answers anyway, and so learns
+//! whether what it sends arrives.
+
+/// Marks our payload, and its version.
+const MARK: [u8; 8] = *b"ecmpvpn\x01";
+/// Bytes of a probe from the ICMP header on.
+pub const LENGTH: usize = 32;
+
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+
+/// What came out of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The answer to our probe of this number.
+    Answer(u16),
+    /// A probe of the far side, which has received so many packets from us.
+    Report(u64),
+}
+
+/// A probe.
+pub fn request(identifier: u16, sequence: u16, secret: u64, received: u64) -> [u8; LENGTH] {
+    let mut message = [0; LENGTH];
+    message[0] = ECHO_REQUEST;
+    message[4..6].copy_from_slice(&identifier.to_be_bytes());
+    message[6..8].copy_from_slice(&sequence.to_be_bytes());
+    message[8..16].copy_from_slice(&MARK);
+    message[16..24].copy_from_slice(&secret.to_be_bytes());
+    message[24..32].copy_from_slice(&received.to_be_bytes());
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+/// What an IPv4 packet from a raw ICMP socket says, if it is an answer to a probe of ours or another's probe.
+pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
+    let header = usize::from(packet.first()? & 15) * 4;
+    let message: &[u8; LENGTH] = packet.get(header..)?.try_into().ok()?;
+    if message[8..16] != MARK {
+        return None;
+    }
+    let word = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
+    let long = |at: usize| message[at..at + 8].iter().fold(0, |long, byte| long << 8 | u64::from(*byte));
+    match message[0] {
+        ECHO_REPLY if word(4) == identifier && long(16) == secret => Some(Message::Answer(word(6))),
+        // One of our own, come back: a loop is no report.
+        ECHO_REQUEST if long(16) != secret => Some(Message::Report(long(24))),
+        _ => None,
+    }
+}
+
+/// The Internet checksum, RFC 1071.
+fn checksum(message: &[u8]) -> u16 {
+    let words = message.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    !words.fold(0, |sum: u16, word| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u16::from(carry)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MAX_TUNNELS_PER_PEER;
+
+    /// A probe's bytes on an Ethernet wire, all told: padded to 16 and encrypted, in WireGuard, UDP, IPv6 (the longer
+    /// one), and Ethernet with preamble and gap.
+    const ON_THE_WIRE: usize = (20 + LENGTH).next_multiple_of(16) + 32 + 8 + 40 + 38;
+
+    /// As the far side's kernel answers.
+    fn answer(mut request: [u8; LENGTH]) -> Vec<u8> {
+        request[0] = ECHO_REPLY;
+        [&[0x45; 20][..], &request].concat()
+    }
+
+    #[test]
+    fn an_answer_must_bring_number_identifier_and_secret_back() {
+        let probe = request(7, 300, 0xdead_beef_0123_4567, 9);
+        assert_eq!(checksum(&probe), 0);
+        assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4567), Some(Message::Answer(300)));
+        assert_eq!(parse(&answer(probe), 8, 0xdead_beef_0123_4567), None);
+        assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4568), None);
+        let mut packet = answer(probe);
+        packet.pop();
+        assert_eq!(parse(&packet, 7, 0xdead_beef_0123_4567), None);
+        assert_eq!(parse(&[], 7, 0), None);
+        assert_eq!(parse(&[0x4f], 7, 0), None);
+    }
+
+    #[test]
+    fn the_far_sides_probe_reports_and_our_own_does_not() {
+        let packet = [&[0x45; 20][..], &request(1, 2, 3, u64::MAX)].concat();
+        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(u64::MAX)));
+        assert_eq!(parse(&packet, 1, 3), None);
+        let mut ping = packet;
+        ping[30] = 0;
+        assert_eq!(parse(&ping, 1, 4), None, "anybody's ping");
+    }
+
+    #[test]
+    fn probes_are_less_than_a_thousandth_of_a_gigabit() {
+        // Every tunnel that a peer can have, our probes and our answers to the far side's.
+        let bits = ON_THE_WIRE * 8 * 10 * 2 * MAX_TUNNELS_PER_PEER;
+        assert!(bits < 1_000_000, "{bits} bits a second");
+    }
+}
