@@ -1,5 +1,6 @@
 //! Builds, tests and shows ecmpvpn: `cargo xtask --help`.
 
+mod bench;
 mod build_ebpf;
 mod count;
 mod demo;
@@ -56,6 +57,11 @@ enum Task {
         cargo xtask test --only unit\n  \
         cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
     Test(test::Args),
+    /// Measure: goodput between two sites in a virtual machine
+    #[command(after_help = "Examples:\n  \
+        cargo xtask bench goodput\n  \
+        cargo xtask bench goodput --case adaptive --runs 1 --seconds 6")]
+    Bench(bench::Args),
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \
         cargo xtask vm -- ip -V\n  \
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::main(&args),
         Task::Demo(args) => demo::main(args),
         Task::Test(args) => Ok(test::main(&args)),
+        Task::Bench(args) => bench::main(args),
         Task::Vm(args) => vm::main(args),
     };
     match done {

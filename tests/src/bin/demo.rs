@@ -20,8 +20,6 @@ use lab::traffic::TcpLoad;
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Routing table and rule preference of the two contestants that bypass the steering device.
-const TABLE: u32 = 500;
 /// How long the host may take to look as before.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -218,21 +216,17 @@ fn shape(arguments: &Arguments, lab: &Lab) -> Result<f64> {
 fn measure(arguments: &Arguments, lab: &Lab, rate: f64) -> Result<()> {
     let mut outcomes = Vec::new();
     let mut stats_before = Vec::new();
-    let next_hops: Vec<String> = lab.tunnels.iter().map(|tunnel| format!("nexthop dev {}", tunnel.name)).collect();
-    for (name, route) in [
-        ("one tunnel", Some(format!("dev {}", lab.tunnels[0].name))),
-        ("kernel ECMP", Some(next_hops.join(" "))),
-        ("ecmpvpn", None),
-    ] {
+    let every: Vec<usize> = (0..lab.tunnels.len()).collect();
+    for (name, tunnels) in [("one tunnel", Some(&every[..1])), ("kernel ECMP", Some(&every[..])), ("ecmpvpn", None)] {
         interrupt::check()?;
         step(&format!("{name}: {} TCP flows for {} s", arguments.flows, arguments.seconds));
-        if let Some(route) = &route {
-            bypass(lab, route)?;
+        if let Some(tunnels) = tunnels {
+            lab.bypass(tunnels)?;
         }
         stats_before = vec![lab.stats(0)?, lab.stats(1)?];
         let outcome = transfer(arguments, lab, name);
-        if route.is_some() {
-            remove_bypass(lab)?;
+        if tunnels.is_some() {
+            lab.end_bypass()?;
         }
         let outcome = outcome?;
         eprintln!("    {:.1} Mbit/s", outcome.goodput);
@@ -254,27 +248,6 @@ fn measure(arguments: &Arguments, lab: &Lab, rate: f64) -> Result<()> {
             ensure!(arguments.flows < FLOWS_PER_TUNNEL * u16::from(arguments.members), text);
             eprintln!("    {text}: {} flows need not meet all tunnels", arguments.flows);
         }
-    }
-    Ok(())
-}
-
-/// Leads what goes from LAN to LAN past the steering device.
-fn bypass(lab: &Lab, route: &str) -> Result<()> {
-    for (near, far) in [(0, 1), (1, 0)] {
-        let (gateway, number) = (&lab.sites[near].gateway, lab.sites[far].number);
-        // Layer 4 hash: the default hashes addresses only, and all flows here share theirs.
-        gateway.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
-        gateway.ip(&format!("route add 10.{number}.0.0/16 table {TABLE} {route}"))?;
-        gateway.ip(&format!("rule add pref {TABLE} to 10.{number}.0.0/16 lookup {TABLE}"))?;
-    }
-    Ok(())
-}
-
-fn remove_bypass(lab: &Lab) -> Result<()> {
-    for site in &lab.sites {
-        site.gateway.ip(&format!("rule del pref {TABLE}"))?;
-        site.gateway.ip(&format!("route flush table {TABLE}"))?;
-        site.gateway.sysctl("net/ipv4/fib_multipath_hash_policy", "0")?;
     }
     Ok(())
 }

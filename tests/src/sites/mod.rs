@@ -12,6 +12,7 @@
 //! The endpoint addresses are the bond's, which ecmpvpn makes ([`Underlay::Bonded`]), or the loopback's, with the
 //! kernel told by rules which link each tunnel's outer packets take ([`Underlay::Routed`]).
 
+mod bypass;
 mod config;
 mod process;
 mod underlay;
@@ -223,7 +224,12 @@ impl Lab {
 
     /// Limits every link to `rate`, 10^6 bits a second, in each direction.
     pub fn shape(&self, rate: f64) -> Result<()> {
-        underlay::shape(self, rate)
+        self.shape_each(&vec![rate; usize::from(self.options.members)])
+    }
+
+    /// Limits each link to its own rate, 10^6 bits a second, in each direction.
+    pub fn shape_each(&self, rates: &[f64]) -> Result<()> {
+        underlay::shape(self, rates)
     }
 
     /// Lifts the links' limits.

@@ -32,16 +32,18 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         }
         site.gateway.apply("ip", &commands)?;
     }
-    lab.options.rate.map_or(Ok(()), |rate| shape(lab, rate))
+    lab.options.rate.map_or(Ok(()), |rate| lab.shape(rate))
 }
 
-/// Limits every link to `rate`, 10^6 bits a second, in each direction.
-pub(super) fn shape(lab: &Lab, rate: f64) -> Result<()> {
-    // A queue of 50 ms, but not less than some packets of each of a few flows, bytes.
-    let queue = (rate * 1e6 / 8.0 * 0.05).max(65_536.0).round();
-    let shaper = |member| format!("qdisc replace dev u{member} root tbf rate {rate}mbit burst 16k limit {queue}");
+/// Limits each link to its rate, 10^6 bits a second, in each direction.
+pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
+    let shaper = |(member, rate): (usize, &f64)| {
+        // A queue of 50 ms, but not less than some packets of each of a few flows, bytes.
+        let queue = (rate * 1e6 / 8.0 * 0.05).max(65_536.0).round();
+        format!("qdisc replace dev u{member} root tbf rate {rate}mbit burst 16k limit {queue}")
+    };
     for site in &lab.sites {
-        site.gateway.apply("tc", &(0..lab.options.members).map(shaper).collect::<Vec<_>>())?;
+        site.gateway.apply("tc", &rates.iter().enumerate().map(shaper).collect::<Vec<_>>())?;
     }
     Ok(())
 }

@@ -1,0 +1,134 @@
+//! `cargo xtask bench`: measurements, as tables on stdout and as JSON below `target/bench`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::setup::{self, Part};
+use crate::sh::{self, Cmd};
+use crate::vm::kernel::Series;
+use crate::vm::run::{Request, to_stdout};
+use crate::{build_ebpf, vm};
+
+/// How long measuring may take in the virtual machine.
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// What a line of JSON begins with among the output.
+const JSON: &str = "@json ";
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Traffic over one tunnel, over kernel ECMP and by ecmpvpn, side by side
+    Goodput {
+        /// The virtual machine's kernel series
+        #[arg(long, value_enum, default_value = "6.12")]
+        kernel: Series,
+        /// On the running kernel, with what it has
+        #[arg(long, conflicts_with = "kernel")]
+        here: bool,
+        /// Passed to the measuring program: --case NAME, --runs N, --rate MBIT, --seconds S…; -- --help shows them all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+}
+
+/// `cargo xtask bench`; returns the exit status.
+pub fn main(args: Args) -> Result<i32> {
+    let What::Goodput { kernel, here, options } = args.what;
+    goodput(kernel, here, options)
+}
+
+fn goodput(kernel: Series, here: bool, options: Vec<String>) -> Result<i32> {
+    let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab];
+    parts.extend((!here).then_some(Part::Vm));
+    setup::ensure(&parts)?;
+    build_ebpf::build_ebpf(None)?;
+    let step = sh::step("building ecmpvpn and the measuring program (a few minutes the first time)");
+    Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        // What must be fast is optimised in this profile too.
+        .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bins"])
+        .dir(&sh::root())
+        .run()?;
+    step.done("");
+    let built = |name: &str| sh::target().join("debug").join(name);
+    let (program, bench) = (built("ecmpvpn"), built("ecmpvpn-bench"));
+    let mut results = Results::new("goodput", &options)?;
+
+    if here {
+        let mut child = Cmd::root(bench)
+            .arg("--ecmpvpn")
+            .arg(program)
+            .args(&options)
+            .into_inner()
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .context("starting the measuring program")?;
+        let mut output = child.stdout.take().context("it has no output")?;
+        let mut buffer = [0; 1 << 14];
+        while let length @ 1.. = std::io::Read::read(&mut output, &mut buffer)? {
+            results.feed(&buffer[..length])?;
+        }
+        return Ok(child.wait()?.code().unwrap_or(1));
+    }
+    let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
+    let words = ["ecmpvpn-bench", "--ecmpvpn", "/usr/local/bin/ecmpvpn"].map(str::to_owned);
+    let request = Request {
+        series: kernel,
+        cpus: 2,
+        memory_mib: 2048,
+        timeout: LIMIT,
+        copies: vec![(program, inside("ecmpvpn")), (bench, inside("ecmpvpn-bench"))],
+        env: Vec::new(),
+        command: words.into_iter().chain(options).collect(),
+    };
+    vm::run(&request, None, &mut |bytes| results.feed(bytes).map_err(std::io::Error::other))
+}
+
+/// Passes output on, and collects what is for programs in a file.
+struct Results {
+    path: PathBuf,
+    options: Vec<String>,
+    series: Vec<Value>,
+    line: Vec<u8>,
+}
+
+impl Results {
+    fn new(name: &str, options: &[String]) -> Result<Self> {
+        let dir = sh::target().join("bench");
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join(format!("{name}.json"));
+        Ok(Self { path, options: options.to_vec(), series: Vec::new(), line: Vec::new() })
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        for byte in bytes {
+            self.line.push(*byte);
+            if *byte == b'\n' {
+                let line = std::mem::take(&mut self.line);
+                match line.strip_prefix(JSON.as_bytes()) {
+                    Some(json) => self.add(serde_json::from_slice(json).context("a line of results")?)?,
+                    None => to_stdout(&line)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Written at once, so that what was measured before an interruption is kept.
+    fn add(&mut self, series: Value) -> Result<()> {
+        self.series.push(series);
+        let all = json!({ "options": self.options, "series": self.series });
+        fs::write(&self.path, format!("{all:#}\n")).with_context(|| format!("writing {}", self.path.display()))?;
+        sh::note(format!("written to {}", self.path.display()));
+        Ok(())
+    }
+}
