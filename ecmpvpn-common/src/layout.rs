@@ -53,8 +53,13 @@ pub mod maps {
     pub const RULE_MARKS: &str = "RULE_MARKS";
     /// Array of masks of the peer's tunnels that a rule allows, by `rule * MAX_PEERS + peer`; mapped.
     pub const RULE_TUNNELS: &str = "RULE_TUNNELS";
+    /// Hash from [`crate::arrivals::Arrival`] to [`crate::arrivals::ArrivalCounters`] per CPU.
+    pub const ARRIVALS: &str = "ARRIVALS";
+    /// Hash from a followed member's interface index to [`crate::arrivals::member_flags`]. The programs do not look at
+    /// it.
+    pub const MEMBERS: &str = "MEMBERS";
     /// Every map that is pinned.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 19] = [
         SETTINGS,
         PREFIXES,
         PEERS,
@@ -72,6 +77,8 @@ pub mod maps {
         RULE_DESTS,
         RULE_MARKS,
         RULE_TUNNELS,
+        ARRIVALS,
+        MEMBERS,
     ];
 }
 
@@ -81,6 +88,10 @@ pub mod programs {
     pub const EGRESS: &str = "ecmpvpn_egress";
     /// TC ingress of every tunnel.
     pub const INGRESS: &str = "ecmpvpn_ingress";
+    /// TC ingress of every bond member. At most 15 bytes: a pinned program's name is what the kernel keeps of it.
+    pub const ARRIVAL: &str = "ecmpvpn_arrival";
+    /// Every program.
+    pub const ALL: [&str; 3] = [EGRESS, INGRESS, ARRIVAL];
 }
 
 /// Names of the programs' constants, set at load.

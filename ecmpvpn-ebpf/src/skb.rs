@@ -33,6 +33,12 @@ impl<'a> Skb<'a> {
         Self { context, base: if is_test_run() { test_run::ETHERNET_HEADER } else { 0 } }
     }
 
+    /// At TC ingress of an Ethernet device, which shows packets with their header; VLAN tags are beside it.
+    #[inline(always)]
+    pub fn ethernet(context: &'a TcContext) -> Self {
+        Self { context, base: test_run::ETHERNET_HEADER }
+    }
+
     #[inline(always)]
     fn raw(&self) -> *mut __sk_buff {
         self.context.as_ptr().cast()
@@ -65,6 +71,13 @@ impl<'a> Skb<'a> {
     pub fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw()).ifindex }
+    }
+
+    /// Ethernet type of the network header.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: as above. The kernel has the 16 bits in network byte order.
+        u16::from_be(unsafe { (*self.raw()).protocol } as u16)
     }
 
     /// Leaves a word for who started the test run.

@@ -5,7 +5,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
+use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::decide::{self, Tables};
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
@@ -48,6 +49,11 @@ static RULE_MARKS: HashMap<u32, u64> = HashMap::with_max_entries(layout::MAX_RUL
 #[map]
 static RULE_TUNNELS: Array<Shared<u32>> =
     Array::with_max_entries(layout::MAX_RULES * layout::MAX_PEERS, BPF_F_MMAPABLE);
+
+#[map]
+static ARRIVALS: PerCpuHashMap<Arrival, ArrivalCounters> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FOLLOWED, BPF_F_NO_PREALLOC);
 
 /// The maps, as the decision sees them.
 pub struct Maps {
@@ -206,4 +212,11 @@ pub fn count_reason(reason: Reason) {
         // SAFETY: as in `count`.
         unsafe { *counter += 1 };
     }
+}
+
+/// This CPU's counters of a tunnel on a member; `None`: the packet is no tunnel's.
+#[inline(always)]
+pub fn arrivals<'a>(arrival: &Arrival) -> Option<&'a mut ArrivalCounters> {
+    // SAFETY: as in `count`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
+    ARRIVALS.get_ptr_mut(arrival).map(|counters| unsafe { &mut *counters })
 }

@@ -8,7 +8,11 @@ use crate::netns::Netns;
 
 /// Sends raw bytes out of a link of `ns`, from the network header on and as IPv4 by their type.
 pub fn inject(ns: &Netns, link: &str, packets: &[&[u8]]) -> io::Result<()> {
-    const ETH_P_IP: u16 = 0x0800;
+    inject_as(ns, link, 0x0800, packets)
+}
+
+/// Sends raw bytes out of a link of `ns`, from what follows the Ethernet header on.
+pub fn inject_as(ns: &Netns, link: &str, ethertype: u16, packets: &[&[u8]]) -> io::Result<()> {
     let link = CString::new(link)?;
     ns.run(|| {
         // SAFETY: `socket` takes no pointers.
@@ -21,7 +25,7 @@ pub fn inject(ns: &Netns, link: &str, packets: &[&[u8]]) -> io::Result<()> {
         // SAFETY: a sockaddr_ll is plain integers, of which all zeroes is a valid value.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::c_ushort::try_from(libc::AF_PACKET).expect("17");
-        address.sll_protocol = ETH_P_IP.to_be();
+        address.sll_protocol = ethertype.to_be();
         // SAFETY: a string that ends in NUL and lives until the call returns.
         address.sll_ifindex = unsafe { libc::if_nametoindex(link.as_ptr()) }.cast_signed();
         for packet in packets {

@@ -2,6 +2,8 @@
 
 #[path = "bpf/agree.rs"]
 mod agree;
+#[path = "bpf/arrivals.rs"]
+mod arrivals;
 #[path = "bpf/build.rs"]
 mod build;
 #[path = "bpf/cases.rs"]
@@ -18,7 +20,7 @@ use lab::skip::{self, Feature, requires};
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&[Feature], &str, Test); 10] = [
+    let tests: [(&[Feature], &str, Test); 13] = [
         (&[], "cases_by_hand", cases::cases_by_hand),
         (&[], "ingress_counts_what_arrived", cases::ingress_counts_what_arrived),
         (&[], "bpf_and_host_agree", agree::bpf_and_host_agree),
@@ -27,6 +29,9 @@ fn main() {
         (&[Feature::Tun], "steers_by_clsact", lifecycle::steers_by_clsact),
         (&[Feature::Tun], "a_failed_start_leaves_nothing", lifecycle::a_failed_start_leaves_nothing),
         (&[Feature::Tun], "headers_in_pages_are_read", lifecycle::headers_in_pages_are_read),
+        (&[Feature::Tun, Feature::Tcx], "counts_arrivals_by_tcx", arrivals::counts_arrivals_by_tcx),
+        (&[Feature::Tun], "counts_arrivals_by_clsact", arrivals::counts_arrivals_by_clsact),
+        (&[Feature::Tun], "arrivals_agree_and_pass", arrivals::arrivals_agree_and_pass),
         (&[], "masked_logging_is_pruned", lifecycle::masked_logging_is_pruned),
         (&[Feature::Tun], "bad_tables_are_refused", lifecycle::bad_tables_are_refused),
     ];

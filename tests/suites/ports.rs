@@ -1,5 +1,8 @@
 //! What the planned ports are worth on a real bond, and where the tunnels go when a member fails.
 
+#[path = "ports/arrivals.rs"]
+mod arrivals;
+
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,9 +21,10 @@ const DRAWS: usize = 3;
 type Test = fn() -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 2] = [
+    let tests: [(&str, Test); 3] = [
         ("planned_ports_carry_more_than_equal_ports", planned_ports_carry_more_than_equal_ports),
         ("tunnels_spread_anew_when_a_member_fails", tunnels_spread_anew_when_a_member_fails),
+        ("tunnels_arrive_where_the_far_bond_sends_them", arrivals::tunnels_arrive_where_the_far_bond_sends_them),
     ];
     let features = [Feature::WireGuard, Feature::Bonding];
     skip::run(tests.into_iter().map(|(name, test)| requires(&features, name, test)).collect());

@@ -7,12 +7,13 @@ use ecmpvpn_common::layout::Health;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Policy};
-use crate::dataplane::{DataplaneError, Pins, TunnelView, View, boot_time_ns};
+use crate::control::underlay::Carriers;
+use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
 use crate::host::observe::{Link, Links, outgoing_interface};
 use crate::host::wireguard::kernel;
 use crate::plan::Backend;
-use crate::plan::bond_hash::{self, Member as Predicted, OuterFlow};
-use crate::report::stats::{Balance, Member, Report, Tunnel};
+use crate::plan::measured;
+use crate::report::stats::{Balance, Member, Report, RxMember, Tunnel};
 
 /// What is to be shown cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,7 @@ pub enum GatherError {
 pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Report, GatherError> {
     let view = View::open(pins)?;
     let links = Links::read(handle).await?;
+    let arrivals = Arrivals::open(pins)?.counts()?;
     let mut tunnels = Vec::new();
     let mut members = BTreeMap::new();
     for seen in view.tunnels()? {
@@ -36,10 +38,12 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
         if let Some(health) = view.health(seen.peer, seen.slot) {
             probed(&mut tunnel, health);
         }
+        tunnel.rx_members = arrived(&arrivals, &seen, &links);
+        tunnel.rx_member = one(&tunnel.rx_members);
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
             let carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
             tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
-            members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link))));
+            members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link, &arrivals))));
         }
         tunnels.push(tunnel);
     }
@@ -124,37 +128,38 @@ fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, So
     ))
 }
 
-fn shown(link: &Link) -> Member {
-    Member { name: link.name.clone(), tx_bytes: link.tx_bytes, rx_bytes: link.rx_bytes }
+fn shown(link: &Link, arrivals: &[ArrivalView]) -> Member {
+    let here = || arrivals.iter().filter(|arrival| arrival.ifindex == link.ifindex);
+    Member {
+        name: link.name.clone(),
+        tx_bytes: link.tx_bytes,
+        rx_bytes: link.rx_bytes,
+        arrived_packets: here().map(|arrival| arrival.packets).sum(),
+        arrived_bytes: here().map(|arrival| arrival.bytes).sum(),
+    }
 }
 
-/// The ports that an outer flow can leave by: a bond's members, or the one interface that routing chose.
-struct Carriers<'a> {
-    bond: Option<&'a Link>,
-    ports: Vec<&'a Link>,
-    usable: Vec<&'a Link>,
+/// What came of a tunnel, by member.
+fn arrived(arrivals: &[ArrivalView], seen: &TunnelView, links: &Links) -> Vec<RxMember> {
+    let own: Vec<&ArrivalView> =
+        arrivals.iter().filter(|arrival| (arrival.peer, arrival.slot) == (seen.peer, seen.slot)).collect();
+    let current = measured::current(own.iter().map(|arrival| arrival.age));
+    let shown = own.into_iter().zip(current).filter(|(arrival, _)| arrival.packets > 0);
+    let name = |ifindex| links.index(ifindex).map_or_else(|| format!("#{ifindex}"), |link| link.name.clone());
+    shown
+        .map(|(arrival, current)| RxMember {
+            name: name(arrival.ifindex),
+            packets: arrival.packets,
+            bytes: arrival.bytes,
+            last_s: arrival.age.map_or(-1.0, |age| age.as_secs_f64()),
+            current,
+        })
+        .collect()
 }
 
-impl<'a> Carriers<'a> {
-    fn of(links: &'a Links, outgoing: Option<u32>) -> Self {
-        let link = outgoing.and_then(|ifindex| links.index(ifindex));
-        match link {
-            Some(bond) if bond.bond.is_some() => {
-                Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond) }
-            }
-            _ => Self { bond: None, ports: link.into_iter().collect(), usable: Vec::new() },
-        }
-    }
-
-    /// The port that carries the flow; `None` where that cannot be known.
-    fn carrier(&self, local: SocketAddr, remote: SocketAddr) -> Option<&'a Link> {
-        let Some(bond) = self.bond else { return self.ports.first().copied() };
-        let flow =
-            OuterFlow { src: local.ip(), dst: remote.ip(), sport: local.port(), dport: remote.port(), macs: None };
-        let count = u8::try_from(self.usable.len()).ok().filter(|count| *count > 0)?;
-        match bond_hash::member(bond.bond.as_ref()?.xmit_hash_policy?, &flow, count) {
-            Predicted::Index(index) => self.usable.get(usize::from(index)).copied(),
-            Predicted::Unknown(_) => None,
-        }
-    }
+/// The member that a tunnel arrives on, if it is one.
+fn one(members: &[RxMember]) -> Option<String> {
+    let mut current = members.iter().filter(|member| member.current);
+    let first = current.next()?;
+    current.next().is_none().then(|| first.name.clone())
 }

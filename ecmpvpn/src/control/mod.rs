@@ -1,6 +1,8 @@
 //! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
 
+pub mod arrivals;
 pub mod gather;
 pub mod health;
 pub mod ports;
 pub mod session;
+pub mod underlay;

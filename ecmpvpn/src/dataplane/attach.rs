@@ -83,7 +83,7 @@ fn probe(steering: &InterfaceName) -> Result<Hook, DataplaneError> {
     }
 }
 
-fn attach_tcx(
+pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     device: &InterfaceName,
     direction: TcAttachType,
@@ -101,7 +101,7 @@ fn attach_tcx(
     Ok(())
 }
 
-fn attach_clsact(
+pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
     device: &InterfaceName,
     direction: TcAttachType,
@@ -117,7 +117,7 @@ fn attach_clsact(
 }
 
 /// Gives the device a clsact qdisc; false if it has one.
-fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError> {
+pub(super) fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError> {
     match tc::qdisc_add_clsact(device.as_str()) {
         Ok(()) => Ok(true),
         Err(error) if os_error(&error) == Some(libc::EEXIST) => Ok(false),
@@ -158,7 +158,12 @@ pub fn detach(view: &View) -> Result<(), DataplaneError> {
     first
 }
 
-fn detach_from(ifindex: u32, direction: TcAttachType, program: &str, added: bool) -> Result<(), DataplaneError> {
+pub(super) fn detach_from(
+    ifindex: u32,
+    direction: TcAttachType,
+    program: &str,
+    added: bool,
+) -> Result<(), DataplaneError> {
     let Some(name) = name_of(ifindex) else { return Ok(()) };
     match tc::qdisc_detach_program(&name, direction, program) {
         Ok(()) => {}

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps, policy, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps, policy,
+    tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};

@@ -3,6 +3,7 @@
 //! What runs is pinned below `/sys/fs/bpf/ecmpvpn/<site>/v<LAYOUT>/` and outlives this process: [`start`] makes it,
 //! [`View`] reads and steers it from any process, [`remove`] takes it away from any process.
 
+mod arrivals;
 mod attach;
 mod error;
 mod fill;
@@ -13,6 +14,7 @@ mod view;
 
 use std::collections::BTreeMap;
 
+pub use arrivals::{ArrivalView, Arrivals, OuterTunnel};
 pub use attach::Hook;
 pub use error::DataplaneError;
 pub use object::{Loaded, Options};
@@ -69,5 +71,6 @@ pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
         // A start that was cut short has not attached anything yet.
         Err(_) => Ok(()),
     };
+    let detached = detached.and(arrivals::detach_all(pins));
     pins.remove().and(detached)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use ecmpvpn_common::arrivals::MAX_FOLLOWED;
 use ecmpvpn_common::flow::fields;
 use ecmpvpn_common::layout::{
     BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, Settings, globals, maps, programs, settings_flags,
@@ -74,6 +75,7 @@ impl Loaded {
                 .map_max_entries(maps::PATHS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::TUNNEL_IDS, count(tunnels.len()))
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
+                .map_max_entries(maps::ARRIVALS, count(tunnels.len()).saturating_mul(MAX_FOLLOWED))
                 .load(OBJECT)
                 .map_err(load_error)?,
         };
@@ -85,7 +87,7 @@ impl Loaded {
             padding: 0,
         };
         fill::fill(&mut loaded, &settings, table, tunnels)?;
-        for name in [programs::EGRESS, programs::INGRESS] {
+        for name in programs::ALL {
             loaded.program_mut(name)?.load().map_err(|error| program_error(name, error))?;
         }
         Ok(loaded)
@@ -122,7 +124,7 @@ impl Loaded {
             let pinned = self.ebpf.map(name).ok_or_else(|| missing("map", name))?.pin(&path);
             pinned.map_err(|error| DataplaneError::new(format!("pinning map {name} at {}", path.display()), error))?;
         }
-        for name in [programs::EGRESS, programs::INGRESS] {
+        for name in programs::ALL {
             let path = pins.path(name);
             let pinned = self.program_mut(name)?.pin(&path);
             pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;

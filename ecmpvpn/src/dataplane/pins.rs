@@ -56,6 +56,11 @@ impl Pins {
         self.dir.join(format!("link_tunnel_{id}"))
     }
 
+    /// The pin of the link between the arrival program and a bond member.
+    pub(super) fn member_link(&self, ifindex: u32) -> PathBuf {
+        self.dir.join(format!("link_member_{ifindex}"))
+    }
+
     pub(super) fn create(&self) -> Result<(), DataplaneError> {
         let failed = |error| DataplaneError::new(format!("making the directory {}", self.dir.display()), error);
         fs::create_dir_all(self.dir.parent().unwrap_or(&self.root)).map_err(failed)?;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, Tunnel, TunnelCounters, maps, settings_flags,
-    tunnel_id,
+    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, Tunnel, TunnelCounters, maps,
+    settings_flags, tunnel_id,
 };
 
 use super::fill::policy_number;

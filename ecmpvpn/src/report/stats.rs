@@ -47,6 +47,11 @@ pub struct Tunnel {
     pub weight: u32,
     /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
     pub member: String,
+    /// The port that the tunnel's outer packets arrive on, as counted; `null` while none came, and while they come on
+    /// several.
+    pub rx_member: Option<String>,
+    /// Outer packets that arrived since the port is followed, by port; empty where there is no bond.
+    pub rx_members: Vec<RxMember>,
     /// Steered into the tunnel.
     pub tx_packets: u64,
     /// Steered into the tunnel.
@@ -85,6 +90,21 @@ pub struct Tunnel {
     pub last_handshake_s: i64,
 }
 
+/// What arrived of a tunnel on one port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RxMember {
+    /// Interface name.
+    pub name: String,
+    /// Outer packets.
+    pub packets: u64,
+    /// Their bytes, outer IP header included.
+    pub bytes: u64,
+    /// Seconds since the last one.
+    pub last_s: f64,
+    /// Whether the tunnel arrives here now, and not only once upon a time.
+    pub current: bool,
+}
+
 /// A port that carries outer packets: a bond member, or a plain interface where there is no bond.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Member {
@@ -94,6 +114,10 @@ pub struct Member {
     pub tx_bytes: u64,
     /// The interface's own counter.
     pub rx_bytes: u64,
+    /// Outer packets of the tunnels that arrived here; 0 where there is no bond.
+    pub arrived_packets: u64,
+    /// Their bytes, outer IP header included.
+    pub arrived_bytes: u64,
 }
 
 /// How evenly the tunnels are used.
@@ -163,6 +187,7 @@ impl Report {
             "state",
             "weight",
             "member",
+            "arrives on",
             "tx",
             "tx rate",
             "rx",
@@ -183,6 +208,7 @@ impl Report {
                 Cell::new(&tunnel.state),
                 right(tunnel.weight),
                 Cell::new(if tunnel.member.is_empty() { "?" } else { &tunnel.member }),
+                Cell::new(tunnel.arrives_on()),
                 right(bytes(tunnel.tx_bytes)),
                 right(rate(tunnel.tx_bps)),
                 right(bytes(tunnel.rx_bytes)),
@@ -197,11 +223,32 @@ impl Report {
     }
 
     fn member_table(&self) -> Table {
-        let mut table = new_table(&["member", "tx", "rx"]);
+        let mut table = new_table(&["member", "tx", "rx", "tunnels' rx"]);
         for member in &self.members {
-            table.add_row([Cell::new(&member.name), right(bytes(member.tx_bytes)), right(bytes(member.rx_bytes))]);
+            table.add_row([
+                Cell::new(&member.name),
+                right(bytes(member.tx_bytes)),
+                right(bytes(member.rx_bytes)),
+                right(bytes(member.arrived_bytes)),
+            ]);
         }
         table
+    }
+}
+
+impl Tunnel {
+    /// The ports that it arrives on, with their shares where there are several.
+    fn arrives_on(&self) -> String {
+        let current: Vec<&RxMember> = self.rx_members.iter().filter(|member| member.current).collect();
+        let all: u64 = current.iter().map(|member| member.packets).sum();
+        match (&self.rx_member, current.as_slice()) {
+            (Some(member), _) => member.clone(),
+            (None, []) => "?".to_owned(),
+            (None, several) => {
+                let share = |member: &&RxMember| format!("{} {}%", member.name, member.packets * 100 / all.max(1));
+                several.iter().map(share).collect::<Vec<_>>().join(", ")
+            }
+        }
     }
 }
 
@@ -276,7 +323,7 @@ mod tests {
                 loss: 0.0125,
                 ..Tunnel::default()
             }],
-            members: vec![Member { name: "eno1".into(), tx_bytes: 1, rx_bytes: 2 }],
+            members: vec![Member { name: "eno1".into(), tx_bytes: 1, rx_bytes: 2, ..Member::default() }],
             balance: Balance { max_over_mean: 1.0 },
             not_steered: BTreeMap::from([("no_peer".into(), 3), ("not_ip".into(), 0)]),
             dropped: BTreeMap::new(),
@@ -293,11 +340,12 @@ mod tests {
         }
         let contract = "name peer ifindex state weight member tx_packets tx_bytes rx_packets rx_bytes tx_bps rx_bps \
                         buckets flowlet_moves rebalance_moves failover_moves rtt_us rtt_jitter_us loss last_handshake_s \
-                        rtt_min_us deaths restarts changed_s";
+                        rtt_min_us deaths restarts changed_s \
+                        rx_member rx_members";
         for key in contract.split_whitespace() {
             assert!(json["tunnels"][0].get(key).is_some(), "{key}");
         }
-        for key in ["name", "tx_bytes", "rx_bytes"] {
+        for key in ["name", "tx_bytes", "rx_bytes", "arrived_packets", "arrived_bytes"] {
             assert!(json["members"][0].get(key).is_some(), "{key}");
         }
         assert!(json["balance"]["max_over_mean"].is_f64());
@@ -339,6 +387,17 @@ mod tests {
             assert_eq!(bytes(count), text);
         }
         assert_eq!(rate(18_300_000.0), "18.3 Mbit/s");
+    }
+
+    #[test]
+    fn the_ports_that_a_tunnel_arrives_on_are_shown() {
+        let on = |name: &str, packets, current| RxMember { name: name.into(), packets, current, ..RxMember::default() };
+        let mut tunnel = Tunnel::default();
+        assert_eq!(tunnel.arrives_on(), "?");
+        tunnel.rx_members = vec![on("eno1", 70, true), on("eno2", 30, true), on("eno3", 900, false)];
+        assert_eq!(tunnel.arrives_on(), "eno1 70%, eno2 30%");
+        tunnel.rx_member = Some("eno2".into());
+        assert_eq!(tunnel.arrives_on(), "eno2");
     }
 
     #[test]

@@ -65,19 +65,19 @@ impl Tun {
 }
 
 /// A namespace with the devices, and pins in a bpffs of its own.
-struct Stage {
+pub struct Stage {
     steering: Tun,
     tunnels: Vec<Tun>,
     table: SteeringTable,
     device: Device,
     ifindexes: BTreeMap<InterfaceName, u32>,
-    pins: Pins,
-    ns: Netns,
+    pub pins: Pins,
+    pub ns: Netns,
     bpffs: Bpffs,
 }
 
 impl Stage {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let ns = Netns::new("bpf")?;
         let bpffs = Bpffs::new()?;
         let mut table = table(5);
@@ -101,12 +101,12 @@ impl Stage {
         Ok(Self { steering, tunnels, table, device, ifindexes: ifindexes?, pins, ns, bpffs })
     }
 
-    fn start(&self, hook: Option<Hook>) -> Result<Hook, DataplaneError> {
+    pub fn start(&self, hook: Option<Hook>) -> Result<Hook, DataplaneError> {
         let options = Options { hook, ..Options::default() };
         self.ns.run(|| dataplane::start(&self.pins, &self.table, &self.device, &self.ifindexes, &options))
     }
 
-    fn remove(&self) -> Result<(), DataplaneError> {
+    pub fn remove(&self) -> Result<(), DataplaneError> {
         self.ns.run(|| dataplane::remove(&self.pins))
     }
 
@@ -146,7 +146,7 @@ impl Stage {
     }
 }
 
-fn index(ns: &Netns, device: &str) -> Result<u32> {
+pub fn index(ns: &Netns, device: &str) -> Result<u32> {
     let shown = ns.query("ip", &format!("-o link show dev {device}"))?;
     Ok(shown.split(':').next().context("no index")?.trim().parse()?)
 }

@@ -107,9 +107,7 @@ impl Model {
     /// What the host's build of the decision says.
     pub fn outcome(&self, packet: &[u8]) -> Outcome {
         match decide(packet, self) {
-            Verdict::Steer(steer) => {
-                Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, how: steer.how }
-            }
+            Verdict::Steer(steer) => Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, how: steer.how },
             Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
         }
     }

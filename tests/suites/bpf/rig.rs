@@ -115,11 +115,9 @@ impl Rig {
         const UNSPEC: u32 = u32::MAX;
         let (returned, cb) = self.run(programs::EGRESS, packet, gso)?;
         match (returned, cb[test_run::TUNNEL]) {
-            (REDIRECT, tunnel @ 1..) => Ok(Outcome::Steered {
-                tunnel: tunnel - 1,
-                bucket: cb[test_run::BUCKET],
-                how: cb[test_run::HOW],
-            }),
+            (REDIRECT, tunnel @ 1..) => {
+                Ok(Outcome::Steered { tunnel: tunnel - 1, bucket: cb[test_run::BUCKET], how: cb[test_run::HOW] })
+            }
             (UNSPEC, 0) => Ok(Outcome::Refused(cb[test_run::REASON])),
             other => anyhow::bail!("returned {other:?}"),
         }

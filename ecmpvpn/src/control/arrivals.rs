@@ -1,0 +1,88 @@
+//! Follows the members of the bonds that carry the tunnels, so that what arrives on each is counted.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::time::Duration;
+
+use ecmpvpn_common::layout::tunnel_id;
+use rtnetlink::Handle;
+use tokio::time::sleep;
+
+use crate::config::{Config, InterfaceName};
+use crate::control::gather::GatherError;
+use crate::control::underlay::bonds;
+use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
+use crate::host::observe::Links;
+use crate::plan::Plan;
+
+/// How soon a member that joins the bond is followed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Keeps every member followed, for ever. Counting is no condition of steering: what fails is logged and tried again.
+pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
+    let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    let tunnels: Vec<OuterTunnel> = plan
+        .tunnels
+        .iter()
+        .map(|tunnel| OuterTunnel {
+            id: tunnel_id(number(tunnel.peer), number(tunnel.slot)),
+            remote: tunnel.remote_endpoint,
+            listen_port: tunnel.listen_port,
+        })
+        .collect();
+    let handle = match rtnetlink::new_connection() {
+        Ok((connection, handle, _)) => {
+            tokio::spawn(connection);
+            handle
+        }
+        Err(error) => {
+            tracing::warn!("what arrives on the bond's members is not counted: opening a netlink socket: {error}");
+            return std::future::pending().await;
+        }
+    };
+    let mut complaint = String::new();
+    loop {
+        match look(config, &handle, &tunnels, pins).await {
+            Ok(new) => {
+                complaint.clear();
+                for member in new {
+                    tracing::info!("count what arrives on {}", member.name);
+                }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                if text != complaint {
+                    tracing::warn!("what arrives on the bond's members is not counted: {text}");
+                    complaint = text;
+                }
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look(
+    config: &Config,
+    handle: &Handle,
+    tunnels: &[OuterTunnel],
+    pins: &Pins,
+) -> Result<Vec<Device>, GatherError> {
+    let members = members(config, handle).await?;
+    Ok(Arrivals::open(pins)?.follow(tunnels, &members)?)
+}
+
+/// The members of the tunnels' bonds, up or down.
+async fn members(config: &Config, handle: &Handle) -> Result<Vec<Device>, GatherError> {
+    let links = Links::read(handle).await?;
+    let members = bonds(&links, handle, config).await.into_iter().flat_map(|bond| links.members(bond));
+    let device = |ifindex, name: &str| Some(Device { name: InterfaceName::new(name).ok()?, ifindex });
+    Ok(members.filter_map(|link| device(link.ifindex, &link.name)).collect())
+}
+
+/// An error with its causes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

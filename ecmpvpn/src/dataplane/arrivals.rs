@@ -1,0 +1,243 @@
+//! Follows bond members: counts on each what arrives of each tunnel. All through pins, from any process.
+//!
+//! A member is written down in map MEMBERS before anything is attached to it, and struck out when all is taken off
+//! again, so that whoever comes later knows what to take off.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::Duration;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::programs::{SchedClassifier, TcAttachType};
+use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED, member_flags};
+use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, Settings, maps, programs, settings_flags};
+
+use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from};
+use super::error::os_error;
+use super::{DataplaneError, Device, Hook, Pins};
+
+/// How often, and how long apart, it is tried to attach where a link of ours is on its way out.
+const RELEASE_LOOKS: u32 = 20;
+const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// What a tunnel's outer packets have when they arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OuterTunnel {
+    /// The tunnel's id; see [`ecmpvpn_common::layout::tunnel_id`].
+    pub id: u32,
+    /// The peer's address and listen port.
+    pub remote: SocketAddr,
+    /// Port of this site.
+    pub listen_port: u16,
+}
+
+impl OuterTunnel {
+    fn on(&self, ifindex: u32) -> Arrival {
+        Arrival::new(self.remote.ip(), self.remote.port(), self.listen_port, ifindex)
+    }
+}
+
+/// What arrived of a tunnel on a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArrivalView {
+    /// Number of its peer.
+    pub peer: u32,
+    /// Number among its peer's tunnels.
+    pub slot: u32,
+    /// Interface index of the member.
+    pub ifindex: u32,
+    /// Outer packets.
+    pub packets: u64,
+    /// Their bytes from the network header on.
+    pub bytes: u64,
+    /// Time since the last one; `None`: none came.
+    pub age: Option<Duration>,
+}
+
+/// A site's members and what arrived on them.
+pub struct Arrivals {
+    pins: Pins,
+    hook: Hook,
+    members: HashMap<MapData, u32, u32>,
+    counters: PerCpuHashMap<MapData, Arrival, ArrivalCounters>,
+}
+
+impl Arrivals {
+    /// Opens a site's maps.
+    ///
+    /// # Errors
+    /// [`DataplaneError::NotRunning`] if there are none.
+    pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        if !pins.exist() {
+            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
+        }
+        let data = |name: &str| {
+            let opened = MapData::from_pin(pins.path(name));
+            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
+        };
+        let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
+        let settings: Array<_, Settings> =
+            Map::Array(data(maps::SETTINGS)?).try_into().map_err(typed(maps::SETTINGS))?;
+        let flags = settings.get(&0, 0).map_err(|error| DataplaneError::new("reading map SETTINGS", error))?.flags;
+        Ok(Self {
+            pins: pins.clone(),
+            hook: if flags & settings_flags::CLSACT == 0 { Hook::Tcx } else { Hook::Clsact },
+            members: Map::HashMap(data(maps::MEMBERS)?).try_into().map_err(typed(maps::MEMBERS))?,
+            counters: Map::PerCpuHashMap(data(maps::ARRIVALS)?).try_into().map_err(typed(maps::ARRIVALS))?,
+        })
+    }
+
+    /// Follows `members` and no others, which carry `tunnels`. Returns those that are followed from now on.
+    ///
+    /// # Errors
+    /// A member cannot be attached to or detached from. What was attached stays and is known; the failed member is as
+    /// it was.
+    pub fn follow(&mut self, tunnels: &[OuterTunnel], members: &[Device]) -> Result<Vec<Device>, DataplaneError> {
+        let followed = self.followed()?;
+        for ifindex in followed.iter().filter(|ifindex| members.iter().all(|member| member.ifindex != **ifindex)) {
+            self.leave(*ifindex)?;
+        }
+        let mut new = Vec::new();
+        for member in members.iter().take(MAX_FOLLOWED as usize) {
+            if !followed.contains(&member.ifindex) {
+                self.join(tunnels, member)?;
+                new.push(member.clone());
+            }
+        }
+        Ok(new)
+    }
+
+    /// Interface indices of the members that are followed.
+    fn followed(&self) -> Result<BTreeSet<u32>, DataplaneError> {
+        let keys: Result<_, MapError> = self.members.keys().collect();
+        keys.map_err(|error| DataplaneError::new("reading map MEMBERS", error))
+    }
+
+    fn join(&mut self, tunnels: &[OuterTunnel], member: &Device) -> Result<(), DataplaneError> {
+        self.write_down(member.ifindex, 0)?;
+        let joined = self.expect(tunnels, member.ifindex).and_then(|()| self.attach(member));
+        if joined.is_err()
+            && let Err(error) = self.leave(member.ifindex)
+        {
+            tracing::warn!("{error}");
+        }
+        joined
+    }
+
+    /// Makes an entry for each tunnel: the program counts into what is there and makes none.
+    fn expect(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
+        let failed = |error| DataplaneError::new("writing to map ARRIVALS", error);
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| DataplaneError::new("counting the processors", error))?;
+        for tunnel in tunnels {
+            let counters = ArrivalCounters { tunnel: tunnel.id, ..ArrivalCounters::default() };
+            let values = PerCpuValues::try_from(vec![counters; cpus]);
+            let values = values.map_err(|error| failed(MapError::from(error)))?;
+            self.counters.insert(tunnel.on(ifindex), values, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, member: &Device) -> Result<(), DataplaneError> {
+        let path = self.pins.path(programs::ARRIVAL);
+        let mut program = SchedClassifier::from_pin(&path)
+            .map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))?;
+        match self.hook {
+            Hook::Tcx => {
+                let pin = self.pins.member_link(member.ifindex);
+                let mut attach = || attach_tcx(&mut program, &member.name, TcAttachType::Ingress, &pin);
+                for _ in 0..RELEASE_LOOKS {
+                    match attach() {
+                        // It was let go a moment ago: the kernel takes the program off after the pin is gone.
+                        Err(error) if os_error(&error) == Some(libc::EEXIST) => sleep(RELEASE_LOOK_EVERY),
+                        done => return done,
+                    }
+                }
+                attach()
+            }
+            Hook::Clsact => {
+                if add_clsact(&member.name)? {
+                    self.write_down(member.ifindex, member_flags::CLSACT_ADDED)?;
+                }
+                attach_clsact(&mut program, &member.name, TcAttachType::Ingress)
+            }
+        }
+    }
+
+    fn write_down(&mut self, ifindex: u32, flags: u32) -> Result<(), DataplaneError> {
+        let written = self.members.insert(ifindex, flags, 0);
+        written.map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
+    }
+
+    /// Takes everything off a member, which may be gone.
+    fn leave(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        match self.hook {
+            Hook::Tcx => {
+                let pin = self.pins.member_link(ifindex);
+                match fs::remove_file(&pin) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(DataplaneError::new(format!("removing {}", pin.display()), error));
+                    }
+                    _ => {}
+                }
+            }
+            Hook::Clsact => {
+                let flags = self.members.get(&ifindex, 0).unwrap_or(0);
+                let added = flags & member_flags::CLSACT_ADDED != 0;
+                detach_from(ifindex, TcAttachType::Ingress, programs::ARRIVAL, added)?;
+            }
+        }
+        let keys: Vec<Arrival> = self.counters.keys().filter_map(Result::ok).collect();
+        for key in keys.iter().filter(|key| key.ifindex == ifindex) {
+            let removed = self.counters.remove(key);
+            removed.map_err(|error| DataplaneError::new("writing to map ARRIVALS", error))?;
+        }
+        self.members.remove(&ifindex).map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
+    }
+
+    /// What arrived on each followed member of each tunnel, summed over all CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counts(&self) -> Result<Vec<ArrivalView>, DataplaneError> {
+        let now = monotonic_ns();
+        let mut views = Vec::new();
+        for entry in &self.counters {
+            let (key, cpus) = entry.map_err(|error| DataplaneError::new("reading map ARRIVALS", error))?;
+            let tunnel = cpus.first().map_or(0, |counters| counters.tunnel);
+            let last = cpus.iter().map(|counters| counters.last_ns).max().filter(|at| *at != 0);
+            views.push(ArrivalView {
+                peer: tunnel / MAX_TUNNELS_PER_PEER,
+                slot: tunnel % MAX_TUNNELS_PER_PEER,
+                ifindex: key.ifindex,
+                packets: cpus.iter().map(|counters| counters.packets).sum(),
+                bytes: cpus.iter().map(|counters| counters.bytes).sum(),
+                age: last.map(|at| Duration::from_nanos(now.saturating_sub(at))),
+            });
+        }
+        views.sort_by_key(|view| (view.peer, view.slot, view.ifindex));
+        Ok(views)
+    }
+}
+
+/// Takes everything off all members.
+///
+/// # Errors
+/// The first failure; the rest is taken off all the same.
+pub fn detach_all(pins: &Pins) -> Result<(), DataplaneError> {
+    // A start that was cut short has not attached anything yet.
+    let Ok(mut arrivals) = Arrivals::open(pins) else { return Ok(()) };
+    let mut first = Ok(());
+    for ifindex in arrivals.followed()? {
+        first = first.and(arrivals.leave(ifindex));
+    }
+    first
+}
+
+/// Nanoseconds of the clock that `bpf_ktime_get_coarse_ns` reads.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
+}
