@@ -90,14 +90,19 @@ pub mod programs {
     pub const INGRESS: &str = "ecmpvpn_ingress";
     /// TC ingress of every bond member. At most 15 bytes: a pinned program's name is what the kernel keeps of it.
     pub const ARRIVAL: &str = "ecmpvpn_arrival";
-    /// Every program.
+    /// Every program that runs.
     pub const ALL: [&str; 3] = [EGRESS, INGRESS, ARRIVAL];
+    /// Only redirects: what [`EGRESS`] is measured against. Loaded for nothing else.
+    pub const BASELINE: &str = "ecmpvpn_baseline";
 }
 
 /// Names of the programs' constants, set at load.
 pub mod globals {
     /// 1 for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, and the choice is written to `skb->cb`.
     pub const TEST_RUN: &str = "TEST_RUN";
+    /// In test runs: so many flows, at most 2^24, that the packet belongs to in turn, repetition by repetition; 0: the
+    /// packet stays as it is given.
+    pub const FLOWS: &str = "FLOWS";
 }
 
 /// Words of `skb->cb` that a test run leaves its choice in.

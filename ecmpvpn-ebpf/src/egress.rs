@@ -8,6 +8,7 @@ use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, Verdict, decide};
 use ecmpvpn_common::layout::{Reason, how, test_run};
 
+use crate::bench::vary;
 use crate::skb::{Skb, is_test_run};
 use crate::tables::{Maps, count, count_reason};
 
@@ -15,6 +16,7 @@ use crate::tables::{Maps, count, count_reason};
 /// closed and answers with an ICMP unreachable.
 #[classifier]
 pub fn ecmpvpn_egress(context: TcContext) -> i32 {
+    vary(&context);
     let skb = Skb::new(&context);
     let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
     match decide(&skb, &maps) {

@@ -4,6 +4,8 @@
 #[cfg(target_arch = "bpf")]
 mod arrival;
 #[cfg(target_arch = "bpf")]
+mod bench;
+#[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
 mod ingress;

@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: measurements, as tables on stdout and as JSON below `target/bench`.
 
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -27,6 +29,12 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// Planning, and the steering program beside one that only redirects; on the running kernel
+    Micro {
+        /// Passed to the measuring program: --rounds N, --plans N…; -- --help shows them all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Traffic over one tunnel, over kernel ECMP and by ecmpvpn, side by side
     Goodput {
         /// The virtual machine's kernel series
@@ -43,41 +51,52 @@ enum What {
 
 /// `cargo xtask bench`; returns the exit status.
 pub fn main(args: Args) -> Result<i32> {
-    let What::Goodput { kernel, here, options } = args.what;
-    goodput(kernel, here, options)
+    match args.what {
+        What::Micro { options } => {
+            build(&[])?;
+            here(Cmd::root(built("ecmpvpn-micro")).args(&options), &mut Results::new("micro", &options)?)
+        }
+        What::Goodput { kernel, here, options } => goodput(kernel, here, options),
+    }
 }
 
-fn goodput(kernel: Series, here: bool, options: Vec<String>) -> Result<i32> {
-    let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab];
-    parts.extend((!here).then_some(Part::Vm));
-    setup::ensure(&parts)?;
+/// Builds what is to be measured and the measuring programs.
+fn build(needed: &[Part]) -> Result<()> {
+    setup::ensure(&[&[Part::Build, Part::Ebpf], needed].concat())?;
     build_ebpf::build_ebpf(None)?;
-    let step = sh::step("building ecmpvpn and the measuring program (a few minutes the first time)");
+    let step = sh::step("building ecmpvpn and the measuring programs (a few minutes the first time)");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         // What must be fast is optimised in this profile too.
         .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bins"])
         .dir(&sh::root())
         .run()?;
     step.done("");
-    let built = |name: &str| sh::target().join("debug").join(name);
+    Ok(())
+}
+
+fn built(name: &str) -> PathBuf {
+    sh::target().join("debug").join(name)
+}
+
+/// Runs a measuring program on this machine; its exit status.
+fn here(program: Cmd, results: &mut Results) -> Result<i32> {
+    let line = program.line();
+    let mut child =
+        program.into_inner().stdout(Stdio::piped()).spawn().with_context(|| format!("starting `{line}`"))?;
+    let mut output = child.stdout.take().context("it has no output")?;
+    let mut buffer = [0; 1 << 14];
+    while let length @ 1.. = output.read(&mut buffer).with_context(|| format!("reading from `{line}`"))? {
+        results.feed(&buffer[..length])?;
+    }
+    Ok(child.wait()?.code().unwrap_or(1))
+}
+
+fn goodput(kernel: Series, on_this: bool, options: Vec<String>) -> Result<i32> {
+    build(if on_this { &[Part::Lab] } else { &[Part::Lab, Part::Vm] })?;
     let (program, bench) = (built("ecmpvpn"), built("ecmpvpn-bench"));
     let mut results = Results::new("goodput", &options)?;
-
-    if here {
-        let mut child = Cmd::root(bench)
-            .arg("--ecmpvpn")
-            .arg(program)
-            .args(&options)
-            .into_inner()
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .context("starting the measuring program")?;
-        let mut output = child.stdout.take().context("it has no output")?;
-        let mut buffer = [0; 1 << 14];
-        while let length @ 1.. = std::io::Read::read(&mut output, &mut buffer)? {
-            results.feed(&buffer[..length])?;
-        }
-        return Ok(child.wait()?.code().unwrap_or(1));
+    if on_this {
+        return here(Cmd::root(bench).arg("--ecmpvpn").arg(program).args(&options), &mut results);
     }
     let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
     let words = ["ecmpvpn-bench", "--ecmpvpn", "/usr/local/bin/ecmpvpn"].map(str::to_owned);
@@ -90,7 +109,7 @@ fn goodput(kernel: Series, here: bool, options: Vec<String>) -> Result<i32> {
         env: Vec::new(),
         command: words.into_iter().chain(options).collect(),
     };
-    vm::run(&request, None, &mut |bytes| results.feed(bytes).map_err(std::io::Error::other))
+    vm::run(&request, None, &mut |bytes| results.feed(bytes).map_err(io::Error::other))
 }
 
 /// Passes output on, and collects what is for programs in a file.

@@ -57,8 +57,9 @@ enum Task {
         cargo xtask test --only unit\n  \
         cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
     Test(test::Args),
-    /// Measure: goodput between two sites in a virtual machine
+    /// Measure goodput between two sites in a virtual machine, and what planning and steering cost
     #[command(after_help = "Examples:\n  \
+        cargo xtask bench micro\n  \
         cargo xtask bench goodput\n  \
         cargo xtask bench goodput --case adaptive --runs 1 --seconds 6")]
     Bench(bench::Args),

@@ -35,11 +35,13 @@ pub struct Options {
     pub hook: Option<Hook>,
     /// Load for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, the choice is left in `skb->cb`.
     pub test_run: bool,
+    /// See [`globals::FLOWS`].
+    pub flows: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hash_fields: fields::FIVE_TUPLE, symmetric: false, log: false, hook: None, test_run: false }
+        Self { hash_fields: fields::FIVE_TUPLE, symmetric: false, log: false, hook: None, test_run: false, flows: 0 }
     }
 }
 
@@ -65,6 +67,7 @@ impl Loaded {
         let mut loaded = Self {
             ebpf: EbpfLoader::new()
                 .override_global(globals::TEST_RUN, &u8::from(options.test_run), true)
+                .override_global(globals::FLOWS, &options.flows, true)
                 .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
                 .map_max_entries(maps::PREFIXES, count(table.peers.iter().map(|peer| peer.prefixes.len()).sum()))
                 .map_max_entries(maps::PEERS, peers)

@@ -1,0 +1,47 @@
+//! For measuring by `BPF_PROG_TEST_RUN`, whose packet is the same in each repetition: a packet that changes, and a
+//! program to compare with. `ecmpvpn run` loads none of this.
+
+use core::ptr;
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use ecmpvpn_common::layout::test_run;
+
+/// See `ecmpvpn_common::layout::globals::FLOWS`. The verifier knows its value and prunes what it rules out.
+#[unsafe(no_mangle)]
+static FLOWS: Global<u32> = Global::new(0);
+
+/// Source address, after the Ethernet header and twelve bytes of the IPv4 header.
+const SOURCE: usize = test_run::ETHERNET_HEADER as usize + 12;
+/// From there to the source port.
+const PORT: usize = 8;
+
+/// Redirects and does nothing else: what no steering program can do without.
+#[classifier]
+pub fn ecmpvpn_baseline(context: TcContext) -> i32 {
+    vary(&context);
+    // SAFETY: the helper only notes where the packet goes.
+    unsafe { bpf_redirect(1, 0) as i32 }
+}
+
+/// Makes the packet, IPv4 without options from 10.0.0.0/8, the next one of `FLOWS` flows, if that is set: the next
+/// source address, and the source port with it.
+#[inline(always)]
+pub fn vary(context: &TcContext) {
+    let flows = FLOWS.load();
+    let start = context.data() + SOURCE;
+    if flows == 0 || start + PORT + 2 > context.data_end() {
+        return;
+    }
+    let address = ptr::with_exposed_provenance_mut::<u32>(start);
+    let port = ptr::with_exposed_provenance_mut::<u16>(start + PORT);
+    // SAFETY: both lie between data and data_end.
+    unsafe {
+        let number = (u32::from_be(address.read_unaligned()) & 0x00ff_ffff) + 1;
+        let next = if number >= flows { 0 } else { number };
+        address.write_unaligned((0x0a00_0000 | next).to_be());
+        port.write_unaligned((next as u16).to_be());
+    }
+}

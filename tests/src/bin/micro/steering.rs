@@ -1,0 +1,188 @@
+//! What the egress program costs a packet, beside a program that only redirects.
+//!
+//! The kernel runs a program again and again on one packet. So that there are many flows, the programs themselves give
+//! it another source address and port each time; both pay for that alike, and what it costs is shown by itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{TestRun as _, TestRunOptions};
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use ecmpvpn::config::{InterfaceName, Policy};
+use ecmpvpn::dataplane::{Loaded, Options};
+use ecmpvpn::plan::{PeerTable, SteeringTable};
+use ecmpvpn_common::layout::{programs, test_run};
+use serde_json::json;
+
+use crate::median;
+
+const MANY: u32 = 1_000_000;
+/// Redirected.
+const TC_ACT_REDIRECT: u32 = 7;
+/// What the policy `adaptive` may cost, relative to only redirecting.
+const TARGET: f64 = 2.0;
+
+/// When a packet's bucket had its last one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// So recently that it stays where it is.
+    Busy,
+    /// So long ago that it may move, each time.
+    Paused,
+}
+
+/// One program and how it is run.
+struct Variant {
+    /// None: the program that only redirects.
+    policy: Option<Policy>,
+    tunnels: u8,
+    flows: u32,
+    pace: Pace,
+    loaded: Loaded,
+    /// Number of the flow of the next round's first packet.
+    next: u32,
+    /// Nanoseconds a packet, a round each.
+    times: Vec<f64>,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.policy {
+            None => write!(f, "only redirects, {} flows", self.flows),
+            Some(policy) => {
+                let pace = if self.pace == Pace::Paused { ", each after a pause" } else { "" };
+                write!(f, "{}, {} tunnels, {} flows{pace}", policy.as_str(), self.tunnels, self.flows)
+            }
+        }
+    }
+}
+
+impl Variant {
+    fn new(policy: Option<Policy>, tunnels: u8, flows: u32, pace: Pace) -> Result<Self> {
+        let name = |slot| InterfaceName::new(&format!("wg{slot}"));
+        let names = (0..tunnels).map(name).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
+        let ifindexes: BTreeMap<InterfaceName, u32> = names.iter().cloned().zip(101..).collect();
+        let table = SteeringTable {
+            seed: 1,
+            flowlet_gap_us: Some(if pace == Pace::Busy { 4_000_000 } else { 1 }),
+            peers: vec![PeerTable {
+                name: "site-b".to_owned(),
+                policy: policy.unwrap_or(Policy::Hash),
+                prefixes: vec!["10.20.0.0/16".parse()?, "fd00:20::/48".parse()?],
+                tunnels: names.into_iter().map(|name| (name, 1)).collect(),
+            }],
+        };
+        let options = Options { test_run: true, flows: if flows == 1 { 0 } else { flows }, ..Options::default() };
+        let mut loaded = Loaded::new(&table, 100, &ifindexes, &options)?;
+        if policy.is_none() {
+            loaded.program_mut(programs::BASELINE)?.load().context("loading the program that only redirects")?;
+        }
+        Ok(Self { policy, tunnels, flows, pace, loaded, next: 0, times: Vec::new() })
+    }
+
+    /// One round of `packets` packets.
+    fn run(&mut self, packets: u32) -> Result<()> {
+        let frame = frame(self.next);
+        self.next = if self.flows == 1 { 0 } else { (self.next + packets) % self.flows };
+        let name = if self.policy.is_some() { programs::EGRESS } else { programs::BASELINE };
+        let program = self.loaded.program_mut(name)?;
+        let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::default() };
+        // Not the kernel's own figure, which is cut off to whole nanoseconds.
+        let since = Instant::now();
+        let result = program.test_run(options)?;
+        let time = since.elapsed();
+        ensure!(result.return_value == TC_ACT_REDIRECT, "{self} returned {}", result.return_value);
+        self.times.push(time.as_secs_f64() * 1e9 / f64::from(packets));
+        Ok(())
+    }
+
+    fn median(&self) -> f64 {
+        median(self.times.clone())
+    }
+}
+
+/// A TCP packet of flow `number` behind an Ethernet header.
+fn frame(number: u32) -> Vec<u8> {
+    let mut frame = vec![0; test_run::ETHERNET_HEADER as usize];
+    // A type for experiments; the program looks at the IP version.
+    frame[12..].copy_from_slice(&[0x88, 0xb5]);
+    frame.extend([0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    frame.extend((0x0a00_0000 | number).to_be_bytes());
+    frame.extend([10, 20, 0, 10]);
+    frame.extend([number.to_be_bytes()[2], number.to_be_bytes()[3], 0x14, 0x51]);
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.resize(test_run::ETHERNET_HEADER as usize + 60, 0);
+    frame
+}
+
+fn variants() -> Result<Vec<Variant>> {
+    let mut variants = vec![Variant::new(None, 2, 1, Pace::Busy)?, Variant::new(None, 2, MANY, Pace::Busy)?];
+    for policy in [Policy::Hash, Policy::Flowlet, Policy::Adaptive, Policy::Spray] {
+        for tunnels in [2, 32] {
+            for (flows, pace) in [(1, Pace::Busy), (MANY, Pace::Busy), (MANY, Pace::Paused)] {
+                // Pauses mean nothing where every packet chooses, or none does.
+                if pace == Pace::Busy || matches!(policy, Policy::Flowlet | Policy::Adaptive) {
+                    variants.push(Variant::new(Some(policy), tunnels, flows, pace)?);
+                }
+            }
+        }
+    }
+    Ok(variants)
+}
+
+/// Measures every variant, all of them in each round, and prints medians.
+pub fn measure(rounds: u32, packets: u32) -> Result<()> {
+    eprintln!("==> loading the programs");
+    let mut variants = variants().context("loading the programs needs root")?;
+    eprintln!("==> {rounds} rounds of {packets} packets each for {} variants", variants.len());
+    for round in 0..=rounds {
+        // Another one begins each time, so that none always follows the same.
+        let count = variants.len();
+        for at in 0..count {
+            variants[(at + round as usize) % count].run(packets)?;
+        }
+    }
+    for variant in &mut variants {
+        // The first round only warmed the caches up.
+        variant.times.remove(0);
+    }
+
+    let base = [variants[0].median(), variants[1].median()];
+    // What it costs to make each packet another flow's.
+    let varying = base[1] - base[0];
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["program", "ns a packet", "ratio", "without making flows", "target"]);
+    let mut rows = Vec::new();
+    for variant in &variants {
+        let many = variant.flows > 1;
+        let time = variant.median();
+        let ratio = time / base[usize::from(many)];
+        let alone = if many { (time - varying) / base[0] } else { ratio };
+        let target = (variant.policy == Some(Policy::Adaptive)).then_some(ratio <= TARGET && alone <= TARGET);
+        let verdict = target.map_or("", |met| if met { "<= 2.0: met" } else { "<= 2.0: MISSED" });
+        let mut cells = vec![Cell::new(variant)];
+        let numbers = [format!("{time:.1}"), format!("{ratio:.2}"), format!("{alone:.2}")];
+        cells.extend(numbers.map(|number| Cell::new(number).set_alignment(CellAlignment::Right)));
+        cells.push(Cell::new(verdict));
+        table.add_row(cells);
+        rows.push(json!({
+            "policy": variant.policy.map(Policy::as_str),
+            "tunnels": variant.tunnels,
+            "flows": variant.flows,
+            "paused": variant.pace == Pace::Paused,
+            "ns": time,
+            "ratio": ratio,
+            "ratio_without_making_flows": alone,
+            "target_met": target,
+        }));
+    }
+    println!(
+        "\nBPF_PROG_TEST_RUN, medians of {rounds} rounds of {packets} packets; ratios to the program that only redirects"
+    );
+    println!("making each packet another flow's costs {varying:.1} ns\n{table}\n");
+    crate::print(&json!({"series": "steering", "making_flows_ns": varying, "rounds": rounds, "rows": rows}));
+    Ok(())
+}
