@@ -233,7 +233,7 @@ pub fn least<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32,
         && let Some(record) = tables.peer(peer)
         && let Some(load) = tables.load(tunnel_id(peer, current)).and_then(|load| tables.load(load.link.get()))
     {
-        let margin = load::time_of(load, record.expected_bytes.get());
+        let margin = load::weighted_time_of(load, record.expected_bytes.get());
         if load::level(load, now) <= (first >> PLACE_BITS).saturating_add(margin) {
             return current;
         }

@@ -245,6 +245,8 @@ pub struct Tunnel {
 pub mod tunnel_flags {
     /// Its clsact qdisc was added by us.
     pub const CLSACT_ADDED: u16 = 1 << 0;
+    /// Its weight is learnt from what its link delivers.
+    pub const AUTO_WEIGHT: u16 = 1 << 1;
 }
 
 impl Tunnel {
@@ -295,12 +297,14 @@ pub struct Load {
     pub rebalance_moves: Shared<u64>,
     /// Id of the tunnel whose record counts for this one; its own where it shares its link with none.
     pub link: Shared<u32>,
-    /// What a byte costs, nanoseconds with [`crate::load::COST_BITS`] fractional bits.
+    /// What a byte costs on the link, nanoseconds with [`crate::load::COST_BITS`] fractional bits: for its queue.
     pub cost: Shared<u32>,
+    /// The same, were the link as fast as its tunnels' weights say: for its level.
+    pub weighted_cost: Shared<u32>,
     /// What the tunnel's path takes longer than the peer's quickest one, nanoseconds.
     pub delay_ns: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 3],
+    pub padding: [u32; 2],
 }
 
 /// One of a peer's links.

@@ -46,6 +46,13 @@ pub fn time_of(load: &Load, bytes: u32) -> u64 {
     (u64::from(bytes) * u64::from(load.cost.get())) >> COST_BITS
 }
 
+/// What `bytes` add to the level, nanoseconds.
+#[must_use]
+#[inline(always)]
+pub fn weighted_time_of(load: &Load, bytes: u32) -> u64 {
+    (u64::from(bytes) * u64::from(load.weighted_cost.get())) >> COST_BITS
+}
+
 /// When the link would be free for another packet, were it given one at `now`.
 #[must_use]
 #[inline(always)]
@@ -84,16 +91,15 @@ fn decayed(level: u64, elapsed: u64) -> u64 {
 /// Notes that `bytes` are put onto the link at `now`.
 #[inline(always)]
 pub fn charge(load: &Load, now: u64, bytes: u32) {
-    let time = time_of(load, bytes);
-    load.free_ns.set(free_at(load, now) + time);
-    raise(load, now, time);
+    load.free_ns.set(free_at(load, now) + time_of(load, bytes));
+    raise(load, now, weighted_time_of(load, bytes));
 }
 
 /// Notes that a flow was just put onto the link and is expected to send `bytes` soon: flows that start together have
 /// sent nothing yet, and would all find the same link the least loaded.
 #[inline(always)]
 pub fn expect(load: &Load, now: u64, bytes: u32) {
-    raise(load, now, time_of(load, bytes));
+    raise(load, now, weighted_time_of(load, bytes));
 }
 
 #[inline(always)]
@@ -118,6 +124,7 @@ mod tests {
     fn link(bits_per_second: u64) -> Load {
         let load = Load::default();
         load.cost.set(cost_of_rate(bits_per_second));
+        load.weighted_cost.set(load.cost.get());
         load
     }
 

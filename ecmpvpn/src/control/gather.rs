@@ -119,7 +119,7 @@ fn backend(links: &Links, tunnels: &[Tunnel]) -> Backend {
     if tunnels.iter().any(in_kernel) { Backend::Kernel } else { Backend::Userspace }
 }
 
-fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
+pub(super) fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
     let peer = config.peers.get(seen.peer as usize)?;
     let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;
     Some((

@@ -5,4 +5,5 @@ pub mod gather;
 pub mod health;
 pub mod ports;
 pub mod session;
+mod steer;
 pub mod underlay;

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, InterfaceName};
 use crate::control::health::Health;
-use crate::control::{arrivals, ports};
+use crate::control::{arrivals, ports, steer};
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
 use crate::host::state::StateError;
@@ -131,6 +131,7 @@ pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), 
     let kept = tokio::select! {
         kept = keep(&links, &plan, places, &mut stop) => kept,
         never = ports::advise(config) => match never {},
+        never = steer::keep(config, &places.pins) => match never {},
         never = health.watch(&plan, links.userspace.as_ref()) => match never {},
         never = arrivals::follow(config, &plan, &places.pins) => match never {},
     };

@@ -57,6 +57,11 @@ impl<'a> Carriers<'a> {
         }
     }
 
+    /// Whether they are members of a bond.
+    pub fn are_bonded(&self) -> bool {
+        self.bond.is_some()
+    }
+
     /// The port that carries the flow; `None` where that cannot be known.
     pub fn carrier(&self, local: SocketAddr, remote: SocketAddr) -> Option<&'a Link> {
         let Some(bond) = self.bond else { return self.ports.first().copied() };

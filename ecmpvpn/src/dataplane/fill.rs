@@ -106,7 +106,8 @@ pub fn policy_number(policy: Policy) -> u32 {
 
 /// A tunnel's load before anything was sent: a link of its own.
 fn first_load(id: u32) -> Load {
-    Load { link: Shared::new(id), cost: Shared::new(cost_of_rate(FIRST_RATE)), ..Load::default() }
+    let cost = cost_of_rate(FIRST_RATE);
+    Load { link: Shared::new(id), cost: Shared::new(cost), weighted_cost: Shared::new(cost), ..Load::default() }
 }
 
 fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> Result<Vec<Tunnel>, DataplaneError> {

@@ -52,6 +52,8 @@ pub struct TunnelView {
     pub ifindex: u32,
     /// Share relative to the peer's other tunnels.
     pub weight: u16,
+    /// Bits of [`ecmpvpn_common::layout::tunnel_flags`].
+    pub flags: u16,
     /// Whether it carries traffic.
     pub live: bool,
     /// Buckets that use it.
@@ -142,6 +144,7 @@ impl View {
                 slot,
                 ifindex: tunnel.ifindex,
                 weight: tunnel.weight,
+                flags: tunnel.flags,
                 live: self.peers.entries()[peer as usize].live.get() >> slot & 1 == 1,
                 buckets: held[id as usize],
                 last_handshake: self.last_handshake(id),

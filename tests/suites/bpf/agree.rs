@@ -229,6 +229,7 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model) -> anyhow::Result<()> {
     let (cost, delay) = (cost_of_rate(random.of(&[5_000_000, 20_000_000, 10_000_000_000])), random.of(&[0, 5_000_000]));
     for load in [rig.view.load(id).context("a load")?, model.load_record(id)] {
         load.cost.set(cost);
+        load.weighted_cost.set(cost / 2);
         load.delay_ns.set(delay);
     }
     // Tunnels 0 and 1 of the first peer share a link, or do not.

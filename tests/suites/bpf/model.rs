@@ -53,6 +53,7 @@ impl Model {
                 let id = tunnel_id(number, slot);
                 model.loads[id as usize].link.set(id);
                 model.loads[id as usize].cost.set(cost_of_rate(1_000_000_000));
+                model.loads[id as usize].weighted_cost.set(cost_of_rate(1_000_000_000));
                 model.paths[id as usize].link.set(id);
                 model.paths[id as usize].tunnels.set(1 << slot);
             }

@@ -1,0 +1,81 @@
+//! What the steering programs cannot find out by themselves: which link each tunnel leaves by, how fast it is, how long
+//! a flow must pause to move, and which busy buckets ought to move. It writes the answers into the pinned maps; without
+//! it the programs go on with the last ones.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "rates are estimates, and conversions of them saturate"
+)]
+
+mod flows;
+mod links;
+mod paths;
+mod rate;
+mod rebalance;
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::dataplane::{DataplaneError, Pins, View};
+use flows::Flows;
+use links::Underlay;
+
+/// How often queues and rates are read while traffic flows.
+const TICK: Duration = Duration::from_millis(50);
+/// The same while none does.
+const IDLE_TICK: Duration = Duration::from_millis(250);
+/// How often links are looked up anew and buckets are moved.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Steering cannot be helped.
+#[derive(Debug, thiserror::Error)]
+enum SteerError {
+    /// The maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// Links, routes and queues.
+    #[error("reading the host's links and queues")]
+    Netlink(#[from] rtnetlink::Error),
+    /// No socket.
+    #[error("opening a netlink socket")]
+    Socket(#[from] std::io::Error),
+}
+
+/// Keeps the maps up to date. Never ends: what fails is said once, and tried again.
+pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
+    let mut said = None;
+    loop {
+        let Err(error) = follow(config, pins).await;
+        let text = format!("{:#}", anyhow::Error::new(error));
+        if said.as_ref() != Some(&text) {
+            tracing::warn!("steering goes on with what it knew last: {text}");
+            said = Some(text);
+        }
+        tokio::time::sleep(ROUND).await;
+    }
+}
+
+async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> {
+    let view = View::open(pins)?;
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    // Ends with `handle`.
+    tokio::spawn(connection);
+    let mut underlay = Underlay::default();
+    let mut flows = Flows::default();
+    let mut round = Instant::now();
+    underlay.look_up(config, &view, &handle).await?;
+    loop {
+        let traffic = underlay.measure(&view, &handle).await?;
+        if round.elapsed() >= ROUND {
+            let elapsed = round.elapsed();
+            round = Instant::now();
+            underlay.look_up(config, &view, &handle).await?;
+            underlay.set_gaps(config, &view);
+            flows.rebalance(&view, &underlay, elapsed);
+        }
+        tokio::time::sleep(if traffic { TICK } else { IDLE_TICK }).await;
+    }
+}
