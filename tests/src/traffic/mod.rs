@@ -3,6 +3,7 @@
 //! A socket belongs to the namespace of the thread that made it; what it does later does not depend on the thread.
 
 mod icmp;
+mod short;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket
 use crate::netns::Netns;
 
 pub use icmp::{PingReport, ping, wait_for_reply};
-pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until};
+pub use short::ShortLoad;
+pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until, connect_all};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
 /// No single socket call takes longer.

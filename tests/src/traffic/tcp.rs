@@ -125,7 +125,8 @@ impl TcpLoad {
     }
 }
 
-fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpStream, TcpStream)>> {
+/// Makes `flows` connections over `path`: for each its source address, the sending end and the receiving end.
+pub fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpStream, TcpStream)>> {
     let listener = open(path.to, SocketAddr::new(path.destination, 0), SocketType::STREAM, None)?;
     listen(&listener, 1024)?;
     let listener = TcpListener::from(listener);

@@ -26,7 +26,7 @@ pub struct Bulk {
     runs: u32,
 }
 
-/// What a case measures.
+/// What a case measures by long TCP flows alone.
 pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
     let equal = vec![arguments.rate; usize::from(MEMBERS)];
     let even = Some(Target { median: 2.85, worst: 0.0 });
@@ -60,6 +60,7 @@ pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
                 ..bulk("", "adaptive", vec![(12, target)])
             }]
         }
+        Case::Short | Case::Reorder => return Vec::new(),
         Case::Custom => {
             let rates = if arguments.rates.is_empty() { equal.clone() } else { arguments.rates.clone() };
             let title = format!("members of {rates:?} Mbit/s, delays {:?} ms", arguments.delays);
@@ -68,10 +69,10 @@ pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
         }
     };
     for bulk in &mut series {
-        bulk.runs = arguments.runs.unwrap_or(bulk.runs);
-        if let Some(policy) = &arguments.policy {
+        bulk.runs = arguments.runs(bulk.runs);
+        if let Some(policy) = arguments.policy {
             bulk.title = format!("{}, with policy {policy}", bulk.title);
-            bulk.policy = policy.clone().leak();
+            bulk.policy = policy;
         }
         if !arguments.flows.is_empty() {
             let target = |flows: usize| bulk.flows.iter().find(|(known, _)| *known == flows).and_then(|(_, t)| *t);

@@ -55,6 +55,11 @@ impl Contest {
             ..Options::default()
         };
         let lab = Lab::new(options, program)?;
+        for site in &lab.sites {
+            // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
+            // Flows that come through a network card keep theirs.
+            site.host.sysctl("net/core/txrehash", "0")?;
+        }
         let running = lab.run()?;
         lab.shape_each(rates)?;
         for (tunnel, delay) in lab.tunnels.iter().zip(delays).filter(|(_, delay)| **delay > 0.0) {

@@ -5,13 +5,16 @@
 
 mod bulk;
 mod contest;
+mod reorder;
 mod report;
+mod short;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
+use ecmpvpn::config::Policy;
 use lab::interrupt;
 use lab::sites::binary;
 
@@ -24,6 +27,10 @@ enum Case {
     Spray,
     /// Policy `adaptive` over members of 20, 20 and 5 Mbit/s.
     Unequal,
+    /// Policy `adaptive`: 200 transfers of 100 KB while each tunnel carries a long flow.
+    Short,
+    /// Policy `adaptive`, one tunnel slower by 5 ms: what arrives out of order.
+    Reorder,
     /// Policy, flows and delays as given by options; no target.
     Custom,
 }
@@ -50,9 +57,9 @@ struct Arguments {
     /// Other numbers of flows than the case's own
     #[arg(long, value_delimiter = ',', value_name = "N")]
     flows: Vec<usize>,
-    /// Another policy than the case's own
-    #[arg(long, value_name = "POLICY")]
-    policy: Option<String>,
+    /// Another policy than the case's own: hash, flowlet, adaptive or spray
+    #[arg(long, value_name = "POLICY", value_parser = policy)]
+    policy: Option<&'static str>,
     /// With --case custom: what each tunnel delays more, milliseconds, as 0,5,0
     #[arg(long, value_delimiter = ',', value_name = "MS")]
     delays: Vec<f64>,
@@ -65,6 +72,23 @@ struct Arguments {
     /// Leave kernel ECMP out
     #[arg(long)]
     without_ecmp: bool,
+}
+
+impl Arguments {
+    /// The policy to measure, where a case has one of its own.
+    fn policy(&self, own: &'static str) -> &'static str {
+        self.policy.unwrap_or(own)
+    }
+
+    /// How often to measure.
+    fn runs(&self, own: u32) -> u32 {
+        self.runs.unwrap_or(own)
+    }
+}
+
+fn policy(word: &str) -> Result<&'static str, String> {
+    let known = Policy::ALL.iter().map(|policy| policy.as_str());
+    known.into_iter().find(|known| *known == word).ok_or_else(|| "not a policy".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -93,12 +117,17 @@ fn measure(arguments: &Arguments) -> Result<()> {
         Some(path) => std::fs::canonicalize(path).with_context(|| format!("--ecmpvpn {}", path.display()))?,
         None => binary()?,
     };
-    let all = [Case::Adaptive, Case::Spray, Case::Unequal];
+    let all = [Case::Adaptive, Case::Short, Case::Spray, Case::Unequal, Case::Reorder];
     let cases = if arguments.case.is_empty() { &all[..] } else { &arguments.case };
     for case in cases {
         for bulk in bulk::of_case(*case, arguments) {
             let rows = bulk.run(arguments, &program)?;
             report::show(&bulk.title, &rows);
+        }
+        match case {
+            Case::Short => short::measure(arguments, &program)?,
+            Case::Reorder => reorder::measure(arguments, &program)?,
+            _ => {}
         }
     }
     Ok(())

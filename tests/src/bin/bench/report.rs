@@ -3,7 +3,7 @@
 use std::fmt;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::contest::{Contestant, Counters};
 
@@ -90,11 +90,33 @@ impl Row {
     }
 }
 
-/// Prints a series.
-pub fn show(title: &str, rows: &[Row]) {
+/// Prints a line for programs.
+pub fn json(series: &Value) {
+    println!("{JSON}{series}");
+}
+
+/// How a target is shown.
+pub fn verdict(wanted: &str, met: bool) -> String {
+    format!("{wanted}: {}", if met { "met" } else { "MISSED" })
+}
+
+/// A table without rows.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["", "flows", "Mbit/s", "ratio", "least", "greatest", "retransmitted", "out of order", "target"]);
+    table.set_header(header);
+    table
+}
+
+/// A cell of a number.
+pub fn number(text: impl Into<String>) -> Cell {
+    Cell::new(text.into()).set_alignment(CellAlignment::Right)
+}
+
+/// Prints a series.
+pub fn show(title: &str, rows: &[Row]) {
+    let header = ["", "flows", "Mbit/s", "ratio", "least", "greatest", "retransmitted", "out of order", "target"];
+    let mut table = table(&header);
     for row in rows {
         let [least, median, greatest] = row.ratios();
         let [_, goodput, _] = spread(row.samples.iter().map(|sample| sample.goodput));
@@ -104,9 +126,7 @@ pub fn show(title: &str, rows: &[Row]) {
             let percent = sum(count) as f64 / sum(|gained| gained.segments).max(1) as f64 * 100.0;
             format!("{percent:.2}%")
         };
-        let verdict = row
-            .verdict()
-            .map_or_else(String::new, |(met, wanted)| format!("{wanted}: {}", if met { "met" } else { "MISSED" }));
+        let verdict = row.verdict().map_or_else(String::new, |(met, wanted)| verdict(&wanted, met));
         let mut cells = vec![Cell::new(row.contestant.name())];
         let numbers = [
             row.flows.to_string(),
@@ -117,7 +137,7 @@ pub fn show(title: &str, rows: &[Row]) {
             share(|gained| gained.retransmitted),
             share(|gained| gained.out_of_order),
         ];
-        cells.extend(numbers.map(|number| Cell::new(number).set_alignment(CellAlignment::Right)));
+        cells.extend(numbers.map(number));
         cells.push(Cell::new(verdict));
         table.add_row(cells);
     }
@@ -144,5 +164,5 @@ pub fn show(title: &str, rows: &[Row]) {
             })
         })
         .collect();
-    println!("{JSON}{}", json!({"series": title, "rows": rows}));
+    json(&json!({"series": title, "rows": rows}));
 }
