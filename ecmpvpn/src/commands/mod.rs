@@ -12,6 +12,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::{Cli, Command, DownArgs};
 use crate::config::ConfigError;
+use crate::control::gather::GatherError;
 use crate::control::session::SessionError;
 use crate::exit::Exit;
 
@@ -73,6 +74,15 @@ impl From<anyhow::Error> for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error)
+    }
+}
+
+impl From<GatherError> for Failure {
+    fn from(error: GatherError) -> Self {
+        match error {
+            GatherError::Dataplane(error) if error.is_host_lacking() => Self::host(error),
+            error => anyhow::Error::new(error).into(),
+        }
     }
 }
 

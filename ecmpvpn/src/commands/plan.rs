@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::control::measure;
 use crate::control::ports::{Count, Judged, judge};
 use crate::host;
 use crate::plan::Plan;
@@ -26,7 +27,9 @@ const DEFAULT_BASE_PORT: u16 = 51820;
         --ports 5000:5000,5001:5001,5002:5002\n\n\
         Example, ports for four tunnels between bonds of 4 and of 2 members:\n  \
         ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.5.6.7 --members 4 --members-b 2 --tunnels 4\n\n\
-        Neither needs a configuration or a privilege."
+        Neither needs a configuration or a privilege.\n\n\
+        Example, where the tunnels of a running site truly arrive, and what the other site should change:\n  \
+        sudo ecmpvpn plan --replan-rx -c site-a/ecmpvpn.toml"
 )]
 pub struct PlanArgs {
     /// Address of the outer packets at one end; with it no configuration is read.
@@ -77,6 +80,17 @@ pub struct PlanArgs {
     #[arg(long, value_name = "END", requires = "endpoint_a")]
     pub nat: Option<Nat>,
 
+    /// Show also which member each tunnel truly arrives on, as counted by the running site.
+    ///
+    /// Of the other direction only the sender's bond can be predicted: the switch before this site hashes by a policy of
+    /// its own. Needs the privilege that `stats` needs.
+    #[arg(long, conflicts_with = "endpoint_a")]
+    pub measured: bool,
+
+    /// Measure, and propose listen ports for the other site where tunnels arrive on fewer members than they could.
+    #[arg(long, conflicts_with = "endpoint_a")]
+    pub replan_rx: bool,
+
     /// One JSON object on standard output.
     #[arg(long)]
     pub json: bool,
@@ -104,6 +118,9 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
             let _ = writeln!(io::stderr(), "ecmpvpn: warning: {degraded}: choose ports when all are back");
         }
         report.changes = changes(&config).await;
+        if args.measured || args.replan_rx {
+            measure::add(&config, &mut report, args.replan_rx).await?;
+        }
         report
     };
     if args.json {
@@ -153,7 +170,7 @@ fn bare(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
     let plan = if planned { ports::plan(&request)? } else { ports::judge(&request, &args.ports)? };
     let better = if planned { None } else { ports::better(&request, &plan)? };
     let names = (0..plan.pairs.len()).map(|at| format!("wg{at}")).collect();
-    Ok(Peer { here: "A".to_owned(), there: "B".to_owned(), request, names, plan, better })
+    Ok(Peer { here: "A".to_owned(), there: "B".to_owned(), request, names, plan, better, arrivals: None })
 }
 
 fn policy(text: &str) -> Result<XmitHashPolicy, String> {

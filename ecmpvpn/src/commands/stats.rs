@@ -9,7 +9,7 @@ use rtnetlink::Handle;
 use crate::cli::StatsArgs;
 use crate::commands::{Failure, print};
 use crate::config::{self, Config};
-use crate::control::gather::{self, GatherError};
+use crate::control::gather;
 use crate::dataplane::Pins;
 use crate::report::stats::Report;
 
@@ -44,10 +44,7 @@ struct Sample {
 }
 
 async fn sample(config: &Config, pins: &Pins, handle: &Handle) -> Result<Sample, Failure> {
-    let report = gather::report(config, pins, handle).await.map_err(|error| match error {
-        GatherError::Dataplane(error) if error.is_host_lacking() => Failure::host(error),
-        error => anyhow::Error::new(error).into(),
-    })?;
+    let report = gather::report(config, pins, handle).await?;
     Ok(Sample { at: Instant::now(), report })
 }
 

@@ -13,6 +13,7 @@ use crate::host::observe::{Link, Links, outgoing_interface};
 use crate::host::wireguard::kernel;
 use crate::plan::Backend;
 use crate::plan::measured;
+use crate::plan::ports::PortError;
 use crate::report::stats::{Balance, Member, Report, RxMember, Tunnel};
 
 /// What is to be shown cannot be read.
@@ -24,6 +25,12 @@ pub enum GatherError {
     /// Links and routes.
     #[error("reading the host's links")]
     Netlink(#[from] rtnetlink::Error),
+    /// A socket of our own.
+    #[error("opening a netlink socket")]
+    Socket(#[source] std::io::Error),
+    /// The configured ports.
+    #[error(transparent)]
+    Ports(#[from] PortError),
 }
 
 /// Everything of `config`'s site as it is now. The rates are zero: they take two reports.

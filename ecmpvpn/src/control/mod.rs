@@ -3,6 +3,7 @@
 pub mod arrivals;
 pub mod gather;
 pub mod health;
+pub mod measure;
 pub mod ports;
 pub mod session;
 mod steer;

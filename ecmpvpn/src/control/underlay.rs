@@ -23,14 +23,19 @@ pub async fn outgoing(handle: &Handle, peer: &Peer) -> Option<u32> {
     outgoing_interface(handle, local, remote).await
 }
 
-/// The bonds that carry `config`'s tunnels: the configured one if it is there, else those that routing leads to.
-pub async fn bonds<'a>(links: &'a Links, handle: &Handle, config: &Config) -> Vec<&'a Link> {
-    if let Some(bond) = &config.bond {
-        return links.named(bond.name.as_str()).into_iter().collect();
+/// The bond that leads to `peer`: the configured one if it is there, else the one that routing leads to.
+pub async fn bond_towards<'a>(links: &'a Links, handle: &Handle, config: &Config, peer: &Peer) -> Option<&'a Link> {
+    match &config.bond {
+        Some(bond) => links.named(bond.name.as_str()).filter(|link| link.bond.is_some()),
+        None => bond_below(links, outgoing(handle, peer).await?),
     }
+}
+
+/// The bonds that carry `config`'s tunnels.
+pub async fn bonds<'a>(links: &'a Links, handle: &Handle, config: &Config) -> Vec<&'a Link> {
     let mut bonds: Vec<&Link> = Vec::new();
     for peer in &config.peers {
-        let found = outgoing(handle, peer).await.and_then(|outgoing| bond_below(links, outgoing));
+        let found = bond_towards(links, handle, config, peer).await;
         bonds.extend(found.filter(|found| bonds.iter().all(|bond| bond.ifindex != found.ifindex)));
     }
     bonds
@@ -48,7 +53,7 @@ impl<'a> Carriers<'a> {
     /// Those behind this interface.
     pub fn of(links: &'a Links, outgoing: Option<u32>) -> Self {
         match outgoing.and_then(|outgoing| bond_below(links, outgoing)) {
-            Some(bond) => Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond) },
+            Some(bond) => Self::behind(links, bond),
             None => Self {
                 bond: None,
                 ports: outgoing.and_then(|ifindex| links.index(ifindex)).into_iter().collect(),
@@ -60,6 +65,23 @@ impl<'a> Carriers<'a> {
     /// Whether they are members of a bond.
     pub fn are_bonded(&self) -> bool {
         self.bond.is_some()
+    }
+
+    /// Those that lead to a peer.
+    pub async fn towards(links: &'a Links, handle: &Handle, config: &Config, peer: &Peer) -> Self {
+        match bond_towards(links, handle, config, peer).await {
+            Some(bond) => Self::behind(links, bond),
+            None => Self::of(links, outgoing(handle, peer).await),
+        }
+    }
+
+    fn behind(links: &'a Links, bond: &'a Link) -> Self {
+        Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond) }
+    }
+
+    /// The ports that are in use; all of them where none is.
+    pub fn members(&self) -> &[&'a Link] {
+        if self.usable.is_empty() { &self.ports } else { &self.usable }
     }
 
     /// The port that carries the flow; `None` where that cannot be known.

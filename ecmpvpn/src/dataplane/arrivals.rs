@@ -49,6 +49,8 @@ pub struct ArrivalView {
     pub slot: u32,
     /// Interface index of the member.
     pub ifindex: u32,
+    /// The peer's port and this site's.
+    pub ports: (u16, u16),
     /// Outer packets.
     pub packets: u64,
     /// Their bytes from the network header on.
@@ -212,6 +214,10 @@ impl Arrivals {
                 peer: tunnel / MAX_TUNNELS_PER_PEER,
                 slot: tunnel % MAX_TUNNELS_PER_PEER,
                 ifindex: key.ifindex,
+                ports: (
+                    u16::from_be_bytes([key.ports[0], key.ports[1]]),
+                    u16::from_be_bytes([key.ports[2], key.ports[3]]),
+                ),
                 packets: cpus.iter().map(|counters| counters.packets).sum(),
                 bytes: cpus.iter().map(|counters| counters.bytes).sum(),
                 age: last.map(|at| Duration::from_nanos(now.saturating_sub(at))),

@@ -12,6 +12,52 @@ pub fn current(ages: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<bool
     ages.map(|age| age.zip(latest).is_some_and(|(age, latest)| age <= latest + RECENT)).collect()
 }
 
+/// Where the tunnels to one peer arrive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// The members of this site's bond that are in use, in the order of enslavement.
+    pub names: Vec<String>,
+    /// The tunnels, in the configuration's order.
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// Where one tunnel arrives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Positions of the members that it arrives on now, ascending; none while nothing has come.
+    pub on: Vec<u8>,
+    /// Outer packets that these members have had of it.
+    pub packets: u64,
+    /// Time since the last one.
+    pub age: Option<Duration>,
+}
+
+impl Measured {
+    /// Number of members.
+    pub fn members(&self) -> u8 {
+        u8::try_from(self.names.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Names of the members that a tunnel arrives on.
+    pub fn names_of(&self, tunnel: usize) -> Vec<String> {
+        let on = self.tunnels.get(tunnel).map(|tunnel| tunnel.on.as_slice()).unwrap_or_default();
+        on.iter().filter_map(|member| self.names.get(usize::from(*member)).cloned()).collect()
+    }
+
+    /// How many tunnels arrive on each member; those on several count on none.
+    pub fn loads(&self) -> Vec<usize> {
+        let mut loads = vec![0; self.names.len()];
+        for tunnel in &self.tunnels {
+            if let [member] = tunnel.on[..]
+                && let Some(load) = loads.get_mut(usize::from(member))
+            {
+                *load += 1;
+            }
+        }
+        loads
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! sites get the same ports, whichever of them is called A.
 
 mod configured;
+pub mod replan;
 mod search;
 mod view;
 

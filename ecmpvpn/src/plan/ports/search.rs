@@ -308,7 +308,7 @@ impl Best {
 }
 
 /// `SplitMix64` (Steele, Lea, Flood 2014), seeded by the request.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     fn new(first: &End, second: &End, tunnels: usize, ports: &[Vec<u16>; 2]) -> Self {
@@ -327,6 +327,10 @@ impl Random {
         seed
     }
 
+    pub(super) fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -336,7 +340,7 @@ impl Random {
     }
 
     /// A number below `bound`, which is not 0.
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
 }

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Peer, Report};
+use super::{Peer, Report, Setting};
+use crate::plan::bond_hash::Member;
+use crate::plan::ports::replan::Finding;
 use crate::plan::ports::{End, PortPair, PortPlan, View};
 
 /// The whole object.
@@ -27,6 +29,13 @@ struct Tunnel {
     tx_member: Option<u8>,
     /// The member of its own bond that the remote site sends on.
     rx_member: Option<u8>,
+    /// With `--measured`: the member of this site's bond that the tunnel arrives on; `null`: nothing came, or it arrives
+    /// on several.
+    rx_member_measured: Option<u8>,
+    /// With `--measured`: every member that it arrives on now.
+    rx_members_measured: Vec<String>,
+    /// With `--measured`: outer packets that these members have had of it.
+    rx_packets_measured: u64,
     /// By the member that is down: the member that this site sends on then. Empty: nothing is known of the bond.
     tx_member_degraded: Vec<Option<u8>>,
     /// By the member of the remote bond that is down: the member that the remote site sends on then.
@@ -60,6 +69,25 @@ struct PeerJson {
     verdict: String,
     /// Ports that would spread the tunnels more evenly; empty: there are none.
     better: Vec<Ports>,
+    /// With `--measured`: what to think of where the tunnels arrive.
+    measured: Option<String>,
+    /// With `--replan-rx`: what the other site should change, and this one with it.
+    replan: Option<ReplanJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct ReplanJson {
+    /// `one_member`, `unmeasured`, `several`, `even`, `layer3+4`, `layer3+4_or_addresses`, `addresses` or `unknown`: what
+    /// the arrivals fit.
+    finding: &'static str,
+    verdict: String,
+    /// Tunnels that arrive on each member.
+    loads: Vec<usize>,
+    /// Whether it is not known if the ports help.
+    trial: bool,
+    /// All tunnels' ports, those that stay too; empty: no ports are proposed.
+    ports: Vec<Ports>,
+    changes: Vec<Setting>,
 }
 
 #[derive(Debug, Serialize)]
@@ -92,7 +120,34 @@ impl PeerJson {
             perfect: peer.plan.is_perfect(),
             verdict: peer.verdict(),
             better: better.map(|&PortPair { a, b }| Ports { listen_port: a, remote_port: b }).collect(),
+            measured: peer.arrival_verdict(),
+            replan: ReplanJson::new(peer),
         }
+    }
+}
+
+impl ReplanJson {
+    fn new(peer: &Peer) -> Option<Self> {
+        let replan = peer.arrivals.as_ref()?.replan.as_ref()?;
+        let proposal = replan.proposal.as_ref();
+        let ports = proposal.iter().flat_map(|proposal| &proposal.plan.pairs);
+        Some(Self {
+            finding: match replan.finding {
+                Finding::OneMember => "one_member",
+                Finding::Unmeasured(_) => "unmeasured",
+                Finding::Several(_) => "several",
+                Finding::Even => "even",
+                Finding::Layer34 => "layer3+4",
+                Finding::Layer34OrBlind => "layer3+4_or_addresses",
+                Finding::Blind { .. } => "addresses",
+                Finding::Unknown => "unknown",
+            },
+            verdict: peer.replan_text().unwrap_or_default(),
+            loads: replan.loads.clone(),
+            trial: proposal.is_some_and(|proposal| proposal.trial),
+            ports: ports.map(|&PortPair { a, b }| Ports { listen_port: a, remote_port: b }).collect(),
+            changes: proposal.map(|proposal| peer.settings(proposal)).unwrap_or_default(),
+        })
     }
 }
 
@@ -137,6 +192,9 @@ fn tunnels(peer: &Peer) -> impl Iterator<Item = Tunnel> {
         remote_port: pair.b,
         tx_member: tx.tunnels[at].index(),
         rx_member: rx.tunnels[at].index(),
+        rx_member_measured: peer.rx_member_measured(at).and_then(Member::index),
+        rx_members_measured: peer.arrivals.as_ref().map(|arrivals| arrivals.measured.names_of(at)).unwrap_or_default(),
+        rx_packets_measured: peer.arrival(at).map_or(0, |(_, packets)| packets),
         tx_member_degraded: by_failure(members(&peer.request.a), tx_degraded, at),
         rx_member_degraded: by_failure(members(&peer.request.b), rx_degraded, at),
     })

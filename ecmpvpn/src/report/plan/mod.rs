@@ -1,5 +1,6 @@
 //! What `ecmpvpn plan` shows. The JSON is a contract: fields are only ever added.
 
+mod arrivals;
 mod json;
 mod verdict;
 
@@ -12,6 +13,7 @@ use crate::config::{self, Config};
 use crate::plan::bond_hash::{Member, Unknown};
 use crate::plan::ports::{self, Better, End, LocalBond, PortError, PortPlan, Request, Spread, View};
 
+pub use arrivals::{Arrivals, Setting};
 pub use json::Json;
 
 /// Everything that `plan` tells of one site.
@@ -38,6 +40,8 @@ pub struct Peer {
     pub plan: PortPlan,
     /// Ports that would spread the tunnels more evenly.
     pub better: Option<Better>,
+    /// Where the tunnels truly arrive, if that was measured.
+    pub arrivals: Option<Arrivals>,
 }
 
 /// For people.
@@ -65,7 +69,8 @@ impl fmt::Display for Peer {
         writeln!(f, "{} {}", self.here, end(&self.request.a))?;
         writeln!(f, "{} {}", self.there, end(&self.request.b))?;
         writeln!(f, "{}", self.table())?;
-        write!(f, "{}", self.verdict())
+        write!(f, "{}", self.verdict())?;
+        [self.arrival_verdict(), self.replan_text()].iter().flatten().try_for_each(|text| write!(f, "\n{text}"))
     }
 }
 
@@ -91,7 +96,15 @@ impl Peer {
         let plan = ports::judge(&request, &pairs)?;
         let better = ports::better(&request, &plan)?;
         let names = peer.tunnels.iter().map(|tunnel| tunnel.name.to_string()).collect();
-        Ok(Self { here: config.site.name.clone(), there: peer.name.clone(), request, names, plan, better })
+        Ok(Self {
+            here: config.site.name.clone(),
+            there: peer.name.clone(),
+            request,
+            names,
+            plan,
+            better,
+            arrivals: None,
+        })
     }
 
     /// The verdict, where tunnels share a member while another has room, or other ports would be better.
@@ -112,16 +125,31 @@ impl Peer {
             format!("{} sends on\nmember {}", self.there, count(&self.request.b, back)),
             format!("one down:\nmember {}", count(&self.request.b, back_less)),
         ]);
+        if let Some(arrivals) = &self.arrivals {
+            let header = table.header().cloned().unwrap_or_default();
+            let mut header: Vec<Cell> = header.cell_iter().cloned().collect();
+            header.push(Cell::new(format!("{} receives on\nmember of {}", self.here, arrivals.measured.members())));
+            header.push(Cell::new("measured,\npackets"));
+            table.set_header(header);
+        }
         for (at, (name, pair)) in self.names.iter().zip(&self.plan.pairs).enumerate() {
             let mut row = Row::from([Cell::new(name), right(pair.a), right(pair.b)]);
             for view in [out, out_less, back, back_less] {
                 row.add_cell(right(member(view, at)));
+            }
+            if let Some((on, packets)) = self.arrival(at) {
+                row.add_cell(right(on));
+                row.add_cell(right(packets));
             }
             table.add_row(row);
         }
         let mut row = Row::from([Cell::new("tunnels a member"), Cell::new(""), Cell::new("")]);
         for view in [out, out_less, back, back_less] {
             row.add_cell(right(loads(view)));
+        }
+        if let Some(arrivals) = &self.arrivals {
+            let loads: Vec<String> = arrivals.measured.loads().iter().map(usize::to_string).collect();
+            row.add_cell(right(loads.join("/")));
         }
         table.add_row(row);
         table

@@ -1,7 +1,11 @@
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::*;
 use crate::config::XmitHashPolicy;
+use crate::plan::measured::{Measured, Tunnel};
+use crate::plan::ports::replan::replan;
 use crate::plan::ports::{PortPair, better, judge, plan};
 
 const LAYER34: XmitHashPolicy = XmitHashPolicy::Layer34;
@@ -18,7 +22,7 @@ fn request(members: (u8, u8), policies: (XmitHashPolicy, XmitHashPolicy)) -> Req
 fn peer(request: Request, plan: PortPlan) -> Peer {
     let better = better(&request, &plan).unwrap();
     let names = (0..plan.pairs.len()).map(|at| format!("wg{at}")).collect();
-    Peer { here: "A".into(), there: "B".into(), request, names, plan, better }
+    Peer { here: "A".into(), there: "B".into(), request, names, plan, better, arrivals: None }
 }
 
 fn judged(request: Request, ports: &[(u16, u16)]) -> Peer {
@@ -76,6 +80,7 @@ fn the_json_is_the_contract() {
             "name": name, "peer": "B", "listen_port": port, "remote_port": port, "tx_member": 0, "rx_member": 0,
             // With member 0 down, member 1 is the first that is left.
             "tx_member_degraded": [1, 0, 0], "rx_member_degraded": [1, 0, 0],
+            "rx_member_measured": null, "rx_members_measured": [], "rx_packets_measured": 0,
         })
     };
     let spread = json!({
@@ -92,7 +97,7 @@ fn the_json_is_the_contract() {
         "changes": ["create wg0"],
         "peers": [{
             "name": "B", "members": 3, "spread": spread, "misses": 6, "perfect": false,
-            "verdict": peer.verdict(), "better": better,
+            "verdict": peer.verdict(), "better": better, "measured": null, "replan": null,
         }],
     });
     assert_eq!(serde_json::to_value(report.json()).unwrap(), expected);
@@ -208,4 +213,94 @@ fn changes_are_listed() {
     assert!(report(Some(vec![])).ends_with("\n\n`run` would change nothing"));
     let changes = vec!["create wg0".to_owned(), "create ecmp0".to_owned()];
     assert!(report(Some(changes)).ends_with("\n\n`run` would change:\n  create wg0\n  create ecmp0"));
+}
+
+/// A peer with what was measured of it: the members that each tunnel arrives on.
+fn measured(mut peer: Peer, on: &[&[u8]], replanned: bool) -> Peer {
+    let tunnel = |on: &&[u8]| Tunnel { on: on.to_vec(), packets: 100, age: Some(Duration::from_secs(1)) };
+    let names = (0..peer.request.a.members).map(|at| format!("eno{at}")).collect();
+    let measured = Measured { names, tunnels: on.iter().map(tunnel).collect() };
+    let replan = replanned.then(|| replan(&peer.request, &peer.plan.pairs, &measured).unwrap());
+    peer.arrivals = Some(Arrivals { measured, replan });
+    peer
+}
+
+#[test]
+fn measured_members_stand_beside_the_predicted_ones() {
+    let peer = measured(recipe(), &[&[1], &[1], &[0, 2]], false);
+    let text = peer.to_string();
+    let row = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).expect(name).to_owned();
+    for header in ["A receives on", "measured,", "member of 3", "packets"] {
+        assert!(text.contains(header), "{text}");
+    }
+    let words = |name| row(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    assert_eq!(words("wg0"), "wg0 5000 5000 0 0 0 0 1 100");
+    assert_eq!(words("wg2"), "wg2 5002 5002 0 0 0 0 0,2 100");
+    assert_eq!(words("tunnels a member"), "tunnels a member 3/0/0 3/0 3/0/0 3/0 0/2/0");
+    let json = serde_json::to_value(Report { peers: vec![peer], changes: None }.json()).unwrap();
+    let [first, third] = [&json["tunnels"][0], &json["tunnels"][2]];
+    assert_eq!((&first["rx_member_measured"], &first["rx_packets_measured"]), (&json!(1), &json!(100)));
+    assert_eq!((&third["rx_member_measured"], &third["rx_members_measured"]), (&json!(null), &json!(["eno0", "eno2"])));
+}
+
+#[test]
+fn the_measurement_is_held_against_the_prediction() {
+    let spread = || judged(request((3, 3), (LAYER34, LAYER34)), &[(5000, 5000), (5002, 5001), (5004, 5004)]);
+    let on: Vec<[u8; 1]> = spread().plan.views[2].tunnels.iter().map(|member| [member.index().unwrap()]).collect();
+    let on: Vec<&[u8]> = on.iter().map(|on| &on[..]).collect();
+    let turned = [on[1], on[2], on[0]];
+    let unknown = || {
+        let mut peer = spread();
+        peer.request.b = End::unknown(peer.request.b.address);
+        judged(peer.request, &[(5000, 5000), (5002, 5001), (5004, 5004)])
+    };
+    for (peer, on, expected) in [
+        (spread(), &on[..], "measured, of 300 packets; B's tunnels arrive as predicted"),
+        (spread(), &turned[..], "B's tunnels arrive as predicted, but for the order of the members"),
+        (spread(), &[&[1][..], &[1], &[1]][..], "the switch before A, or B's bond, hashes otherwise than layer3+4: wg"),
+        (
+            spread(),
+            &[&[1][..], &[1], &[1]][..],
+            "all 3 tunnels arrive on member 1 (eno1): `ecmpvpn plan --replan-rx` tells what to do",
+        ),
+        (unknown(), &[&[1][..], &[1], &[0]][..], "2 of 3 tunnels arrive on member 1 (eno1) where 1 would be even"),
+        (spread(), &[&[][..], &[], &[]][..], "no packet of any tunnel has arrived"),
+        (spread(), &[&[0][..], &[], &[1, 2]][..], "nothing of wg1 has arrived; wg2 arrive on several members each"),
+    ] {
+        let verdict = measured(peer, on, false).arrival_verdict().unwrap();
+        assert!(verdict.contains(expected), "{on:?}: {verdict}");
+    }
+}
+
+#[test]
+fn a_replan_says_what_to_change_at_which_site() {
+    let peer = measured(recipe(), &[&[0], &[0], &[0]], true);
+    let text = peer.replan_text().unwrap();
+    assert!(text.contains("and so does a switch that hashes addresses only"), "{text}");
+    let proposal = peer.arrivals.as_ref().unwrap().replan.as_ref().unwrap().proposal.clone().unwrap();
+    let settings = peer.settings(&proposal);
+    let (there, here): (Vec<_>, Vec<_>) = settings.iter().partition(|setting| setting.site == "B");
+    assert!(there.len() == here.len() && !there.is_empty(), "{settings:?}");
+    for (there, here) in there.iter().zip(here) {
+        assert_eq!((there.key, here.key, &there.tunnel), ("listen_port", "remote_port", &here.tunnel));
+        assert_eq!((there.from, there.to), (here.from, here.to));
+        assert!(
+            text.contains(&format!("{}: listen_port = {}    (now {})", there.tunnel, there.to, there.from)),
+            "{text}"
+        );
+        assert!(text.contains(&format!("{}: remote_port = {}", here.tunnel, here.to)), "{text}");
+    }
+    assert!(text.contains("this is a trial") && text.contains("still share one member"), "{text}");
+    let json = serde_json::to_value(Report { peers: vec![peer], changes: None }.json()).unwrap();
+    let replan = &json["peers"][0]["replan"];
+    assert_eq!((&replan["finding"], &replan["trial"]), (&json!("layer3+4_or_addresses"), &json!(true)));
+    assert_eq!(replan["ports"].as_array().unwrap().len(), 3);
+    assert_eq!(replan["changes"].as_array().unwrap().len(), settings.len());
+
+    let six = [(5000, 5000), (5001, 5003), (5002, 5001), (5003, 5007), (5004, 5004), (5005, 5010)];
+    let blind = measured(judged(request((3, 3), (LAYER34, LAYER34)), &six), &[&[2][..]; 6], true);
+    let text = blind.replan_text().unwrap();
+    assert!(text.contains("no ports help: set the switch's hash policy") && !text.contains("listen_port"), "{text}");
+    let even = measured(judged(request((3, 3), (LAYER34, LAYER34)), &six[..3]), &[&[0], &[1], &[2]], true);
+    assert!(even.replan_text().unwrap().ends_with("as even as can be: change nothing"));
 }

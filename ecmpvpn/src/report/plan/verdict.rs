@@ -92,7 +92,7 @@ impl Peer {
     }
 }
 
-fn tunnels(count: usize) -> String {
+pub(super) fn tunnels(count: usize) -> String {
     if count == 1 { "1 tunnel".to_owned() } else { format!("{count} tunnels") }
 }
 

@@ -1,0 +1,62 @@
+//! Where the running site's tunnels truly arrive.
+
+use rtnetlink::Handle;
+
+use crate::config::{self, Config};
+use crate::control::gather::GatherError;
+use crate::control::underlay::Carriers;
+use crate::dataplane::{ArrivalView, Arrivals as Counted, Pins};
+use crate::host::observe::Links;
+use crate::plan::measured::{self, Measured, Tunnel};
+use crate::plan::ports::replan::replan;
+use crate::report::plan::{Arrivals, Report};
+
+/// Adds what was counted to a report of `config`'s tunnels, and what the other sites should change if that is asked
+/// for.
+///
+/// # Errors
+/// The site is not up, or this process may not read its counters.
+pub async fn add(config: &Config, report: &mut Report, replan_rx: bool) -> Result<(), GatherError> {
+    let counts = Counted::open(&Pins::of(&config.site.name))?.counts()?;
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(GatherError::Socket)?;
+    tokio::spawn(connection);
+    let links = Links::read(&handle).await?;
+    for (number, (peer, shown)) in (0..).zip(config.peers.iter().zip(&mut report.peers)) {
+        let own: Vec<&ArrivalView> = counts.iter().filter(|count| count.peer == number).collect();
+        let measured = measure(config, peer, &own, &links, &handle).await;
+        let replan = if replan_rx { Some(replan(&shown.request, &shown.plan.pairs, &measured)?) } else { None };
+        shown.arrivals = Some(Arrivals { measured, replan });
+    }
+    Ok(())
+}
+
+async fn measure(
+    config: &Config,
+    peer: &config::Peer,
+    counts: &[&ArrivalView],
+    links: &Links,
+    handle: &Handle,
+) -> Measured {
+    let carriers = Carriers::towards(links, handle, config, peer).await;
+    let members = carriers.members();
+    let tunnel = |tunnel: &config::Tunnel| {
+        // By its ports: after a change of the configuration, counts of the former ones are another tunnel's.
+        let own = counts.iter().filter(|count| count.ports == (tunnel.remote_port, tunnel.listen_port));
+        let own: Vec<(u8, &&ArrivalView)> = own
+            .filter_map(|count| Some((members.iter().position(|member| member.ifindex == count.ifindex)?, count)))
+            .filter_map(|(at, count)| Some((u8::try_from(at).ok()?, count)))
+            .collect();
+        let current = measured::current(own.iter().map(|(_, count)| count.age));
+        let mut now: Vec<_> = own.iter().zip(current).filter(|(_, current)| *current).map(|(own, _)| own).collect();
+        now.sort_by_key(|(at, _)| *at);
+        Tunnel {
+            on: now.iter().map(|(at, _)| *at).collect(),
+            packets: now.iter().map(|(_, count)| count.packets).sum(),
+            age: now.iter().filter_map(|(_, count)| count.age).min(),
+        }
+    };
+    Measured {
+        names: members.iter().map(|member| member.name.clone()).collect(),
+        tunnels: peer.tunnels.iter().map(tunnel).collect(),
+    }
+}
