@@ -181,8 +181,8 @@ pub struct Peer {
     pub bucket_mask: u32,
     /// See [`policy`].
     pub policy: Shared<u32>,
-    /// Number of its tunnels; slots from 0 on.
-    pub tunnel_count: u32,
+    /// Number of its slots, from 0 on. A slot whose tunnel was taken away has no interface index.
+    pub tunnel_count: Shared<u32>,
     /// A bucket without a packet for so long may move: then nothing that it sent can be overtaken. Nanoseconds.
     pub gap_ns: Shared<u32>,
     /// Number of its links in [`maps::PATHS`].
@@ -380,6 +380,16 @@ pub struct Health {
     pub deaths: Shared<u32>,
     /// How often it was started anew because it stayed dead.
     pub restarts: Shared<u32>,
+}
+
+impl Health {
+    /// As of a tunnel that nothing is known of.
+    pub fn clear(&self) {
+        let Self { last_handshake_ns, changed_ns, rtt_min_us, rtt_us, rtt_jitter_us, loss_ppm, deaths, restarts } =
+            self;
+        [last_handshake_ns, changed_ns].into_iter().for_each(|word| word.set(0));
+        [rtt_min_us, rtt_us, rtt_jitter_us, loss_ppm, deaths, restarts].into_iter().for_each(|word| word.set(0));
+    }
 }
 
 /// Counts of one tunnel.

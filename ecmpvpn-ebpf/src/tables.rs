@@ -192,7 +192,7 @@ extern "C" fn ecmpvpn_earliest(peer: u32, within: u32, among: u32, now: u64, byt
 /// The id of the tunnel whose device has this index.
 #[inline(always)]
 pub fn tunnel_id(ifindex: u32) -> Option<u32> {
-    // SAFETY: the value is one word and is copied at once; the map is not written while programs are attached.
+    // SAFETY: the value is one word, which is written as a whole, and is copied at once.
     unsafe { TUNNEL_IDS.get(ifindex) }.copied()
 }
 

@@ -79,7 +79,21 @@ pub enum Command {
     ///
     /// Makes or reuses the bond, makes the tunnels and the steering device, routes the remote prefixes to it, and
     /// attaches the steering program. Any step that fails undoes the earlier ones.
+    ///
+    /// What an earlier `run` has left, because it was killed or had --persist, is gone on with and changed where the
+    /// configuration differs: with the kernel backend no packet is lost. SIGHUP and `ecmpvpn reload` apply a changed
+    /// configuration.
     Run(RunArgs),
+
+    /// Apply a changed configuration to a running `run`.
+    ///
+    /// Tunnels, prefixes, addresses, weights and keys are changed one tunnel at a time, while the others carry the
+    /// traffic. What cannot be applied changes nothing, and the reason is told. Some keys need `run` to be started
+    /// again; they are named.
+    Reload(ReloadArgs),
+
+    /// Keep what `run --confirm` brought up.
+    Confirm(ConfirmArgs),
 
     /// Remove everything that `run` made, and only that.
     ///
@@ -217,17 +231,46 @@ fn site_name(text: &str) -> Result<String, String> {
     after_help = "Example: sudo ecmpvpn run -c site-a/ecmpvpn.toml",
     after_long_help = "Example, first look and then leap:\n  \
         sudo ecmpvpn run --dry-run -c site-a/ecmpvpn.toml\n  \
-        sudo ecmpvpn run -c site-a/ecmpvpn.toml"
+        sudo ecmpvpn run -c site-a/ecmpvpn.toml\n\n\
+        Example, on a host far away, undone unless `ecmpvpn confirm` comes within a minute:\n  \
+        sudo ecmpvpn run --confirm 60"
 )]
 pub struct RunArgs {
     /// Print what would be changed, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Leave everything up on exit; `ecmpvpn down` removes it.
+    /// Leave everything up on exit; the next `run` goes on with it, `ecmpvpn down` removes it.
     #[arg(long, conflicts_with = "dry_run")]
     pub persist: bool,
+
+    /// Undo everything, the bond included, unless `ecmpvpn confirm` comes within so many seconds.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub confirm: Option<u32>,
+
+    /// Enslave also the port that carries the default route or an SSH session, if the bond takes its addresses over.
+    #[arg(long)]
+    pub take_management_port: bool,
 }
+
+/// `reload`
+#[derive(Args, Clone, Copy, Debug)]
+#[command(
+    after_help = "Example: sudo ecmpvpn reload -c site-a/ecmpvpn.toml",
+    after_long_help = "Example, in a deployment script:\n  \
+        ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml && sudo ecmpvpn reload"
+)]
+pub struct ReloadArgs {}
+
+/// `confirm`
+#[derive(Args, Clone, Copy, Debug)]
+#[command(
+    after_help = "Example: sudo ecmpvpn confirm",
+    after_long_help = "Example, on a host that is reached over the port to be bonded:\n  \
+        sudo ecmpvpn run --take-management-port --confirm 60 &\n  \
+        sudo ecmpvpn confirm        (in a new session, which shows that there is a way in)"
+)]
+pub struct ConfirmArgs {}
 
 /// `down`
 #[derive(Args, Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ use libtest_mimic::Trial;
 type Test = fn(Backend) -> anyhow::Result<()>;
 
 fn main() {
-    let each_backend: [(&str, Test); 9] = [
+    let each_backend: [(&str, Test); 10] = [
         ("a_round_trip_leaves_no_trace", tunnels::a_round_trip_leaves_no_trace),
         ("a_dry_run_says_what_a_run_does_and_changes_nothing", tunnels::a_dry_run_changes_nothing),
         ("a_step_that_fails_undoes_the_earlier_ones", tunnels::a_step_that_fails_undoes_the_earlier_ones),
@@ -31,6 +31,7 @@ fn main() {
         ("a_device_that_took_the_name_survives_the_undoing", tunnels::a_replaced_device_survives),
         ("forwarding_that_is_on_is_left_alone", tunnels::forwarding_that_is_on_is_left_alone),
         ("router_advertisements_survive_forwarding", tunnels::router_advertisements_survive_forwarding),
+        ("the_bpf_file_system_comes_and_goes", tunnels::the_bpf_file_system_comes_and_goes),
         ("many_prefixes_fit", tunnels::many_prefixes_fit),
     ];
     let with_bond: [(&str, Test); 5] = [

@@ -1,16 +1,18 @@
 //! One file a subcommand, each thin.
 
 pub mod check;
+pub mod confirm;
 pub mod down;
 pub mod init;
 pub mod plan;
+pub mod reload;
 pub mod run;
 pub mod stats;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use crate::cli::{Cli, Command, DownArgs};
+use crate::cli::{Cli, Command, ConfirmArgs, DownArgs, ReloadArgs};
 use crate::config::ConfigError;
 use crate::control::gather::GatherError;
 use crate::control::session::SessionError;
@@ -23,6 +25,8 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&cli.config, &args).await,
         Command::Run(args) => run::run(&cli.config, args).await,
+        Command::Reload(ReloadArgs {}) => reload::run(&cli.config).await,
+        Command::Confirm(ConfirmArgs {}) => confirm::run(&cli.config),
         Command::Down(DownArgs {}) => down::run(&cli.config).await,
         Command::Stats(args) => stats::run(&cli.config, args).await,
     }

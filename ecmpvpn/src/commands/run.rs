@@ -6,18 +6,26 @@ use std::path::Path;
 use crate::cli::RunArgs;
 use crate::commands::{Failure, print};
 use crate::config;
-use crate::control::session::{self, Places};
+use crate::control::session::{self, Options, Places};
 
 /// Runs the site of the configuration at `path` until it is told to stop; with `--dry-run` says what that would change.
 pub async fn run(path: &Path, args: RunArgs) -> Result<(), Failure> {
     let config = config::load(path)?;
     if args.dry_run {
-        let changes = session::dry_run(&config).await?;
+        let places = Places::of(&config.site.name);
+        let changes = session::dry_run(&config, &places, args.take_management_port).await?;
         let text = changes.iter().fold(format!("`run` of {} would:", config.site.name), |mut text, change| {
             let _ = write!(text, "\n  {change}");
             text
         });
         return print(text);
     }
-    Ok(session::run(&config, &Places::of(&config.site.name), args.persist).await?)
+    let places = Places::of(&config.site.name);
+    let options = Options {
+        file: path.to_owned(),
+        persist: args.persist,
+        confirm: args.confirm,
+        take_management_port: args.take_management_port,
+    };
+    Ok(session::run(config, &places, &options).await?)
 }

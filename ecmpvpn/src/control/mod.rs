@@ -1,10 +1,13 @@
 //! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
 
 pub mod arrivals;
+mod converge;
 pub mod gather;
 pub mod health;
 pub mod measure;
+mod notify;
 pub mod ports;
+pub mod reload;
 pub mod session;
 mod steer;
 pub mod underlay;

@@ -6,18 +6,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::config::{Config, InterfaceName};
+use crate::control::converge::{self, NotTakenOver};
 use crate::control::health::Health;
-use crate::control::{arrivals, ports, steer};
+use crate::control::reload::{self, Up};
+use crate::control::{arrivals, notify, ports, steer};
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
 use crate::host::state::StateError;
-use crate::host::{self, HostError, HostLinks, Journal, Netlink, RUN_ROOT, RunDir};
+use crate::host::{self, HostError, HostLinks, Journal, Made, Netlink, RUN_ROOT, RunDir};
 use crate::plan::{Backend, Plan};
 
 /// How long `down` waits for a running `run` to take its changes back.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the word of `ecmpvpn confirm` is looked for.
+const CONFIRM_POLL: Duration = Duration::from_millis(200);
 /// How often the userspace tunnels' handshakes are written down.
 const HANDSHAKES_EVERY: Duration = Duration::from_secs(1);
 
@@ -51,6 +56,25 @@ pub enum SessionError {
          --persist out, or use the kernel backend"
     )]
     CannotPersist,
+    /// What runs was made by a version with other maps.
+    #[error(
+        "{site} is steered by another version of ecmpvpn, whose maps this one cannot use ({}): it goes on as it is; \
+         `ecmpvpn down` takes it down, and then `ecmpvpn run` brings it up again", .dir.display()
+    )]
+    OtherVersion {
+        /// The site.
+        site: String,
+        /// Its pins.
+        dir: PathBuf,
+    },
+    /// `--confirm`, and nobody did.
+    #[error("nobody confirmed {site} within {seconds} s: everything is undone")]
+    NotConfirmed {
+        /// The site.
+        site: String,
+        /// How long was waited.
+        seconds: u32,
+    },
     /// Something was left behind.
     #[error("not everything could be put back")]
     Undo(#[from] UndoErrors),
@@ -93,84 +117,186 @@ pub struct TakenDown {
 }
 
 /// What `run` would change, and where nothing needs changing. Changes nothing.
-pub async fn dry_run(config: &Config) -> Result<Vec<host::Change>, SessionError> {
+pub async fn dry_run(
+    config: &Config,
+    places: &Places,
+    take_management_port: bool,
+) -> Result<Vec<host::Change>, SessionError> {
     let plan = Plan::new(config, host::detect_backend(config.steering.backend));
-    host::preflight(&plan).await?;
-    Ok(host::changes(&plan).await?)
+    let site = &config.site.name;
+    let journal = Journal::open(&places.run_root.join(site).join("journal.json"), site)?;
+    let changes = host::preflight_since(&plan, Made { journal: Some(&journal), ..Made::default() }).await?;
+    host::check_management(&plan, &changes, take_management_port).await?;
+    Ok(changes)
 }
 
-/// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall `persist`.
+/// How a site is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration, to be read again.
+    pub file: PathBuf,
+    /// Leave everything up at the end.
+    pub persist: bool,
+    /// Undo everything unless it is confirmed within so many seconds.
+    pub confirm: Option<u32>,
+    /// Enslave also a port that carries the default route or an SSH session.
+    pub take_management_port: bool,
+}
+
+/// Why the waiting ended.
+enum Woken {
+    Stop,
+    Reload,
+    NotConfirmed(u32),
+}
+
+/// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall persist. SIGHUP reads the
+/// configuration again.
 ///
-/// What an earlier run that crashed left behind is taken down first. If a step fails, the ones before it are undone and
-/// its error is returned.
-pub async fn run(config: &Config, places: &Places, persist: bool) -> Result<(), SessionError> {
-    let site = &config.site.name;
+/// What an earlier run has left is gone on with, and changed where the configuration differs. If a step fails, the ones
+/// before it are undone and its error is returned.
+pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(), SessionError> {
+    let site = config.site.name.clone();
     // Asked for first: a signal that comes while the site is brought up must not end the process half way.
-    let mut stop = Stop::new().map_err(|source| SessionError::Io { operation: "waiting for signals", source })?;
-    let plan = Plan::new(config, host::detect_backend(config.steering.backend));
-    if persist && plan.backend == Backend::Userspace {
+    let mut signals = Signals::new().map_err(|source| SessionError::Io { operation: "waiting for signals", source })?;
+    let mut plan = Plan::new(&config, host::detect_backend(config.steering.backend));
+    if options.persist && plan.backend == Backend::Userspace {
         return Err(SessionError::CannotPersist);
     }
     // Without privilege this says so; the run directory would only say that it cannot be made.
     host::require_privilege()?;
-    let run_dir = RunDir::lock(&places.run_root, site)?;
-    let mut journal = Journal::open(&run_dir.journal_path(), site)?;
-    if !journal.is_empty() || places.pins.exist() {
-        tracing::info!("an earlier run of {site} left its changes behind: they are taken back first");
-        undo(&mut journal, places).await?;
+    let run_dir = RunDir::lock(&places.run_root, &site)?;
+    let mut journal = Journal::open(&run_dir.journal_path(), &site)?;
+    if let Some(dir) = places.pins.of_other_versions().into_iter().next() {
+        return Err(SessionError::OtherVersion { site, dir });
     }
-    let links = match bring_up(&plan, &mut journal, places).await {
-        Ok(links) => links,
-        Err(error) => {
-            run_dir.remove()?;
-            return Err(error);
+    let links = match go_on(&config, &mut plan, &mut journal, places, options).await? {
+        Some(links) => links,
+        None => match bring_up(&plan, &mut journal, places, options).await {
+            Ok(links) => links,
+            Err(error) => {
+                run_dir.remove()?;
+                return Err(error);
+            }
+        },
+    };
+    let mut up = Up { config, plan, links };
+    let mut confirmation = Confirmation::ask(&run_dir, options)?;
+    announce(&up);
+    let mut end = loop {
+        let mut health = Health::start(&up.config, &up.plan, &places.pins);
+        let woken = tokio::select! {
+            woken = keep(&up, places, &mut signals) => woken,
+            seconds = confirmation.is_missing() => Ok(Woken::NotConfirmed(seconds)),
+            never = ports::advise(&up.config) => match never {},
+            never = steer::keep(&up.config, &places.pins) => match never {},
+            never = health.watch(&up.plan, up.links.userspace.as_ref()) => match never {},
+            never = arrivals::follow(&up.config, &up.plan, &places.pins) => match never {},
+            never = notify::watchdog() => match never {},
+        };
+        // Before the tunnels go: none of them dies. It begins again with those that a reload leaves.
+        drop(health);
+        match woken {
+            Ok(Woken::Reload) => {
+                notify::reloading();
+                let outcome = reload::reload(&mut up, &options.file, &mut journal, places).await;
+                let told = outcome.write(&RunDir::reload_path(&places.run_root, &site));
+                if let Err(error) = told {
+                    tracing::warn!("what became of the reload cannot be told: {error}");
+                }
+                notify::ready(&outcome.text);
+            }
+            Ok(Woken::Stop) => break Ok(()),
+            Ok(Woken::NotConfirmed(seconds)) => {
+                break Err(SessionError::NotConfirmed { site: site.clone(), seconds });
+            }
+            Err(error) => break Err(error),
         }
     };
-    announce(config, &plan);
-    let mut health = Health::start(config, &plan, &places.pins);
-    let kept = tokio::select! {
-        kept = keep(&links, &plan, places, &mut stop) => kept,
-        never = ports::advise(config) => match never {},
-        never = steer::keep(config, &places.pins) => match never {},
-        never = health.watch(&plan, links.userspace.as_ref()) => match never {},
-        never = arrivals::follow(config, &plan, &places.pins) => match never {},
-    };
-    // Before the tunnels go: none of them dies.
-    drop(health);
-    if persist && kept.is_ok() {
-        tracing::info!("{site} stays up; `ecmpvpn down` takes it down");
+    if options.persist && end.is_ok() && !confirmation.is_awaited() {
+        notify::stopping("it stays up without this process");
+        tracing::info!("{site} stays up; the next `ecmpvpn run` goes on with it, `ecmpvpn down` takes it down");
         return Ok(());
     }
+    notify::stopping("taking it down");
     tracing::info!("taking {site} down");
     // Before the tunnels end; `undo` tries again what fails here, and goes on.
     if let Err(error) = dataplane::remove(&places.pins) {
         tracing::warn!("{error}");
     }
-    if let Some(userspace) = links.userspace {
+    if let Some(userspace) = up.links.userspace {
         userspace.stop().await;
     }
     let undone = undo(&mut journal, places).await;
-    kept?;
-    undone?;
-    run_dir.remove()?;
-    tracing::info!("{site} is down; the host is as it was");
-    Ok(())
+    end = match (end, undone) {
+        (Ok(()), Err(error)) => Err(error),
+        (end, _) => end,
+    };
+    match end {
+        Ok(()) => {
+            run_dir.remove()?;
+            tracing::info!("{site} is down; the host is as it was");
+            Ok(())
+        }
+        Err(error) => {
+            if journal.is_empty() {
+                run_dir.remove()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The word that `run --confirm` waits for: `ecmpvpn confirm` removes a file.
+struct Confirmation {
+    file: PathBuf,
+    /// Until when, and how many seconds that is; `None`: it came, or none is asked for.
+    until: Option<(Instant, u32)>,
+}
+
+impl Confirmation {
+    fn ask(run_dir: &RunDir, options: &Options) -> Result<Self, SessionError> {
+        let file = run_dir.path().join("unconfirmed");
+        let Some(seconds) = options.confirm else { return Ok(Self { file, until: None }) };
+        let io = |source| SessionError::Io { operation: "asking to be confirmed", source };
+        std::fs::write(&file, "").map_err(io)?;
+        tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` comes before");
+        Ok(Self { file, until: Some((Instant::now() + Duration::from_secs(u64::from(seconds)), seconds)) })
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.until.is_some()
+    }
+
+    /// Returns when the time is over without the word, else never.
+    async fn is_missing(&mut self) -> u32 {
+        while let Some((until, seconds)) = self.until {
+            if !self.file.exists() {
+                tracing::info!("confirmed: it stays up");
+                self.until = None;
+            } else if Instant::now() >= until {
+                return seconds;
+            } else {
+                tokio::time::sleep(CONFIRM_POLL).await;
+            }
+        }
+        std::future::pending().await
+    }
 }
 
 /// Waits for a signal. Meanwhile writes down what only this process knows: the userspace tunnels' handshakes.
-async fn keep(links: &HostLinks, plan: &Plan, places: &Places, stop: &mut Stop) -> Result<(), SessionError> {
-    let Some(userspace) = &links.userspace else {
-        stop.wait().await;
-        return Ok(());
+async fn keep(up: &Up, places: &Places, signals: &mut Signals) -> Result<Woken, SessionError> {
+    let Some(userspace) = &up.links.userspace else {
+        return Ok(signals.wait().await);
     };
     let view = View::open(&places.pins)?;
     let mut every = tokio::time::interval(HANDSHAKES_EVERY);
     loop {
         tokio::select! {
-            () = stop.wait() => return Ok(()),
+            woken = signals.wait() => return Ok(woken),
             _ = every.tick() => {
                 for (name, age) in userspace.last_handshakes().await {
-                    let tunnel = plan.tunnels.iter().find(|tunnel| tunnel.name == name);
+                    let tunnel = up.plan.tunnels.iter().find(|tunnel| tunnel.name == name);
                     if let (Some(tunnel), Some(age)) = (tunnel, age) {
                         let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
                         view.set_last_handshake(number(tunnel.peer), number(tunnel.slot), age);
@@ -183,7 +309,8 @@ async fn keep(links: &HostLinks, plan: &Plan, places: &Places, stop: &mut Stop) 
 
 /// Removes everything that `run` made for `site`, from any process; a running one is stopped first.
 pub async fn down(site: &str, places: &Places) -> Result<TakenDown, SessionError> {
-    if !places.run_root.join(site).exists() && !places.pins.exist() {
+    let pinned = places.pins.exist() || !places.pins.of_other_versions().is_empty();
+    if !places.run_root.join(site).exists() && !pinned {
         return Ok(TakenDown::default());
     }
     host::require_privilege()?;
@@ -196,10 +323,49 @@ pub async fn down(site: &str, places: &Places) -> Result<TakenDown, SessionError
     Ok(TakenDown { stopped, undone })
 }
 
-async fn bring_up(plan: &Plan, journal: &mut Journal, places: &Places) -> Result<HostLinks, SessionError> {
-    host::preflight(plan).await?;
-    let options = host::Options::default();
-    let links = host::bring_up(plan, &options, journal, &mut |change| tracing::info!("{change}")).await?;
+/// Goes on with what an earlier run has left; `None` if there is nothing. What cannot be gone on with is taken down.
+async fn go_on(
+    config: &Config,
+    plan: &mut Plan,
+    journal: &mut Journal,
+    places: &Places,
+    options: &Options,
+) -> Result<Option<HostLinks>, SessionError> {
+    let why = if journal.is_empty() {
+        if !places.pins.exist() {
+            return Ok(None);
+        }
+        "its journal is gone".to_owned()
+    } else {
+        tracing::info!("an earlier run of {} left it up: going on with that", plan.site);
+        let mut kept = plan.clone();
+        match converge::take_over(config, &mut kept, journal, places, options.take_management_port).await {
+            Ok(links) => {
+                *plan = kept;
+                return Ok(Some(links));
+            }
+            Err(NotTakenOver::Failed(error)) => {
+                tracing::info!("what is up of {} is left as it is; `ecmpvpn down` takes it down", plan.site);
+                return Err(error);
+            }
+            Err(NotTakenOver::MadeOtherwise(why)) => why,
+        }
+    };
+    tracing::info!("what an earlier run of {} left is taken down first: {why}", plan.site);
+    undo(journal, places).await?;
+    Ok(None)
+}
+
+async fn bring_up(
+    plan: &Plan,
+    journal: &mut Journal,
+    places: &Places,
+    options: &Options,
+) -> Result<HostLinks, SessionError> {
+    let changes = host::preflight_since(plan, Made::default()).await?;
+    host::check_management(plan, &changes, options.take_management_port).await?;
+    let links =
+        host::bring_up(plan, &host::Options::default(), journal, &mut |change| tracing::info!("{change}")).await?;
     let steering = Device { name: plan.steering.name.clone(), ifindex: links.steering };
     let tunnels: BTreeMap<InterfaceName, u32> = links.tunnels.iter().cloned().collect();
     match dataplane::start(&places.pins, &plan.table, &steering, &tunnels, &dataplane::Options::default()) {
@@ -230,32 +396,41 @@ async fn undo(journal: &mut Journal, places: &Places) -> Result<usize, SessionEr
     Ok(undone)
 }
 
-fn announce(config: &Config, plan: &Plan) {
+fn announce(up: &Up) {
+    let Up { config, plan, .. } = up;
     let peers: Vec<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
-    tracing::info!(
-        "{} is up: {} tunnels to {} through {}; Ctrl-C takes it down",
+    let text = format!(
+        "{} is up: {} tunnels to {} through {}",
         config.site.name,
         plan.tunnels.len(),
         peers.join(", "),
         config.steering.device
     );
+    notify::ready(&text);
+    tracing::info!("{text}; Ctrl-C takes it down");
 }
 
-/// SIGINT and SIGTERM.
-struct Stop {
+/// SIGINT, SIGTERM and SIGHUP.
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
-impl Stop {
+impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn wait(&mut self) {
+    async fn wait(&mut self) -> Woken {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Woken::Stop,
+            _ = self.terminate.recv() => Woken::Stop,
+            _ = self.hangup.recv() => Woken::Reload,
         }
     }
 }

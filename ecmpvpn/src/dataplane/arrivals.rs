@@ -15,7 +15,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED, member_flags};
 use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, Settings, maps, programs, settings_flags};
 
-use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from};
+use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from, name_of, replace_clsact, replace_tcx};
 use super::error::os_error;
 use super::{DataplaneError, Device, Hook, Pins};
 
@@ -104,7 +104,10 @@ impl Arrivals {
         }
         let mut new = Vec::new();
         for member in members.iter().take(MAX_FOLLOWED as usize) {
-            if !followed.contains(&member.ifindex) {
+            if followed.contains(&member.ifindex) {
+                // A reload may have added tunnels.
+                self.expect(tunnels, member.ifindex)?;
+            } else {
                 self.join(tunnels, member)?;
                 new.push(member.clone());
             }
@@ -137,7 +140,10 @@ impl Arrivals {
             let counters = ArrivalCounters { tunnel: tunnel.id, ..ArrivalCounters::default() };
             let values = PerCpuValues::try_from(vec![counters; cpus]);
             let values = values.map_err(|error| failed(MapError::from(error)))?;
-            self.counters.insert(tunnel.on(ifindex), values, 0).map_err(failed)?;
+            let known = self.counters.get(&tunnel.on(ifindex), 0);
+            if !known.is_ok_and(|cpus| cpus.iter().all(|cpu| cpu.tunnel == tunnel.id)) {
+                self.counters.insert(tunnel.on(ifindex), values, 0).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -226,6 +232,25 @@ impl Arrivals {
         views.sort_by_key(|view| (view.peer, view.slot, view.ifindex));
         Ok(views)
     }
+}
+
+/// Puts `program` in the place of the one that is attached to each followed member. One that this fails for keeps the
+/// former program, which counts on.
+pub(super) fn replace(pins: &Pins, program: &mut SchedClassifier) -> Result<(), DataplaneError> {
+    let arrivals = Arrivals::open(pins)?;
+    for ifindex in arrivals.followed()? {
+        let replaced = match arrivals.hook {
+            Hook::Tcx => replace_tcx(program, &pins.member_link(ifindex)),
+            Hook::Clsact => match name_of(ifindex) {
+                Some(name) => replace_clsact(program, &name, TcAttachType::Ingress),
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = replaced {
+            tracing::debug!("the program of the member with index {ifindex} stays as it is: {error}");
+        }
+    }
+    Ok(())
 }
 
 /// Takes everything off all members.

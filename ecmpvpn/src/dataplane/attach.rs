@@ -4,9 +4,9 @@ use std::mem;
 use std::path::Path;
 
 use aya::maps::Array;
-use aya::programs::links::FdLink;
-use aya::programs::tc::{self, NlOptions, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use ecmpvpn_common::layout::{Settings, Tunnel, maps, programs, settings_flags, tunnel_flags, tunnel_id};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -14,6 +14,11 @@ use super::error::os_error;
 use super::{DataplaneError, Device, Loaded, Pins, View};
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
+
+/// Of our clsact filters: they are found by it when they are replaced.
+const PRIORITY: u16 = 0xec;
+/// As [`PRIORITY`].
+const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// How the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +113,78 @@ pub(super) fn attach_clsact(
 ) -> Result<(), DataplaneError> {
     let failed = || format!("attaching to {device} by clsact");
     let id = program
-        .attach_with_options(device.as_str(), direction, TcAttachOptions::Netlink(NlOptions::default()))
+        .attach_with_options(
+            device.as_str(),
+            direction,
+            TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None }),
+        )
         .map_err(|error| DataplaneError::new(failed(), error))?;
     let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
     // Dropping it would detach the filter, which is to outlive this process. It holds no descriptor.
     mem::forget(link);
+    Ok(())
+}
+
+/// What [`attach_again`] did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attached {
+    /// The device got a clsact qdisc, to be taken off again.
+    pub qdisc_added: bool,
+}
+
+/// Attaches `program` where an earlier one may be attached. On the same device it takes that one's place in one step: no
+/// packet passes by both, none is seen by both. `egress`: of the steering device, else ingress of a tunnel.
+pub(super) fn attach_again(
+    hook: Hook,
+    program: &mut SchedClassifier,
+    device: &InterfaceName,
+    egress: bool,
+    pin: &Path,
+    same_device: bool,
+) -> Result<Attached, DataplaneError> {
+    let direction = if egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    match hook {
+        Hook::Tcx => {
+            if same_device && replace_tcx(program, pin).is_ok() {
+                return Ok(Attached { qdisc_added: false });
+            }
+            // The link's device is gone, or it was never made.
+            match std::fs::remove_file(pin) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(DataplaneError::new(format!("removing {}", pin.display()), error));
+                }
+                _ => {}
+            }
+            attach_tcx(program, device, direction, pin)?;
+            Ok(Attached { qdisc_added: false })
+        }
+        Hook::Clsact => {
+            if same_device && replace_clsact(program, device.as_str(), direction).is_ok() {
+                return Ok(Attached { qdisc_added: false });
+            }
+            let qdisc_added = add_clsact(device)?;
+            attach_clsact(program, device, direction)?;
+            Ok(Attached { qdisc_added })
+        }
+    }
+}
+
+pub(super) fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<(), ProgramError> {
+    let link: FdLink = PinnedLink::from_pin(pin).map_err(std::io::Error::other)?.into();
+    let id = program.attach_to_link(link.try_into().map_err(std::io::Error::other)?)?;
+    // Its pin keeps it.
+    program.take_link(id).map(drop)
+}
+
+pub(super) fn replace_clsact(
+    program: &mut SchedClassifier,
+    device: &str,
+    direction: TcAttachType,
+) -> Result<(), ProgramError> {
+    let link = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)?;
+    let id = program.attach_to_link(link)?;
+    // As in `attach_clsact`.
+    mem::forget(program.take_link(id)?);
     Ok(())
 }
 
@@ -177,7 +249,7 @@ pub(super) fn detach_from(
     Ok(())
 }
 
-fn name_of(ifindex: u32) -> Option<String> {
+pub(super) fn name_of(ifindex: u32) -> Option<String> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     rustix::net::netdevice::index_to_name(socket, ifindex).ok()
 }

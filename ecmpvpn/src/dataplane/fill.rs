@@ -85,13 +85,18 @@ fn peer_record(peer: &PeerTable, bucket_base: u32, gap_us: Option<u32>) -> Peer 
         bucket_base,
         bucket_mask: BUCKETS_PER_PEER - 1,
         policy: Shared::new(policy_number(peer.policy)),
-        tunnel_count: count,
-        gap_ns: Shared::new(gap_us.unwrap_or(FIRST_GAP_US).saturating_mul(1000)),
+        tunnel_count: Shared::new(count),
+        gap_ns: Shared::new(gap_ns(gap_us)),
         path_count: Shared::new(count),
         expected_bytes: Shared::new(EXPECTED_BYTES),
         name: padded(&peer.name),
         ..Peer::default()
     }
+}
+
+/// A flowlet gap as the maps have it; `None`: automatic.
+pub(super) fn gap_ns(gap_us: Option<u32>) -> u32 {
+    gap_us.unwrap_or(FIRST_GAP_US).saturating_mul(1000)
 }
 
 /// A policy as the maps have it.
@@ -105,7 +110,7 @@ pub fn policy_number(policy: Policy) -> u32 {
 }
 
 /// A tunnel's load before anything was sent: a link of its own.
-fn first_load(id: u32) -> Load {
+pub(super) fn first_load(id: u32) -> Load {
     let cost = cost_of_rate(FIRST_RATE);
     Load { link: Shared::new(id), cost: Shared::new(cost), weighted_cost: Shared::new(cost), ..Load::default() }
 }
@@ -139,7 +144,7 @@ fn set_homes(buckets: &mut [Bucket], candidates: &[Candidate]) {
 }
 
 /// `text` filled up with zeros; what does not fit is cut off.
-fn padded<const N: usize>(text: &str) -> [u8; N] {
+pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     let length = text.len().min(N);
     bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
@@ -147,7 +152,7 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
 }
 
 /// The longest-prefix key of `prefix`.
-fn prefix_key(prefix: IpNet) -> Key<Destination> {
+pub(super) fn prefix_key(prefix: IpNet) -> Key<Destination> {
     Key::new(Destination::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
 }
 

@@ -1,7 +1,9 @@
 //! Loads, attaches and pins the BPF programs; typed views of their maps. The only module that touches BPF.
 //!
 //! What runs is pinned below `/sys/fs/bpf/ecmpvpn/<site>/v<LAYOUT>/` and outlives this process: [`start`] makes it,
-//! [`View`] reads and steers it from any process, [`remove`] takes it away from any process.
+//! [`adopt`] goes on with it in a later process,
+//! [`update`] changes it while packets flow, [`View`] reads and steers it from any process, [`remove`] takes it away from
+//! any process.
 
 mod arrivals;
 mod attach;
@@ -10,6 +12,7 @@ mod fill;
 mod mapped;
 mod object;
 mod pins;
+mod update;
 mod view;
 
 use std::collections::BTreeMap;
@@ -19,6 +22,7 @@ pub use attach::Hook;
 pub use error::DataplaneError;
 pub use object::{Loaded, Options};
 pub use pins::Pins;
+pub use update::{adopt, slots, update};
 pub use view::{PeerView, Reasons, TunnelView, View, boot_time_ns};
 
 use crate::config::InterfaceName;
@@ -62,7 +66,7 @@ pub fn start(
 /// # Errors
 /// A filter cannot be detached or a pin cannot be removed; the rest is removed all the same.
 pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
-    if !pins.exist() {
+    if !pins.exist() && pins.of_other_versions().is_empty() {
         return Ok(());
     }
     // With tcx the links' pins hold the attachment; with clsact the filters must be taken off one by one.

@@ -19,6 +19,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ECMPVPN_EBPF_OBJECT"));
 
 /// aya-log's global: statements above this level are pruned by the verifier.
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+/// So many tunnels may be added by reloads until what arrives of further ones is not counted.
+const SPARE_TUNNELS: usize = 8;
+/// Entries of the longest-prefix match: more than any configuration may have.
+const PREFIXES: u32 = MAX_PEERS * 1024;
 /// Lines of the verifier's log that an error shows.
 const LOG_LINES: usize = 12;
 
@@ -69,16 +73,17 @@ impl Loaded {
                 .override_global(globals::TEST_RUN, &u8::from(options.test_run), true)
                 .override_global(globals::FLOWS, &options.flows, true)
                 .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
-                .map_max_entries(maps::PREFIXES, count(table.peers.iter().map(|peer| peer.prefixes.len()).sum()))
+                // Room for what a reload may add; memory is taken as entries come.
+                .map_max_entries(maps::PREFIXES, PREFIXES)
                 .map_max_entries(maps::PEERS, peers)
                 .map_max_entries(maps::TUNNELS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::COUNTERS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::HEALTH, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::LOADS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::PATHS, peers * MAX_TUNNELS_PER_PEER)
-                .map_max_entries(maps::TUNNEL_IDS, count(tunnels.len()))
+                .map_max_entries(maps::TUNNEL_IDS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
-                .map_max_entries(maps::ARRIVALS, count(tunnels.len()).saturating_mul(MAX_FOLLOWED))
+                .map_max_entries(maps::ARRIVALS, count(tunnels.len() + SPARE_TUNNELS).saturating_mul(MAX_FOLLOWED))
                 .load(OBJECT)
                 .map_err(load_error)?,
         };
@@ -134,6 +139,70 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+/// The programs that are attached, by their descriptors alone.
+pub(super) struct Programs {
+    /// Of the steering device.
+    pub egress: SchedClassifier,
+    /// Of the tunnels.
+    pub ingress: SchedClassifier,
+    /// Of the bond members.
+    pub arrival: SchedClassifier,
+}
+
+/// Added to the pins of programs that are about to take the place of others.
+const NEXT: &str = "+next";
+
+impl Programs {
+    fn named(pins: &Pins, suffix: &str) -> Result<Self, DataplaneError> {
+        let open = |name: &str| {
+            let path = pins.path(&format!("{name}{suffix}"));
+            let opened = SchedClassifier::from_pin(&path);
+            opened.map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
+        };
+        Ok(Self {
+            egress: open(programs::EGRESS)?,
+            ingress: open(programs::INGRESS)?,
+            arrival: open(programs::ARRIVAL)?,
+        })
+    }
+
+    /// Those that are attached.
+    pub fn pinned(pins: &Pins) -> Result<Self, DataplaneError> {
+        Self::named(pins, "")
+    }
+
+    /// Pins those that [`replace_programs`] loaded in the place of the former ones.
+    pub fn keep(&self, pins: &Pins) -> Result<(), DataplaneError> {
+        for name in programs::ALL {
+            let (from, to) = (pins.path(&format!("{name}{NEXT}")), pins.path(name));
+            let renamed = std::fs::rename(&from, &to);
+            renamed.map_err(|error| DataplaneError::new(format!("renaming {}", from.display()), error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads this version's programs onto the pinned maps. They are attached to nothing yet.
+pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Programs, DataplaneError> {
+    let (test_run, level) = (u8::from(options.test_run), if options.log { u8::MAX } else { 0 });
+    let mut loader = EbpfLoader::new();
+    loader.override_global(globals::TEST_RUN, &test_run, true).override_global(LOG_LEVEL, &level, true);
+    for name in maps::ALL {
+        loader.map_pin_path(name, pins.path(name));
+    }
+    let mut loaded = Loaded { ebpf: loader.load(OBJECT).map_err(load_error)? };
+    for name in programs::ALL {
+        let path = pins.path(&format!("{name}{NEXT}"));
+        // Of an earlier process that was killed here.
+        pins.forget(&path)?;
+        let program = loaded.program_mut(name)?;
+        program.load().map_err(|error| program_error(name, error))?;
+        let pinned = program.pin(&path);
+        pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
+    }
+    Programs::named(pins, NEXT)
 }
 
 fn check_size(table: &SteeringTable) -> Result<u32, DataplaneError> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ecmpvpn_common::layout::LAYOUT_VERSION;
+use ecmpvpn_common::layout::{LAYOUT_VERSION, maps, programs};
 
 use super::DataplaneError;
 
@@ -41,6 +41,31 @@ impl Pins {
         !matches!(fs::metadata(&self.dir), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Directories of this site's pins that another version of the program made, whose maps this one cannot use.
+    pub fn of_other_versions(&self) -> Vec<PathBuf> {
+        let entries = self.dir.parent().map(fs::read_dir).and_then(Result::ok);
+        let others = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut others: Vec<PathBuf> = others.filter(|path| *path != self.dir && path.is_dir()).collect();
+        others.sort();
+        others
+    }
+
+    /// Whether everything is pinned that a start pins before it attaches.
+    pub(super) fn are_complete(&self) -> bool {
+        let all = maps::ALL.into_iter().chain(programs::ALL);
+        all.into_iter().all(|name| self.path(name).exists())
+    }
+
+    /// Removes one pin, if it is there.
+    pub(super) fn forget(&self, path: &Path) -> Result<(), DataplaneError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DataplaneError::new(format!("removing {}", path.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The pin of a map or program.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
@@ -72,14 +97,16 @@ impl Pins {
         }
     }
 
-    /// Removes the pins and the directories that they leave empty.
+    /// Removes the pins, those of other versions too, and the directories that they leave empty.
     pub(super) fn remove(&self) -> Result<(), DataplaneError> {
         let failed = |path: &Path, error| DataplaneError::new(format!("removing {}", path.display()), error);
-        for entry in fs::read_dir(&self.dir).map_err(|error| failed(&self.dir, error))? {
-            let path = entry.map_err(|error| failed(&self.dir, error))?.path();
-            fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+        for dir in self.of_other_versions().iter().chain(self.exist().then_some(&self.dir)) {
+            for entry in fs::read_dir(dir).map_err(|error| failed(dir, error))? {
+                let path = entry.map_err(|error| failed(dir, error))?.path();
+                fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+            }
+            fs::remove_dir(dir).map_err(|error| failed(dir, error))?;
         }
-        fs::remove_dir(&self.dir).map_err(|error| failed(&self.dir, error))?;
         for parent in self.dir.ancestors().skip(1).take_while(|parent| parent.starts_with(&self.root)) {
             match fs::remove_dir(parent) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => break,

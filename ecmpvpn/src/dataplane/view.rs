@@ -124,7 +124,7 @@ impl View {
         let view = |peer: &Peer| PeerView {
             name: text(&peer.name),
             live: peer.live.get(),
-            tunnels: peer.tunnel_count,
+            tunnels: peer.tunnel_count.get(),
             policy: Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == peer.policy.get()),
         };
         self.peers.entries().iter().map(view).collect()
@@ -158,10 +158,14 @@ impl View {
     pub(super) fn tunnel_records(&self) -> Result<Vec<(u32, Tunnel)>, DataplaneError> {
         let mut records = Vec::new();
         for (peer, record) in (0..).zip(self.peers.entries()) {
-            for slot in 0..record.tunnel_count.min(MAX_TUNNELS_PER_PEER) {
+            for slot in 0..record.tunnel_count.get().min(MAX_TUNNELS_PER_PEER) {
                 let id = tunnel_id(peer, slot);
                 let tunnel = self.tunnels.get(&id, 0);
-                records.push((id, tunnel.map_err(|error| DataplaneError::new("reading map TUNNELS", error))?));
+                let tunnel = tunnel.map_err(|error| DataplaneError::new("reading map TUNNELS", error))?;
+                // A slot whose tunnel was taken away.
+                if tunnel.ifindex != 0 {
+                    records.push((id, tunnel));
+                }
             }
         }
         Ok(records)
@@ -233,7 +237,8 @@ impl View {
     /// Says whether a tunnel carries traffic: one write, which the next packet sees. Returns what it was before;
     /// `None` if there is no such tunnel.
     pub fn set_live(&self, peer: u32, slot: u32, live: bool) -> Option<bool> {
-        let peer = self.peers.entries().get(peer as usize).filter(|peer| slot < peer.tunnel_count)?;
+        self.tunnels.get(&tunnel_id(peer, slot), 0).ok().filter(|tunnel| tunnel.ifindex != 0)?;
+        let peer = self.peers.entries().get(peer as usize).filter(|peer| slot < peer.tunnel_count.get())?;
         Some(peer.live.set_bits(1 << slot, live) >> slot & 1 == 1)
     }
 
@@ -275,7 +280,7 @@ pub fn boot_time_ns() -> u64 {
 }
 
 /// Text that is filled up with zeros.
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

@@ -15,6 +15,9 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Source: include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
+/// What a kernel may put into each BPF file system by itself. Source: `populate_bpffs()`, kernel/bpf/inode.c.
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// Whether a BPF file system is mounted at `path`.
 pub fn is_mounted(path: &Path) -> bool {
     // The type of `f_type` differs between architectures; the magic fits all of them.
@@ -31,8 +34,13 @@ pub fn mount_at(path: &Path, journal: &mut Journal) -> Result<(), HostError> {
 
 /// Unmounts it, unless somebody has put something there meanwhile.
 pub fn unmount_if_empty(path: &Path) -> io::Result<()> {
-    if !is_mounted(path) || fs::read_dir(path)?.next().is_some() {
+    if !is_mounted(path) {
         return Ok(());
+    }
+    for entry in fs::read_dir(path)? {
+        if !PRELOADED.iter().any(|name| entry.as_ref().is_ok_and(|entry| entry.file_name() == *name)) {
+            return Ok(());
+        }
     }
     match unmount(path, UnmountFlags::NOFOLLOW) {
         // Somebody stands in it: it is in use.

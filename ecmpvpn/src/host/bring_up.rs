@@ -4,15 +4,18 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::change::Change;
+use super::change::{Alteration, Change, Part};
 use super::device::{self, New};
 use super::error::{During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
+use super::made::Made;
 use super::netlink::Netlink;
 use super::state::RunDir;
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
-use super::{bond, bpffs, moved, route, sysctl, tunnel};
+use super::{bond, bpffs, moved, route, sysctl, tunnel, undo};
+use netlink_packet_route::RouteNetlinkMessage;
+
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Backend, Plan, Route};
 
@@ -44,8 +47,13 @@ pub struct HostLinks {
 
 /// What `plan` would change on this host, and where nothing needs changing.
 pub async fn changes(plan: &Plan) -> Result<Vec<Change>, HostError> {
+    changes_since(plan, Made::default()).await
+}
+
+/// As [`changes`], beside what is `made` already. Fails where that would have to be made anew.
+pub async fn changes_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
     let netlink = open()?;
-    Survey::take(&netlink).await?.changes(plan)
+    Survey::take(&netlink).await?.changes(plan, made)
 }
 
 fn open() -> Result<Netlink, HostError> {
@@ -58,7 +66,7 @@ struct Work<'a> {
     options: &'a Options,
     alias: String,
     netlink: &'a Netlink,
-    userspace: Option<Userspace>,
+    userspace: &'a mut Option<Userspace>,
     bond: Option<LinkId>,
     tunnels: Vec<(InterfaceName, u32)>,
     steering: Option<LinkId>,
@@ -75,40 +83,52 @@ pub async fn bring_up(
     on_change: &mut dyn FnMut(&Change),
 ) -> Result<HostLinks, HostError> {
     let netlink = open()?;
-    let changes = Survey::take(&netlink).await?.changes(plan)?;
-    let mut work = Work {
-        plan,
-        options,
-        alias: Plan::link_alias(&plan.site),
-        netlink: &netlink,
-        userspace: matches!(plan.backend, Backend::Userspace).then(Userspace::new),
-        bond: None,
-        tunnels: Vec::new(),
-        steering: None,
-    };
-    let mut result = Ok(());
-    for change in &changes {
-        on_change(change);
-        result = work.make(change, journal).await;
-        if result.is_err() {
-            break;
-        }
-    }
-    match (result, work.steering) {
-        (Ok(()), Some(LinkId { ifindex: Some(steering), .. })) => {
-            Ok(HostLinks { steering, tunnels: work.tunnels, userspace: work.userspace })
-        }
-        (result, _) => {
-            if let Some(userspace) = work.userspace {
+    let changes = Survey::take(&netlink).await?.changes(plan, Made::default())?;
+    let mut userspace = matches!(plan.backend, Backend::Userspace).then(Userspace::new);
+    match apply(plan, options, &changes, journal, &mut userspace, on_change).await {
+        Ok((steering, tunnels)) => Ok(HostLinks { steering, tunnels, userspace }),
+        Err(first) => {
+            if let Some(userspace) = userspace {
                 userspace.stop().await;
             }
-            let first = result.err().unwrap_or_else(|| tunnel::unplanned(&plan.steering.name));
             match journal.undo(&netlink, &mut |_| {}).await {
                 Ok(_) => Err(first),
                 Err(undo) => Err(HostError::NotUndone { first: Box::new(first), undo }),
             }
         }
     }
+}
+
+/// The steering device's index, and the tunnels with theirs.
+pub type Indexes = (u32, Vec<(InterfaceName, u32)>);
+
+/// Makes `changes`, which are those of [`changes_since`] or a part of them; calls `on_change` before each. A failure
+/// leaves the earlier ones made. The links that `changes` name, made or kept, in the order of the changes; the steering
+/// device's index is 0 if it is not among them.
+pub async fn apply(
+    plan: &Plan,
+    options: &Options,
+    changes: &[Change],
+    journal: &mut Journal,
+    userspace: &mut Option<Userspace>,
+    on_change: &mut dyn FnMut(&Change),
+) -> Result<Indexes, HostError> {
+    let netlink = open()?;
+    let mut work = Work {
+        plan,
+        options,
+        alias: Plan::link_alias(&plan.site),
+        netlink: &netlink,
+        userspace,
+        bond: None,
+        tunnels: Vec::new(),
+        steering: None,
+    };
+    for change in changes {
+        on_change(change);
+        work.make(change, journal).await?;
+    }
+    Ok((work.steering.and_then(|steering| steering.ifindex).unwrap_or(0), work.tunnels))
 }
 
 impl Work<'_> {
@@ -158,6 +178,44 @@ impl Work<'_> {
                 self.steering = Some(id);
                 Ok(())
             }
+            Change::KeepTunnel { name, ifindex } => {
+                self.tunnels.push((name.clone(), *ifindex));
+                Ok(())
+            }
+            Change::KeepSteering { name, ifindex } => {
+                self.steering = Some(self.ours(name.as_str(), *ifindex));
+                Ok(())
+            }
+            Change::Alter { name, ifindex, alteration } => self.alter(name, *ifindex, alteration).await,
+            Change::RemoveTunnel { name, ifindex } => {
+                if let Some(userspace) = self.userspace.as_mut() {
+                    userspace.stop_tunnel(name).await;
+                }
+                let removed = undo::gone(self.netlink.delete_link(*ifindex).await);
+                removed.during(|| format!("removing {name}"))?;
+                Ok(journal
+                    .forget(|undo| matches!(undo, Undo::DeleteLink { link, .. } if link.ifindex == Some(*ifindex)))?)
+            }
+            Change::RemoveRoute { prefix, device } => {
+                let is_it = |undo: &Undo| matches!(undo, Undo::DeleteRoute { prefix: other, device: by } if other == prefix && by.name == *device);
+                for record in journal.records().filter(|undo| is_it(undo)) {
+                    let removed = undo::undo(record, self.netlink).await;
+                    removed.during(|| format!("removing the route to {prefix}"))?;
+                }
+                Ok(journal.forget(is_it)?)
+            }
+            Change::RemoveAddress { device, address } => {
+                let is_it = |undo: &Undo| matches!(undo, Undo::DeleteAddress { link, address: other } if other == address && link.name == device.as_str());
+                for record in journal.records().filter(|undo| is_it(undo)) {
+                    let removed = undo::undo(record, self.netlink).await;
+                    removed.during(|| format!("removing {address} from {device}"))?;
+                }
+                Ok(journal.forget(is_it)?)
+            }
+            Change::ReplaceRoute { prefix, device, source } => {
+                let steering = self.steering.clone().ok_or_else(|| tunnel::unplanned(device))?;
+                route::replace(self.netlink, journal, &Route { prefix: *prefix, source: *source }, steering).await
+            }
             Change::AddRoute { prefix, device, source } => {
                 let steering = self.steering.clone().ok_or_else(|| tunnel::unplanned(device))?;
                 route::add(self.netlink, journal, &Route { prefix: *prefix, source: *source }, steering).await
@@ -166,8 +224,41 @@ impl Work<'_> {
             Change::EnableForwarding { ipv4: true } => sysctl::enable_ipv4_forwarding(journal),
             Change::EnableForwarding { ipv4: false } => sysctl::enable_ipv6_forwarding(journal),
             Change::LooseReversePath { device } => sysctl::loose_reverse_path(device.as_str()),
-            Change::KeepMember { .. } | Change::KeepAddress { .. } | Change::KeepForwarding { .. } => Ok(()),
+            Change::KeepMember { .. }
+            | Change::KeepAddress { .. }
+            | Change::KeepForwarding { .. }
+            | Change::KeepRoute { .. } => Ok(()),
         }
+    }
+
+    fn ours(&self, name: &str, ifindex: u32) -> LinkId {
+        LinkId { name: name.to_owned(), ifindex: Some(ifindex), alias: Some(self.alias.clone()) }
+    }
+
+    /// Changes a tunnel or the steering device in what differs, and in nothing else.
+    async fn alter(&mut self, name: &InterfaceName, ifindex: u32, to: &Alteration) -> Result<(), HostError> {
+        let tunnel = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
+        let mtu = tunnel.map_or(self.plan.steering.mtu, |tunnel| tunnel.mtu);
+        if let Some(tunnel) = tunnel {
+            tunnel::alter(self.userspace.as_mut(), tunnel, &to.parts).await?;
+            self.tunnels.push((name.clone(), ifindex));
+        }
+        if to.parts.contains(&Part::Mtu) || to.parts.contains(&Part::Down) {
+            // What was killed half-way may lack all of it.
+            device::prepare(self.netlink, name.as_str(), ifindex, mtu, &[]).await?;
+        }
+        for address in &to.remove {
+            let message = RouteNetlinkMessage::DelAddress(device::address_message(ifindex, *address));
+            let removed = undo::gone(self.netlink.request(message, 0).await);
+            removed.during(|| format!("removing address {address} from {name}"))?;
+        }
+        for address in &to.add {
+            device::add_address(self.netlink, name.as_str(), ifindex, *address).await?;
+        }
+        if to.parts.contains(&Part::Down) {
+            self.netlink.set_up(ifindex).await.during(|| format!("setting {name} up"))?;
+        }
+        Ok(())
     }
 
     fn bond_id(&self, name: &InterfaceName) -> Result<&LinkId, HostError> {

@@ -83,6 +83,36 @@ pub enum Change {
         /// Bytes.
         mtu: u32,
     },
+    /// The tunnel is there as planned.
+    KeepTunnel {
+        /// Its name.
+        name: InterfaceName,
+        /// Interface index.
+        ifindex: u32,
+    },
+    /// Change a tunnel of ours, or the steering device, that is there.
+    Alter {
+        /// Its name.
+        name: InterfaceName,
+        /// Interface index.
+        ifindex: u32,
+        /// In what it differs.
+        alteration: Alteration,
+    },
+    /// Remove a tunnel of ours that is not planned any more.
+    RemoveTunnel {
+        /// Its name.
+        name: InterfaceName,
+        /// Interface index.
+        ifindex: u32,
+    },
+    /// The steering device is there as planned.
+    KeepSteering {
+        /// Its name.
+        name: InterfaceName,
+        /// Interface index.
+        ifindex: u32,
+    },
     /// Make the steering device.
     CreateSteering {
         /// Its name.
@@ -102,6 +132,36 @@ pub enum Change {
         device: InterfaceName,
         /// Of this gateway's own traffic.
         source: Option<IpAddr>,
+    },
+    /// The route is there already.
+    KeepRoute {
+        /// Destination.
+        prefix: IpNet,
+        /// The steering device.
+        device: InterfaceName,
+    },
+    /// Put a route in the place of one of ours that goes elsewhere or has another source.
+    ReplaceRoute {
+        /// Destination.
+        prefix: IpNet,
+        /// The steering device.
+        device: InterfaceName,
+        /// Of this gateway's own traffic.
+        source: Option<IpAddr>,
+    },
+    /// Remove a route of ours that is not planned any more.
+    RemoveRoute {
+        /// Destination.
+        prefix: IpNet,
+        /// The steering device.
+        device: String,
+    },
+    /// Remove an address that we added to the bond and that is not planned any more.
+    RemoveAddress {
+        /// The bond.
+        device: InterfaceName,
+        /// With its prefix length.
+        address: IpNet,
     },
     /// Let a device go on using router advertisements.
     AcceptRouterAdvertisements {
@@ -125,13 +185,92 @@ pub enum Change {
     },
 }
 
+/// In what a device of ours differs from the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alteration {
+    /// WireGuard's part and the link's.
+    pub parts: Vec<Part>,
+    /// Addresses that it lacks.
+    pub add: Vec<IpNet>,
+    /// Addresses that it has too many.
+    pub remove: Vec<IpNet>,
+}
+
+/// What can differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// This site's private key.
+    Key,
+    /// UDP port here.
+    Port,
+    /// The peer's public key.
+    Peer,
+    /// The key that both share.
+    PresharedKey,
+    /// The far end's address and port.
+    Endpoint,
+    /// Inner addresses that the peer may send from.
+    AllowedIps,
+    /// Bytes.
+    Mtu,
+    /// It is down.
+    Down,
+}
+
+impl Alteration {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// Whether packets may be lost until both ends agree again.
+    pub fn interrupts(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer | Part::Endpoint))
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "private key",
+            Self::Port => "UDP port",
+            Self::Peer => "public key of the peer",
+            Self::PresharedKey => "pre-shared key",
+            Self::Endpoint => "remote endpoint",
+            Self::AllowedIps => "prefixes",
+            Self::Mtu => "MTU",
+            Self::Down => "state",
+        })
+    }
+}
+
+impl fmt::Display for Alteration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
+        words.extend(self.add.iter().map(|address| format!("address {address} added")));
+        words.extend(self.remove.iter().map(|address| format!("address {address} removed")));
+        f.write_str(&words.join(", "))
+    }
+}
+
 impl Change {
     /// Whether anything is changed at all.
     pub fn is_needed(&self) -> bool {
         !matches!(
             self,
-            Self::ReuseBond { .. } | Self::KeepMember { .. } | Self::KeepAddress { .. } | Self::KeepForwarding { .. }
+            Self::ReuseBond { .. }
+                | Self::KeepMember { .. }
+                | Self::KeepAddress { .. }
+                | Self::KeepForwarding { .. }
+                | Self::KeepTunnel { .. }
+                | Self::KeepSteering { .. }
+                | Self::KeepRoute { .. }
         )
+    }
+
+    /// Whether something of ours goes: it is to go when nothing uses it any more.
+    pub fn is_removal(&self) -> bool {
+        matches!(self, Self::RemoveTunnel { .. } | Self::RemoveRoute { .. } | Self::RemoveAddress { .. })
     }
 }
 
@@ -197,6 +336,17 @@ impl fmt::Display for Change {
                 }
                 write!(f, "MTU {mtu})")
             }
+            Self::KeepTunnel { name, .. } => write!(f, "leave tunnel {name}"),
+            Self::Alter { name, alteration, .. } => write!(f, "change {name}: {alteration}"),
+            Self::RemoveTunnel { name, .. } => write!(f, "remove tunnel {name}"),
+            Self::KeepSteering { name, .. } => write!(f, "leave steering device {name}"),
+            Self::KeepRoute { prefix, device } => write!(f, "leave the route of {prefix} to {device}"),
+            Self::ReplaceRoute { prefix, device, source: None } => write!(f, "route {prefix} to {device} instead"),
+            Self::ReplaceRoute { prefix, device, source: Some(source) } => {
+                write!(f, "route {prefix} to {device} instead (source {source})")
+            }
+            Self::RemoveRoute { prefix, device } => write!(f, "remove the route of {prefix} to {device}"),
+            Self::RemoveAddress { device, address } => write!(f, "remove address {address} from {device}"),
             Self::AddRoute { prefix, device, source: None } => write!(f, "route {prefix} to {device}"),
             Self::AddRoute { prefix, device, source: Some(source) } => {
                 write!(f, "route {prefix} to {device} (source {source})")

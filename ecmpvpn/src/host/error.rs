@@ -174,6 +174,27 @@ pub enum Conflict {
         /// It is on an interface that will be enslaved.
         on_member: bool,
     },
+    /// Whoever runs this could be cut off.
+    #[error(
+        "{member} carries {carries}: enslaving it could cut you off{}{}. If it is meant, run with --take-management-port, \
+         best with --confirm 60 as well", missing_text(.missing), gateway_text(.gateway.as_ref())
+    )]
+    ManagementPort {
+        /// As configured.
+        member: InterfaceName,
+        /// What it carries.
+        carries: String,
+        /// Addresses that the bond would not take over.
+        missing: Vec<IpNet>,
+        /// Not in a net of the bond's addresses.
+        gateway: Option<IpAddr>,
+    },
+    /// Something of ours that differs, and can only be made anew.
+    #[error("{what}; this cannot be changed while it is up: `ecmpvpn down` and then `ecmpvpn run`")]
+    MadeOtherwise {
+        /// What, and in what.
+        what: String,
+    },
     /// A prefix that is routed elsewhere.
     #[error("{prefix} is already routed via {device}: remove that route, or take the prefix out of prefixes")]
     RouteTaken {
@@ -182,6 +203,18 @@ pub enum Conflict {
         /// Where it goes now.
         device: String,
     },
+}
+
+fn missing_text(missing: &[IpNet]) -> String {
+    if missing.is_empty() {
+        return String::new();
+    }
+    let texts: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    format!("; add its addresses to addresses in [bond] ({})", texts.join(", "))
+}
+
+fn gateway_text(gateway: Option<&IpAddr>) -> String {
+    gateway.map_or_else(String::new, |gateway| format!("; no address in [bond] is of a net that reaches {gateway}"))
 }
 
 fn list(names: &[String]) -> String {

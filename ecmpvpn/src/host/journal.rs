@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::member::MemberState;
-use super::netlink::Netlink;
+use super::netlink::{Link, Netlink};
 use super::saved::Saved;
 
 /// Journals of another version are refused.
@@ -207,6 +207,67 @@ impl Journal {
     pub fn amend(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.contents.undo.pop();
         self.record(undo)
+    }
+
+    /// Whether a link is one that we made, and still the same.
+    pub fn owns_link(&self, link: &Link) -> bool {
+        self.contents.undo.iter().any(|undo| match undo {
+            Undo::DeleteLink { link: ours, .. } => {
+                ours.ifindex == Some(link.index) && ours.alias == link.alias && ours.name == link.name
+            }
+            _ => false,
+        })
+    }
+
+    /// Addresses that we added to the link with this index.
+    pub fn owned_addresses(&self, ifindex: u32) -> impl Iterator<Item = IpNet> + '_ {
+        self.contents.undo.iter().filter_map(move |undo| match undo {
+            Undo::DeleteAddress { link, address } if link.ifindex == Some(ifindex) => Some(*address),
+            _ => None,
+        })
+    }
+
+    /// Routes that we added: prefix and steering device.
+    pub fn owned_routes(&self) -> impl Iterator<Item = (IpNet, &LinkId)> {
+        self.contents.undo.iter().filter_map(|undo| match undo {
+            Undo::DeleteRoute { prefix, device } => Some((*prefix, device)),
+            _ => None,
+        })
+    }
+
+    /// Removes the records of changes that are undone already.
+    pub fn forget(&mut self, gone: impl Fn(&Undo) -> bool) -> Result<(), JournalError> {
+        let before = self.contents.undo.len();
+        self.contents.undo.retain(|undo| !gone(undo));
+        if self.contents.undo.len() == before { Ok(()) } else { self.save() }
+    }
+
+    /// Removes the records of links that are gone, with all that was on them: a tunnel of the userspace backend goes
+    /// with its process. What a killed process had only just begun to make is undone.
+    pub async fn prune(&mut self, netlink: &Netlink) -> io::Result<()> {
+        let mut kept = Vec::new();
+        for undo in &self.contents.undo {
+            let there = match undo {
+                Undo::DeleteLink { link: LinkId { ifindex: None, .. }, .. } => {
+                    super::undo::undo(undo, netlink).await?;
+                    false
+                }
+                Undo::DeleteLink { link, .. }
+                | Undo::DeleteAddress { link, .. }
+                | Undo::SetDown { link }
+                | Undo::DeleteRoute { device: link, .. }
+                | Undo::DeleteMovedRoute { device: link, .. } => link.find(netlink).await?.is_some(),
+                Undo::Unmount { .. } | Undo::ReleaseMember { .. } | Undo::WriteSysctls { .. } => true,
+            };
+            if there {
+                kept.push(undo.clone());
+            }
+        }
+        if kept.len() == self.contents.undo.len() {
+            return Ok(());
+        }
+        self.contents.undo = kept;
+        self.save().map_err(io::Error::other)
     }
 
     /// Undoes everything, the last change first, and removes the file. Goes on past failures and reports all of them.

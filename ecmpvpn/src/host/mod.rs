@@ -4,6 +4,10 @@
 //! ```text
 //! RunDir::lock -> Journal::open (not empty: a crash; undo it) -> preflight -> bring_up -> … -> Journal::undo -> RunDir::remove
 //! ```
+//! A later run goes on with what an earlier one left, and a running one takes a changed plan, the same way:
+//! ```text
+//! changes_since(plan, made) -> preflight_since -> apply (what is to come) -> … -> apply (what is to go)
+//! ```
 //! All of it works in the network namespace of the calling thread. In a test that moved only its own thread, use a
 //! current-thread runtime.
 
@@ -14,6 +18,8 @@ mod change;
 mod device;
 mod error;
 pub mod journal;
+mod made;
+mod management;
 mod member;
 mod moved;
 pub mod netlink;
@@ -28,12 +34,14 @@ mod tunnel;
 mod undo;
 pub mod wireguard;
 
-pub use bring_up::{HostLinks, Options, TakenDown, bring_up, changes, take_down};
-pub use change::Change;
+pub use bring_up::{HostLinks, Options, TakenDown, apply, bring_up, changes, changes_since, take_down};
+pub use change::{Alteration, Change, Part};
 pub use error::{Conflict, HostError, Lacks};
 pub use journal::{Journal, Undo};
+pub use made::Made;
+pub use management::check_management;
 pub use netlink::Netlink;
-pub use preflight::{preflight, require_privilege};
+pub use preflight::{preflight, preflight_since, require_privilege};
 pub use route::PROTOCOL as ROUTE_PROTOCOL;
 pub use state::{RUN_ROOT, RunDir};
 pub use tunnel::restart as restart_tunnel;

@@ -53,7 +53,8 @@ fn over(mut route: RouteMessage, device: u32) -> RouteMessage {
     route
 }
 
-fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+/// The gateway of a route that has one.
+pub fn gateway(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),

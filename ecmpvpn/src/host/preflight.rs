@@ -12,8 +12,9 @@ use rtnetlink::{LinkBond, LinkMessageBuilder};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::bpffs;
-use super::change::Change;
+use super::change::{Change, Part};
 use super::error::{Conflict, During as _, HostError, Lacks};
+use super::made::Made;
 use super::netlink::Netlink;
 use super::survey::{Place, Survey};
 use super::wireguard::kernel;
@@ -24,6 +25,11 @@ const PROBE: &str = "ecmpvpn-probe";
 
 /// Fails with the first thing that stands against `plan`. Changes nothing.
 pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
+    preflight_since(plan, Made::default()).await.map(drop)
+}
+
+/// As [`preflight`], beside what is `made` already; the changes to make.
+pub async fn preflight_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
     require_privilege()?;
     match plan.backend {
         Backend::Kernel if !kernel::is_available() => return Err(Lacks::WireGuard.into()),
@@ -32,7 +38,7 @@ pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
     }
     let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
     let survey = Survey::take(&netlink).await?;
-    let changes = survey.changes(plan)?;
+    let changes = survey.changes(plan, made)?;
     if changes.iter().any(|change| matches!(change, Change::CreateBond { .. })) {
         probe_bonding(&netlink).await?;
     }
@@ -43,11 +49,16 @@ pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
             let on_member = place == Place::OnMember;
             return Err(Conflict::EndpointNotHere { address: tunnel.local_endpoint, peer, on_member }.into());
         }
-        if is_port_in_use(tunnel.listen_port) {
+        let takes_port = changes.iter().any(|change| match change {
+            Change::CreateTunnel { name, .. } => *name == tunnel.name,
+            Change::Alter { name, alteration, .. } => *name == tunnel.name && alteration.parts.contains(&Part::Port),
+            _ => false,
+        });
+        if takes_port && is_port_in_use(tunnel.listen_port) {
             return Err(Conflict::PortInUse { port: tunnel.listen_port, tunnel: tunnel.name.clone() }.into());
         }
     }
-    Ok(())
+    Ok(changes)
 }
 
 /// Fails if this process may not do what a run does.

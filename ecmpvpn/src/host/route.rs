@@ -7,7 +7,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::error::{During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
@@ -31,6 +31,18 @@ pub async fn add(netlink: &Netlink, journal: &mut Journal, route: &Route, device
         journal.retract()?;
     }
     added.during(|| format!("adding a route to {} through {name}", route.prefix))
+}
+
+/// Puts a route through the steering device in the place of the one that is there, in one step.
+pub async fn replace(netlink: &Netlink, journal: &mut Journal, route: &Route, device: LinkId) -> Result<(), HostError> {
+    let (name, index) = (device.name.clone(), device.ifindex.unwrap_or(0));
+    let prefix = route.prefix;
+    journal.record(Undo::DeleteRoute { prefix, device })?;
+    let message = RouteNetlinkMessage::NewRoute(message(prefix, route.source, index));
+    let replaced = netlink.request(message, NLM_F_CREATE | NLM_F_REPLACE).await;
+    replaced.during(|| format!("replacing the route to {prefix} by one through {name}"))?;
+    journal.forget(|undo| matches!(undo, Undo::DeleteRoute { prefix: other, device } if *other == prefix && device.ifindex != Some(index)))?;
+    Ok(())
 }
 
 /// The message that adds or removes one of our routes.
@@ -81,8 +93,8 @@ pub fn table(route: &RouteMessage) -> u32 {
     wide.unwrap_or(u32::from(route.header.table))
 }
 
-/// The device or the way of a main-table route to exactly `prefix`, if there is one.
-pub fn taken_by(routes: &[RouteMessage], links: &[Link], prefix: IpNet) -> Option<String> {
+/// The main-table route to exactly `prefix`, if there is one.
+pub fn to(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
     let same = |route: &&RouteMessage| {
         let family = if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let destination = route.attributes.iter().find_map(|a| match a {
@@ -95,8 +107,21 @@ pub fn taken_by(routes: &[RouteMessage], links: &[Link], prefix: IpNet) -> Optio
             && route.header.destination_prefix_length == prefix.prefix_len()
             && destination.is_none_or(|address| address == prefix.network())
     };
-    let route = routes.iter().find(same)?;
+    routes.iter().find(same)
+}
+
+/// The source address that a route gives to this host's own packets.
+pub fn source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
+/// The device or the way of a route, in words.
+pub fn way(route: &RouteMessage, links: &[Link]) -> String {
     let name = |index: &u32| links.iter().find(|link| link.index == *index).map(|link| link.name.clone());
     let names: Vec<String> = output_interfaces(route).iter().filter_map(name).collect();
-    Some(if names.is_empty() { format!("a route of type {:?}", route.header.kind) } else { names.join(", ") })
+    if names.is_empty() { format!("a route of type {:?}", route.header.kind) } else { names.join(", ") }
 }

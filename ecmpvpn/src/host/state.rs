@@ -2,12 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+const RELOAD: &str = "reload.json";
+const UNCONFIRMED: &str = "unconfirmed";
 
 /// Below it each site has a directory.
 pub const RUN_ROOT: &str = "/run/ecmpvpn";
@@ -125,10 +130,39 @@ impl RunDir {
         self.path().join("journal.json")
     }
 
+    /// Where a running process leaves what became of a reload.
+    pub fn reload_path(root: &Path, site: &str) -> PathBuf {
+        root.join(site).join(RELOAD)
+    }
+
+    /// It is there while a running process waits to be confirmed.
+    pub fn unconfirmed_path(root: &Path, site: &str) -> PathBuf {
+        root.join(site).join(UNCONFIRMED)
+    }
+
+    /// The process that runs `site`, if one does.
+    pub fn holder(root: &Path, site: &str) -> Result<Option<Holder>, StateError> {
+        let path = root.join(site).join("lock");
+        let mut lock = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(io_error("opening", &path))?,
+        };
+        let pid = read_pid(&mut lock);
+        let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+            return Ok(None);
+        };
+        // With the process held, look whether it is it that has the lock: the pid may have been handed out anew.
+        match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(Holder { pid, process })),
+            Ok(()) => Ok(None),
+            Err(e) => Err(io_error("locking", &path)(e.into())),
+        }
+    }
+
     /// Removes the directory. Call it when nothing is left to undo.
     pub fn remove(self) -> Result<(), StateError> {
         let dir = self.path();
-        for name in ["journal.json", "lock"] {
+        for name in ["journal.json", RELOAD, UNCONFIRMED, "lock"] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &path)(e)),
@@ -140,6 +174,28 @@ impl RunDir {
         let _ = fs::remove_dir(&self.root);
         drop(self.lock);
         Ok(())
+    }
+}
+
+/// A running process.
+#[derive(Debug)]
+pub struct Holder {
+    /// Its id.
+    pub pid: i32,
+    process: OwnedFd,
+}
+
+impl Holder {
+    /// Asks it to read its configuration again.
+    pub fn reload(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.process, Signal::HUP)?)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        // Its descriptor is readable then.
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 

@@ -3,17 +3,20 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 
 use super::bond;
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
+use super::journal::Journal;
+use super::made::Made;
 use super::netlink::{Link, Netlink};
 use super::saved::local_address;
 use super::{bpffs, moved, route, sysctl};
 use crate::config::{Bond, InterfaceName};
-use crate::plan::{Plan, Sysctl};
+use crate::plan::{Plan, Route, Sysctl};
 
 /// What is on the host.
 #[derive(Debug)]
@@ -48,16 +51,32 @@ impl Survey {
         named.filter(|(address, _)| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())).collect()
     }
 
-    /// Every change that `plan` needs, in order, and every finding that none is needed.
-    pub fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {
+    /// Addresses of a link with their prefix lengths, without those that the kernel makes by itself.
+    pub fn nets_of(&self, link: &Link) -> Vec<IpNet> {
+        self.addresses_of(link).into_iter().filter_map(|(address, len)| IpNet::new(address, len).ok()).collect()
+    }
+
+    /// Every change that `plan` needs beside what is `made` already, in order, and every finding that none is needed.
+    pub fn changes(&self, plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
+        self.check_made(plan, made)?;
         if !bpffs::is_mounted(Path::new(bpffs::BPFFS)) {
             changes.push(Change::MountBpffs);
         }
         if let Some(bond) = &plan.bond {
-            self.bond_changes(bond, &mut changes)?;
+            self.bond_changes(bond, made, &mut changes)?;
         }
         for tunnel in &plan.tunnels {
+            if let Some(link) = self.link(&tunnel.name).filter(|link| made.owns(link)) {
+                let alteration = made.tunnel_alteration(tunnel, plan.backend, link, &self.nets_of(link))?;
+                let (name, ifindex) = (tunnel.name.clone(), link.index);
+                changes.push(if alteration.is_empty() {
+                    Change::KeepTunnel { name, ifindex }
+                } else {
+                    Change::Alter { name, ifindex, alteration }
+                });
+                continue;
+            }
             self.check_name(plan, &tunnel.name, "the tunnel")?;
             changes.push(Change::CreateTunnel {
                 name: tunnel.name.clone(),
@@ -68,30 +87,97 @@ impl Survey {
                 mtu: tunnel.mtu,
             });
         }
-        self.check_name(plan, &plan.steering.name, "the steering device")?;
-        changes.push(Change::CreateSteering {
-            name: plan.steering.name.clone(),
-            backend: plan.backend,
-            addresses: plan.steering.addresses.clone(),
-            mtu: plan.steering.mtu,
-        });
-        for wanted in &plan.routes {
-            if let Some(device) = route::taken_by(&self.routes, &self.links, wanted.prefix) {
-                return Err(Conflict::RouteTaken { prefix: wanted.prefix, device }.into());
+        let steering = self.link(&plan.steering.name).filter(|link| made.owns(link));
+        if let Some(link) = steering {
+            let alteration = made.steering_alteration(plan, link, &self.nets_of(link))?;
+            let (name, ifindex) = (plan.steering.name.clone(), link.index);
+            changes.push(Change::KeepSteering { name: name.clone(), ifindex });
+            if !alteration.is_empty() {
+                changes.push(Change::Alter { name, ifindex, alteration });
             }
-            changes.push(Change::AddRoute {
-                prefix: wanted.prefix,
-                device: plan.steering.name.clone(),
-                source: wanted.source,
+        } else {
+            self.check_name(plan, &plan.steering.name, "the steering device")?;
+            changes.push(Change::CreateSteering {
+                name: plan.steering.name.clone(),
+                backend: plan.backend,
+                addresses: plan.steering.addresses.clone(),
+                mtu: plan.steering.mtu,
             });
         }
-        for setting in &plan.sysctls {
-            self.sysctl_changes(plan, setting, &mut changes)?;
+        for wanted in &plan.routes {
+            changes.push(self.route_change(plan, wanted, steering, made)?);
         }
+        for setting in &plan.sysctls {
+            self.sysctl_changes(plan, setting, made, &mut changes)?;
+        }
+        self.removals(plan, made, &mut changes);
         Ok(changes)
     }
 
-    fn bond_changes(&self, bond: &Bond, changes: &mut Vec<Change>) -> Result<(), HostError> {
+    /// A bond of ours that is not wanted any more cannot go while the tunnels stay.
+    fn check_made(&self, plan: &Plan, made: Made<'_>) -> Result<(), Conflict> {
+        let wanted = plan.bond.as_ref().map(|bond| bond.name.as_str());
+        let other =
+            self.links.iter().find(|link| link.is(&bond::KIND) && made.owns(link) && Some(&*link.name) != wanted);
+        match other {
+            Some(link) => Err(Conflict::MadeOtherwise {
+                what: format!("bond {} is not in the configuration any more", link.name),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn route_change(
+        &self,
+        plan: &Plan,
+        wanted: &Route,
+        steering: Option<&Link>,
+        made: Made<'_>,
+    ) -> Result<Change, Conflict> {
+        let (prefix, device, source) = (wanted.prefix, plan.steering.name.clone(), wanted.source);
+        let Some(there) = route::to(&self.routes, prefix) else {
+            return Ok(Change::AddRoute { prefix, device, source });
+        };
+        let by = route::output_interfaces(there);
+        let is_ours = made
+            .journal
+            .into_iter()
+            .flat_map(Journal::owned_routes)
+            .any(|(ours, device)| ours == prefix && device.ifindex.is_some_and(|index| by.contains(&index)));
+        if !is_ours {
+            return Err(Conflict::RouteTaken { prefix, device: route::way(there, &self.links) });
+        }
+        let as_planned = route::source(there) == source && steering.is_some_and(|link| by == [link.index]);
+        Ok(if as_planned {
+            Change::KeepRoute { prefix, device }
+        } else {
+            Change::ReplaceRoute { prefix, device, source }
+        })
+    }
+
+    /// What is ours and not planned any more; routes first, for they need their device.
+    fn removals(&self, plan: &Plan, made: Made<'_>, changes: &mut Vec<Change>) {
+        let Some(journal) = made.journal else { return };
+        for (prefix, device) in journal.owned_routes() {
+            if !plan.routes.iter().any(|route| route.prefix == prefix) {
+                changes.push(Change::RemoveRoute { prefix, device: device.name.clone() });
+            }
+        }
+        for link in self.links.iter().filter(|link| made.owns(link) && !link.is(&bond::KIND)) {
+            let Ok(name) = InterfaceName::new(&link.name) else { continue };
+            if plan.steering.name != name && !plan.tunnels.iter().any(|tunnel| tunnel.name == name) {
+                changes.push(Change::RemoveTunnel { name, ifindex: link.index });
+            }
+        }
+        if let Some(bond) = &plan.bond
+            && let Some(link) = self.link(&bond.name)
+        {
+            let surplus = journal.owned_addresses(link.index).filter(|address| !bond.addresses.contains(address));
+            changes.extend(surplus.map(|address| Change::RemoveAddress { device: bond.name.clone(), address }));
+        }
+    }
+
+    fn bond_changes(&self, bond: &Bond, made: Made<'_>, changes: &mut Vec<Change>) -> Result<(), HostError> {
         let existing = self.link(&bond.name);
         match existing {
             Some(link) if !link.is(&bond::KIND) => {
@@ -99,8 +185,11 @@ impl Survey {
                 return Err(Conflict::NameTaken { name: bond.name.clone(), role: "the bond", alias }.into());
             }
             Some(link) => {
-                bond::check_settings(bond, link)?;
-                self.check_members(bond, link)?;
+                let checked = bond::check_settings(bond, link).and_then(|()| self.check_members(bond, link));
+                checked.map_err(|conflict| match made.owns(link) {
+                    true => Conflict::MadeOtherwise { what: conflict.to_string() },
+                    false => conflict,
+                })?;
                 changes.push(Change::ReuseBond { bond: bond.name.clone() });
             }
             None => {
@@ -190,8 +279,19 @@ impl Survey {
         }
     }
 
-    fn sysctl_changes(&self, plan: &Plan, setting: &Sysctl, changes: &mut Vec<Change>) -> Result<(), HostError> {
+    fn sysctl_changes(
+        &self,
+        plan: &Plan,
+        setting: &Sysctl,
+        made: Made<'_>,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), HostError> {
         let ipv4 = match setting {
+            Sysctl::LooseReversePath(device)
+                if self.link(device).is_some_and(|link| made.owns(link)) && sysctl::is_loose(device.as_str()) =>
+            {
+                return Ok(());
+            }
             Sysctl::LooseReversePath(device) => {
                 changes.push(Change::LooseReversePath { device: device.clone() });
                 return Ok(());

@@ -119,6 +119,11 @@ pub fn loose_reverse_path(device: &str) -> Result<(), HostError> {
     write(&format!("ipv4/conf/{device}/rp_filter"), "2").during(|| format!("setting rp_filter of {device} to 2"))
 }
 
+/// Whether a device has loose reverse path filtering of its own.
+pub fn is_loose(device: &str) -> bool {
+    read(&format!("ipv4/conf/{device}/rp_filter")).is_ok_and(|value| value == "2")
+}
+
 fn values_of(keys: &[&str]) -> Result<Vec<(String, String)>, HostError> {
     keys.iter()
         .map(|key| read(key).map(|value| ((*key).to_owned(), value)).during(|| format!("reading net/{key}")))

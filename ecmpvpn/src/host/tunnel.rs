@@ -5,6 +5,7 @@ use std::io;
 use ipnet::IpNet;
 use rtnetlink::{LinkMessageBuilder, LinkWireguard};
 
+use super::change::Part;
 use super::device::{self, New};
 use super::error::{Conflict, During as _, HostError};
 use super::journal::{Journal, LinkId};
@@ -52,6 +53,22 @@ pub async fn create(
     device::prepare(netlink, name, index, tunnel.mtu, &[IpNet::V4(tunnel.address)]).await?;
     set_up(netlink, tunnel, index).await?;
     Ok(index)
+}
+
+/// Changes a tunnel that is there in `parts`.
+pub async fn alter(userspace: Option<&mut Userspace>, tunnel: &Tunnel, parts: &[Part]) -> Result<(), HostError> {
+    match userspace {
+        None => match kernel::alter(tunnel, parts) {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) => {
+                Err(Conflict::PortInUse { port: tunnel.listen_port, tunnel: tunnel.name.clone() }.into())
+            }
+            altered => altered.during(|| format!("changing {}", tunnel.name)),
+        },
+        Some(userspace) => {
+            let altered = userspace.alter(tunnel, parts).await;
+            altered.map_err(|source| HostError::Userspace { tunnel: tunnel.name.clone(), source })
+        }
+    }
 }
 
 /// Makes the steering device and sets it up: a WireGuard device without peers, or a TUN device that nobody reads. With

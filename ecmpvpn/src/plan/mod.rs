@@ -3,6 +3,7 @@
 pub mod bond_hash;
 pub mod measured;
 pub mod ports;
+pub mod reload;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -130,7 +131,8 @@ pub struct PeerTable {
     pub policy: Policy,
     /// Destinations that are this peer's.
     pub prefixes: Vec<IpNet>,
-    /// Its tunnels by slot: interface and weight.
+    /// Its tunnels by slot: interface and weight. Weight 0: the slot's tunnel was taken away; see
+    /// [`Plan::keep_slots`].
     pub tunnels: Vec<(InterfaceName, u16)>,
 }
 
@@ -178,11 +180,55 @@ impl Plan {
         }
     }
 
+    /// Leaves every tunnel in the slot that it has in the running maps, `held`: peers' and tunnels' names, by position.
+    /// Buckets and counters are by slot. New tunnels take slots that are free.
+    ///
+    /// # Errors
+    /// The peers are not the running ones.
+    pub fn keep_slots(&mut self, held: &[(String, Vec<String>)]) -> Result<(), PeersDiffer> {
+        let names = self.table.peers.iter().map(|peer| &peer.name);
+        if !names.eq(held.iter().map(|(name, _)| name)) {
+            return Err(PeersDiffer);
+        }
+        for (number, (peer, (_, held))) in self.table.peers.iter_mut().zip(held).enumerate() {
+            let mut wanted = std::mem::take(&mut peer.tunnels);
+            let mut kept: Vec<Option<(InterfaceName, u16)>> = held
+                .iter()
+                .map(|name| {
+                    let at = wanted.iter().position(|(wanted, _)| wanted.as_str() == name)?;
+                    Some(wanted.remove(at))
+                })
+                .collect();
+            for new in wanted {
+                match kept.iter_mut().find(|slot| slot.is_none()) {
+                    Some(free) => *free = Some(new),
+                    None => kept.push(Some(new)),
+                }
+            }
+            let former = |slot: usize| held.get(slot).and_then(|name| InterfaceName::new(name).ok());
+            peer.tunnels = kept
+                .into_iter()
+                .enumerate()
+                .filter_map(|(slot, tunnel)| tunnel.or_else(|| Some((former(slot)?, 0))))
+                .collect();
+            for tunnel in self.tunnels.iter_mut().filter(|tunnel| tunnel.peer == number) {
+                let slot = peer.tunnels.iter().position(|(name, weight)| *name == tunnel.name && *weight != 0);
+                tunnel.slot = slot.unwrap_or(tunnel.slot);
+            }
+        }
+        Ok(())
+    }
+
     /// The alias of every link that `run` makes: it marks them as ours.
     pub fn link_alias(site: &str) -> String {
         format!("ecmpvpn:{site}")
     }
 }
+
+/// A running data plane was made for other peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peers are not those that it was started with")]
+pub struct PeersDiffer;
 
 /// The other host of a point-to-point net; `None` where the net has no two hosts.
 pub fn far_address(near: Ipv4Net) -> Option<Ipv4Addr> {
@@ -288,6 +334,25 @@ pub(crate) mod tests {
             let expected = far.map(|far| far.parse::<Ipv4Addr>().unwrap());
             assert_eq!(far_address(near.parse().unwrap()), expected, "{near}");
         }
+    }
+
+    #[test]
+    fn tunnels_keep_their_slots_and_new_ones_take_free_ones() {
+        let held = |names: &[&str]| [("site-b".to_owned(), names.iter().map(|name| (*name).to_owned()).collect())];
+        let slots = |plan: &Plan| -> Vec<(String, u16)> {
+            plan.table.peers[0].tunnels.iter().map(|(name, weight)| (name.to_string(), *weight)).collect()
+        };
+        let row = |name: &str, weight| (name.to_owned(), weight);
+        let mut plan = Plan::new(&config(3), Backend::Kernel);
+        plan.keep_slots(&held(&["wg2", "gone", "wg0", "wg9"])).unwrap();
+        assert_eq!(slots(&plan), [row("wg2", 1), row("wg1", 1), row("wg0", 1), row("wg9", 0)]);
+        assert_eq!(plan.tunnels.iter().map(|tunnel| tunnel.slot).collect::<Vec<_>>(), [2, 1, 0]);
+
+        let mut plan = Plan::new(&config(2), Backend::Kernel);
+        plan.keep_slots(&held(&["wg1"])).unwrap();
+        assert_eq!(slots(&plan), [row("wg1", 1), row("wg0", 1)]);
+        assert_eq!(plan.keep_slots(&[("site-c".to_owned(), vec![])]), Err(PeersDiffer));
+        assert_eq!(plan.keep_slots(&[]), Err(PeersDiffer));
     }
 
     #[test]

@@ -249,7 +249,17 @@ impl Lab {
 
     /// Starts `ecmpvpn run` at one site and does not wait.
     pub fn start(&self, site: usize) -> Result<Running> {
-        Running::start(&self.sites[site], &self.binary, self.dir())
+        self.start_with(site, &[])
+    }
+
+    /// Starts `ecmpvpn run OPTIONS…` at one site and does not wait.
+    pub fn start_with(&self, site: usize, options: &[&str]) -> Result<Running> {
+        self.start_in(site, options, &[])
+    }
+
+    /// As [`Lab::start_with`], with more in its environment.
+    pub fn start_in(&self, site: usize, options: &[&str], env: &[(&str, &str)]) -> Result<Running> {
+        Running::start(&self.sites[site], &self.binary, self.dir(), options, env)
     }
 
     /// Waits until every tunnel, and the LANs through them, answer: handshakes take their time, and a bond's first

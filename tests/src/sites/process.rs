@@ -67,11 +67,18 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) fn start(site: &Site, binary: &Path, dir: &Path) -> Result<Self> {
+    pub(super) fn start(
+        site: &Site,
+        binary: &Path,
+        dir: &Path,
+        options: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
         let output = dir.join(unique("run"));
         let file = File::create(&output)?;
         // Its input is a lab's and not a terminal's; both outputs go where a failing test finds them.
-        let child = command(site, binary, &["run"])
+        let child = command(site, binary, &[&["run"], options].concat())
+            .envs(env.iter().copied())
             .stdout(file.try_clone()?)
             .stderr(file)
             .process_group(0)
@@ -96,6 +103,21 @@ impl Running {
     /// What it wrote so far.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// Waits until it says that it is up.
+    pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
+        let start = Instant::now();
+        while !self.output().contains(words) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("`ecmpvpn run` of {} ended with {status}:\n{}", self.site, self.output());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("`ecmpvpn run` of {} has not said {words:?}:\n{}", self.site, self.output());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Waits until `stats` finds everything in place.

@@ -74,7 +74,7 @@ impl Model {
                 expected_bytes: Shared::new(65_536),
                 bucket_base: number * BUCKETS_PER_PEER,
                 bucket_mask: BUCKETS_PER_PEER - 1,
-                tunnel_count: count,
+                tunnel_count: Shared::new(count),
                 ..Peer::default()
             });
         }

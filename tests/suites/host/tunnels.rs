@@ -131,15 +131,66 @@ pub fn sabotage(fixture: &Fixture, change: &Change) -> Result<Option<Sabotage>> 
         Change::EnableForwarding { ipv4 } => {
             let (switch, object) =
                 if *ipv4 { ("ipv4/ip_forward", "IPv4") } else { ("ipv6/conf/all/forwarding", "IPv6") };
-            // Only in this thread's mounts, which end with the attempt.
-            let path = format!("/proc/sys/net/{switch}");
-            rustix::mount::mount_bind(&path, &path)?;
-            let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
-            rustix::mount::mount_remount(&path, flags, c"")?;
+            make_unwritable(switch)?;
             Ok(Some(Sabotage { object: object.to_owned(), repair: vec![] }))
+        }
+        Change::AcceptRouterAdvertisements { device } => {
+            make_unwritable(&format!("ipv6/conf/{device}/accept_ra"))?;
+            Ok(Some(Sabotage { object: device.clone(), repair: vec![] }))
         }
         _ => Ok(None),
     }
+}
+
+/// Only in this thread's mounts, which end with the attempt.
+fn make_unwritable(switch: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{switch}");
+    rustix::mount::mount_bind(&path, &path)?;
+    let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+    Ok(rustix::mount::mount_remount(&path, flags, c"")?)
+}
+
+/// A host without the BPF file system gets it, and loses it again; one that cannot have it is left as it was.
+pub fn the_bpf_file_system_comes_and_goes(backend: Backend) -> Result<()> {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    let fixture = Fixture::new()?;
+    let before = fixture.dump()?;
+    let plan = fixture.plan(backend);
+    let is_mounted = || host::bpffs::is_mounted(std::path::Path::new(host::bpffs::BPFFS));
+    for fails in [false, true] {
+        fixture.inside(async || {
+            while is_mounted() {
+                unmount(host::bpffs::BPFFS, UnmountFlags::DETACH)?;
+            }
+            let (run_dir, mut journal) = fixture.open()?;
+            let result = host::bring_up(&plan, &OPTIONS, &mut journal, &mut |change| {
+                if fails && matches!(change, Change::MountBpffs) {
+                    // The mount point is not there any more; only among this thread's mounts.
+                    mount("none", "/sys/fs", "tmpfs", MountFlags::empty(), c"").expect("needs root");
+                }
+            })
+            .await;
+            match result {
+                Ok(links) => {
+                    ensure!(!fails && is_mounted(), "it is not mounted, or should not be");
+                    if let Some(userspace) = links.userspace {
+                        userspace.stop().await;
+                    }
+                    journal.undo(&Netlink::open()?, &mut |_| {}).await?;
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    ensure!(fails && text.contains("/sys/fs/bpf"), "{text}");
+                }
+            }
+            ensure!(journal.is_empty() && !is_mounted(), "the journal or the mount is left");
+            run_dir.remove()?;
+            anyhow::Ok(())
+        })?;
+        fixture.assert_same(&before, if fails { "after it failed" } else { "afterwards" })?;
+    }
+    Ok(())
 }
 
 pub fn a_step_that_fails_undoes_the_earlier_ones(backend: Backend) -> Result<()> {
@@ -298,7 +349,9 @@ pub fn router_advertisements_survive_forwarding(backend: Backend) -> Result<()> 
         Ok(())
     })?;
     ensure!(advertised_route(&fixture)?.contains("up0"), "the default route is gone afterwards");
-    fixture.assert_same(&before, "afterwards")
+    fixture.assert_same(&before, "afterwards")?;
+    // With the step that is there only now.
+    fixture.each_step_fails(&plan, |change| sabotage(&fixture, change))
 }
 
 pub fn many_prefixes_fit(backend: Backend) -> Result<()> {

@@ -170,7 +170,8 @@ impl Underlay {
             for tunnel in of_peer() {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
                     // Half of the difference is taken to be on the way there.
-                    load.delay_ns.set(u32::try_from(trip.least.saturating_sub(quickest).as_nanos() / 2).unwrap_or(u32::MAX));
+                    load.delay_ns
+                        .set(u32::try_from(trip.least.saturating_sub(quickest).as_nanos() / 2).unwrap_or(u32::MAX));
                 }
             }
             if config.steering.flowlet_gap_us.is_none()

@@ -47,7 +47,9 @@ impl Rate {
         match (busy, self.measured) {
             (true, false) => (self.bits_per_second, self.measured) = (rate, true),
             (true, true) => self.bits_per_second += FRESH * (rate - self.bits_per_second),
-            (false, true) if rate > FASTER * self.bits_per_second => self.bits_per_second += FRESH * (rate - self.bits_per_second),
+            (false, true) if rate > FASTER * self.bits_per_second => {
+                self.bits_per_second += FRESH * (rate - self.bits_per_second)
+            }
             (false, _) => {}
         }
     }

@@ -3,10 +3,12 @@
 //! Errors are taken apart here: wireguard-control prints keys in some of its own.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder};
+use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfig, PeerConfigBuilder};
 
+use crate::host::change::Part;
 use crate::plan::Tunnel;
 
 /// Allowed networks in one request: one that does not fit into a netlink message is refused as a whole.
@@ -39,11 +41,89 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
         peer = peer.set_preshared_key(Key(*key.as_bytes()));
     }
     apply(&DeviceUpdate::new().add_peer(peer), &name)?;
+    allow(tunnel, &name, false)
+}
+
+/// In what a device differs from `tunnel`. An endpoint that `previous` has already may have roamed since: that is no
+/// difference.
+pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec<Part>> {
+    let name: InterfaceName = tunnel.name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let mut parts = Vec::new();
+    if device.private_key.as_ref().is_none_or(|key| key.0 != *tunnel.private_key.as_bytes()) {
+        parts.push(Part::Key);
+    }
+    if device.listen_port != Some(tunnel.listen_port) {
+        parts.push(Part::Port);
+    }
+    // One peer may come in several parts.
+    let peers: Vec<&PeerConfig> = device.peers.iter().map(|peer| &peer.config).collect();
+    let is_peer = |peer: &&PeerConfig| peer.public_key.0 == *tunnel.public_key.as_bytes();
+    let Some(first) = peers.first().filter(|_| peers.iter().all(is_peer)) else {
+        parts.push(Part::Peer);
+        return Ok(parts);
+    };
+    let shared = first.preshared_key.as_ref().map(|key| key.0).filter(|key| *key != [0; 32]);
+    if shared != tunnel.preshared_key.as_ref().map(|key| *key.as_bytes()) {
+        parts.push(Part::PresharedKey);
+    }
+    let wanted_before = previous.is_some_and(|previous| previous.remote_endpoint == tunnel.remote_endpoint);
+    if first.endpoint != Some(tunnel.remote_endpoint) && !wanted_before {
+        parts.push(Part::Endpoint);
+    }
+    let mut allowed: Vec<(IpAddr, u8)> =
+        peers.iter().flat_map(|peer| &peer.allowed_ips).map(|net| (net.address, net.cidr)).collect();
+    let mut wanted: Vec<(IpAddr, u8)> =
+        tunnel.allowed_ips.iter().map(|net| (net.network(), net.prefix_len())).collect();
+    allowed.sort_unstable();
+    wanted.sort_unstable();
+    wanted.dedup();
+    if allowed != wanted {
+        parts.push(Part::AllowedIps);
+    }
+    Ok(parts)
+}
+
+/// Changes a device in `parts` only: what stays the same goes on undisturbed.
+pub fn alter(tunnel: &Tunnel, parts: &[Part]) -> io::Result<()> {
+    let name: InterfaceName = tunnel.name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    if parts.contains(&Part::Key) {
+        apply(&DeviceUpdate::new().set_private_key(Key(*tunnel.private_key.as_bytes())), &name)?;
+    }
+    if parts.contains(&Part::Port) {
+        apply(&DeviceUpdate::new().set_listen_port(tunnel.listen_port), &name)?;
+    }
+    if parts.contains(&Part::Peer) {
+        // With everything of the new peer.
+        return configure(tunnel);
+    }
+    let public_key = Key(*tunnel.public_key.as_bytes());
+    if parts.contains(&Part::PresharedKey) {
+        let key = tunnel.preshared_key.as_ref().map_or([0; 32], |key| *key.as_bytes());
+        let peer = PeerConfigBuilder::new(&public_key).set_preshared_key(Key(key));
+        apply(&DeviceUpdate::new().add_peer(peer), &name)?;
+    }
+    if parts.contains(&Part::Endpoint) {
+        let peer = PeerConfigBuilder::new(&public_key).set_endpoint(tunnel.remote_endpoint);
+        apply(&DeviceUpdate::new().add_peer(peer), &name)?;
+    }
+    if parts.contains(&Part::AllowedIps) {
+        allow(tunnel, &name, true)?;
+    }
+    Ok(())
+}
+
+/// Lets the peer send from the tunnel's networks; from no others any more if they `replace` the former ones.
+fn allow(tunnel: &Tunnel, name: &InterfaceName, mut replace: bool) -> io::Result<()> {
+    let public_key = Key(*tunnel.public_key.as_bytes());
     for nets in tunnel.allowed_ips.chunks(ALLOWED_IPS_AT_ONCE) {
         let allowed: Vec<AllowedIp> =
             nets.iter().map(|net| AllowedIp { address: net.network(), cidr: net.prefix_len() }).collect();
-        let peer = PeerConfigBuilder::new(&public_key).add_allowed_ips(&allowed);
-        apply(&DeviceUpdate::new().add_peer(peer), &name)?;
+        let mut peer = PeerConfigBuilder::new(&public_key).add_allowed_ips(&allowed);
+        if std::mem::take(&mut replace) {
+            peer = peer.replace_allowed_ips();
+        }
+        apply(&DeviceUpdate::new().add_peer(peer), name)?;
     }
     Ok(())
 }
@@ -59,9 +139,13 @@ pub fn last_handshake(name: &str) -> Option<Duration> {
 }
 
 fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {
-    update.clone().apply(name, Backend::Kernel).map_err(|e| match e.raw_os_error() {
+    update.clone().apply(name, Backend::Kernel).map_err(|e| plain(&e))
+}
+
+fn plain(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
         // Its text may hold keys.
-        None => io::Error::new(e.kind(), "the request could not be built"),
-    })
+        None => io::Error::new(error.kind(), "the request could not be built"),
+    }
 }

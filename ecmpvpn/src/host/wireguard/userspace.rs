@@ -16,6 +16,7 @@ use gotatun::x25519::{PublicKey, StaticSecret};
 use tokio::task::JoinHandle;
 
 use crate::config::InterfaceName;
+use crate::host::change::Part;
 use crate::plan::Tunnel;
 
 use tun::Tun;
@@ -94,9 +95,29 @@ fn bind_advice(error: &io::Error) -> &'static str {
 }
 
 struct Running {
-    name: InterfaceName,
+    tunnel: Tunnel,
     device: Device<(BoundTo, Tun, Tun)>,
     tun: tun::Closed,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.device.stop().await;
+        if !self.tun.wait().await {
+            let name = self.tunnel.name;
+            tracing::warn!("tunnel {name} is still held after it was stopped; it goes when this process ends");
+        }
+    }
+}
+
+fn peer_of(tunnel: &Tunnel) -> Peer {
+    let mut peer = Peer::new(PublicKey::from(*tunnel.public_key.as_bytes())).with_endpoint(tunnel.remote_endpoint);
+    for net in &tunnel.allowed_ips {
+        // gotatun takes the networks of another crate, which it does not re-export.
+        peer = peer.with_allowed_ip(net.to_string().parse().expect("both crates write networks as ADDRESS/LENGTH"));
+    }
+    peer.preshared_key = tunnel.preshared_key.as_ref().map(|key| *key.as_bytes());
+    peer
 }
 
 /// The tunnels and the steering device of one process. They end when this is dropped; [`Userspace::stop`] also waits
@@ -124,18 +145,12 @@ impl Userspace {
         };
         let tun = Tun::create(name, mtu)?;
         let closed = tun.closed();
-        let mut peer = Peer::new(PublicKey::from(*tunnel.public_key.as_bytes())).with_endpoint(tunnel.remote_endpoint);
-        for net in &tunnel.allowed_ips {
-            // gotatun takes the networks of another crate, which it does not re-export.
-            peer = peer.with_allowed_ip(net.to_string().parse().expect("both crates write networks as ADDRESS/LENGTH"));
-        }
-        peer.preshared_key = tunnel.preshared_key.as_ref().map(|key| *key.as_bytes());
         let device = DeviceBuilder::new()
             .with_udp(BoundTo { address: tunnel.local_endpoint })
             .with_ip(tun)
             .with_private_key(StaticSecret::from(*tunnel.private_key.as_bytes()))
             .with_listen_port(tunnel.listen_port)
-            .with_peer(peer)
+            .with_peer(peer_of(tunnel))
             .build()
             .await
             .map_err(|e| match e {
@@ -148,7 +163,7 @@ impl Userspace {
                 source => UserspaceError::Start { name: name.clone(), source },
             })?;
         tracing::debug!("tunnel {name} runs in this process");
-        self.tunnels.push(Running { name: name.clone(), device, tun: closed });
+        self.tunnels.push(Running { tunnel: tunnel.clone(), device, tun: closed });
         Ok(())
     }
 
@@ -162,30 +177,81 @@ impl Userspace {
         Ok(())
     }
 
+    /// In what a running tunnel differs from `tunnel`; `None`: there is none of its name.
+    pub fn differences(&self, tunnel: &Tunnel) -> Option<Vec<Part>> {
+        let now = &self.tunnels.iter().find(|running| running.tunnel.name == tunnel.name)?.tunnel;
+        let differs = [
+            (now.private_key != tunnel.private_key, Part::Key),
+            (now.listen_port != tunnel.listen_port || now.local_endpoint != tunnel.local_endpoint, Part::Port),
+            (now.public_key != tunnel.public_key, Part::Peer),
+            (now.preshared_key != tunnel.preshared_key, Part::PresharedKey),
+            (now.remote_endpoint != tunnel.remote_endpoint, Part::Endpoint),
+            (now.allowed_ips != tunnel.allowed_ips, Part::AllowedIps),
+        ];
+        Some(differs.into_iter().filter_map(|(differs, part)| differs.then_some(part)).collect())
+    }
+
+    /// Changes a running tunnel; the device stays. A new `local_endpoint` is bound to with the port.
+    pub async fn alter(&mut self, tunnel: &Tunnel, parts: &[Part]) -> Result<(), UserspaceError> {
+        let Some(running) = self.tunnels.iter_mut().find(|running| running.tunnel.name == tunnel.name) else {
+            return Ok(());
+        };
+        let failed = |source| UserspaceError::Start { name: tunnel.name.clone(), source };
+        let device = &running.device;
+        if parts.contains(&Part::Key) {
+            let key = StaticSecret::from(*tunnel.private_key.as_bytes());
+            device.set_private_key(key).await.map_err(failed)?;
+        }
+        if parts.contains(&Part::Port) {
+            device.set_listen_port(tunnel.listen_port).await.map_err(|e| match e {
+                DeviceError::Bind(source, _) => UserspaceError::Bind {
+                    name: tunnel.name.clone(),
+                    address: tunnel.local_endpoint,
+                    port: tunnel.listen_port,
+                    source,
+                },
+                source => failed(source),
+            })?;
+        }
+        let peer = peer_of(tunnel);
+        if parts.contains(&Part::Peer) {
+            device.clear_peers().await.map_err(failed)?;
+            device.add_peer(peer).await.map_err(failed)?;
+        } else if parts.iter().any(|part| matches!(part, Part::PresharedKey | Part::Endpoint | Part::AllowedIps)) {
+            device.update_peer(peer).await.map_err(failed)?;
+        }
+        running.tunnel = tunnel.clone();
+        Ok(())
+    }
+
+    /// Ends one tunnel and waits until its device is gone from the host.
+    pub async fn stop_tunnel(&mut self, name: &InterfaceName) {
+        if let Some(at) = self.tunnels.iter().position(|running| running.tunnel.name == *name) {
+            self.tunnels.remove(at).stop().await;
+        }
+    }
+
     /// Each tunnel's time since its last handshake; `None`: there was none yet.
     pub async fn last_handshakes(&self) -> Vec<(InterfaceName, Option<Duration>)> {
         let mut ages = Vec::with_capacity(self.tunnels.len());
         for tunnel in &self.tunnels {
             let peers = tunnel.device.peers().await;
-            ages.push((tunnel.name.clone(), peers.first().and_then(|peer| peer.stats.last_handshake)));
+            ages.push((tunnel.tunnel.name.clone(), peers.first().and_then(|peer| peer.stats.last_handshake)));
         }
         ages
     }
 
     /// Gives a tunnel a new socket, and forgets its keys: the next packet begins a handshake. Its device stays.
     pub async fn restart(&self, name: &InterfaceName) -> Result<(), UserspaceError> {
-        let Some(tunnel) = self.tunnels.iter().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
+        let Some(tunnel) = self.tunnels.iter().find(|tunnel| tunnel.tunnel.name == *name) else { return Ok(()) };
         tunnel.device.suspend().await;
         tunnel.device.resume().await.map_err(|source| UserspaceError::Start { name: name.clone(), source })
     }
 
     /// Ends every tunnel and waits until the devices are gone from the host.
     pub async fn stop(self) {
-        for Running { name, device, tun } in self.tunnels {
-            device.stop().await;
-            if !tun.wait().await {
-                tracing::warn!("tunnel {name} is still held after it was stopped; it goes when this process ends");
-            }
+        for running in self.tunnels {
+            running.stop().await;
         }
         for (task, tun) in self.steering {
             task.abort();

@@ -1,0 +1,29 @@
+//! `reload`: makes a running `run` take a changed configuration.
+
+use std::path::Path;
+
+use anyhow::anyhow;
+
+use crate::commands::Failure;
+use crate::config;
+use crate::control::reload;
+use crate::control::session::Places;
+use crate::exit::Exit;
+
+/// Reloads the site of the configuration at `path`.
+pub async fn run(path: &Path) -> Result<(), Failure> {
+    let site = config::load(path)?.site.name;
+    let Some(outcome) = reload::ask(&site, &Places::of(&site)).await? else {
+        return Err(
+            anyhow!("no `ecmpvpn run` of {site} is there to reload: start one, which goes on with what is up").into()
+        );
+    };
+    let exit = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Host].into_iter().find(|exit| *exit as u8 == outcome.exit);
+    match exit.unwrap_or(Exit::Failed) {
+        Exit::Done => {
+            tracing::info!("{}", outcome.text);
+            Ok(())
+        }
+        exit => Err(Failure { exit, error: anyhow!(outcome.text) }),
+    }
+}

@@ -1,0 +1,393 @@
+//! Brings what is pinned in line with a table while packets flow: the maps stay, and so do their counts.
+
+use std::collections::BTreeMap;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use ecmpvpn_common::layout::{
+    BUCKETS_PER_PEER, Bucket, Destination, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel,
+    TunnelCounters, maps, settings_flags, tunnel_id,
+};
+use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
+
+use super::arrivals;
+use super::attach::{Attached, attach_again};
+use super::fill::{first_load, gap_ns, padded, policy_number, prefix_key};
+use super::mapped::Mapped;
+use super::object::{Programs, replace_programs};
+use super::view::text;
+use super::{DataplaneError, Device, Hook, Options, Pins};
+use crate::config::InterfaceName;
+use crate::plan::{PeerTable, SteeringTable};
+
+/// The names of the tunnels in the slots of each peer, as pinned: what [`crate::plan::Plan::keep_slots`] goes by.
+/// `None`: nothing is pinned, or a start was cut short before anything was attached.
+///
+/// # Errors
+/// A map cannot be read.
+pub fn slots(pins: &Pins) -> Result<Option<Vec<(String, Vec<String>)>>, DataplaneError> {
+    if !pins.exist() || !pins.are_complete() {
+        return Ok(None);
+    }
+    let maps = Maps::open(pins)?;
+    let mut peers = Vec::new();
+    for (number, peer) in (0..).zip(maps.peers.entries()) {
+        let count = peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER);
+        let names: Result<Vec<String>, DataplaneError> =
+            (0..count).map(|slot| Ok(text(&maps.tunnel(tunnel_id(number, slot))?.name))).collect();
+        peers.push((text(&peer.name), names?));
+    }
+    Ok(Some(peers))
+}
+
+/// Goes on with what an earlier process left pinned: replaces its programs by this version's in place, then does what
+/// [`update`] does. No packet passes by the programs meanwhile, and counters go on.
+///
+/// # Errors
+/// If loading the programs fails, nothing was changed; if a later step fails, the data plane goes on with some of the
+/// changes, and adopting again is safe.
+pub fn adopt(
+    pins: &Pins,
+    table: &SteeringTable,
+    steering: &Device,
+    tunnels: &BTreeMap<InterfaceName, u32>,
+    options: &Options,
+) -> Result<Hook, DataplaneError> {
+    let programs = replace_programs(pins, options)?;
+    apply(pins, None, table, steering, tunnels, programs, true)
+}
+
+/// Makes the maps match `table`, whose slots are those of [`slots`], and attaches to tunnels that are new. A tunnel
+/// that is gone from `tunnels` gets no packet any more; a new one gets none until [`super::View::set_live`] says so,
+/// unless its peer has no other. What `former` says too was perhaps changed in the maps since, and stays.
+///
+/// # Errors
+/// As [`adopt`].
+pub fn update(
+    pins: &Pins,
+    former: &SteeringTable,
+    table: &SteeringTable,
+    steering: &Device,
+    tunnels: &BTreeMap<InterfaceName, u32>,
+) -> Result<(), DataplaneError> {
+    let programs = Programs::pinned(pins)?;
+    apply(pins, Some(former), table, steering, tunnels, programs, false).map(drop)
+}
+
+fn apply(
+    pins: &Pins,
+    former: Option<&SteeringTable>,
+    table: &SteeringTable,
+    steering: &Device,
+    tunnels: &BTreeMap<InterfaceName, u32>,
+    mut programs: Programs,
+    replaced: bool,
+) -> Result<Hook, DataplaneError> {
+    let mut maps = Maps::open(pins)?;
+    maps.fits(table)?;
+    let settings = maps.settings()?;
+    let hook = if settings.flags & settings_flags::CLSACT != 0 { Hook::Clsact } else { Hook::Tcx };
+    for (number, peer) in (0..).zip(&table.peers) {
+        let before = former.and_then(|table| table.peers.get(number as usize));
+        let rows = maps.rows(number, before, peer, tunnels)?;
+        maps.retire(number, &rows, pins)?;
+        for row in &rows {
+            maps.write_row(number, row)?;
+        }
+        for row in rows.iter().filter(|row| row.record.ifindex != 0 && (replaced || !row.same_device)) {
+            let pin = pins.tunnel_link(tunnel_id(number, row.slot));
+            let device = &peer.tunnels[row.slot as usize].0;
+            let attached = attach_again(hook, &mut programs.ingress, device, false, &pin, row.same_device)?;
+            maps.note_qdisc(tunnel_id(number, row.slot), attached)?;
+        }
+        maps.set_homes(number, &rows);
+        maps.peers.entries()[number as usize].tunnel_count.set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+        maps.set_policy(number, before, peer);
+        if former.is_none_or(|former| former.flowlet_gap_us != table.flowlet_gap_us) {
+            maps.peers.entries()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
+        }
+        maps.set_paths(number, &rows);
+        maps.enliven(number, &rows);
+    }
+    maps.set_prefixes(table)?;
+    let same_device = settings.steering_ifindex == steering.ifindex;
+    let attached = if replaced || !same_device {
+        attach_again(hook, &mut programs.egress, &steering.name, true, &pins.steering_link(), same_device)?
+    } else {
+        Attached { qdisc_added: false }
+    };
+    maps.set_settings(settings, table, steering.ifindex, attached)?;
+    if replaced {
+        arrivals::replace(pins, &mut programs.arrival)?;
+        programs.keep(pins)?;
+    }
+    Ok(hook)
+}
+
+/// What becomes of a slot.
+struct Row {
+    slot: u32,
+    /// As it is to be; without an interface index if the slot's tunnel is gone.
+    record: Tunnel,
+    /// As it is.
+    former: Tunnel,
+    /// The tunnel is the former one, on the former device.
+    same_device: bool,
+    /// The slot had another tunnel before, or none.
+    is_new: bool,
+}
+
+/// The maps that are written to.
+struct Maps {
+    settings: Array<MapData, Settings>,
+    tunnels: Array<MapData, Tunnel>,
+    tunnel_ids: HashMap<MapData, u32, u32>,
+    prefixes: LpmTrie<MapData, Destination, u32>,
+    counters: PerCpuArray<MapData, TunnelCounters>,
+    peers: Mapped<Peer>,
+    buckets: Mapped<Bucket>,
+    health: Mapped<Health>,
+    loads: Mapped<Load>,
+    paths: Mapped<Path>,
+}
+
+fn reading(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
+    move |error| DataplaneError::new(format!("reading map {name}"), error)
+}
+
+fn writing(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
+    move |error| DataplaneError::new(format!("writing to map {name}"), error)
+}
+
+impl Maps {
+    fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        let data = |name: &str| {
+            let path = pins.path(name);
+            MapData::from_pin(&path).map_err(|e| DataplaneError::new(format!("opening {}", path.display()), e))
+        };
+        Ok(Self {
+            settings: Map::Array(data(maps::SETTINGS)?).try_into().map_err(reading(maps::SETTINGS))?,
+            tunnels: Map::Array(data(maps::TUNNELS)?).try_into().map_err(reading(maps::TUNNELS))?,
+            tunnel_ids: Map::HashMap(data(maps::TUNNEL_IDS)?).try_into().map_err(reading(maps::TUNNEL_IDS))?,
+            prefixes: Map::LpmTrie(data(maps::PREFIXES)?).try_into().map_err(reading(maps::PREFIXES))?,
+            counters: Map::PerCpuArray(data(maps::COUNTERS)?).try_into().map_err(reading(maps::COUNTERS))?,
+            peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
+            buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
+            health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
+            loads: Mapped::new(maps::LOADS, &data(maps::LOADS)?)?,
+            paths: Mapped::new(maps::PATHS, &data(maps::PATHS)?)?,
+        })
+    }
+
+    fn fits(&self, table: &SteeringTable) -> Result<(), DataplaneError> {
+        let names = self.peers.entries().iter().map(|peer| text(&peer.name));
+        if !names.eq(table.peers.iter().map(|peer| peer.name.clone())) {
+            let text =
+                "the peers are not those that the maps were made for: `ecmpvpn down` and `ecmpvpn run` make them anew";
+            return Err(DataplaneError::Mismatch(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn settings(&self) -> Result<Settings, DataplaneError> {
+        self.settings.get(&0, 0).map_err(reading(maps::SETTINGS))
+    }
+
+    fn tunnel(&self, id: u32) -> Result<Tunnel, DataplaneError> {
+        self.tunnels.get(&id, 0).map_err(reading(maps::TUNNELS))
+    }
+
+    fn rows(
+        &self,
+        number: u32,
+        before: Option<&PeerTable>,
+        peer: &PeerTable,
+        tunnels: &BTreeMap<InterfaceName, u32>,
+    ) -> Result<Vec<Row>, DataplaneError> {
+        if peer.tunnels.len() > MAX_TUNNELS_PER_PEER as usize {
+            return Err(DataplaneError::Mismatch(format!(
+                "peer {} has had {} tunnels since `run`, and {MAX_TUNNELS_PER_PEER} fit: `ecmpvpn down` and `ecmpvpn run` \
+                 free their places",
+                peer.name,
+                peer.tunnels.len()
+            )));
+        }
+        let row = |(slot, (name, weight)): (u32, &(InterfaceName, u16))| {
+            let former = self.tunnel(tunnel_id(number, slot))?;
+            let ifindex = match (tunnels.get(name), weight) {
+                (_, 0) => 0,
+                (Some(ifindex), _) => *ifindex,
+                (None, _) => {
+                    let text = format!("tunnel {name} of peer {} has no interface", peer.name);
+                    return Err(DataplaneError::Mismatch(text));
+                }
+            };
+            let same_name = text(&former.name) == name.as_str();
+            let same_device = same_name && ifindex != 0 && former.ifindex == ifindex;
+            // A weight that was set since stays until the configuration says another one.
+            let stays = same_name && before.is_some_and(|before| before.tunnels.contains(&(name.clone(), *weight)));
+            let weight = if stays { former.weight } else { *weight };
+            let record = Tunnel {
+                key: key_of(name.as_str().as_bytes()),
+                ifindex,
+                inverse_weight: inverse_weight(weight),
+                weight,
+                flags: if same_device { former.flags } else { 0 },
+                padding: 0,
+                name: padded(name.as_str()),
+            };
+            Ok(Row { slot, record, former, same_device, is_new: ifindex != 0 && !(same_name && former.ifindex != 0) })
+        };
+        (0..).zip(&peer.tunnels).map(row).collect()
+    }
+
+    /// Takes packets off the slots whose tunnel is gone or changes its device, then forgets their devices.
+    fn retire(&mut self, number: u32, rows: &[Row], pins: &Pins) -> Result<(), DataplaneError> {
+        let gone = |row: &&Row| row.record.ifindex == 0 || row.is_new;
+        let dead = rows.iter().filter(gone).fold(0, |bits, row| bits | 1 << row.slot);
+        let peer = &self.peers.entries()[number as usize];
+        peer.live.set_bits(dead, false);
+        peer.open.set_bits(dead, false);
+        for row in rows.iter().filter(|row| !row.same_device) {
+            if row.former.ifindex != 0 {
+                match self.tunnel_ids.remove(&row.former.ifindex) {
+                    Err(MapError::KeyNotFound) => {}
+                    removed => removed.map_err(writing(maps::TUNNEL_IDS))?,
+                }
+            }
+            if row.record.ifindex == 0 {
+                pins.forget(&pins.tunnel_link(tunnel_id(number, row.slot)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_row(&mut self, number: u32, row: &Row) -> Result<(), DataplaneError> {
+        let id = tunnel_id(number, row.slot);
+        if row.is_new {
+            let cpus = nr_cpus().map_err(|(_, error)| DataplaneError::new("counting the CPUs", error))?;
+            let zeros = PerCpuValues::try_from(vec![TunnelCounters::default(); cpus])
+                .map_err(|error| DataplaneError::new("counting the CPUs", error))?;
+            self.counters.set(id, zeros, 0).map_err(writing(maps::COUNTERS))?;
+            self.health.entries()[id as usize].clear();
+            let (load, first) = (&self.loads.entries()[id as usize], first_load(id));
+            load.cost.set(first.cost.get());
+            load.weighted_cost.set(first.weighted_cost.get());
+            [&load.free_ns, &load.level_ns, &load.stamp_ns, &load.rebalance_moves]
+                .into_iter()
+                .for_each(|word| word.set(0));
+            load.delay_ns.set(0);
+            load.link.set(first.link.get());
+        }
+        if row.record != row.former {
+            self.tunnels.set(id, row.record, 0).map_err(writing(maps::TUNNELS))?;
+        }
+        if row.record.ifindex != 0 && !row.same_device {
+            self.tunnel_ids.insert(row.record.ifindex, id, 0).map_err(writing(maps::TUNNEL_IDS))?;
+        }
+        Ok(())
+    }
+
+    fn note_qdisc(&mut self, id: u32, attached: Attached) -> Result<(), DataplaneError> {
+        if !attached.qdisc_added {
+            return Ok(());
+        }
+        let mut record = self.tunnel(id)?;
+        record.flags |= ecmpvpn_common::layout::tunnel_flags::CLSACT_ADDED;
+        self.tunnels.set(id, record, 0).map_err(writing(maps::TUNNELS))
+    }
+
+    /// Each bucket goes home to the tunnel that it ranks first now: with weights and tunnels as before to the same one.
+    fn set_homes(&self, number: u32, rows: &[Row]) {
+        let now: Vec<Candidate> = rows.iter().map(|row| row.record.candidate()).collect();
+        if rows.iter().all(|row| row.record.candidate() == row.former.candidate()) {
+            return;
+        }
+        let first = self.peers.entries()[number as usize].bucket_base as usize;
+        let buckets = self.buckets.entries()[first..].iter().take(BUCKETS_PER_PEER as usize);
+        for (within, bucket) in (0..).zip(buckets) {
+            let home = u8::try_from(home(within, &now)).unwrap_or(0);
+            if bucket.home.get() != home {
+                bucket.home.set(home);
+            }
+        }
+    }
+
+    fn set_policy(&self, number: u32, before: Option<&PeerTable>, peer: &PeerTable) {
+        if before.is_none_or(|before| before.policy != peer.policy) {
+            self.peers.entries()[number as usize].policy.set(policy_number(peer.policy));
+        }
+    }
+
+    /// Lists the links again: tunnels that shared one go on doing so, a new one has its own until more is known.
+    fn set_paths(&self, number: u32, rows: &[Row]) {
+        if rows.iter().all(|row| !row.is_new && (row.record.ifindex != 0) == (row.former.ifindex != 0)) {
+            return;
+        }
+        let mut links: Vec<(u32, u32)> = Vec::new();
+        for row in rows.iter().filter(|row| row.record.ifindex != 0) {
+            let link = self.loads.entries()[tunnel_id(number, row.slot) as usize].link.get();
+            match links.iter_mut().find(|(other, _)| *other == link) {
+                Some((_, tunnels)) => *tunnels |= 1 << row.slot,
+                None => links.push((link, 1 << row.slot)),
+            }
+        }
+        let first = tunnel_id(number, 0) as usize;
+        for (path, (link, tunnels)) in self.paths.entries()[first..].iter().zip(&links) {
+            path.link.set(*link);
+            path.tunnels.set(*tunnels);
+        }
+        let count = u32::try_from(links.len()).unwrap_or(0);
+        self.peers.entries()[number as usize].path_count.set(count);
+    }
+
+    /// Lets a peer whose tunnels are all new use them; else probing has to find its new ones alive first.
+    fn enliven(&self, number: u32, rows: &[Row]) {
+        let new = rows.iter().filter(|row| row.is_new).fold(0, |bits, row| bits | 1 << row.slot);
+        let peer = &self.peers.entries()[number as usize];
+        peer.open.set_bits(new, true);
+        if !rows.iter().any(|row| row.record.ifindex != 0 && !row.is_new) {
+            peer.live.set_bits(new, true);
+        }
+    }
+
+    fn set_prefixes(&mut self, table: &SteeringTable) -> Result<(), DataplaneError> {
+        let mut wanted = Vec::new();
+        for (number, peer) in (0..).zip(&table.peers) {
+            for prefix in &peer.prefixes {
+                let key = prefix_key(*prefix);
+                self.prefixes.insert(&key, number, 0).map_err(writing(maps::PREFIXES))?;
+                wanted.push(parts(&key));
+            }
+        }
+        let keys: Result<Vec<Key<Destination>>, MapError> = self.prefixes.keys().collect();
+        for key in keys.map_err(reading(maps::PREFIXES))? {
+            if !wanted.contains(&parts(&key)) {
+                self.prefixes.remove(&key).map_err(writing(maps::PREFIXES))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_settings(
+        &mut self,
+        former: Settings,
+        table: &SteeringTable,
+        steering_ifindex: u32,
+        attached: Attached,
+    ) -> Result<(), DataplaneError> {
+        let added = if attached.qdisc_added { settings_flags::CLSACT_ADDED } else { 0 };
+        let settings = Settings { seed: table.seed, steering_ifindex, flags: former.flags | added, ..former };
+        if settings == former {
+            return Ok(());
+        }
+        self.settings.set(0, settings, 0).map_err(writing(maps::SETTINGS))
+    }
+}
+
+/// What tells prefixes apart.
+fn parts(key: &Key<Destination>) -> (u32, u32, [u32; 4]) {
+    let destination = key.data();
+    (key.prefix_len(), destination.family, destination.address)
+}

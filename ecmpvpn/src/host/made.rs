@@ -1,0 +1,87 @@
+//! What of the host's things is ours, by the journal and by the tunnels of this process.
+
+use ipnet::IpNet;
+
+use super::change::{Alteration, Part};
+use super::error::{Conflict, During as _, HostError};
+use super::journal::Journal;
+use super::netlink::Link;
+use super::tunnel::kind;
+use super::wireguard::kernel;
+use super::wireguard::userspace::Userspace;
+use crate::plan::{Backend, Plan, Tunnel};
+
+/// What an earlier run, or this one, has made.
+#[derive(Clone, Copy, Default)]
+pub struct Made<'a> {
+    /// What must be undone; `None`: nothing is ours.
+    pub journal: Option<&'a Journal>,
+    /// Tunnels of this process.
+    pub userspace: Option<&'a Userspace>,
+    /// What was asked for before, if known: an endpoint that it has already may have roamed since.
+    pub previous: Option<&'a Plan>,
+}
+
+impl Made<'_> {
+    /// Whether a link is ours, and still the one that we made.
+    pub fn owns(&self, link: &Link) -> bool {
+        self.journal.is_some_and(|journal| journal.owns_link(link))
+    }
+
+    /// In what a tunnel of ours differs from `tunnel`; `addresses` are those that it has.
+    pub fn tunnel_alteration(
+        &self,
+        tunnel: &Tunnel,
+        backend: Backend,
+        link: &Link,
+        addresses: &[IpNet],
+    ) -> Result<Alteration, HostError> {
+        check_kind(link, backend)?;
+        let previous = self.previous.and_then(|plan| plan.tunnels.iter().find(|other| other.name == tunnel.name));
+        let parts = match backend {
+            Backend::Kernel => kernel::differences(tunnel, previous)
+                .during(|| format!("reading key, port and peer of {}", tunnel.name))?,
+            Backend::Userspace => {
+                let running = self.userspace.and_then(|userspace| userspace.differences(tunnel));
+                running.ok_or_else(|| held_by_another(link))?
+            }
+        };
+        Ok(link_alteration(parts, link, tunnel.mtu, &[IpNet::V4(tunnel.address)], addresses))
+    }
+
+    /// In what the steering device differs from the plan.
+    pub fn steering_alteration(&self, plan: &Plan, link: &Link, addresses: &[IpNet]) -> Result<Alteration, HostError> {
+        check_kind(link, plan.backend)?;
+        if plan.backend == Backend::Userspace && self.userspace.is_none() {
+            return Err(held_by_another(link));
+        }
+        Ok(link_alteration(Vec::new(), link, plan.steering.mtu, &plan.steering.addresses, addresses))
+    }
+}
+
+fn check_kind(link: &Link, backend: Backend) -> Result<(), HostError> {
+    let wanted = kind(backend);
+    match link.kind.as_deref() {
+        Some(kind) if kind == wanted => Ok(()),
+        other => {
+            let is = other.unwrap_or("an interface of another kind");
+            let what = format!("{} is {is}, but the {backend} backend wants {wanted}", link.name);
+            Err(Conflict::MadeOtherwise { what }.into())
+        }
+    }
+}
+
+/// A TUN device outlives our earlier process only if another one has its descriptor.
+fn held_by_another(link: &Link) -> HostError {
+    Conflict::MadeOtherwise { what: format!("{} is held by another process", link.name) }.into()
+}
+
+fn link_alteration(mut parts: Vec<Part>, link: &Link, mtu: u32, wanted: &[IpNet], there: &[IpNet]) -> Alteration {
+    parts.extend((link.mtu != mtu).then_some(Part::Mtu));
+    parts.extend((!link.up).then_some(Part::Down));
+    Alteration {
+        parts,
+        add: wanted.iter().filter(|address| !there.contains(address)).copied().collect(),
+        remove: there.iter().filter(|address| !wanted.contains(address)).copied().collect(),
+    }
+}

@@ -1,0 +1,88 @@
+//! What a running site can take of a changed configuration. Pure.
+
+use super::Backend;
+use crate::config::Config;
+
+/// What differs between the two and can only be had by starting again, as the configuration names it.
+pub fn unreloadable(old: &Config, new: &Config, backend: Backend) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut differs = |differs: bool, name: &str| {
+        if differs {
+            found.push(name.to_owned());
+        }
+    };
+    differs(old.site.name != new.site.name, "name in [site]");
+    match (&old.bond, &new.bond) {
+        (Some(old), Some(new)) => {
+            differs(old.name != new.name, "name in [bond]");
+            differs(old.members != new.members, "members in [bond]");
+            differs(old.mode != new.mode, "mode in [bond]");
+            differs(old.xmit_hash_policy != new.xmit_hash_policy, "xmit_hash_policy in [bond]");
+            differs(old.lacp_rate != new.lacp_rate, "lacp_rate in [bond]");
+            differs(old.miimon_ms != new.miimon_ms, "miimon_ms in [bond]");
+        }
+        (None, None) => {}
+        _ => differs(true, "[bond]"),
+    }
+    differs(old.steering.device != new.steering.device, "device in [steering]");
+    differs(old.steering.backend != new.steering.backend, "backend in [steering]");
+    differs(old.steering.mtu != new.steering.mtu, "mtu in [steering]");
+    differs(old.rules != new.rules, "[[rule]]");
+    let names = |config: &Config| config.peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>();
+    if names(old) != names(new) {
+        differs(true, "the names of the [[peer]]s and their order");
+    } else if backend == Backend::Userspace {
+        // Its sockets are bound to that address; the kernel's are not.
+        let moved = old.peers.iter().zip(&new.peers).find(|(old, new)| old.local_endpoint != new.local_endpoint);
+        differs(moved.is_some(), "local_endpoint with the userspace backend");
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{InterfaceName, Policy};
+    use crate::plan::tests::config;
+
+    fn after(change: impl Fn(&mut Config), backend: Backend) -> Vec<String> {
+        let old = config(2);
+        let mut new = old.clone();
+        change(&mut new);
+        unreloadable(&old, &new, backend)
+    }
+
+    #[test]
+    fn what_only_a_restart_can_change_is_named() {
+        let device = |config: &mut Config| config.steering.device = InterfaceName::new("ecmp1").unwrap();
+        assert_eq!(after(device, Backend::Kernel), ["device in [steering]"]);
+        let two = |config: &mut Config| {
+            config.site.name = "other".into();
+            config.steering.mtu = 1400;
+        };
+        assert_eq!(after(two, Backend::Kernel), ["name in [site]", "mtu in [steering]"]);
+        let peer = |config: &mut Config| config.peers[0].name = "site-c".into();
+        assert_eq!(after(peer, Backend::Kernel), ["the names of the [[peer]]s and their order"]);
+        let endpoint = |config: &mut Config| config.peers[0].local_endpoint = "10.2.3.9".parse().unwrap();
+        assert_eq!(after(endpoint, Backend::Userspace), ["local_endpoint with the userspace backend"]);
+    }
+
+    #[test]
+    fn tunnels_prefixes_keys_and_addresses_can_change() {
+        let much = |config: &mut Config| {
+            config.site.private_key = crate::config::PrivateKey::generate();
+            config.site.addresses.clear();
+            config.steering.seed = 8;
+            config.steering.policy = Policy::Spray;
+            let peer = &mut config.peers[0];
+            peer.tunnels.remove(0);
+            peer.tunnels[0].listen_port = 9999;
+            peer.tunnels[0].weight = 7;
+            peer.prefixes.pop();
+            peer.local_endpoint = "10.2.3.9".parse().unwrap();
+            config.health.interval_ms = 50;
+        };
+        assert_eq!(after(much, Backend::Kernel), Vec::<String>::new());
+        assert_eq!(after(|_| {}, Backend::Userspace), Vec::<String>::new());
+    }
+}

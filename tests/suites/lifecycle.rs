@@ -1,0 +1,68 @@
+//! A data plane that outlives the daemon: killed, restarted, upgraded, reloaded, under a stream of packets with sequence
+//! numbers. The picture of the lab is in `lab::sites`.
+//!
+//! With the userspace backend the tunnels live in the process, so that a stream cannot go on without it; there it is
+//! shown that counters, addresses and the host's former state outlive it. No packet is lost with the kernel backend, in
+//! the virtual machines.
+
+#[path = "lifecycle/change.rs"]
+mod change;
+#[path = "lifecycle/cycles.rs"]
+mod cycles;
+#[path = "lifecycle/outlive.rs"]
+mod outlive;
+#[path = "lifecycle/stage.rs"]
+mod stage;
+
+use anyhow::Result;
+use lab::skip::{Feature, requires};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use stage::Kind;
+
+type Test = fn(Kind) -> Result<()>;
+
+fn main() {
+    let each: [(&str, Test); 7] = [
+        ("killed_and_started_again_nothing_is_forgotten", outlive::killed_and_started_again_nothing_is_forgotten),
+        ("a_reload_adds_and_removes_tunnels", change::a_reload_adds_and_removes_tunnels),
+        ("a_reload_that_cannot_be_changes_nothing", change::a_reload_that_cannot_be_changes_nothing),
+        ("another_layout_is_left_running", outlive::another_layout_is_left_running),
+        ("systemd_is_told", outlive::systemd_is_told),
+        ("cycles_leave_nothing_behind", cycles::a_few_leave_nothing_behind),
+        ("unconfirmed_everything_is_undone", outlive::unconfirmed_everything_is_undone),
+    ];
+    let kernel: [(&str, Test); 3] = [
+        ("the_management_port_is_not_taken", change::the_management_port_is_not_taken),
+        ("no_packet_is_lost_whatever_ends", outlive::no_packet_is_lost_whatever_ends),
+        ("a_changed_configuration_is_taken_at_the_next_run", change::a_changed_configuration_is_taken_at_the_next_run),
+    ];
+    let mut trials = Vec::new();
+    for kind in [Kind::Userspace, Kind::Kernel] {
+        trials.extend(each.map(|(name, test)| trial(name, kind, test)));
+    }
+    trials.extend(kernel.map(|(name, test)| trial(name, Kind::Kernel, test)));
+    for kind in [Kind::Userspace, Kind::Kernel] {
+        // By name only: it takes its time.
+        trials.push(trial("cycles_five_hundred", kind, cycles::many_leave_nothing_behind).with_ignored_flag(true));
+    }
+    let mut arguments = Arguments::from_args();
+    // A stream that competes with another test for the processor may lose packets.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(name: &str, kind: Kind, test: Test) -> Trial {
+    let needs: &[Feature] = match kind {
+        Kind::Userspace => &[Feature::Tun],
+        Kind::Kernel => &[Feature::WireGuard, Feature::Bonding],
+    };
+    requires(needs, &format!("{}::{name}", kind.name()), move || {
+        test(kind).map_err(|error| {
+            for line in lab::log::lines(&[]).iter().rev().take(80).rev() {
+                eprintln!("  {line}");
+            }
+            Failed::from(format!("{error:#}"))
+        })
+    })
+}

@@ -1,0 +1,174 @@
+//! The daemon ends, in any way; what it made goes on.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
+use lab::sites::Lab;
+use lab::traffic::TcpLoad;
+use rustix::process::Signal;
+
+use super::stage::{Kind, indexes, lost, stream, total};
+
+/// How long a dump may take to settle.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// The programs on A's steering device, by id; empty without tcx.
+fn programs(lab: &Lab) -> Vec<u32> {
+    let query = || SchedClassifier::query_tcx("ecmp0", TcAttachType::Egress);
+    let programs = lab.sites[0].gateway.run(query).map(|(_, programs)| programs).unwrap_or_default();
+    programs.iter().map(ProgramInfo::id).collect()
+}
+
+fn assert_clean(lab: &Lab, before: &lab::dump::Dump) -> Result<()> {
+    let left = before.wait_for_same(SETTLE, || lab.sites[0].dump())?;
+    ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
+    Ok(())
+}
+
+pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let before = lab.sites[0].dump()?;
+    let [mut a, b] = lab.run()?;
+    let made = indexes(&lab, 0)?;
+    let first_programs = programs(&lab);
+    let counted = total(&lab.stats(0)?, "tx_packets");
+    let report = stream(&lab, Duration::from_secs(25), || {
+        // Killed, and nobody there for a while.
+        a.signal(Signal::KILL)?;
+        a.wait()?;
+        std::thread::sleep(Duration::from_secs(2));
+        let mut again = lab.start_with(0, &["--persist"])?;
+        again.wait_until_said("is up:")?;
+        ensure!(again.output().contains("going on with that"), "{}", again.output());
+        ensure!(!again.output().contains("create"), "something was made anew:\n{}", again.output());
+        // Ended and started again, as an upgrade does: the next process brings programs of its own.
+        let status = again.stop(Signal::TERM)?;
+        ensure!(status.success(), "{status}");
+        let mut last = lab.start_with(0, &["--persist"])?;
+        last.wait_until_said("is up:")?;
+        a = last;
+        Ok(())
+    })?;
+    ensure!(lost(&report) == 0, "{} of {} packets were lost", lost(&report), report.sent());
+    ensure!(indexes(&lab, 0)? == made, "links were made anew: {made:?}, now {:?}", indexes(&lab, 0)?);
+    let stats = lab.stats(0)?;
+    let since = total(&stats, "tx_packets") - counted;
+    ensure!(since >= u64::from(report.sent()), "{since} packets counted of {}", report.sent());
+    let last_programs = programs(&lab);
+    ensure!(
+        first_programs.len() == last_programs.len() && first_programs.iter().all(|id| !last_programs.contains(id)),
+        "the programs {first_programs:?} were not replaced: {last_programs:?}"
+    );
+    a.stop(Signal::TERM)?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
+    ensure!(code == 0, "`down` ended with {code}: {complaint}");
+    assert_clean(&lab, &before)?;
+    drop(b);
+    Ok(())
+}
+
+/// Counters and the journal outlive the process even where the tunnels do not.
+pub fn killed_and_started_again_nothing_is_forgotten(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let before = lab.sites[0].dump()?;
+    let [a, b] = lab.run()?;
+    ensure!(TcpLoad::bytes(8, 100_000).run(lab.path_v4())?.received() == 800_000);
+    let counted = total(&lab.stats(0)?, "tx_bytes");
+    a.stop(Signal::KILL)?;
+    let mut again = lab.start(0)?;
+    again.wait_until_said("is up:")?;
+    let mut running = [again, b];
+    lab.warm_up(&mut running)?;
+    let now = total(&lab.stats(0)?, "tx_bytes");
+    ensure!(now > counted, "{counted} bytes were counted before, {now} now");
+    ensure!(TcpLoad::bytes(8, 100_000).run(lab.path_v4())?.received() == 800_000);
+    let [again, b] = running;
+    let status = again.stop(Signal::INT)?;
+    ensure!(status.success(), "{status}");
+    assert_clean(&lab, &before)?;
+    drop(b);
+    Ok(())
+}
+
+/// Maps of another version: refused, running on, and removed by `down`.
+pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let before = lab.sites[0].dump()?;
+    let [a, _b] = lab.run()?;
+    a.stop(Signal::KILL)?;
+    let pins = Path::new("/sys/fs/bpf/ecmpvpn").join(&lab.sites[0].name);
+    let ours = fs::read_dir(&pins)?.next().context("no pins")??.path();
+    fs::rename(&ours, pins.join("v0"))?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
+    ensure!(code == 1 && complaint.contains("another version"), "it ended with {code}: {complaint}");
+    if kind == Kind::Kernel {
+        ensure!(TcpLoad::bytes(4, 50_000).run(lab.path_v4())?.received() == 200_000, "it does not go on");
+    }
+    let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
+    ensure!(code == 0, "`down` ended with {code}: {complaint}");
+    assert_clean(&lab, &before)
+}
+
+/// `--confirm` without the word, and with it.
+pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let site = &lab.sites[0];
+    if kind == Kind::Kernel {
+        // What a member must get back.
+        site.gateway.ip("address add 192.0.2.1/24 dev u0")?;
+        site.gateway.ip("route add 198.51.100.0/24 via 192.0.2.9 dev u0")?;
+    }
+    let before = site.dump()?;
+    let mut run = lab.start_with(0, &["--confirm", "2"])?;
+    run.wait_until_said("is up:")?;
+    ensure!(before.diff(&site.dump()?).is_some(), "nothing is up");
+    let since = Instant::now();
+    let status = run.wait()?;
+    ensure!(status.code() == Some(1) && since.elapsed() < Duration::from_secs(20), "it ended with {status}");
+    ensure!(run.output().contains("nobody confirmed"), "{}", run.output());
+    assert_clean(&lab, &before)?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
+    ensure!(code == 1 && complaint.contains("to be confirmed"), "it ended with {code}: {complaint}");
+
+    let mut run = lab.start_with(0, &["--confirm", "3"])?;
+    run.wait_until_said("is up:")?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    run.wait_until_said("confirmed: it stays up")?;
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(before.diff(&site.dump()?).is_some(), "it is down though it was confirmed");
+    ensure!(run.stop(Signal::TERM)?.success());
+    assert_clean(&lab, &before)
+}
+
+/// Readiness, reloading, the watchdog and the end, on a real socket.
+pub fn systemd_is_told(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let path = lab.dir().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let heard = |word: &str| -> Result<String> {
+        let mut all = String::new();
+        let mut buffer = [0; 4096];
+        while !all.lines().any(|line| line == word) {
+            let length = socket.recv(&mut buffer).with_context(|| format!("{word} did not come after {all:?}"))?;
+            all.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        Ok(all)
+    };
+    let path = path.display().to_string();
+    let run = lab.start_in(0, &[], &[("NOTIFY_SOCKET", &path), ("WATCHDOG_USEC", "300000")])?;
+    ensure!(heard("READY=1")?.contains("STATUS="), "no status");
+    heard("WATCHDOG=1")?;
+    run.signal(Signal::HUP)?;
+    let reloading = heard("RELOADING=1")?;
+    ensure!(reloading.contains("MONOTONIC_USEC="), "{reloading:?}");
+    heard("READY=1")?;
+    let status = run.stop(Signal::TERM)?;
+    ensure!(status.success(), "{status}");
+    heard("STOPPING=1")?;
+    Ok(())
+}
