@@ -7,7 +7,7 @@ use ecmpvpn_common::layout::Health;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Policy};
-use crate::control::underlay::Carriers;
+use crate::control::underlay::{self, Carriers};
 use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
 use crate::host::observe::{Link, Links, outgoing_interface};
 use crate::host::wireguard::kernel;
@@ -48,7 +48,10 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
         tunnel.rx_members = arrived(&arrivals, &seen, &links);
         tunnel.rx_member = one(&tunnel.rx_members);
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
-            let carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+            let mut carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+            if carriers.read_macs() {
+                carriers.macs = underlay::macs(&links, handle, local, remote).await.0;
+            }
             tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
             members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link, &arrivals))));
         }

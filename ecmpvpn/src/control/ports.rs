@@ -11,6 +11,7 @@ use rtnetlink::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{self, Config, XmitHashPolicy};
+use crate::control::underlay;
 use crate::host::observe::{self, Link, Links};
 use crate::plan::ports::{LocalBond, PortError};
 use crate::report::plan::{Peer, Report};
@@ -105,20 +106,23 @@ impl Host {
     /// The configured bond, if it is there; where none is configured, what outer packets to `peer` leave by as routing
     /// has it now. `None`: there is nothing to look at yet.
     async fn bond_towards(&self, config: &Config, peer: &config::Peer, count: Count) -> Option<Found> {
-        if let Some(bond) = &config.bond {
-            return found(&self.links, self.links.named(bond.name.as_str())?, count);
-        }
         let tunnel = peer.tunnels.first()?;
         let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
         let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
-        let link = self.links.index(observe::outgoing_interface(&self.handle, local, remote).await?)?;
-        // A VLAN device's packets are hashed by the bond below it.
-        let below = || self.links.index(link.parent?);
-        if let Some(bond) = [Some(link), below()].into_iter().flatten().find(|link| link.bond.is_some()) {
-            return found(&self.links, bond, count);
+        let bond = underlay::bond_towards(&self.links, &self.handle, config, peer).await;
+        let (macs, remote_macs) = underlay::macs(&self.links, &self.handle, local, remote).await;
+        match bond {
+            Some(bond) => {
+                let found = found(&self.links, bond, count)?;
+                Some(Found { bond: LocalBond { macs, remote_macs, ..found.bond }, ..found })
+            }
+            None if config.bond.is_some() => None,
+            None => {
+                observe::outgoing_interface(&self.handle, local, remote).await?;
+                let policy = Some(XmitHashPolicy::Layer34);
+                Some(Found { bond: LocalBond { members: 1, policy, macs, remote_macs }, degraded: None })
+            }
         }
-        let bond = LocalBond { members: 1, policy: Some(XmitHashPolicy::Layer34) };
-        Some(Found { bond, degraded: None })
     }
 }
 
@@ -130,7 +134,10 @@ fn found(links: &Links, bond: &Link, count: Count) -> Option<Found> {
     let members = if degraded && usable > 0 && count == Count::Usable { usable } else { all };
     let members = u8::try_from(members).ok().filter(|members| *members > 0)?;
     let degraded = degraded.then(|| format!("{} sends on {usable} of its {all} members now", bond.name));
-    Some(Found { bond: LocalBond { members, policy: info.xmit_hash_policy.filter(|_| hashes) }, degraded })
+    Some(Found {
+        bond: LocalBond { members, policy: info.xmit_hash_policy.filter(|_| hashes), macs: None, remote_macs: None },
+        degraded,
+    })
 }
 
 /// UDP ports that sockets on this host listen on.

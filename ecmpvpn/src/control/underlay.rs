@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Peer};
-use crate::host::observe::{Link, Links, outgoing_interface};
-use crate::plan::bond_hash::{self, Member, OuterFlow};
+use crate::host::observe::{Link, Links, neighbour, next_hop, outgoing_interface};
+use crate::plan::bond_hash::{self, Macs, Member, OuterFlow};
 
 /// The bond that packets leave by which leave by this interface: itself, or the one below a VLAN device.
 pub fn bond_below(links: &Links, outgoing: u32) -> Option<&Link> {
@@ -21,6 +21,27 @@ pub async fn outgoing(handle: &Handle, peer: &Peer) -> Option<u32> {
     let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
     let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
     outgoing_interface(handle, local, remote).await
+}
+
+/// The Ethernet headers of the outer packets to `remote`, and of those that come back, as far as they are known: `None`
+/// while the next hop is not resolved, and of the way back where that is not the remote end itself.
+pub async fn macs(
+    links: &Links,
+    handle: &Handle,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> (Option<Macs>, Option<Macs>) {
+    let out = async {
+        let (ifindex, hop) = next_hop(handle, local, remote).await?;
+        let link = links.index(ifindex)?;
+        let dst = neighbour(handle, ifindex, hop).await?;
+        Some((Macs { src: link.address?, dst, vlan_tci: Some(link.vlan.unwrap_or(0)) }, hop))
+    };
+    match out.await {
+        Some((out, hop)) if hop == remote.ip() => (Some(out), Some(Macs { src: out.dst, dst: out.src, ..out })),
+        Some((out, _)) => (Some(out), None),
+        None => (None, None),
+    }
 }
 
 /// The bond that leads to `peer`: the configured one if it is there, else the one that routing leads to.
@@ -47,6 +68,8 @@ pub struct Carriers<'a> {
     /// In the order of enslavement.
     pub ports: Vec<&'a Link>,
     usable: Vec<&'a Link>,
+    /// For the policies that read them.
+    pub macs: Option<Macs>,
 }
 
 impl<'a> Carriers<'a> {
@@ -58,6 +81,7 @@ impl<'a> Carriers<'a> {
                 bond: None,
                 ports: outgoing.and_then(|ifindex| links.index(ifindex)).into_iter().collect(),
                 usable: Vec::new(),
+                macs: None,
             },
         }
     }
@@ -76,7 +100,7 @@ impl<'a> Carriers<'a> {
     }
 
     fn behind(links: &'a Links, bond: &'a Link) -> Self {
-        Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond) }
+        Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond), macs: None }
     }
 
     /// The ports that are in use; all of them where none is.
@@ -84,11 +108,17 @@ impl<'a> Carriers<'a> {
         if self.usable.is_empty() { &self.ports } else { &self.usable }
     }
 
+    /// Whether [`Self::macs`] makes a difference.
+    pub fn read_macs(&self) -> bool {
+        let policy = self.bond.and_then(|bond| bond.bond.as_ref()?.xmit_hash_policy);
+        policy.is_some_and(bond_hash::one_member_for_all)
+    }
+
     /// The port that carries the flow; `None` where that cannot be known.
     pub fn carrier(&self, local: SocketAddr, remote: SocketAddr) -> Option<&'a Link> {
         let Some(bond) = self.bond else { return self.ports.first().copied() };
         let flow =
-            OuterFlow { src: local.ip(), dst: remote.ip(), sport: local.port(), dport: remote.port(), macs: None };
+            OuterFlow { src: local.ip(), dst: remote.ip(), sport: local.port(), dport: remote.port(), macs: self.macs };
         let count = u8::try_from(self.usable.len()).ok().filter(|count| *count > 0)?;
         match bond_hash::member(bond.bond.as_ref()?.xmit_hash_policy?, &flow, count) {
             Member::Index(index) => self.usable.get(usize::from(index)).copied(),

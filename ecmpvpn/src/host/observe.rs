@@ -3,11 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use futures_util::TryStreamExt as _;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    BondAdInfo, BondMode, BondPortState, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoPortData,
+    BondAdInfo, BondMode, BondPortState, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoPortData, InfoVlan,
     LinkAttribute, LinkInfo, LinkMessage, Stats64,
 };
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteVia};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::config::XmitHashPolicy;
@@ -25,6 +27,10 @@ pub struct Link {
     pub alias: Option<String>,
     /// The link below it: a VLAN device's, say, or a veth's other end.
     pub parent: Option<u32>,
+    /// Its Ethernet address.
+    pub address: Option<[u8; 6]>,
+    /// A VLAN device's id.
+    pub vlan: Option<u16>,
     /// The bond or bridge that it belongs to.
     pub master: Option<u32>,
     /// The interface's own byte counters.
@@ -102,6 +108,31 @@ impl Links {
 
 /// Index of the interface that a UDP datagram from `local` to `remote` leaves by, as routing has it now; `None`: no route.
 pub async fn outgoing_interface(handle: &Handle, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+    next_hop(handle, local, remote).await.map(|(ifindex, _)| ifindex)
+}
+
+/// The Ethernet address that the neighbour table has for an address on an interface; `None`: it is not resolved.
+pub async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr) -> Option<[u8; 6]> {
+    let (family, wanted) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+    };
+    let entries: Vec<NeighbourMessage> =
+        handle.neighbours().get().set_address_family(family).execute().try_collect().await.ok()?;
+    let wanted = NeighbourAttribute::Destination(wanted);
+    let unresolved = [NeighbourState::Incomplete, NeighbourState::Failed];
+    let entry = entries.iter().find(|entry| {
+        let header = &entry.header;
+        header.ifindex == ifindex && !unresolved.contains(&header.state) && entry.attributes.contains(&wanted)
+    })?;
+    entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(address) => address.as_slice().try_into().ok(),
+        _ => None,
+    })
+}
+
+/// The interface that such a datagram leaves by, and the router or neighbour that it is handed to.
+pub async fn next_hop(handle: &Handle, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
     const UDP: u8 = 17;
     let request = match (local.ip(), remote.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -122,10 +153,20 @@ pub async fn outgoing_interface(handle: &Handle, local: SocketAddr, remote: Sock
     };
     let mut replies = std::pin::pin!(handle.route().get(request).execute());
     let reply = replies.try_next().await.ok()??;
-    reply.attributes.iter().find_map(|attribute| match attribute {
+    let gateway = reply.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
+            Some(IpAddr::from(*gateway))
+        }
+        RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+            Some(IpAddr::from(*gateway))
+        }
+        _ => None,
+    });
+    let outgoing = reply.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(ifindex) => Some(*ifindex),
         _ => None,
-    })
+    });
+    Some((outgoing?, gateway.unwrap_or(remote.ip())))
 }
 
 impl Link {
@@ -135,6 +176,7 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Address(address) => link.address = address.as_slice().try_into().ok(),
                 LinkAttribute::Link(parent) => link.parent = Some(*parent),
                 LinkAttribute::Controller(master) => link.master = Some(*master),
                 LinkAttribute::Stats64(Stats64 { tx_bytes, rx_bytes, .. }) => {
@@ -145,6 +187,12 @@ impl Link {
                         match info {
                             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                             LinkInfo::Data(InfoData::Bond(data)) => link.bond = Some(BondInfo::from_data(data)),
+                            LinkInfo::Data(InfoData::Vlan(data)) => {
+                                link.vlan = data.iter().find_map(|item| match item {
+                                    InfoVlan::Id(id) => Some(*id),
+                                    _ => None,
+                                });
+                            }
                             LinkInfo::PortData(InfoPortData::BondPort(data)) => {
                                 link.port = Some(PortInfo::from_data(data));
                             }

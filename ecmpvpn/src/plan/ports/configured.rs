@@ -2,6 +2,7 @@
 
 use super::{End, LOWEST_PORT, PortPair, Request};
 use crate::config::{Config, Peer, XmitHashPolicy};
+use crate::plan::bond_hash::Macs;
 
 /// The bond that this site's outer packets leave by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +11,10 @@ pub struct LocalBond {
     pub members: u8,
     /// How it hashes; `None`: not known.
     pub policy: Option<XmitHashPolicy>,
+    /// The Ethernet header of what it sends, where it is known.
+    pub macs: Option<Macs>,
+    /// That of what the far end sends, where it is known.
+    pub remote_macs: Option<Macs>,
 }
 
 impl LocalBond {
@@ -17,7 +22,7 @@ impl LocalBond {
     pub fn configured(config: &Config) -> Option<Self> {
         let bond = config.bond.as_ref()?;
         let members = u8::try_from(bond.members.len()).unwrap_or(u8::MAX);
-        Some(Self { members, policy: Some(bond.xmit_hash_policy) })
+        Some(Self { members, policy: Some(bond.xmit_hash_policy), macs: None, remote_macs: None })
     }
 }
 
@@ -25,13 +30,15 @@ impl LocalBond {
 /// known. Ports of other peers count as taken.
 pub fn configured(config: &Config, peer: &Peer, local: Option<LocalBond>) -> (Request, Vec<PortPair>) {
     let mut a = match local {
-        Some(LocalBond { members, policy: Some(policy) }) => End::new(peer.local_endpoint, members, policy),
+        Some(LocalBond { members, policy: Some(policy), .. }) => End::new(peer.local_endpoint, members, policy),
         _ => End::unknown(peer.local_endpoint),
     };
     let mut b = match peer.remote_bond {
         Some(bond) => End::new(peer.remote_endpoint, bond.members, bond.xmit_hash_policy),
         None => End::unknown(peer.remote_endpoint),
     };
+    a.macs = local.and_then(|local| local.macs);
+    b.macs = local.and_then(|local| local.remote_macs);
     let others = || config.peers.iter().filter(|other| other.name != peer.name);
     a.excluded = others().flat_map(|other| &other.tunnels).map(|tunnel| tunnel.listen_port).collect();
     b.excluded = others()
@@ -69,6 +76,29 @@ mod tests {
         assert!(request.b.excluded.is_empty(), "another host's ports are its own");
     }
 
+    #[test]
+    fn known_addresses_tell_which_member_carries_all() {
+        let config = config(3);
+        let macs = |src| Macs { src: [2, 0, 0, 0, 0, src], dst: [2, 0, 0, 0, 0, 9], vlan_tci: Some(0) };
+        let local =
+            |macs, remote_macs| LocalBond { members: 3, policy: Some(XmitHashPolicy::Layer2), macs, remote_macs };
+        let judged = |local| {
+            let (mut request, pairs) = configured(&config, &config.peers[0], Some(local));
+            (request.b.members, request.b.policy) = (3, Some(XmitHashPolicy::Layer23));
+            judge(&request, &pairs).unwrap().views
+        };
+        let [out, _, back, _] = judged(local(Some(macs(1)), Some(macs(2))));
+        for view in [out, back] {
+            let first = view.tunnels[0].index().expect("all that the policy reads is known");
+            assert!(view.tunnels.iter().all(|member| member.index() == Some(first)), "{view:?}");
+            assert_eq!(view.miss(), Some(2));
+        }
+        let [out, _, back, _] = judged(local(Some(macs(1)), None));
+        assert!(out.tunnels[0].index().is_some() && back.tunnels[0].index().is_none());
+        let [out, ..] = judged(local(None, None));
+        assert_eq!(out.tunnels[0].index(), None, "unknown is said to be unknown");
+    }
+
     /// Nothing is known of the far end: better ports suit this end, and the other if it is alike.
     #[test]
     fn an_unknown_far_end_is_assumed_to_be_alike() {
@@ -77,7 +107,7 @@ mod tests {
             (tunnel.listen_port, tunnel.remote_port) = (5000 + at, 5000 + at);
         }
         config.peers[0].remote_endpoint = "10.2.3.5".parse().unwrap();
-        let local = LocalBond { members: 3, policy: Some(XmitHashPolicy::Layer34) };
+        let local = LocalBond { members: 3, policy: Some(XmitHashPolicy::Layer34), macs: None, remote_macs: None };
         let (request, pairs) = configured(&config, &config.peers[0], Some(local));
         let judged = judge(&request, &pairs).unwrap();
         assert_eq!(judged.views.each_ref().map(super::super::View::miss), [Some(2), Some(1), None, None]);
