@@ -60,7 +60,7 @@ pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
                 ..bulk("", "adaptive", vec![(12, target)])
             }]
         }
-        Case::Short | Case::Reorder => return Vec::new(),
+        Case::Short | Case::Reorder | Case::Changes => return Vec::new(),
         Case::Custom => {
             let rates = if arguments.rates.is_empty() { equal.clone() } else { arguments.rates.clone() };
             let title = format!("members of {rates:?} Mbit/s, delays {:?} ms", arguments.delays);

@@ -4,6 +4,7 @@
 //! the machine down for a while slows all of them. `cargo xtask bench goodput` builds and starts it.
 
 mod bulk;
+mod changes;
 mod contest;
 mod reorder;
 mod report;
@@ -31,6 +32,8 @@ enum Case {
     Short,
     /// Policy `adaptive`, one tunnel slower by 5 ms: what arrives out of order.
     Reorder,
+    /// 100 changes of policy, weights and rules in 10 s under load: what is lost.
+    Changes,
     /// Policy, flows and delays as given by options; no target.
     Custom,
 }
@@ -117,7 +120,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         Some(path) => std::fs::canonicalize(path).with_context(|| format!("--ecmpvpn {}", path.display()))?,
         None => binary()?,
     };
-    let all = [Case::Adaptive, Case::Short, Case::Spray, Case::Unequal, Case::Reorder];
+    let all = [Case::Adaptive, Case::Short, Case::Spray, Case::Unequal, Case::Reorder, Case::Changes];
     let cases = if arguments.case.is_empty() { &all[..] } else { &arguments.case };
     for case in cases {
         for bulk in bulk::of_case(*case, arguments) {
@@ -126,6 +129,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         }
         match case {
             Case::Short => short::measure(arguments, &program)?,
+            Case::Changes => changes::measure(arguments, &program)?,
             Case::Reorder => reorder::measure(arguments, &program)?,
             _ => {}
         }
