@@ -387,8 +387,12 @@ impl Health {
     pub fn clear(&self) {
         let Self { last_handshake_ns, changed_ns, rtt_min_us, rtt_us, rtt_jitter_us, loss_ppm, deaths, restarts } =
             self;
-        [last_handshake_ns, changed_ns].into_iter().for_each(|word| word.set(0));
-        [rtt_min_us, rtt_us, rtt_jitter_us, loss_ppm, deaths, restarts].into_iter().for_each(|word| word.set(0));
+        for word in [last_handshake_ns, changed_ns] {
+            word.set(0);
+        }
+        for word in [rtt_min_us, rtt_us, rtt_jitter_us, loss_ppm, deaths, restarts] {
+            word.set(0);
+        }
     }
 }
 

@@ -102,6 +102,7 @@ enum Steering {
     Update,
 }
 
+#[expect(clippy::too_many_arguments, reason = "one step that its two callers share")]
 async fn change(
     config: &Config,
     plan: &Plan,

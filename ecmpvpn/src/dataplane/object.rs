@@ -174,7 +174,7 @@ impl Programs {
     }
 
     /// Pins those that [`replace_programs`] loaded in the place of the former ones.
-    pub fn keep(&self, pins: &Pins) -> Result<(), DataplaneError> {
+    pub fn keep(pins: &Pins) -> Result<(), DataplaneError> {
         for name in programs::ALL {
             let (from, to) = (pins.path(&format!("{name}{NEXT}")), pins.path(name));
             let renamed = std::fs::rename(&from, &to);
@@ -192,12 +192,12 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
     for name in maps::ALL {
         loader.map_pin_path(name, pins.path(name));
     }
-    let mut loaded = Loaded { ebpf: loader.load(OBJECT).map_err(load_error)? };
+    let mut object = Loaded { ebpf: loader.load(OBJECT).map_err(load_error)? };
     for name in programs::ALL {
         let path = pins.path(&format!("{name}{NEXT}"));
         // Of an earlier process that was killed here.
-        pins.forget(&path)?;
-        let program = loaded.program_mut(name)?;
+        Pins::forget(&path)?;
+        let program = object.program_mut(name)?;
         program.load().map_err(|error| program_error(name, error))?;
         let pinned = program.pin(&path);
         pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;

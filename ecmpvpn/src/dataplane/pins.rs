@@ -57,7 +57,7 @@ impl Pins {
     }
 
     /// Removes one pin, if it is there.
-    pub(super) fn forget(&self, path: &Path) -> Result<(), DataplaneError> {
+    pub(super) fn forget(path: &Path) -> Result<(), DataplaneError> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(DataplaneError::new(format!("removing {}", path.display()), error))

@@ -21,12 +21,15 @@ use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
 use crate::plan::{PeerTable, SteeringTable};
 
+/// Each peer's name, and those of its tunnels by slot.
+pub type Slots = Vec<(String, Vec<String>)>;
+
 /// The names of the tunnels in the slots of each peer, as pinned: what [`crate::plan::Plan::keep_slots`] goes by.
 /// `None`: nothing is pinned, or a start was cut short before anything was attached.
 ///
 /// # Errors
 /// A map cannot be read.
-pub fn slots(pins: &Pins) -> Result<Option<Vec<(String, Vec<String>)>>, DataplaneError> {
+pub fn slots(pins: &Pins) -> Result<Option<Slots>, DataplaneError> {
     if !pins.exist() || !pins.are_complete() {
         return Ok(None);
     }
@@ -120,7 +123,7 @@ fn apply(
     maps.set_settings(settings, table, steering.ifindex, attached)?;
     if replaced {
         arrivals::replace(pins, &mut programs.arrival)?;
-        programs.keep(pins)?;
+        Programs::keep(pins)?;
     }
     Ok(hook)
 }
@@ -257,7 +260,7 @@ impl Maps {
                 }
             }
             if row.record.ifindex == 0 {
-                pins.forget(&pins.tunnel_link(tunnel_id(number, row.slot)))?;
+                Pins::forget(&pins.tunnel_link(tunnel_id(number, row.slot)))?;
             }
         }
         Ok(())
@@ -274,9 +277,9 @@ impl Maps {
             let (load, first) = (&self.loads.entries()[id as usize], first_load(id));
             load.cost.set(first.cost.get());
             load.weighted_cost.set(first.weighted_cost.get());
-            [&load.free_ns, &load.level_ns, &load.stamp_ns, &load.rebalance_moves]
-                .into_iter()
-                .for_each(|word| word.set(0));
+            for word in [&load.free_ns, &load.level_ns, &load.stamp_ns, &load.rebalance_moves] {
+                word.set(0);
+            }
             load.delay_ns.set(0);
             load.link.set(first.link.get());
         }

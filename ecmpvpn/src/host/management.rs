@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::route::{RouteHeader, RouteType};
+use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteType};
 
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError};
@@ -33,15 +33,16 @@ pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -
         let addresses = survey.nets_of(link);
         let default = default_route(&survey, link);
         let session = sessions.iter().find(|session| addresses.iter().any(|net| net.addr() == **session));
-        let carries = match (&default, session) {
-            (Some(Some(gateway)), _) => format!("the default route via {gateway}"),
-            (Some(None), _) => "the default route".to_owned(),
-            (None, Some(session)) => format!("an SSH session to {session}"),
-            (None, None) => continue,
+        let gateway = default.and_then(moved::gateway);
+        let carries = match (default, gateway, session) {
+            (Some(_), Some(gateway), _) => format!("the default route via {gateway}"),
+            (Some(_), None, _) => "the default route".to_owned(),
+            (None, _, Some(session)) => format!("an SSH session to {session}"),
+            (None, _, None) => continue,
         };
         let missing: Vec<IpNet> = addresses.into_iter().filter(|net| !bond.addresses.contains(net)).collect();
         let reached = |gateway: &IpAddr| bond.addresses.iter().any(|net| net.contains(gateway));
-        let gateway = default.flatten().filter(|gateway| !reached(gateway));
+        let gateway = gateway.filter(|gateway| !reached(gateway));
         if !may_take || !missing.is_empty() || gateway.is_some() {
             return Err(Conflict::ManagementPort { member: member.clone(), carries, missing, gateway }.into());
         }
@@ -49,15 +50,15 @@ pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -
     Ok(())
 }
 
-/// The gateway of a default route through `link`, if there is such a route.
-fn default_route(survey: &Survey, link: &Link) -> Option<Option<IpAddr>> {
+/// A default route through `link`, if there is one.
+fn default_route<'a>(survey: &'a Survey, link: &Link) -> Option<&'a RouteMessage> {
     let is_default = |header: &RouteHeader| header.destination_prefix_length == 0 && header.kind == RouteType::Unicast;
-    let through = |route: &&netlink_packet_route::route::RouteMessage| {
+    let through = |route: &&RouteMessage| {
         is_default(&route.header)
             && route::table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
             && route::output_interfaces(route).contains(&link.index)
     };
-    survey.routes.iter().find(through).map(moved::gateway)
+    survey.routes.iter().find(through)
 }
 
 /// Local addresses of SSH sessions: that of this process, if it has one, and those of all that are established.

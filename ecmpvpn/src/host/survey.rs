@@ -186,9 +186,8 @@ impl Survey {
             }
             Some(link) => {
                 let checked = bond::check_settings(bond, link).and_then(|()| self.check_members(bond, link));
-                checked.map_err(|conflict| match made.owns(link) {
-                    true => Conflict::MadeOtherwise { what: conflict.to_string() },
-                    false => conflict,
+                checked.map_err(|conflict| {
+                    if made.owns(link) { Conflict::MadeOtherwise { what: conflict.to_string() } } else { conflict }
                 })?;
                 changes.push(Change::ReuseBond { bond: bond.name.clone() });
             }
