@@ -35,6 +35,8 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    #[command(flatten)]
+    Health(Health),
     /// Traffic over one tunnel, over kernel ECMP and by ecmpvpn, side by side
     Goodput {
         /// The virtual machine's kernel series
@@ -49,6 +51,49 @@ enum What {
     },
 }
 
+/// The failover suite, asked for more than the tests take time for, on kernel WireGuard in the virtual machine.
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+enum Health {
+    /// Time from the first lost packet to traffic flowing again when a tunnel dies, in each direction
+    Failover {
+        /// Tunnels that die, in each direction
+        #[arg(long, default_value_t = 20)]
+        trials: u32,
+        /// The virtual machine's kernel series
+        #[arg(long, value_enum, default_value = "6.12")]
+        kernel: Series,
+    },
+    /// Full links that lose 1%, and no tunnel may be taken for dead
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+        /// The virtual machine's kernel series
+        #[arg(long, value_enum, default_value = "6.12")]
+        kernel: Series,
+    },
+}
+
+fn health(what: Health) -> Result<i32> {
+    let (series, name, value, filter) = match what {
+        Health::Failover { trials, kernel } => (kernel, "ECMPVPN_TRIALS", trials, "kernel_and_bond::a_blackholed"),
+        Health::Soak { seconds, kernel } => (kernel, "ECMPVPN_SOAK", seconds, "kernel_and_bond::full_and_lossy"),
+    };
+    build(&[Part::Lab, Part::Vm])?;
+    let suite = crate::test::suite("failover")?;
+    let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
+    let request = Request {
+        series,
+        cpus: 2,
+        memory_mib: 2048,
+        timeout: LIMIT,
+        copies: vec![(built("ecmpvpn"), inside("ecmpvpn")), (suite, inside("failover"))],
+        env: vec![format!("{name}={value}"), "ECMPVPN_REQUIRE=wireguard,bonding".to_owned()],
+        command: ["failover", filter, "--nocapture"].map(str::to_owned).to_vec(),
+    };
+    vm::run(&request, None, &mut to_stdout)
+}
+
 /// `cargo xtask bench`; returns the exit status.
 pub fn main(args: Args) -> Result<i32> {
     match args.what {
@@ -56,6 +101,7 @@ pub fn main(args: Args) -> Result<i32> {
             build(&[])?;
             here(Cmd::root(built("ecmpvpn-micro")).args(&options), &mut Results::new("micro", &options)?)
         }
+        What::Health(what) => health(what),
         What::Goodput { kernel, here, options } => goodput(kernel, here, options),
     }
 }

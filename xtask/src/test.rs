@@ -210,6 +210,12 @@ fn watched(runner: Cmd) -> Result<Counts> {
     Ok(watcher.finish(status.success()))
 }
 
+/// Compiles the suites; the program of the one called `name`.
+pub fn suite(name: &str) -> Result<PathBuf> {
+    let found = build_suites()?.into_iter().find(|suite| suite.name == name);
+    Ok(found.with_context(|| format!("there is no suite {name}"))?.program)
+}
+
 /// Compiles the suites and finds their programs.
 fn build_suites() -> Result<Vec<Suite>> {
     let mut build = cargo()

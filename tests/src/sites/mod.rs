@@ -14,6 +14,7 @@
 
 mod bypass;
 mod config;
+mod hole;
 mod process;
 mod underlay;
 
@@ -29,6 +30,7 @@ use crate::dump::{Dump, PINS, RUN_DIR};
 use crate::netns::{Netns, unique};
 use crate::traffic::{Path, wait_for_reply};
 
+pub use hole::Hole;
 pub use process::{Running, binary};
 pub use underlay::Underlay;
 

@@ -4,6 +4,7 @@
 
 mod icmp;
 mod short;
+mod stream;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::netns::Netns;
 
 pub use icmp::{PingReport, ping, wait_for_reply};
 pub use short::ShortLoad;
+pub use stream::{Outage, Stream, StreamReport};
 pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until, connect_all};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 

@@ -17,7 +17,7 @@ use super::wire::{self, Message};
 use super::{Nanos, Request};
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{View, boot_time_ns};
-use crate::plan::{Plan, far_address};
+use crate::plan::{Backend, Plan, far_address};
 
 const MICROSECOND: Nanos = 1_000;
 const MILLISECOND: Nanos = 1_000_000;
@@ -59,6 +59,8 @@ pub(super) struct Prober {
     requests: UnboundedSender<Request>,
     began: Nanos,
     silence_told: bool,
+    /// Whether this thread goes before others; not where the tunnels themselves are threads of this process.
+    ahead: bool,
 }
 
 impl Prober {
@@ -98,13 +100,15 @@ impl Prober {
         };
         let tunnels = (0..).zip(&plan.tunnels).filter_map(probed).collect();
         let peers = plan.table.peers.iter().map(|peer| peer.name.clone()).collect();
-        Self { view, peers, tunnels, requests, began, silence_told: false }
+        Self { view, peers, tunnels, requests, began, silence_told: false, ahead: plan.backend == Backend::Kernel }
     }
 
     /// Probes until `stop` can be read.
     pub(super) fn run(mut self, stop: &OwnedFd) {
-        // Of this thread alone; without the privilege it does without.
-        let _ = rustix::process::setpriority_process(None, NICE);
+        if self.ahead {
+            // Of this thread alone; without the privilege it does without.
+            let _ = rustix::process::setpriority_process(None, NICE);
+        }
         let mut ready = vec![true; self.tunnels.len()];
         loop {
             let wait = self.step(&ready).saturating_sub(now());

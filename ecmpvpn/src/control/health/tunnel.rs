@@ -5,8 +5,9 @@
 //! What counts is when the thing that arrived was *sent*, so that a late answer is no sign of life after its time.
 //!
 //! A probe is missed once it is older than the round trips of late make plausible. From the first missed one on, more
-//! are sent. The tunnel is dead when `down_after` are missed and `down_after` intervals and a round trip have passed since
-//! the last evidence: with the defaults 200 to 300 ms after the first packet was dropped, and a round trip more.
+//! are sent. The tunnel is dead when `down_after` are missed, and as many intervals less a half one, and a round trip, have
+//! passed since the last evidence: with the defaults 150 to 250 ms after the first packet was dropped, and a round trip
+//! more.
 
 use std::collections::VecDeque;
 
@@ -21,7 +22,7 @@ const LEAST_TIMEOUT: Nanos = 20 * MILLISECOND;
 const FLOOR_AT_MOST: Nanos = 100 * MILLISECOND;
 const UNKNOWN_TIMEOUT: Nanos = 250 * MILLISECOND;
 const MOST_TIMEOUT: Nanos = 1_000 * MILLISECOND;
-/// Between the probes that a missed one calls for: a quarter of the interval, but no less than this.
+/// Between the probes that a missed one calls for: a fifth of the interval, but no less than this.
 const LEAST_GAP: Nanos = 10 * MILLISECOND;
 /// A tunnel that never answered gets this long for its first handshakes.
 const FIRST_ANSWER: Nanos = 3_000 * MILLISECOND;
@@ -226,8 +227,9 @@ impl Tunnel {
 
     /// How long nothing must have been sent of which there is evidence.
     fn patience(&self) -> Nanos {
-        let on_the_way = self.round_trip.smoothed().unwrap_or(0);
-        let patience = Nanos::from(self.settings.down_after) * self.settings.interval + on_the_way;
+        let on_the_way = self.round_trip.smoothed().map_or(0, |time| time + 2 * self.round_trip.deviation());
+        let halves = 2 * Nanos::from(self.settings.down_after) - 1;
+        let patience = halves * self.settings.interval / 2 + on_the_way;
         // It may be full: the far side cannot tell us, but what it sends does arrive.
         if self.fault() == Fault::Unanswered { patience * 3 / 2 } else { patience }
     }
@@ -270,7 +272,7 @@ impl Tunnel {
             self.round_trip.restart();
         }
         let gap = if missed && self.live {
-            (self.settings.interval / 4).max(LEAST_GAP).min(self.settings.interval)
+            (self.settings.interval / 5).max(LEAST_GAP).min(self.settings.interval)
         } else {
             self.settings.interval
         };
