@@ -18,8 +18,8 @@ use crate::vm::kernel::Series;
 use crate::vm::run::{Request, to_stdout};
 use crate::vm::{self, Accel};
 
-/// Suites that move more than one emulated CPU beside another machine does without becoming the bottleneck.
-const NEED_THROUGHPUT: &[&str] = &["namespaces", "ports"];
+/// Suites whose traffic one emulated CPU beside another machine would slow down, or lose some of.
+const NEED_THROUGHPUT: &[&str] = &["failover", "lifecycle", "namespaces", "ports"];
 /// What the suites leave out: the userspace backend is tested on the running kernel, and emulated ciphers are slow.
 const SKIPPED: [&str; 2] = ["--skip", "userspace"];
 /// When one suite counts as hung. An emulated CPU on a busy machine is slow.
