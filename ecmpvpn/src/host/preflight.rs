@@ -74,6 +74,9 @@ fn check_privilege() -> Result<(), Lacks> {
     if !has(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN) {
         return Err(Lacks::Capability { capability: "CAP_BPF", why: "to load the steering program" });
     }
+    if !has(CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN) {
+        return Err(Lacks::Capability { capability: "CAP_PERFMON", why: "for the verifier to accept the program" });
+    }
     if !bpffs::is_mounted(Path::new(bpffs::BPFFS)) && !has(CapabilitySet::SYS_ADMIN) {
         return Err(Lacks::Capability { capability: "CAP_SYS_ADMIN", why: "to mount the BPF file system" });
     }
