@@ -21,10 +21,14 @@ const DRAWS: usize = 3;
 type Test = fn() -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 3] = [
+    let tests: [(&str, Test); 4] = [
         ("planned_ports_carry_more_than_equal_ports", planned_ports_carry_more_than_equal_ports),
         ("tunnels_spread_anew_when_a_member_fails", tunnels_spread_anew_when_a_member_fails),
         ("tunnels_arrive_where_the_far_bond_sends_them", arrivals::tunnels_arrive_where_the_far_bond_sends_them),
+        (
+            "equal_ports_arrive_on_one_member_and_are_replanned",
+            arrivals::equal_ports_arrive_on_one_member_and_are_replanned,
+        ),
     ];
     let features = [Feature::WireGuard, Feature::Bonding];
     skip::run(tests.into_iter().map(|(name, test)| requires(&features, name, test)).collect());

@@ -102,6 +102,10 @@ impl Arrivals {
         for ifindex in followed.iter().filter(|ifindex| members.iter().all(|member| member.ifindex != **ifindex)) {
             self.leave(*ifindex)?;
         }
+        for ifindex in followed.iter().filter(|ifindex| members.iter().any(|member| member.ifindex == **ifindex)) {
+            self.forget_others(tunnels, *ifindex)?;
+            self.expect(tunnels, *ifindex)?;
+        }
         let mut new = Vec::new();
         for member in members.iter().take(MAX_FOLLOWED as usize) {
             if followed.contains(&member.ifindex) {
@@ -132,11 +136,30 @@ impl Arrivals {
         joined
     }
 
-    /// Makes an entry for each tunnel: the program counts into what is there and makes none.
+    /// Removes the entries of tunnels that are no more, as after a reload.
+    fn forget_others(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
+        let entries = self.counters.iter().filter_map(Result::ok);
+        let entries: Vec<(Arrival, u32)> =
+            entries.map(|(key, cpus)| (key, cpus.first().map_or(0, |counters| counters.tunnel))).collect();
+        for (key, id) in entries.iter().filter(|(key, _)| key.ifindex == ifindex) {
+            if tunnels.iter().all(|tunnel| (tunnel.on(ifindex), tunnel.id) != (*key, *id)) {
+                let removed = self.counters.remove(key);
+                removed.map_err(|error| DataplaneError::new("writing to map ARRIVALS", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes an entry for each tunnel that has none: the program counts into what is there and makes none.
     fn expect(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
         let failed = |error| DataplaneError::new("writing to map ARRIVALS", error);
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| DataplaneError::new("counting the processors", error))?;
         for tunnel in tunnels {
+            match self.counters.get(&tunnel.on(ifindex), 0) {
+                Err(MapError::KeyNotFound) => {}
+                Ok(_) => continue,
+                Err(error) => return Err(DataplaneError::new("reading map ARRIVALS", error)),
+            }
             let counters = ArrivalCounters { tunnel: tunnel.id, ..ArrivalCounters::default() };
             let values = PerCpuValues::try_from(vec![counters; cpus]);
             let values = values.map_err(|error| failed(MapError::from(error)))?;

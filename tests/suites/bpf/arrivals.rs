@@ -114,6 +114,15 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
         ensure!(count.age.is_some_and(|age| age.as_secs() < 60) == (count.packets > 0), "{count:?}");
     }
 
+    // After a reload: one tunnel is gone, one is new, one has another number, and the others' counts stay.
+    let mut changed = tunnels();
+    changed[1].remote = "[fd00:2::5]:51830".parse()?;
+    changed[2].id = 9;
+    stage.ns.run(|| Arrivals::open(&stage.pins)?.follow(&changed, &[m0.clone(), m1.clone()]))?;
+    ensure!(counted(&arrivals, &m0)? == [expected[0], (0, 0), (0, 0)], "{:?}", counted(&arrivals, &m0)?);
+    ensure!(arrivals.counts()?.iter().any(|count| count.slot == 9) && arrivals.counts()?.len() == 6);
+    follow(&[m0.clone(), m1.clone()])?;
+
     // A member that leaves is let go; one that comes back starts anew; one whose device is gone is forgotten.
     follow(std::slice::from_ref(&m1))?;
     ensure!(counted(&arrivals, &m0)?.is_empty());

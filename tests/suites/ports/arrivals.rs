@@ -1,9 +1,13 @@
 //! Where tunnels truly arrive: counted on the members of a real bond.
 
+use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use ecmpvpn::config::XmitHashPolicy;
+use ecmpvpn::plan::bond_hash::{self, OuterFlow};
+use lab::dump::Dump;
 use lab::sites::{Lab, Options, Running, Underlay, binary};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -14,7 +18,7 @@ const PINGS: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(40);
 const SETTLE: Duration = Duration::from_secs(5);
 
-pub fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<Lab> {
+fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<Lab> {
     let options = Options { underlay: Underlay::Bonded, backend: "kernel", ports, ..Options::default() };
     Lab::new(options, &binary()?)
 }
@@ -81,12 +85,113 @@ pub fn tunnels_arrive_where_the_far_bond_sends_them() -> Result<()> {
         ensure!(tunnels > Some(0) && tunnels < all, "{member}");
     }
 
+    let text = plan(&lab, &["--measured"])?;
+    ensure!(text.contains("tunnels arrive as predicted"), "{text}");
+    let json = plan_json(&lab, "--replan-rx")?;
+    ensure!(json["peers"][0]["replan"]["finding"] == "even", "{json}");
+    for (tunnel, shown) in lab.tunnels.iter().zip(tunnels(&json)?) {
+        ensure!(shown["rx_member_measured"] == tunnel.members[1] && shown["rx_member"] == tunnel.members[1], "{shown}");
+        ensure!(shown["rx_packets_measured"].as_u64() >= Some(PINGS), "{shown}");
+    }
+
+    collapse(&lab)?;
+
     // A crash and `down` here, Ctrl-C there.
     a.stop(Signal::KILL)?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
     ensure!(code == 0, "`down` ended with {code}: {complaint}");
     stop(b)?;
-    for (site, before) in lab.sites.iter().zip(&before) {
+    nothing_is_left(&lab, &before)
+}
+
+/// The far bond, which is its own switch here, hashes MAC addresses only: all tunnels come to one member.
+fn collapse(lab: &Lab) -> Result<()> {
+    lab.sites[1].gateway.ip("link set bond0 type bond xmit_hash_policy layer2")?;
+    let alike = |shown: &[&str]| shown[0] != "?" && shown.iter().all(|member| *member == shown[0]);
+    let stats = wait_until(lab, "the far bond hashes MAC addresses", alike)?;
+    let member = shown(&stats)[0].to_owned();
+    let (code, table, _) = lab.ecmpvpn(0, &["stats"])?;
+    ensure!(code == 0 && table.contains("arrives on"), "{table}");
+    let text = plan(lab, &["--measured"])?;
+    eprintln!("{text}");
+    ensure!(text.contains("hashes otherwise than layer3+4"), "{text}");
+    ensure!(text.contains("all 3 tunnels arrive on member") && text.contains(&format!("({member})")), "{text}");
+    let json = plan_json(lab, "--replan-rx")?;
+    for shown in tunnels(&json)? {
+        ensure!(shown["rx_members_measured"] == serde_json::json!([member]), "{shown}");
+    }
+    let replan = &json["peers"][0]["replan"];
+    ensure!(replan["finding"] == "addresses" && replan["trial"] == true, "{replan}");
+    let text = plan(lab, &["--replan-rx"])?;
+    eprintln!("{text}");
+    ensure!(text.contains("no ports help: set the switch's hash policy"), "{text}");
+    Ok(())
+}
+
+pub fn equal_ports_arrive_on_one_member_and_are_replanned() -> Result<()> {
+    let lab = lab(Some(vec![[5000; 2], [5001; 2], [5002; 2]]))?;
+    let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
+    let [a, b] = lab.run()?;
+    wait_until(&lab, "equal ports share member 0", |shown| shown == ["u0"; 3])?;
+    let deadline = Instant::now() + PATIENCE;
+    while !a.output().contains("all 3 tunnels share member 0: bonding gains nothing; use ") {
+        ensure!(Instant::now() < deadline, "`run` does not warn of equal ports:\n{}", a.output());
+        sleep(Duration::from_millis(500));
+    }
+
+    let json = plan_json(&lab, "--replan-rx")?;
+    let replan = &json["peers"][0]["replan"];
+    eprintln!("{}", plan(&lab, &["--replan-rx"])?);
+    ensure!(
+        replan["finding"] == "layer3+4_or_addresses" && replan["loads"] == serde_json::json!([3, 0, 0]),
+        "{replan}"
+    );
+    let ports = replan["ports"].as_array().context("ports are proposed")?;
+    let port = |pair: &Value, key: &str| pair[key].as_u64().and_then(|port| u16::try_from(port).ok()).context("a port");
+    let mut members = [BTreeSet::new(), BTreeSet::new()];
+    for (pair, tunnel) in ports.iter().zip(&lab.tunnels) {
+        let ports = [port(pair, "listen_port")?, port(pair, "remote_port")?];
+        ensure!(ports[0] == tunnel.ports[0], "our own ports stay: {replan}");
+        for (from, members) in members.iter_mut().enumerate() {
+            let flow = OuterFlow {
+                src: lab.sites[from].endpoint.into(),
+                dst: lab.sites[1 - from].endpoint.into(),
+                sport: ports[from],
+                dport: ports[1 - from],
+                macs: None,
+            };
+            members.insert(bond_hash::member(XmitHashPolicy::Layer34, &flow, 3).index());
+        }
+    }
+    ensure!(ports.len() == 3 && members.iter().all(|members| members.len() == 3), "{replan} leads to {members:?}");
+    let changes = replan["changes"].as_array().context("changes are listed")?;
+    for (site, key) in [(1, "listen_port"), (0, "remote_port")] {
+        let wanted = |change: &&Value| change["site"] == lab.sites[site].name.as_str() && change["key"] == key;
+        ensure!(changes.iter().filter(wanted).count() * 2 == changes.len(), "{replan}");
+    }
+
+    stop(a)?;
+    stop(b)?;
+    nothing_is_left(&lab, &before)
+}
+
+/// What `plan` of A prints.
+fn plan(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    let (code, text, complaint) = lab.ecmpvpn(0, &[&["plan"], arguments].concat())?;
+    ensure!(code == 0, "`plan` ended with {code}: {complaint}");
+    Ok(text)
+}
+
+fn plan_json(lab: &Lab, argument: &str) -> Result<Value> {
+    Ok(serde_json::from_str(&plan(lab, &[argument, "--json"])?)?)
+}
+
+fn tunnels(json: &Value) -> Result<&Vec<Value>> {
+    json["tunnels"].as_array().context("the tunnels are listed")
+}
+
+fn nothing_is_left(lab: &Lab, before: &[Dump; 2]) -> Result<()> {
+    for (site, before) in lab.sites.iter().zip(before) {
         let left = before.wait_for_same(SETTLE, || site.dump())?;
         ensure!(left.is_none(), "left at {}:\n{}", site.name, left.unwrap_or_default());
     }
