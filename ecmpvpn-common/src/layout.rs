@@ -16,6 +16,9 @@ pub const MAX_TUNNELS_PER_PEER: u32 = 32;
 pub const BUCKETS_PER_PEER: u32 = 65_536;
 /// Rules: those that apply to a packet fit one word.
 pub const MAX_RULES: u32 = 64;
+/// Prefixes of rules: one each, all addresses of each family, and one more, since kernels before 6.11 take no new value
+/// for a prefix of a full table.
+pub const MAX_RULE_PREFIXES: u32 = MAX_RULES + 3;
 
 /// Names of the maps, in the object and among the pins. At most 15 bytes: the kernel cuts off more.
 pub mod maps {
@@ -51,7 +54,7 @@ pub mod maps {
     pub const RULE_DESTS: &str = "RULE_DESTS";
     /// Hash from firewall mark to the rules that it meets; marks that no rule names are not there.
     pub const RULE_MARKS: &str = "RULE_MARKS";
-    /// Array of masks of the peer's tunnels that a rule allows, by `rule * MAX_PEERS + peer`; mapped.
+    /// Array of [`super::TunnelSet`], by `rule * MAX_PEERS + peer`; mapped.
     pub const RULE_TUNNELS: &str = "RULE_TUNNELS";
     /// Hash from [`crate::arrivals::Arrival`] to [`crate::arrivals::ArrivalCounters`] per CPU.
     pub const ARRIVALS: &str = "ARRIVALS";
@@ -169,7 +172,7 @@ impl Destination {
 
 /// A remote site.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Peer {
     /// Tunnels that carry traffic, a bit a slot: one write to it fails over or back.
     pub live: Shared<u32>,
@@ -260,7 +263,7 @@ impl Tunnel {
 
 /// The flows whose hash ends in the bucket's number.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Bucket {
     /// When it last had a packet, nanoseconds of the monotonic clock.
     pub last_ns: Shared<u64>,
@@ -285,7 +288,7 @@ pub mod bucket_flags {
 /// Where a tunnel's bytes leave the host, and how much is on its way there; see [`crate::load`]. Tunnels that leave by
 /// one link share one record: that of the tunnel that [`Load::link`] names.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Load {
     /// When the link will have sent all that was put onto it, nanoseconds of the monotonic clock.
     pub free_ns: Shared<u64>,
@@ -309,7 +312,7 @@ pub struct Load {
 
 /// One of a peer's links.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Path {
     /// Id of the tunnel whose [`Load`] counts.
     pub link: Shared<u32>,
@@ -331,6 +334,16 @@ pub struct Rule {
 pub mod rule_flags {
     /// When none of the allowed tunnels lives, the peer's other tunnels are used; else the packet is dropped.
     pub const PREFER: u32 = 1 << 0;
+}
+
+/// Tunnels that a rule allows one peer's packets.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct TunnelSet {
+    /// A bit a slot.
+    pub tunnels: Shared<u32>,
+    /// Zero: entries of an array are 8 bytes apart.
+    pub padding: u32,
 }
 
 /// Rules, a bit each.
@@ -495,6 +508,7 @@ const _: () = {
     assert!(size_of::<Path>() == 8);
     assert!(size_of::<Rule>() == 8);
     assert!(size_of::<RuleSet>() == 8);
+    assert!(size_of::<TunnelSet>() == 8);
     assert!(size_of::<Tunnel>() == 40);
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Health>() == 40);

@@ -63,6 +63,12 @@ impl Shared<u32> {
     }
 }
 
+impl<T: Word> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.get())
+    }
+}
+
 impl<T: Word + core::fmt::Debug> core::fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.get().fmt(f)

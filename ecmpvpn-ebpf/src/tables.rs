@@ -10,9 +10,8 @@ use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::decide::{self, Tables};
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Health, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters,
+    Bucket, Destination, Health, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters, TunnelSet,
 };
-use ecmpvpn_common::shared::Shared;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -41,14 +40,14 @@ static RULES: Array<Rule> = Array::with_max_entries(layout::MAX_RULES, BPF_F_MMA
 #[map]
 static RULE_FIELDS: Array<RuleSet> = Array::with_max_entries(layout::rule_fields::COUNT, BPF_F_MMAPABLE);
 #[map]
-static RULE_SOURCES: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(2 + layout::MAX_RULES, BPF_F_NO_PREALLOC);
+static RULE_SOURCES: LpmTrie<Destination, u64> =
+    LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
-static RULE_DESTS: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(2 + layout::MAX_RULES, BPF_F_NO_PREALLOC);
+static RULE_DESTS: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
 static RULE_MARKS: HashMap<u32, u64> = HashMap::with_max_entries(layout::MAX_RULES, BPF_F_NO_PREALLOC);
 #[map]
-static RULE_TUNNELS: Array<Shared<u32>> =
-    Array::with_max_entries(layout::MAX_RULES * layout::MAX_PEERS, BPF_F_MMAPABLE);
+static RULE_TUNNELS: Array<TunnelSet> = Array::with_max_entries(layout::MAX_RULES * layout::MAX_PEERS, BPF_F_MMAPABLE);
 
 #[map]
 static ARRIVALS: PerCpuHashMap<Arrival, ArrivalCounters> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -137,7 +136,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn rule_tunnels(&self, rule: u32, peer: u32) -> u32 {
-        RULE_TUNNELS.get(rule * layout::MAX_PEERS + peer).map_or(0, Shared::get)
+        RULE_TUNNELS.get(rule * layout::MAX_PEERS + peer).map_or(0, |set| set.tunnels.get())
     }
 
     #[inline(always)]

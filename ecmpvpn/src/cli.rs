@@ -1,5 +1,7 @@
 //! Every flag.
 
+pub mod policy;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,6 +9,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::cli::policy::{ExplainArgs, PolicyArgs};
 use crate::commands::plan::PlanArgs;
 use crate::config::{InterfaceName, MAX_MEMBERS, MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
 
@@ -106,6 +109,17 @@ pub enum Command {
     /// Reads the counters that the kernel keeps: it needs no running `ecmpvpn run`. Rates are measured over a quarter
     /// of a second.
     Stats(StatsArgs),
+
+    /// Show and change how flows are steered, at once and without a restart.
+    ///
+    /// Works on what the kernel holds: it needs no running `ecmpvpn run`, no packet is lost, and what is changed stays
+    /// when `run` is started again. With --save it is written to the configuration too.
+    Policy(PolicyArgs),
+
+    /// Tell where a flow goes and why: rule, bucket, tunnel, bond member, and the tunnel that would be next.
+    ///
+    /// Makes the very decision of the steering program on a copy of what the kernel holds; changes nothing.
+    Explain(ExplainArgs),
 }
 
 /// `init`

@@ -2,6 +2,7 @@
 //!
 //! Everything here runs as root, in network namespaces of its own; nothing touches the namespace that it is started in.
 
+pub mod changes;
 pub mod dump;
 pub mod interrupt;
 pub mod log;

@@ -8,6 +8,8 @@ mod arrivals;
 mod build;
 #[path = "bpf/cases.rs"]
 mod cases;
+#[path = "bpf/explain.rs"]
+mod explain;
 #[path = "bpf/lifecycle.rs"]
 mod lifecycle;
 #[path = "bpf/model.rs"]
@@ -20,10 +22,11 @@ use lab::skip::{self, Feature, requires};
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&[Feature], &str, Test); 13] = [
+    let tests: [(&[Feature], &str, Test); 14] = [
         (&[], "cases_by_hand", cases::cases_by_hand),
         (&[], "ingress_counts_what_arrived", cases::ingress_counts_what_arrived),
         (&[], "bpf_and_host_agree", agree::bpf_and_host_agree),
+        (&[], "explained_is_where_it_goes", explain::explained_is_where_it_goes),
         (&[], "the_largest_table_fits", lifecycle::the_largest_table_fits),
         (&[Feature::Tun, Feature::Tcx], "steers_by_tcx", lifecycle::steers_by_tcx),
         (&[Feature::Tun], "steers_by_clsact", lifecycle::steers_by_clsact),

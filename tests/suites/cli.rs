@@ -28,7 +28,7 @@ const INIT: [&str; 9] = [
 type Test = fn() -> anyhow::Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 15] = [
+    let tests: [(&str, Test); 16] = [
         ("help_is_short_and_long_with_an_example", help_is_short_and_long_with_an_example),
         ("no_subcommand_is_wrong_usage", no_subcommand_is_wrong_usage),
         ("a_reader_that_goes_away_is_no_failure", a_reader_that_goes_away_is_no_failure),
@@ -47,6 +47,7 @@ fn main() {
         ("check_refuses_keys_that_are_no_secret", check_refuses_keys_that_are_no_secret),
         ("check_of_no_configuration_is_wrong_usage", check_of_no_configuration_is_wrong_usage),
         ("a_wrong_log_filter_is_wrong_usage", a_wrong_log_filter_is_wrong_usage),
+        ("policy_refuses_in_one_sentence", policy_refuses_in_one_sentence),
     ];
     let mut trials: Vec<Trial> = tests
         .into_iter()
@@ -127,7 +128,7 @@ fn sites() -> anyhow::Result<TempDir> {
 
 fn help_is_short_and_long_with_an_example() -> anyhow::Result<()> {
     let folder = folder()?;
-    for subcommand in [None, Some("init"), Some("check")] {
+    for subcommand in [None, Some("init"), Some("check"), Some("policy"), Some("explain")] {
         let help = |flag: &str| run(folder.path(), subcommand.into_iter().chain([flag]));
         let (short, long) = (help("-h")?, help("--help")?);
         for help in [&short, &long] {
@@ -138,6 +139,38 @@ fn help_is_short_and_long_with_an_example() -> anyhow::Result<()> {
             long.stdout.len() > short.stdout.len(),
             "{subcommand:?}: the long help is no longer than the short one"
         );
+    }
+    Ok(())
+}
+
+fn policy_refuses_in_one_sentence() -> anyhow::Result<()> {
+    let folder = sites()?;
+    for (args, status, sentence) in [
+        ("policy set hashed", 2, "give one of hash, flowlet, adaptive, spray"),
+        ("policy weight wg0 0", 2, "give 1 to 1000, or auto"),
+        ("policy weight wg0 1001", 2, "give 1 to 1000, or auto"),
+        ("policy weight wg9 2", 2, "wg9 is no tunnel of site-a: tunnels are wg0, wg1, wg2"),
+        ("policy drain wg9", 2, "wg9 is no tunnel of site-a"),
+        ("policy pin wg9 --dst 10.20.0.7", 2, "wg9 is no tunnel of site-a"),
+        ("policy rule add --dst 10.20.0.7/16 --policy hash", 2, "with bits set behind the prefix"),
+        ("policy rule add --dports 80 --policy hash", 2, "ports need a protocol that has them"),
+        ("policy rule add --proto tcp", 2, "the rule would do nothing"),
+        ("policy rule add --proto tcpp --policy hash", 2, "give a protocol number, or one of"),
+        ("policy rule add --proto tcp --dports 90-80 --policy hash", 2, "give a port such as 873"),
+        ("policy rule add --src 10.0.0.0/8 --dst fd00::/16 --policy hash", 2, "of different families"),
+        ("policy rule del 0", 2, "give a number from 1 on"),
+        ("explain 10.10.0.1 fd00::1", 2, "of different families"),
+        ("explain 10.10.0.1 10.20.0.1 --proto icmp --sport 1", 2, "has no ports"),
+        ("policy show", 1, "the site is not steered"),
+        ("policy set hash", 1, "the site is not steered"),
+        ("policy weight wg0 2 --save", 1, "the site is not steered"),
+        ("explain 10.10.0.1 10.20.0.1", 1, "the site is not steered"),
+    ] {
+        let before = fs::read(folder.path().join("site-a/ecmpvpn.toml"))?;
+        let ran = run(folder.path(), args.split(' ').chain(["-c", "site-a/ecmpvpn.toml"]))?;
+        ensure!(ran.status == status && ran.stdout.is_empty(), "{args} ended with {}: {}", ran.status, ran.stderr);
+        ensure!(ran.stderr.contains(sentence), "{args} said: {}", ran.stderr);
+        ensure!(before == fs::read(folder.path().join("site-a/ecmpvpn.toml"))?, "{args} changed the configuration");
     }
     Ok(())
 }

@@ -3,6 +3,9 @@
 //! Each test runs on the userspace backend with an emulated bond, which any kernel with TUN devices can do, and on
 //! kernel WireGuard over real LACP bonds where the kernel has both, as in the virtual machines.
 
+#[path = "namespaces/policy.rs"]
+mod policy;
+
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
@@ -52,7 +55,7 @@ impl Kind {
 type Test = fn(Kind) -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 10] = [
         ("traffic_crosses_both_ways_and_the_counters_agree", traffic_crosses_both_ways_and_the_counters_agree),
         ("fragments_cross", fragments_cross),
         ("the_gateway_speaks_from_its_own_address", the_gateway_speaks_from_its_own_address),
@@ -61,6 +64,8 @@ fn main() {
         ("a_second_run_says_that_one_is_running", a_second_run_says_that_one_is_running),
         ("after_a_crash_run_takes_over_and_down_cleans", after_a_crash_run_takes_over_and_down_cleans),
         ("dry_run_changes_nothing", dry_run_changes_nothing),
+        ("policy_changes_steer_at_once", policy::policy_changes_steer_at_once),
+        ("no_packet_is_lost_by_policy_changes", policy::no_packet_is_lost_by_policy_changes),
     ];
     let mut trials = vec![trial(
         "the_lab_puts_tunnels_on_links_as_a_bond_would",

@@ -3,8 +3,10 @@
 pub mod check;
 pub mod confirm;
 pub mod down;
+pub mod explain;
 pub mod init;
 pub mod plan;
+pub mod policy;
 pub mod reload;
 pub mod run;
 pub mod stats;
@@ -29,6 +31,8 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Confirm(ConfirmArgs {}) => confirm::run(&cli.config),
         Command::Down(DownArgs {}) => down::run(&cli.config).await,
         Command::Stats(args) => stats::run(&cli.config, args).await,
+        Command::Explain(args) => explain::run(&cli.config, &args).await,
+        Command::Policy(args) => policy::run(&cli.config, args).await,
     }
 }
 

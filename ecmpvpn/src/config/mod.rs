@@ -4,6 +4,7 @@
 //! steered prefix. Nothing here looks at the kernel; files are read only by [`load`].
 
 mod crosscheck;
+mod edit;
 mod key_file;
 mod keys;
 mod problems;
@@ -26,10 +27,12 @@ use std::path::Path;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
+pub use edit::{Edit, EditError};
 pub use key_file::KeyFileError;
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use problems::{ConfigError, Problem, Problems};
 pub use render::{preshared_key_file, private_key_file, render};
+pub use rules::{check_rule, parse_ports, parse_protocol, port_range, protocol_name};
 pub use types::*;
 pub use values::{is_site_name, parse_prefix};
 
@@ -40,6 +43,11 @@ const MAX_SYNTAX_ERRORS: usize = 3;
 
 /// Reads the configuration at `path` and the key files that it names, relative to it.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    load_with_text(path).map(|(config, _)| config)
+}
+
+/// As [`load`], with the text that was read.
+pub fn load_with_text(path: &Path) -> Result<(Config, String), ConfigError> {
     let name = path.display().to_string();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ConfigError::Missing { file: name.clone() },
@@ -60,7 +68,8 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         whole(Some(line), "there is a byte here that is not UTF-8 text: name a TOML file")
     })?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    parse(text, &name, &|key_file| key_file::read(&folder.join(key_file), owner)).map_err(ConfigError::Invalid)
+    let config = parse(text, &name, &|key_file| key_file::read(&folder.join(key_file), owner));
+    Ok((config.map_err(ConfigError::Invalid)?, text.to_owned()))
 }
 
 /// The configuration in `text`. `file` is what messages call it; `keys` gives the text of a key file that it names.

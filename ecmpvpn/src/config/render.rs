@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::rules::PROTOCOLS;
+use super::rules::{PROTOCOLS, port_range};
 use super::{Bond, BondMode, Config, Peer, Rule, Steering, Tunnel};
 
 /// Name of the file that holds a site's private key.
@@ -85,6 +85,9 @@ fn render_peer(out: &mut Text, peer: &Peer) {
         let value = format!("{{ members = {}, xmit_hash_policy = {policy} }}", bond.members);
         out.key("remote_bond", value, "what the port planner assumes");
     }
+    if let Some(policy) = peer.policy {
+        out.key("policy", quoted(policy.as_str()), "in place of the one in [steering]");
+    }
     out.key("prefixes", list(&peer.prefixes), "behind the peer");
     for tunnel in &peer.tunnels {
         render_tunnel(out, tunnel);
@@ -97,7 +100,17 @@ fn render_tunnel(out: &mut Text, tunnel: &Tunnel) {
     out.key("listen_port", tunnel.listen_port, "");
     out.key("remote_port", tunnel.remote_port, "");
     out.key("address", quoted(tunnel.address), "the peer has the other one of this net");
-    out.key("weight", tunnel.weight, "");
+    match tunnel.weight {
+        None => out.key("weight", quoted("auto"), ""),
+        Some(weight) => out.key("weight", weight, ""),
+    }
+}
+
+/// A rule as it stands in a configuration.
+pub(super) fn rule_text(rule: &Rule) -> String {
+    let mut out = Text(String::new());
+    render_rule(&mut out, rule);
+    out.0
 }
 
 fn render_rule(out: &mut Text, rule: &Rule) {
@@ -116,7 +129,7 @@ fn render_rule(out: &mut Text, rule: &Rule) {
     }
     for (key, ranges) in [("src_ports", &rule.src_ports), ("dst_ports", &rule.dst_ports)] {
         if !ranges.is_empty() {
-            out.key(key, list(ranges.iter().map(|(low, high)| format!("{low}-{high}"))), "");
+            out.key(key, ports(ranges), "");
         }
     }
     if let Some(dscp) = rule.dscp {
@@ -124,6 +137,10 @@ fn render_rule(out: &mut Text, rule: &Rule) {
     }
     if let Some(fwmark) = rule.fwmark {
         out.key("fwmark", format!("{fwmark:#x}"), "");
+    }
+    if let (true, [tunnel]) = (rule.pin, rule.tunnels.as_slice()) {
+        out.key("pin", quoted(tunnel), "");
+        return;
     }
     if let Some(policy) = rule.policy {
         out.key("policy", quoted(policy.as_str()), "");
@@ -136,6 +153,12 @@ fn render_rule(out: &mut Text, rule: &Rule) {
 /// Names, addresses and words: nothing among them needs an escape.
 fn quoted(value: impl Display) -> String {
     format!("\"{value}\"")
+}
+
+/// Single ports as numbers.
+fn ports(ranges: &[(u16, u16)]) -> String {
+    let range = |range: &(u16, u16)| if range.0 == range.1 { range.0.to_string() } else { quoted(port_range(*range)) };
+    format!("[{}]", ranges.iter().map(range).collect::<Vec<_>>().join(", "))
 }
 
 fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {

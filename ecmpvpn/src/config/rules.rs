@@ -26,7 +26,7 @@ const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
 /// The sound rules, in their order; the others are reported.
 pub(super) fn read(top: &Section<'_>, claims: &mut Claims) -> Vec<Rule> {
-    let known = ["src", "dst", "proto", "src_ports", "dst_ports", "dscp", "fwmark", "policy", "tunnels"];
+    let known = ["src", "dst", "proto", "src_ports", "dst_ports", "dscp", "fwmark", "policy", "tunnels", "pin"];
     let sections = top.tables("rule", "[[rule]]", &known, MAX_RULES);
     sections.iter().map(|section| rule(section, claims)).collect()
 }
@@ -41,8 +41,8 @@ fn rule(section: &Section<'_>, claims: &mut Claims) -> Rule {
         section.report("dst", dst.at, &phrase);
     }
     let proto = section.get("proto", protocol);
-    let src_ports = section.list("src_ports", MAX_PORT_RANGES, port_range);
-    let dst_ports = section.list("dst_ports", MAX_PORT_RANGES, port_range);
+    let src_ports = section.list("src_ports", MAX_PORT_RANGES, ports);
+    let dst_ports = section.list("dst_ports", MAX_PORT_RANGES, ports);
     let has_ports = proto.as_ref().is_some_and(|proto| WITH_PORTS.contains(&proto.value));
     for (key, ports) in [("src_ports", &src_ports), ("dst_ports", &dst_ports)] {
         if let (false, Some(first)) = (has_ports || (section.has("proto") && proto.is_none()), ports.first()) {
@@ -51,10 +51,14 @@ fn rule(section: &Section<'_>, claims: &mut Claims) -> Rule {
     }
     let policy = section.get("policy", word(Policy::ALL, Policy::as_str));
     let tunnels = section.list("tunnels", MAX_TUNNELS_PER_PEER, interface);
-    if !section.has("policy") && !section.has("tunnels") {
+    let pin = section.get("pin", interface);
+    if let (Some(pin), true) = (&pin, section.has("policy") || section.has("tunnels")) {
+        section.report("pin", pin.at, "stands for a policy and tunnels: give either pin or those");
+    }
+    if !["policy", "tunnels", "pin"].into_iter().any(|key| section.has(key)) {
         section.report_whole("does nothing: add a policy, or tunnels");
     }
-    claims.rule_tunnels.extend(tunnels.iter().cloned());
+    claims.rule_tunnels.extend(tunnels.iter().chain(&pin).cloned());
     Rule {
         src: src.map(|found| found.value),
         dst: dst.map(|found| found.value),
@@ -63,8 +67,9 @@ fn rule(section: &Section<'_>, claims: &mut Claims) -> Rule {
         dst_ports: values(dst_ports),
         dscp: section.get("dscp", number(0..=63)).map(|found| found.value),
         fwmark: section.get("fwmark", number(0..=u32::MAX)).map(|found| found.value),
-        policy: policy.map(|found| found.value),
-        tunnels: values(tunnels),
+        policy: if pin.is_some() { Some(Policy::Hash) } else { policy.map(|found| found.value) },
+        pin: pin.is_some(),
+        tunnels: pin.map_or_else(|| values(tunnels), |pin| vec![pin.value]),
     }
 }
 
@@ -72,15 +77,29 @@ fn protocol(value: &DeValue<'_>) -> Parsed<u8> {
     if matches!(value, DeValue::Integer(_)) {
         return number(0..=255)(value);
     }
-    let name = string(value)?;
+    named(&string(value)?)
+}
+
+fn named(name: &str) -> Parsed<u8> {
     PROTOCOLS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number).ok_or_else(|| {
         let names: Vec<&str> = PROTOCOLS.iter().map(|(known, _)| *known).collect();
         format!("is {name:?}: give a protocol number, or one of {}", names.join(", "))
     })
 }
 
+/// The protocol of this name or number, or what is wrong with it and the fix.
+pub fn parse_protocol(text: &str) -> Result<u8, String> {
+    text.parse().or_else(|_| named(text).map_err(|why| why.trim_start_matches("is ").to_owned()))
+}
+
+/// A protocol's name, or its number where it has none here.
+pub fn protocol_name(protocol: u8) -> String {
+    let known = PROTOCOLS.iter().find(|(_, number)| *number == protocol);
+    known.map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
+}
+
 /// A port, or a text of two with a dash between them.
-fn port_range(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
+fn ports(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
     if matches!(value, DeValue::Integer(_)) {
         return number(0..=u16::MAX)(value).map(|port| (port, port));
     }
@@ -89,4 +108,34 @@ fn port_range(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
     range
         .filter(|(low, high): &(u16, u16)| low <= high)
         .ok_or_else(|| format!("has {written:?}: give a port such as 873 or a range such as \"8000-8999\""))
+}
+
+/// A port such as `873` or a range such as `8000-8999`, or what is wrong with it and the fix.
+pub fn parse_ports(text: &str) -> Result<(u16, u16), String> {
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let range = low.parse().and_then(|low| Ok((low, high.parse()?)));
+    let range: Option<(u16, u16)> = range.ok().filter(|(low, high)| low <= high);
+    range.ok_or_else(|| format!("{text:?}: give a port such as 873 or a range such as 8000-8999"))
+}
+
+/// Ports as [`parse_ports`] reads them.
+pub fn port_range((low, high): (u16, u16)) -> String {
+    if low == high { low.to_string() } else { format!("{low}-{high}") }
+}
+
+/// What no single field of a rule can tell: why no packet would meet it, or why it would do nothing.
+pub fn check_rule(rule: &Rule) -> Result<(), String> {
+    if let (Some(src), Some(dst)) = (rule.src, rule.dst)
+        && src.addr().is_ipv4() != dst.addr().is_ipv4()
+    {
+        return Err(format!("{src} and {dst} are of different families: no packet has both"));
+    }
+    let has_ports = rule.proto.is_some_and(|proto| WITH_PORTS.contains(&proto));
+    if !has_ports && !(rule.src_ports.is_empty() && rule.dst_ports.is_empty()) {
+        return Err("ports need a protocol that has them: add one such as --proto tcp".to_owned());
+    }
+    if rule.policy.is_none() && rule.tunnels.is_empty() {
+        return Err("the rule would do nothing: add --policy, or --tunnels".to_owned());
+    }
+    Ok(())
 }

@@ -14,7 +14,7 @@ use super::problems::Collector;
 use super::section::{At, Parsed, Section, number, text, word};
 use super::values::{
     endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key, site_name,
-    tunnel_address,
+    tunnel_address, weight,
 };
 use super::{
     BackendChoice, Bond, BondMode, Config, Health, InterfaceName, KeyError, LacpRate, MAX_MEMBERS, MAX_PEERS,
@@ -52,6 +52,7 @@ pub(super) fn config<'a>(
         "local_endpoint",
         "remote_endpoint",
         "remote_bond",
+        "policy",
         "prefixes",
         "tunnel",
     ];
@@ -157,6 +158,7 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
     let remote_bond = section
         .table("remote_bond", "remote_bond", &["members", "xmit_hash_policy"])
         .and_then(|bond| remote_bond(&bond));
+    let policy = section.get("policy", word(Policy::ALL, Policy::as_str));
     let prefixes = section.list("prefixes", MAX_PREFIXES_PER_PEER, prefix);
     if !section.has("prefixes") {
         section.report_whole("has no prefixes: add a line such as `prefixes = [\"10.20.0.0/16\"]`");
@@ -184,6 +186,7 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         local_endpoint: local?.value,
         remote_endpoint: remote?.value,
         remote_bond,
+        policy: policy.map(|found| found.value),
         prefixes: values(prefixes),
         tunnels,
     })
@@ -213,7 +216,7 @@ fn tunnel(section: &Section<'_>, remote: Option<IpAddr>, claims: &mut Claims) ->
     let listen_port = section.need("listen_port", "51820", listen_port);
     let remote_port = section.need("remote_port", "51820", number(1..=u16::MAX));
     let address = section.need("address", "\"169.254.77.0/31\"", tunnel_address);
-    let weight = section.or("weight", 1, number(1..=1000));
+    let weight = section.or("weight", Some(1), weight);
     claim(&mut claims.interfaces, "name in [[peer.tunnel]]", name.as_ref());
     claim(&mut claims.listen_ports, "listen_port in [[peer.tunnel]]", listen_port.as_ref());
     claim(&mut claims.tunnel_nets, "address in [[peer.tunnel]]", address.as_ref());

@@ -55,6 +55,8 @@ pub const MAX_PREFIXES_PER_PEER: usize = 1024;
 pub const MAX_PORT_RANGES: usize = 16;
 /// Rules at most.
 pub const MAX_RULES: usize = 64;
+/// A tunnel's weight at most.
+pub const MAX_WEIGHT: u16 = 1000;
 /// Members of a bond at most.
 pub const MAX_MEMBERS: u8 = 32;
 
@@ -236,6 +238,8 @@ pub struct Peer {
     pub remote_endpoint: IpAddr,
     /// What the planner may assume of the far end.
     pub remote_bond: Option<RemoteBond>,
+    /// How its flows are put onto tunnels; `None`: as [`Steering::policy`] says.
+    pub policy: Option<Policy>,
     /// Steered to this peer; host bits zero.
     pub prefixes: Vec<IpNet>,
     /// At least one.
@@ -262,12 +266,12 @@ pub struct Tunnel {
     pub remote_port: u16,
     /// This end's address of a /31 (or /30) IPv4 net; the far end has the other one.
     pub address: Ipv4Net,
-    /// Share of flows relative to the peer's other tunnels, 1 to 1,000.
-    pub weight: u16,
+    /// Share of flows relative to the peer's other tunnels, 1 to 1,000; `None`: learned from what it delivers.
+    pub weight: Option<u16>,
 }
 
 /// `[[rule]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Source prefix.
     pub src: Option<IpNet>,
@@ -287,6 +291,8 @@ pub struct Rule {
     pub policy: Option<Policy>,
     /// Tunnels allowed; empty: all.
     pub tunnels: Vec<InterfaceName>,
+    /// It pins flows to its one tunnel, by policy `hash`; while that is down, they take the peer's other tunnels.
+    pub pin: bool,
 }
 
 /// `[health]`

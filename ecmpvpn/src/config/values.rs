@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 use toml::de::DeValue;
 
 use super::section::{Parsed, number, string, text};
-use super::{InterfaceName, KeyError, PrivateKey, PublicKey};
+use super::{InterfaceName, KeyError, MAX_WEIGHT, PrivateKey, PublicKey};
 
 pub(super) fn key_file_name(value: &DeValue<'_>) -> Parsed<String> {
     let name = string(value)?;
@@ -63,6 +63,14 @@ pub(super) fn flowlet_gap(value: &DeValue<'_>) -> Parsed<Option<u32>> {
         DeValue::String(word) if word == "auto" => Ok(None),
         DeValue::Integer(_) => number(1..=10_000_000)(value).map(Some),
         _ => Err("is neither \"auto\" nor a number of microseconds: give one of the two".to_owned()),
+    }
+}
+
+pub(super) fn weight(value: &DeValue<'_>) -> Parsed<Option<u16>> {
+    match value {
+        DeValue::String(word) if word == "auto" => Ok(None),
+        DeValue::String(_) => Err("is neither \"auto\" nor a number from 1 to 1000: give one of the two".to_owned()),
+        _ => number(1..=MAX_WEIGHT)(value).map(Some),
     }
 }
 

@@ -129,6 +129,13 @@ fn backend(links: &Links, tunnels: &[Tunnel]) -> Backend {
     if tunnels.iter().any(in_kernel) { Backend::Kernel } else { Backend::Userspace }
 }
 
+/// The port that a tunnel's outer packets leave by; `None` where that cannot be known.
+pub async fn member(config: &Config, links: &Links, handle: &Handle, seen: &TunnelView) -> Option<String> {
+    let (local, remote) = outer_endpoints(config, seen)?;
+    let carriers = Carriers::of(links, outgoing_interface(handle, local, remote).await);
+    carriers.carrier(local, remote).map(|link| link.name.clone())
+}
+
 pub(super) fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
     let peer = config.peers.get(seen.peer as usize)?;
     let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;

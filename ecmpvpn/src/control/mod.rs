@@ -2,10 +2,12 @@
 
 pub mod arrivals;
 mod converge;
+pub mod explain;
 pub mod gather;
 pub mod health;
 pub mod measure;
 mod notify;
+pub mod policy;
 pub mod ports;
 pub mod reload;
 pub mod session;

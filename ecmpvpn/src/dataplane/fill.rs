@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps, policy,
-    tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps,
+    tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -15,8 +15,9 @@ use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
 
 use super::mapped::Mapped;
-use super::{DataplaneError, Loaded};
-use crate::config::{InterfaceName, Policy};
+use super::{DataplaneError, Loaded, RuleMaps};
+use crate::config::InterfaceName;
+use crate::plan::rules::{self, RuleTables, TunnelNames, policy_number};
 use crate::plan::{PeerTable, SteeringTable};
 
 /// Until the tunnels' round trips are known, an automatic flowlet gap: longer than most paths differ by.
@@ -25,6 +26,9 @@ const FIRST_GAP_US: u32 = 50_000;
 const EXPECTED_BYTES: u32 = 64 << 10;
 /// Links are taken to be so fast until their rate is known, bits a second.
 const FIRST_RATE: u64 = 1_000_000_000;
+
+/// A tunnel's weight until it is learned.
+pub(super) const FIRST_WEIGHT: u16 = 1;
 
 /// Fills every map. All tunnels live at first, and each is taken to have a link of its own.
 pub fn fill(
@@ -65,6 +69,14 @@ pub fn fill(
             written(map.insert(&prefix_key(*prefix), number, 0), maps::PREFIXES)?;
         }
     }
+    let names: TunnelNames =
+        table.peers.iter().map(|peer| peer.tunnels.iter().map(|(name, _)| Some(name.clone())).collect()).collect();
+    let placed = rules::place(&table.rules).map_err(|error| DataplaneError::Mismatch(error.to_string()))?;
+    let tables = RuleTables::of(&placed, &names);
+    RuleMaps::new(|name| loaded.duplicate(name))?.write(&tables)?;
+    for (rules, record) in tables.peers.iter().zip(peers.entries()) {
+        record.rules.set(*rules);
+    }
     Ok(())
 }
 
@@ -99,16 +111,6 @@ pub(super) fn gap_ns(gap_us: Option<u32>) -> u32 {
     gap_us.unwrap_or(FIRST_GAP_US).saturating_mul(1000)
 }
 
-/// A policy as the maps have it.
-pub fn policy_number(policy: Policy) -> u32 {
-    match policy {
-        Policy::Hash => policy::HASH,
-        Policy::Flowlet => policy::FLOWLET,
-        Policy::Adaptive => policy::ADAPTIVE,
-        Policy::Spray => policy::SPRAY,
-    }
-}
-
 /// A tunnel's load before anything was sent: a link of its own.
 pub(super) fn first_load(id: u32) -> Load {
     let cost = cost_of_rate(FIRST_RATE);
@@ -116,7 +118,7 @@ pub(super) fn first_load(id: u32) -> Load {
 }
 
 fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> Result<Vec<Tunnel>, DataplaneError> {
-    let record = |(name, weight): &(InterfaceName, u16)| {
+    let record = |(name, weight): &(InterfaceName, Option<u16>)| {
         let ifindex = tunnels
             .get(name)
             .copied()
@@ -124,9 +126,9 @@ fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> R
         Ok(Tunnel {
             key: key_of(name.as_str().as_bytes()),
             ifindex,
-            inverse_weight: inverse_weight(*weight),
-            weight: *weight,
-            flags: 0,
+            inverse_weight: inverse_weight(weight.unwrap_or(FIRST_WEIGHT)),
+            weight: weight.unwrap_or(FIRST_WEIGHT),
+            flags: if weight.is_none() { tunnel_flags::AUTO_WEIGHT } else { 0 },
             padding: 0,
             name: padded(name.as_str()),
         })
@@ -173,6 +175,7 @@ pub fn destination(address: IpAddr) -> Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Policy;
 
     #[test]
     fn all_tunnels_live_at_first() {
@@ -180,7 +183,7 @@ mod tests {
             name: "site-b".into(),
             policy: Policy::Hash,
             prefixes: vec![],
-            tunnels: (0..count).map(|i| (InterfaceName::new(&format!("wg{i}")).unwrap(), 1)).collect(),
+            tunnels: (0..count).map(|i| (InterfaceName::new(&format!("wg{i}")).unwrap(), Some(1))).collect(),
         };
         for (count, live) in [(0, 0), (1, 1), (3, 0b111), (31, u32::MAX >> 1), (32, u32::MAX)] {
             let record = peer_record(&peer(count), 0, None);

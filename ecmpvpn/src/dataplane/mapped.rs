@@ -6,8 +6,7 @@ use std::ptr;
 use std::slice;
 
 use aya::maps::MapData;
-use ecmpvpn_common::layout::{Bucket, Health, Load, Path, Peer, Rule, RuleSet};
-use ecmpvpn_common::shared::Shared;
+use ecmpvpn_common::layout::{Bucket, Health, Load, Path, Peer, Rule, RuleSet, TunnelSet};
 
 use super::DataplaneError;
 
@@ -31,8 +30,8 @@ unsafe impl Record for Path {}
 unsafe impl Record for Rule {}
 // SAFETY: its field is shared.
 unsafe impl Record for RuleSet {}
-// SAFETY: it is shared.
-unsafe impl Record for Shared<u32> {}
+// SAFETY: its field is shared, but for the padding.
+unsafe impl Record for TunnelSet {}
 
 /// A mapped array of `T`.
 #[derive(Debug)]
@@ -47,8 +46,12 @@ unsafe impl<T: Record> Send for Mapped<T> {}
 unsafe impl<T: Record> Sync for Mapped<T> {}
 
 impl<T: Record> Mapped<T> {
+    /// The kernel puts entries at multiples of 8 bytes (`array_map_alloc()`, kernel/bpf/arraymap.c).
+    const FITS: () = assert!(size_of::<T>().is_multiple_of(8));
+
     /// Maps an array that was made with `BPF_F_MMAPABLE`.
     pub fn new(name: &str, map: &MapData) -> Result<Self, DataplaneError> {
+        let () = Self::FITS;
         let info = map.info().map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))?;
         if info.value_size() as usize != size_of::<T>() {
             let found = info.value_size();

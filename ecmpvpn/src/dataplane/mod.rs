@@ -12,8 +12,11 @@ mod fill;
 mod mapped;
 mod object;
 mod pins;
+mod rules;
+mod snapshot;
 mod update;
 mod view;
+mod weights;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +25,8 @@ pub use attach::Hook;
 pub use error::DataplaneError;
 pub use object::{Loaded, Options};
 pub use pins::Pins;
+pub use rules::RuleMaps;
+pub use snapshot::{Snapshot, monotonic_ns};
 pub use update::{adopt, slots, update};
 pub use view::{PeerView, Reasons, TunnelView, View, boot_time_ns};
 

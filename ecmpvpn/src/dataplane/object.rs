@@ -1,6 +1,7 @@
 //! The embedded object: its maps sized and filled for a table, its programs in the kernel.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 
 use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -120,6 +121,17 @@ impl Loaded {
             Some(Map::Array(data)) => Ok(data),
             _ => Err(missing("array", name)),
         }
+    }
+
+    /// A map under a descriptor of its own.
+    pub(super) fn duplicate(&self, name: &str) -> Result<MapData, DataplaneError> {
+        let data = match self.ebpf.map(name) {
+            Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) => data,
+            _ => return Err(missing("map", name)),
+        };
+        let failed = |error| DataplaneError::new(format!("looking at map {name}"), error);
+        let descriptor = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
+        MapData::from_fd(descriptor).map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))
     }
 
     /// Pins maps and programs, so that they outlive this process. [`Pins::dir`] must be there.

@@ -7,18 +7,19 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
     BUCKETS_PER_PEER, Bucket, Destination, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel,
-    TunnelCounters, maps, settings_flags, tunnel_id,
+    TunnelCounters, maps, settings_flags, tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
 use super::arrivals;
 use super::attach::{Attached, attach_again};
-use super::fill::{first_load, gap_ns, padded, policy_number, prefix_key};
+use super::fill::{FIRST_WEIGHT, first_load, gap_ns, padded, prefix_key};
 use super::mapped::Mapped;
 use super::object::{Programs, replace_programs};
 use super::view::text;
 use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
+use crate::plan::rules::policy_number;
 use crate::plan::{PeerTable, SteeringTable};
 
 /// Each peer's name, and those of its tunnels by slot.
@@ -216,10 +217,10 @@ impl Maps {
                 peer.tunnels.len()
             )));
         }
-        let row = |(slot, (name, weight)): (u32, &(InterfaceName, u16))| {
+        let row = |(slot, (name, weight)): (u32, &(InterfaceName, Option<u16>))| {
             let former = self.tunnel(tunnel_id(number, slot))?;
             let ifindex = match (tunnels.get(name), weight) {
-                (_, 0) => 0,
+                (_, Some(0)) => 0,
                 (Some(ifindex), _) => *ifindex,
                 (None, _) => {
                     let text = format!("tunnel {name} of peer {} has no interface", peer.name);
@@ -230,13 +231,20 @@ impl Maps {
             let same_device = same_name && ifindex != 0 && former.ifindex == ifindex;
             // A weight that was set since stays until the configuration says another one.
             let stays = same_name && before.is_some_and(|before| before.tunnels.contains(&(name.clone(), *weight)));
-            let weight = if stays { former.weight } else { *weight };
+            let (weight, learnt) = match weight {
+                _ if stays => (former.weight, former.flags & tunnel_flags::AUTO_WEIGHT),
+                Some(weight) => (*weight, 0),
+                // What was learnt before goes on.
+                None if same_name => (former.weight, tunnel_flags::AUTO_WEIGHT),
+                None => (FIRST_WEIGHT, tunnel_flags::AUTO_WEIGHT),
+            };
+            let attached = if same_device { former.flags & !tunnel_flags::AUTO_WEIGHT } else { 0 };
             let record = Tunnel {
                 key: key_of(name.as_str().as_bytes()),
                 ifindex,
                 inverse_weight: inverse_weight(weight),
                 weight,
-                flags: if same_device { former.flags } else { 0 },
+                flags: attached | learnt,
                 padding: 0,
                 name: padded(name.as_str()),
             };
@@ -297,7 +305,7 @@ impl Maps {
             return Ok(());
         }
         let mut record = self.tunnel(id)?;
-        record.flags |= ecmpvpn_common::layout::tunnel_flags::CLSACT_ADDED;
+        record.flags |= tunnel_flags::CLSACT_ADDED;
         self.tunnels.set(id, record, 0).map_err(writing(maps::TUNNELS))
     }
 

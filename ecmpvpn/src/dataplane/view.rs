@@ -8,10 +8,10 @@ use ecmpvpn_common::layout::{
     settings_flags, tunnel_id,
 };
 
-use super::fill::policy_number;
 use super::mapped::Mapped;
 use super::{DataplaneError, Hook, Pins};
 use crate::config::Policy;
+use crate::plan::rules::policy_number;
 
 /// A site's maps.
 pub struct View {
@@ -154,6 +154,11 @@ impl View {
         self.tunnel_records()?.into_iter().map(view).collect()
     }
 
+    /// Writes a tunnel's record.
+    pub(super) fn set_tunnel_record(&mut self, id: u32, record: &Tunnel) -> Result<(), DataplaneError> {
+        self.tunnels.set(id, record, 0).map_err(|error| DataplaneError::new("writing to map TUNNELS", error))
+    }
+
     /// The tunnels' records, by id.
     pub(super) fn tunnel_records(&self) -> Result<Vec<(u32, Tunnel)>, DataplaneError> {
         let mut records = Vec::new();
@@ -265,6 +270,11 @@ impl View {
             self.buckets.entries().get(first..=first + peer.bucket_mask as usize)
         };
         self.peer(peer).and_then(range).unwrap_or_default()
+    }
+
+    /// A bucket, by its place among all peers' buckets; its words may be set.
+    pub fn bucket_record(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.entries().get(index as usize)
     }
 
     /// A bucket's current tunnel and home, by slot.

@@ -4,12 +4,13 @@ pub mod bond_hash;
 pub mod measured;
 pub mod ports;
 pub mod reload;
+pub mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::config::{self, Bond, Config, InterfaceName, Policy, PresharedKey, PrivateKey, PublicKey};
+use crate::config::{self, Bond, Config, InterfaceName, Policy, PresharedKey, PrivateKey, PublicKey, Rule};
 
 /// Which WireGuard carries the tunnels, decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -120,6 +121,8 @@ pub struct SteeringTable {
     pub flowlet_gap_us: Option<u32>,
     /// Remote sites, by position.
     pub peers: Vec<PeerTable>,
+    /// The first that a packet meets counts.
+    pub rules: Vec<Rule>,
 }
 
 /// One remote site's part of the steering maps.
@@ -131,9 +134,9 @@ pub struct PeerTable {
     pub policy: Policy,
     /// Destinations that are this peer's.
     pub prefixes: Vec<IpNet>,
-    /// Its tunnels by slot: interface and weight. Weight 0: the slot's tunnel was taken away; see
+    /// Its tunnels by slot: interface and weight; `None`: to be learned. Weight 0: the slot's tunnel was taken away; see
     /// [`Plan::keep_slots`].
-    pub tunnels: Vec<(InterfaceName, u16)>,
+    pub tunnels: Vec<(InterfaceName, Option<u16>)>,
 }
 
 impl Plan {
@@ -175,6 +178,7 @@ impl Plan {
                 seed: config.steering.seed,
                 flowlet_gap_us: config.steering.flowlet_gap_us,
                 peers: peer_tables(config),
+                rules: config.rules.clone(),
             },
             tunnels,
         }
@@ -192,7 +196,7 @@ impl Plan {
         }
         for (number, (peer, (_, held))) in self.table.peers.iter_mut().zip(held).enumerate() {
             let mut wanted = std::mem::take(&mut peer.tunnels);
-            let mut kept: Vec<Option<(InterfaceName, u16)>> = held
+            let mut kept: Vec<Option<(InterfaceName, Option<u16>)>> = held
                 .iter()
                 .map(|name| {
                     let at = wanted.iter().position(|(wanted, _)| wanted.as_str() == name)?;
@@ -209,10 +213,10 @@ impl Plan {
             peer.tunnels = kept
                 .into_iter()
                 .enumerate()
-                .filter_map(|(slot, tunnel)| tunnel.or_else(|| Some((former(slot)?, 0))))
+                .filter_map(|(slot, tunnel)| tunnel.or_else(|| Some((former(slot)?, Some(0)))))
                 .collect();
             for tunnel in self.tunnels.iter_mut().filter(|tunnel| tunnel.peer == number) {
-                let slot = peer.tunnels.iter().position(|(name, weight)| *name == tunnel.name && *weight != 0);
+                let slot = peer.tunnels.iter().position(|(name, weight)| *name == tunnel.name && *weight != Some(0));
                 tunnel.slot = slot.unwrap_or(tunnel.slot);
             }
         }
@@ -267,7 +271,7 @@ fn peer_tables(config: &Config) -> Vec<PeerTable> {
         .iter()
         .map(|peer| PeerTable {
             name: peer.name.clone(),
-            policy: config.steering.policy,
+            policy: peer.policy.unwrap_or(config.steering.policy),
             prefixes: peer.prefixes.clone(),
             tunnels: peer.tunnels.iter().map(|tunnel| (tunnel.name.clone(), tunnel.weight)).collect(),
         })
@@ -304,6 +308,7 @@ pub(crate) mod tests {
                 local_endpoint: "10.2.3.4".parse().unwrap(),
                 remote_endpoint: "10.5.6.7".parse().unwrap(),
                 remote_bond: None,
+                policy: None,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],
                 tunnels: (0..tunnels)
                     .map(|i| ConfigTunnel {
@@ -311,7 +316,7 @@ pub(crate) mod tests {
                         listen_port: 51820 + u16::from(i),
                         remote_port: 51920 + u16::from(i),
                         address: Ipv4Net::new(Ipv4Addr::new(169, 254, 77, 2 * i), 31).unwrap(),
-                        weight: 1,
+                        weight: Some(1),
                     })
                     .collect(),
             }],
@@ -340,7 +345,7 @@ pub(crate) mod tests {
     fn tunnels_keep_their_slots_and_new_ones_take_free_ones() {
         let held = |names: &[&str]| [("site-b".to_owned(), names.iter().map(|name| (*name).to_owned()).collect())];
         let slots = |plan: &Plan| -> Vec<(String, u16)> {
-            plan.table.peers[0].tunnels.iter().map(|(name, weight)| (name.to_string(), *weight)).collect()
+            plan.table.peers[0].tunnels.iter().map(|(name, weight)| (name.to_string(), weight.unwrap())).collect()
         };
         let row = |name: &str, weight| (name.to_owned(), weight);
         let mut plan = Plan::new(&config(3), Backend::Kernel);

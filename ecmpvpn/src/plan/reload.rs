@@ -77,7 +77,7 @@ mod tests {
             let peer = &mut config.peers[0];
             peer.tunnels.remove(0);
             peer.tunnels[0].listen_port = 9999;
-            peer.tunnels[0].weight = 7;
+            peer.tunnels[0].weight = Some(7);
             peer.prefixes.pop();
             peer.local_endpoint = "10.2.3.9".parse().unwrap();
             config.health.interval_ms = 50;

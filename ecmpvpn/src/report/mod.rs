@@ -1,4 +1,6 @@
 //! Shows what happens: table and JSON. Everything here is made of values in hand; nothing looks at the kernel.
 
+pub mod explain;
 pub mod plan;
+pub mod policy;
 pub mod stats;

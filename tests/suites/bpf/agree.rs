@@ -3,36 +3,42 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
-use ecmpvpn::dataplane::Options;
+use ecmpvpn::config::{InterfaceName, Policy, Rule};
+use ecmpvpn::dataplane::{Options, RuleMaps};
+use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
+use ecmpvpn_common::decide::Tables as _;
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::layout::{Bucket, Load, Reason, bucket_flags, how, tunnel_id};
 use ecmpvpn_common::load::cost_of_rate;
+use ecmpvpn_common::packet::{Parsed, parse};
+use ecmpvpn_common::rules::{NONE, first};
+use ipnet::IpNet;
 
 use super::build::{ICMP, ICMPV6, TCP, UDP, V4, extension, fragment, icmp, tcp, udp, v6};
-use super::model::Model;
+use super::model::{Marked, Model};
 use super::rig::{Outcome, Rig, table};
 
 const PACKETS: u32 = 120_000;
 
 /// Deterministic numbers.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// Below `bound`.
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
 
-    fn one_in(&mut self, odds: usize) -> bool {
+    pub fn one_in(&mut self, odds: usize) -> bool {
         self.below(odds) == 0
     }
 
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
@@ -44,7 +50,7 @@ impl Random {
         u32::from_le_bytes(self.next().to_le_bytes()[..4].try_into().expect("four bytes"))
     }
 
-    fn port(&mut self) -> u16 {
+    pub fn port(&mut self) -> u16 {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
 
@@ -53,7 +59,7 @@ impl Random {
     }
 }
 
-const V4_ADDRESSES: [&str; 9] = [
+pub const V4_ADDRESSES: [&str; 9] = [
     "10.20.1.2",
     "10.20.30.40",
     "10.20.255.1",
@@ -64,7 +70,7 @@ const V4_ADDRESSES: [&str; 9] = [
     "169.254.1.1",
     "255.255.255.255",
 ];
-const V6_ADDRESSES: [&str; 8] = [
+pub const V6_ADDRESSES: [&str; 8] = [
     "fd00:20::1",
     "fd00:20:0:9::7",
     "fd00:20:0:8:1:2:3:4",
@@ -107,7 +113,10 @@ fn packet(random: &mut Random, is_v4: bool, depth: u32) -> Vec<u8> {
             options: if random.one_in(4) { random.below(11) } else { 0 },
             fragment: if random.one_in(5) { random.port() } else { random.of(&[0, 0x4000]) },
         };
-        return header.with(protocol, &payload);
+        let mut packet = header.with(protocol, &payload);
+        // Differentiated services code points, explicit congestion notification behind them.
+        packet[1] = random.of(&[0, 1, 46 << 2]);
+        return packet;
     }
     let mut next = random.of(&[TCP, UDP, ICMPV6, ICMPV6, 33, 47, 50, 51, 59, 132, 136, 1]);
     let mut payload = transport(random, next, depth);
@@ -161,11 +170,13 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         (7, fields::SRC_IP | fields::DST_IP | fields::IP_PROTO, true),
     ];
     let mut random = Random(42);
-    let (mut seen, mut ways) = (BTreeMap::new(), BTreeMap::new());
+    let (mut seen, mut ways, mut met) = (BTreeMap::new(), BTreeMap::new(), 0);
     for (seed, hash_fields, symmetric) in configurations {
         let table = table(seed);
         let mut rig = Rig::new(&table, &Options { hash_fields, symmetric, ..Options::default() })?;
-        let model = Model::new(&table, hash_fields, symmetric);
+        let mut model = Model::new(&table, hash_fields, symmetric);
+        let (mut rule_maps, names) = (RuleMaps::open(&rig.pins)?, rig.view.tunnel_names()?);
+        let mut in_force = Vec::new();
         for (index, home) in (0..).zip(model.bucket_homes()) {
             ensure!(rig.view.bucket(index) == Some((home, home)), "the home of bucket {index} is not {home}");
         }
@@ -173,6 +184,16 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         for round in 0..PACKETS / 4 {
             if round % 250 == 249 {
                 shake(&mut random, &rig, &model)?;
+            }
+            if round % 500 == 499 {
+                let wanted = rules(&mut random, &in_force, &names);
+                for step in steps(&in_force, &wanted)? {
+                    rule_maps.change(&rig.view, &names, &in_force, &step)?;
+                    in_force = step;
+                }
+                model.set_rules(&in_force, &names);
+                let told = rule_maps.read(&rig.view)?.rules(&names);
+                ensure!(told == in_force, "the maps say {told:?}, in force are {in_force:?}");
             }
             // Now and then long enough for flows to be forgotten.
             rig.now += match random.below(2000) {
@@ -182,7 +203,9 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
             };
             model.now.set(rig.now);
             let packet = mutated(&mut random);
-            let (bpf, host) = (rig.egress(&packet, (0, 0))?, model.outcome(&packet));
+            rig.mark = random.of(&[0, 0, 1, 7]);
+            let (bpf, host) = (rig.egress(&packet, (0, 0))?, model.outcome(&packet, rig.mark));
+            met += usize::from(rule_of(&model, &packet, rig.mark).is_some());
             ensure!(bpf == host, "packet {round} of seed {seed}: BPF {bpf:?}, host {host:?}: {packet:02x?}");
             let kind = match bpf {
                 Outcome::Steered { tunnel, how, .. } => {
@@ -195,7 +218,8 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         }
         the_records_agree(&rig, &model)?;
     }
-    println!("{PACKETS} packets: {seen:?}; how: {ways:?}");
+    println!("{PACKETS} packets: {seen:?}; how: {ways:?}; {met} met a rule");
+    ensure!(met > 1000, "hardly any packet met a rule");
     // The generator must reach everything that a packet alone can bring about.
     for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
@@ -208,6 +232,63 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
     }
     ensure!(!seen.contains_key("bad_table"), "{seen:?}");
     Ok(())
+}
+
+/// The rule that a packet meets.
+fn rule_of(model: &Model, packet: &[u8], mark: u32) -> Option<u32> {
+    let packet = Marked { packet, mark };
+    let Parsed { key, destination, .. } = parse(&packet).ok()?;
+    let among = model.peer_record(model.peer_of(&destination)?).rules.get();
+    Some(first(&packet, &key, among, model)).filter(|rule| *rule != NONE)
+}
+
+/// Other rules than those in force: one more, one less, or all anew.
+fn rules(random: &mut Random, in_force: &[Placed], names: &TunnelNames) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = in_force.iter().map(|placed| placed.rule.clone()).collect();
+    match random.below(4) {
+        0 if !rules.is_empty() => drop(rules.remove(random.below(rules.len()))),
+        1 => rules = (0..random.below(65)).map(|_| rule(random, names)).collect(),
+        _ if rules.len() < 64 => rules.insert(random.below(rules.len() + 1), rule(random, names)),
+        _ => rules.clear(),
+    }
+    rules
+}
+
+pub fn rule(random: &mut Random, names: &TunnelNames) -> Rule {
+    const NETS: [&str; 9] = [
+        "10.20.0.0/16",
+        "10.20.30.0/24",
+        "10.20.1.2/32",
+        "0.0.0.0/0",
+        "192.0.2.0/24",
+        "fd00::/16",
+        "fd00:20:0:9::/64",
+        "::/0",
+        "2001:db8::1/128",
+    ];
+    let net = |random: &mut Random| random.one_in(2).then(|| random.of(&NETS).parse().expect("a net"));
+    let (src, dst): (Option<IpNet>, Option<IpNet>) = (net(random), net(random));
+    let proto = random.of(&[None, None, Some(TCP), Some(UDP), Some(ICMP), Some(ICMPV6), Some(47)]);
+    let mut ports = |random: &mut Random| {
+        let (a, b) = (random.port(), random.port());
+        if matches!(proto, Some(TCP | UDP)) && random.one_in(2) { vec![(a.min(b), a.max(b))] } else { Vec::new() }
+    };
+    let (src_ports, dst_ports) = (ports(random), ports(random));
+    let all: Vec<InterfaceName> = names.iter().flatten().flatten().cloned().collect();
+    let tunnels = (0..random.below(3)).map(|_| all[random.below(all.len())].clone()).collect();
+    let rule = Rule {
+        src,
+        dst: dst.filter(|dst| src.is_none_or(|src| src.addr().is_ipv4() == dst.addr().is_ipv4())),
+        proto,
+        src_ports,
+        dst_ports,
+        dscp: random.of(&[None, None, Some(0), Some(46)]),
+        fwmark: random.of(&[None, None, Some(0), Some(1), Some(7)]),
+        policy: random.of(&[None, Some(Policy::Hash), Some(Policy::Flowlet), Some(Policy::Spray)]),
+        tunnels,
+        pin: random.one_in(3),
+    };
+    canonical(&rule, names)
 }
 
 /// Changes what the daemon and its user change while traffic flows, in both sets of tables.

@@ -203,7 +203,7 @@ pub fn cases_by_hand() -> anyhow::Result<()> {
         let before = total(&rig)?;
         let found = rig.egress(&packet, gso.map_or((0, 0), |(given, _)| given)).with_context(|| name.to_owned())?;
         let after = total(&rig)?;
-        ensure!(found == model.outcome(&packet), "{name}: BPF {found:?}, host {:?}", model.outcome(&packet));
+        ensure!(found == model.outcome(&packet, 0), "{name}: BPF {found:?}, host {:?}", model.outcome(&packet, 0));
         let counted = (after.0 - before.0, after.1 - before.1);
         let right = match (found, &expect) {
             (Outcome::Refused(reason), Expect::Refused(expected)) => {

@@ -4,12 +4,14 @@ use std::cell::Cell;
 use std::net::IpAddr;
 
 use ecmpvpn::plan::SteeringTable;
+use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, policy, settings_flags,
-    tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_PEERS, Path, Peer, Rule, RuleSet, Settings, Tunnel, policy,
+    settings_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
+use ecmpvpn_common::packet::Packet;
 use ecmpvpn_common::rendezvous::{home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
@@ -24,6 +26,9 @@ pub struct Model {
     buckets: Vec<Bucket>,
     loads: Vec<Load>,
     paths: Vec<Path>,
+    rules: Vec<Rule>,
+    rule_fields: Vec<RuleSet>,
+    rule_tables: RuleTables,
     pub now: Cell<u64>,
 }
 
@@ -39,6 +44,9 @@ impl Model {
             buckets: Vec::new(),
             loads: (0..32 * table.peers.len()).map(|_| Load::default()).collect(),
             paths: (0..32 * table.peers.len()).map(|_| Path::default()).collect(),
+            rules: Vec::new(),
+            rule_fields: Vec::new(),
+            rule_tables: RuleTables::empty(table.peers.len()),
             now: Cell::new(0),
         };
         for (number, peer) in (0..).zip(&table.peers) {
@@ -47,7 +55,7 @@ impl Model {
                 model.tunnels[tunnel_id(number, slot) as usize] = Tunnel {
                     key: key_of(name.as_str().as_bytes()),
                     ifindex: ifindexes[name],
-                    inverse_weight: inverse_weight(*weight),
+                    inverse_weight: inverse_weight(weight.unwrap_or(1)),
                     ..Tunnel::default()
                 };
                 let id = tunnel_id(number, slot);
@@ -81,6 +89,17 @@ impl Model {
         model
     }
 
+    /// Puts rules in force, by the tables that unit tests hold against a naive look at each rule.
+    pub fn set_rules(&mut self, rules: &[Placed], names: &TunnelNames) {
+        self.rule_tables = RuleTables::of(rules, names);
+        let record = |(policy, flags): &(u32, u32)| Rule { policy: Shared::new(*policy), flags: Shared::new(*flags) };
+        self.rules = self.rule_tables.records.iter().map(record).collect();
+        self.rule_fields = self.rule_tables.fields.iter().map(|set| RuleSet { rules: Shared::new(*set) }).collect();
+        for (peer, rules) in self.peers.iter().zip(&self.rule_tables.peers) {
+            peer.rules.set(*rules);
+        }
+    }
+
     pub fn set_live(&self, peer: u32, slot: u32, live: bool) {
         self.peers[peer as usize].live.set_bits(1 << slot, live);
     }
@@ -106,12 +125,43 @@ impl Model {
     }
 
     /// What the host's build of the decision says.
-    pub fn outcome(&self, packet: &[u8]) -> Outcome {
-        match decide(packet, self) {
+    pub fn outcome(&self, packet: &[u8], mark: u32) -> Outcome {
+        match decide(&Marked { packet, mark }, self) {
             Verdict::Steer(steer) => Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, how: steer.how },
             Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
         }
     }
+}
+
+/// A packet with a firewall mark.
+pub struct Marked<'a> {
+    pub packet: &'a [u8],
+    pub mark: u32,
+}
+
+impl Packet for Marked<'_> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.packet.load(offset)
+    }
+
+    fn length(&self) -> u32 {
+        self.packet.length()
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+}
+
+/// The value of the longest of the prefixes that contain the address.
+fn longest<'a, T>(prefixes: impl Iterator<Item = (&'a IpNet, T)>, address: &Destination) -> Option<T> {
+    let octets: Vec<u8> = address.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let address = match address.family {
+        4 => IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).expect("four bytes")),
+        _ => IpAddr::from(<[u8; 16]>::try_from(&octets[..]).expect("sixteen bytes")),
+    };
+    let containing = prefixes.filter(|(prefix, _)| prefix.contains(&address));
+    containing.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, value)| value)
 }
 
 impl Tables for Model {
@@ -120,13 +170,7 @@ impl Tables for Model {
     }
 
     fn peer_of(&self, destination: &Destination) -> Option<u32> {
-        let octets: Vec<u8> = destination.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let address = match destination.family {
-            4 => IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).expect("four bytes")),
-            _ => IpAddr::from(<[u8; 16]>::try_from(&octets[..]).expect("sixteen bytes")),
-        };
-        let matching = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(&address));
-        matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer)
+        longest(self.prefixes.iter().map(|(prefix, peer)| (prefix, *peer)), destination)
     }
 
     fn peer(&self, peer: u32) -> Option<&Peer> {
@@ -152,27 +196,27 @@ impl Tables for Model {
         self.paths.get(index as usize)
     }
 
-    fn rule(&self, _: u32) -> Option<&Rule> {
-        None
+    fn rule(&self, rule: u32) -> Option<&Rule> {
+        self.rules.get(rule as usize)
     }
 
-    fn rule_field(&self, _: u32) -> Option<&RuleSet> {
-        None
+    fn rule_field(&self, at: u32) -> Option<&RuleSet> {
+        self.rule_fields.get(at as usize)
     }
 
-    fn rules_of_mark(&self, _: u32) -> Option<u64> {
-        None
+    fn rules_of_mark(&self, mark: u32) -> Option<u64> {
+        self.rule_tables.marks.get(&mark).copied()
     }
 
-    fn rules_of_source(&self, _: &Destination) -> u64 {
-        0
+    fn rules_of_source(&self, source: &Destination) -> u64 {
+        longest(self.rule_tables.sources.iter(), source).copied().unwrap_or(0)
     }
 
-    fn rules_of_destination(&self, _: &Destination) -> u64 {
-        0
+    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+        longest(self.rule_tables.destinations.iter(), destination).copied().unwrap_or(0)
     }
 
-    fn rule_tunnels(&self, _: u32, _: u32) -> u32 {
-        0
+    fn rule_tunnels(&self, rule: u32, peer: u32) -> u32 {
+        self.rule_tables.tunnels[(rule * MAX_PEERS + peer) as usize]
     }
 }

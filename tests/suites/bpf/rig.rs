@@ -58,18 +58,19 @@ pub fn table(seed: u64) -> SteeringTable {
     SteeringTable {
         seed,
         flowlet_gap_us: None,
+        rules: Vec::new(),
         peers: vec![
             PeerTable {
                 name: "site-b".into(),
                 policy: Policy::Hash,
                 prefixes: prefixes(&["10.20.0.0/16", "fd00:20::/48"]),
-                tunnels: vec![(name("wg0"), 1), (name("wg1"), 2), (name("wg2"), 1)],
+                tunnels: vec![(name("wg0"), Some(1)), (name("wg1"), Some(2)), (name("wg2"), None)],
             },
             PeerTable {
                 name: "site-c".into(),
                 policy: Policy::Hash,
                 prefixes: prefixes(&["10.20.30.0/24", "10.30.0.0/16", "fd00:30::/48", "fd00:20:0:9::/64"]),
-                tunnels: vec![(name("wgc0"), 1), (name("wgc1"), 1)],
+                tunnels: vec![(name("wgc0"), Some(1)), (name("wgc1"), Some(1))],
             },
         ],
     }
@@ -85,6 +86,10 @@ pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
 pub struct Rig {
     loaded: Loaded,
     pub view: View,
+    /// The site's pins, for what opens them itself.
+    pub pins: Pins,
+    /// Firewall mark of the packets.
+    pub mark: u32,
     /// The clock that the egress program reads, nanoseconds; 0: the kernel's.
     pub now: u64,
     _bpffs: Bpffs,
@@ -106,7 +111,7 @@ impl Rig {
         std::fs::create_dir_all(pins.dir())?;
         loaded.pin(&pins)?;
         let view = View::open(&pins)?;
-        Ok(Self { loaded, view, now: 0, _bpffs: bpffs })
+        Ok(Self { loaded, view, pins, mark: 0, now: 0, _bpffs: bpffs })
     }
 
     /// Runs the egress program on a packet that begins with its network header.
@@ -131,6 +136,7 @@ impl Rig {
     fn run(&mut self, program: &str, packet: &[u8], (size, segs): (u32, u32)) -> anyhow::Result<(u32, [u32; 5])> {
         /// `struct __sk_buff`; source: linux/bpf.h.
         const CONTEXT: usize = 192;
+        const MARK: usize = 8;
         const CB: usize = 48;
         const TSTAMP: usize = 152;
         const GSO_SEGS: usize = 164;
@@ -140,6 +146,7 @@ impl Rig {
         frame[12..].copy_from_slice(&[0x88, 0xb5]);
         frame.extend(packet);
         let mut context = [0; CONTEXT];
+        context[MARK..][..4].copy_from_slice(&self.mark.to_ne_bytes());
         context[TSTAMP..][..8].copy_from_slice(&self.now.to_ne_bytes());
         context[GSO_SEGS..][..4].copy_from_slice(&segs.to_ne_bytes());
         context[GSO_SIZE..][..4].copy_from_slice(&size.to_ne_bytes());

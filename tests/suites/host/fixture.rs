@@ -100,6 +100,7 @@ impl Fixture {
                 local_endpoint: "10.2.3.4".parse().unwrap(),
                 remote_endpoint: "10.5.6.7".parse().unwrap(),
                 remote_bond: None,
+                policy: None,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],
                 tunnels: (0..tunnels)
                     .map(|i| Tunnel {
@@ -107,7 +108,7 @@ impl Fixture {
                         listen_port: 51820 + u16::from(i),
                         remote_port: 51920 + u16::from(i),
                         address: format!("169.254.77.{}/31", 2 * i).parse().unwrap(),
-                        weight: 1,
+                        weight: Some(1),
                     })
                     .collect(),
             }],

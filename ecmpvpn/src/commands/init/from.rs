@@ -82,7 +82,7 @@ pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failur
         listen_port: pair.a,
         remote_port: pair.b,
         address: *address,
-        weight: 1,
+        weight: Some(1),
     };
     let tunnels = files.iter().zip(&ports.pairs).zip(&nets).map(tunnel).collect();
     let config = Config {
@@ -100,6 +100,7 @@ pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failur
             local_endpoint: args.a_endpoint,
             remote_endpoint: remote,
             remote_bond: args.b_members.as_ref().map(sites::remote_bond),
+            policy: None,
             prefixes,
             tunnels,
         }],

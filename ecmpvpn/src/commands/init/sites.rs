@@ -193,7 +193,7 @@ fn site(
             listen_port: pair.a,
             remote_port: pair.b,
             address: Ipv4Net::new_assert(Ipv4Addr::from_bits(TUNNEL_NETS.to_bits() + offset), 31),
-            weight: 1,
+            weight: Some(1),
         }
     };
     Config {
@@ -207,6 +207,7 @@ fn site(
             local_endpoint: near.endpoint,
             remote_endpoint: far.endpoint,
             remote_bond: far.members.map(remote_bond),
+            policy: None,
             prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),
             tunnels: pairs.iter().enumerate().map(tunnel).collect(),
         }],

@@ -1,5 +1,6 @@
 //! What `parse` and `load` accept, and the exact sentence with which they refuse.
 
+mod edit;
 mod files;
 mod refusals;
 mod render;
@@ -117,7 +118,7 @@ fn every_key_is_read() {
     assert_eq!((peer.prefixes.len(), peer.tunnels.len()), (2, 2));
     let tunnel = &peer.tunnels[1];
     assert_eq!((tunnel.name.as_str(), tunnel.listen_port, tunnel.remote_port), ("wg1", 51821, 51823));
-    assert_eq!((tunnel.address, tunnel.weight), ("169.254.77.2/31".parse().unwrap(), 1));
+    assert_eq!((tunnel.address, tunnel.weight), ("169.254.77.2/31".parse().unwrap(), Some(1)));
     let rule = &config.rules[0];
     assert_eq!((rule.proto, rule.policy), (Some(6), Some(Policy::Spray)));
     assert_eq!(rule.dst_ports, [(873, 873), (8000, 8999)]);

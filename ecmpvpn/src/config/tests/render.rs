@@ -30,7 +30,7 @@ prop_compose! {
             Some(6 | 17) => ports.iter().map(|(a, b)| (*a.min(b), *a.max(b))).collect(),
             _ => Vec::new(),
         };
-        Rule { src, dst: src, proto, src_ports: Vec::new(), dst_ports, dscp, fwmark, policy: Some(policy), tunnels: Vec::new() }
+        Rule { src, dst: src, proto, src_ports: Vec::new(), dst_ports, dscp, fwmark, policy: Some(policy), ..Rule::default() }
     }
 }
 
@@ -39,7 +39,7 @@ prop_compose! {
         names in prop::collection::hash_set(interface(), 1..MAX_TUNNELS_PER_PEER),
         port in 1024u16..65000,
         remote_port in 1u16..65000,
-        weight in 1u16..=1000,
+        weight in proptest::option::of(1u16..=1000),
     ) -> Vec<Tunnel> {
         let tunnel = |(position, name): (usize, InterfaceName)| {
             let offset = u16::try_from(position).unwrap();
@@ -81,8 +81,12 @@ prop_compose! {
         if !preshared {
             peer.preshared_key = None;
             peer.remote_bond = None;
+            peer.policy = Some(policy);
         }
         config.rules = rules;
+        for rule in config.rules.iter_mut().step_by(2) {
+            *rule = Rule { pin: true, policy: Some(Policy::Hash), tunnels: vec![peer.tunnels[0].name.clone()], ..rule.clone() };
+        }
         config.metrics = port.map(|port| Metrics { listen: ([0; 16], port).into() });
         config
     }

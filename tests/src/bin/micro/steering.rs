@@ -65,13 +65,14 @@ impl Variant {
         let names = (0..tunnels).map(name).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
         let ifindexes: BTreeMap<InterfaceName, u32> = names.iter().cloned().zip(101..).collect();
         let table = SteeringTable {
+            rules: Vec::new(),
             seed: 1,
             flowlet_gap_us: Some(if pace == Pace::Busy { 4_000_000 } else { 1 }),
             peers: vec![PeerTable {
                 name: "site-b".to_owned(),
                 policy: policy.unwrap_or(Policy::Hash),
                 prefixes: vec!["10.20.0.0/16".parse()?, "fd00:20::/48".parse()?],
-                tunnels: names.into_iter().map(|name| (name, 1)).collect(),
+                tunnels: names.into_iter().map(|name| (name, Some(1))).collect(),
             }],
         };
         let options = Options { test_run: true, flows: if flows == 1 { 0 } else { flows }, ..Options::default() };

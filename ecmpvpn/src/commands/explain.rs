@@ -1,0 +1,180 @@
+//! `explain`: where a flow goes and why.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+use ecmpvpn_common::layout::{Reason, tunnel_id};
+use rtnetlink::Handle;
+
+use crate::cli::policy::ExplainArgs;
+use crate::commands::{Failure, print};
+use crate::config::{self, Config, Policy, protocol_name};
+use crate::control::explain::{Answer, Flow, Found, Probe, Why, ask};
+use crate::control::gather;
+use crate::control::policy::Live;
+use crate::dataplane::{Pins, TunnelView};
+use crate::host::observe::Links;
+use crate::plan::rules::policy_number;
+use crate::report::explain::Report;
+use crate::report::policy::Rule;
+
+/// Explains the flow to the site of the configuration at `path`.
+pub async fn run(path: &Path, args: &ExplainArgs) -> Result<(), Failure> {
+    let flow = flow(args)?;
+    let config = config::load(path)?;
+    let pins = Pins::of(&config.site.name);
+    let report = {
+        let live = Live::open(&config.site.name, &pins)?;
+        let answer = ask(&pins, &live.view, &live.rule_maps, &Probe::of(&flow))?;
+        let rules = live.rules()?;
+        let rule = rules.iter().zip(1..).find(|(placed, _)| Some(placed.bit) == answer.rule);
+        let rule = rule.map(|(placed, number)| Rule::of(number, &placed.rule, config.rules.contains(&placed.rule)));
+        let peer = answer.peer.and_then(|peer| live.view.peers().into_iter().nth(peer as usize)).map(|peer| peer.name);
+        let tunnels = live.view.tunnels()?;
+        drop(live);
+        told(&config, &answer, &flow, rule, peer, &tunnels).await?
+    };
+    if args.json {
+        return print(serde_json::to_string_pretty(&report).context("writing JSON")?);
+    }
+    print(report)
+}
+
+fn flow(args: &ExplainArgs) -> Result<Flow, Failure> {
+    const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
+    if args.src.is_ipv4() != args.dst.is_ipv4() {
+        let (src, dst) = (args.src, args.dst);
+        return Err(Failure::usage(anyhow!("{src} and {dst} are of different families: no packet has both")));
+    }
+    if !WITH_PORTS.contains(&args.proto) && (args.sport, args.dport) != (0, 0) {
+        let protocol = protocol_name(args.proto);
+        return Err(Failure::usage(anyhow!("protocol {protocol} has no ports: leave --sport and --dport out")));
+    }
+    let (src, dst, proto, ports) = (args.src, args.dst, args.proto, (args.sport, args.dport));
+    Ok(Flow { src, dst, proto, ports, id: args.id, dscp: args.dscp, mark: args.mark })
+}
+
+async fn told(
+    config: &Config,
+    answer: &Answer,
+    flow: &Flow,
+    rule: Option<Rule>,
+    peer: Option<String>,
+    tunnels: &[TunnelView],
+) -> Result<Report, Failure> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    tokio::spawn(connection);
+    let links = Links::read(&handle).await.context("reading the host's links")?;
+    let tunnel = |id: u32| tunnels.iter().find(|tunnel| tunnel_id(tunnel.peer, tunnel.slot) == id);
+    let name = |id: u32| tunnel(id).map(|tunnel| tunnel.name.clone());
+    let mut report = Report {
+        flow: written(flow),
+        key: key(answer),
+        peer,
+        rule,
+        policy: answer.peer.and_then(|_| policy_name(answer.policy)),
+        hash: format!("{:#018x}", answer.hash),
+        bucket: None,
+        idle_ms: None,
+        current_tunnel: None,
+        tunnel: None,
+        why: String::new(),
+        why_text: String::new(),
+        member: None,
+        next_tunnel: None,
+        next_member: None,
+    };
+    match &answer.verdict {
+        Err(reason) => {
+            reason.name().clone_into(&mut report.why);
+            refused(*reason).clone_into(&mut report.why_text);
+        }
+        Ok(found) => {
+            report.bucket = Some(found.bucket);
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let idle = found.idle_ns.map(|idle| idle as f64 / 1e6);
+            report.idle_ms = idle;
+            report.current_tunnel = name(found.current);
+            report.tunnel = name(found.tunnel);
+            (report.why, report.why_text) = why(found);
+            report.member = member(config, &links, &handle, tunnel(found.tunnel)).await;
+            report.next_tunnel = found.next.and_then(name);
+            report.next_member = member(config, &links, &handle, found.next.and_then(tunnel)).await;
+        }
+    }
+    Ok(report)
+}
+
+async fn member(config: &Config, links: &Links, handle: &Handle, tunnel: Option<&TunnelView>) -> Option<String> {
+    gather::member(config, links, handle, tunnel?).await
+}
+
+fn policy_name(number: u32) -> Option<String> {
+    let known = Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == number);
+    known.map(|policy| policy.as_str().to_owned())
+}
+
+fn why(found: &Found) -> (String, String) {
+    let (word, text) = match found.why {
+        Why::Pinned => ("pinned", "a pin keeps it there"),
+        Why::Sprayed => ("sprayed", "chosen for each packet: the tunnel that would deliver it first now"),
+        Why::Home => ("home", "its bucket's home, by hash and weights"),
+        Why::Rule => ("rule", "the rule does not allow its bucket's home; the best of the tunnels that it allows"),
+        Why::Failover => ("failover", "the tunnel that its bucket was on is down; it returns with it"),
+        Why::Drained => ("drained", "its bucket's home is being drained"),
+        Why::Stays => ("stays", "an earlier choice put its bucket there; it stays until the flow pauses"),
+        Why::Flowlet => ("flowlet", "the flow pauses, and this is the least loaded link"),
+    };
+    (word.to_owned(), text.to_owned())
+}
+
+fn refused(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NotIp => "it is neither IPv4 nor IPv6",
+        Reason::Truncated => "the packet is cut off",
+        Reason::Multicast => "its destination is multicast or broadcast, which stays on its own link",
+        Reason::LinkLocal => "its destination is link-local, which stays on its own link",
+        Reason::NoPeer => "its destination is in no peer's prefixes",
+        Reason::NoLiveTunnel => "none of the tunnels that it may take is up: its packets are dropped",
+        Reason::BadTable => "the maps contradict each other: its packets are dropped; start `ecmpvpn run` again",
+    }
+}
+
+/// The flow as it was asked for.
+fn written(flow: &Flow) -> String {
+    let end = |address: IpAddr, port: u16| match (address, flow.ports) {
+        (address, (0, 0)) => address.to_string(),
+        (IpAddr::V4(address), _) => format!("{address}:{port}"),
+        (IpAddr::V6(address), _) => format!("[{address}]:{port}"),
+    };
+    let mut text =
+        format!("{} {} -> {}", protocol_name(flow.proto), end(flow.src, flow.ports.0), end(flow.dst, flow.ports.1));
+    for (name, value) in [("dscp", u32::from(flow.dscp)), ("fwmark", flow.mark)] {
+        if value != 0 {
+            text += &format!(" {name} {value}");
+        }
+    }
+    text
+}
+
+/// What the steering program tells the flow by.
+fn key(answer: &Answer) -> String {
+    let key = &answer.key;
+    let address = |words: [u32; 4]| -> IpAddr {
+        let octets: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        match key.family {
+            4 => <[u8; 4]>::try_from(&octets[..4]).unwrap_or_default().into(),
+            _ => <[u8; 16]>::try_from(octets).unwrap_or_default().into(),
+        }
+    };
+    format!(
+        "src {} dst {} proto {} sport {} dport {} id {:#x}",
+        address(key.src),
+        address(key.dst),
+        key.protocol,
+        u16::from_be(key.sport),
+        u16::from_be(key.dport),
+        u32::from_be(key.id)
+    )
+}

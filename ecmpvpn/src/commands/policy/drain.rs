@@ -1,0 +1,80 @@
+//! `policy drain`: waits until a tunnel is empty.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::Change;
+use crate::cli::policy::DrainArgs;
+use crate::commands::{Failure, counted};
+use crate::control::policy::drain::Draining;
+use crate::dataplane::Pins;
+
+/// Between looks at the buckets.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between lines of progress.
+const TELL: Duration = Duration::from_secs(1);
+
+pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
+    let name = &args.tunnel;
+    let draining = {
+        let change = Change::open(path, false, std::slice::from_ref(name))?;
+        change.live.set_open(name, false)?;
+        for rule in change.live.bound_to(name)? {
+            tracing::warn!("rule {rule} allows no other tunnel that is up and open: its flows stay on {name}");
+        }
+        // The lock goes with `change`: others may change what they like while this waits.
+        Draining::new(&change.live, &Pins::of(&change.config.site.name), name)?
+    };
+    let start = Instant::now();
+    let deadline = Duration::from_secs(u64::from(args.deadline));
+    let mut told = None;
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    loop {
+        let left = draining.move_idle()?;
+        if left == 0 {
+            tracing::info!("{name} is drained: it carries no flow and takes no new ones");
+            return Ok(());
+        }
+        if draining.is_called_off() {
+            return Err(anyhow::anyhow!("{name} takes new flows again: somebody ended the draining").into());
+        }
+        if start.elapsed() >= deadline {
+            let stayed = draining.move_all()?;
+            if stayed > 0 {
+                let error = anyhow::anyhow!("no other tunnel is up and open: {stayed} buckets stay on {name}");
+                return Err(error.into());
+            }
+            let moved = counted(left, "bucket that had not paused was moved", "buckets that had not paused were moved");
+            tracing::info!("{name} is drained: at the deadline {moved}");
+            return Ok(());
+        }
+        if told.is_none_or(|told: Instant| told.elapsed() >= TELL) {
+            told = Some(Instant::now());
+            tell(&format!("{name}: {} still busy", counted(left, "bucket", "buckets")));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            interrupted = &mut interrupt => {
+                interrupted.context("waiting for Ctrl-C")?;
+                tell(&format!(
+                    "{name} takes no new flows, {} still busy; `ecmpvpn policy undrain {name}` opens it again",
+                    counted(left, "bucket is", "buckets are")
+                ));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// For somebody who watches.
+fn tell(text: &str) {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr(), "{text}");
+    } else {
+        tracing::info!("{text}");
+    }
+}

@@ -1,0 +1,112 @@
+//! `policy rule`, `pin` and `unpin`.
+
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+
+use super::Change;
+use crate::cli::policy::{FlowArgs, JsonArgs, PinArgs, RuleAction, RuleAddArgs, RuleDelArgs, UnpinArgs};
+use crate::commands::{Failure, print};
+use crate::config::{MAX_PORT_RANGES, Policy, Rule, check_rule};
+use crate::control::policy::show;
+use crate::plan::rules::canonical;
+use crate::report::policy;
+
+pub fn run(path: &Path, action: RuleAction) -> Result<(), Failure> {
+    match action {
+        RuleAction::Add(args) => add(path, args),
+        RuleAction::Del(args) => delete(path, args),
+        RuleAction::List(args) => list(path, args),
+    }
+}
+
+fn list(path: &Path, args: JsonArgs) -> Result<(), Failure> {
+    let change = Change::open(path, false, &[])?;
+    let report = show::report(&change.live, &change.config)?;
+    if args.json {
+        return print(serde_json::to_string_pretty(&report.rules).context("writing JSON")?);
+    }
+    if report.rules.is_empty() {
+        return print("no rules: every flow is steered by its peer's policy");
+    }
+    print(report.rule_table())
+}
+
+fn add(path: &Path, args: RuleAddArgs) -> Result<(), Failure> {
+    let rule = Rule { policy: args.policy, tunnels: args.tunnels, ..asked(args.flows) };
+    sound(&rule)?;
+    let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
+    let at = change.live.add_rule(&rule, args.at.map(|number| number - 1))?;
+    save_added(change, &rule, at)?;
+    tracing::info!("rule {}: {}", at + 1, told(&rule));
+    Ok(())
+}
+
+fn delete(path: &Path, args: RuleDelArgs) -> Result<(), Failure> {
+    let mut change = Change::open(path, args.save.save, &[])?;
+    let rule = change.live.delete_rule(args.number - 1)?;
+    save_removed(change, &rule)?;
+    tracing::info!("deleted: {}", told(&rule));
+    Ok(())
+}
+
+/// Pins flows to a tunnel.
+pub fn pin(path: &Path, args: PinArgs) -> Result<(), Failure> {
+    let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..asked(args.flows) };
+    sound(&rule)?;
+    let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
+    let former = change.live.pin(&rule)?;
+    if let (Some(file), Some(former)) = (&mut change.edit, &former) {
+        let names = change.live.names();
+        file.remove_rule(former, |a, b| canonical(a, names) == canonical(b, names))?;
+    }
+    save_added(change, &rule, 0)?;
+    tracing::info!("{}", told(&rule));
+    Ok(())
+}
+
+/// Takes a pin back.
+pub fn unpin(path: &Path, args: UnpinArgs) -> Result<(), Failure> {
+    let mut change = Change::open(path, args.save.save, &[])?;
+    let rule = change.live.unpin(&asked(args.flows))?;
+    save_removed(change, &rule)?;
+    tracing::info!("no longer {}", told(&rule));
+    Ok(())
+}
+
+fn save_added(change: Change, rule: &Rule, at: usize) -> Result<(), Failure> {
+    let behind: Vec<Rule> = change.live.rules()?.into_iter().skip(at + 1).map(|placed| placed.rule).collect();
+    change.save(|file, live| {
+        file.add_rule(rule, &behind, |a, b| canonical(a, live.names()) == canonical(b, live.names()))
+    })
+}
+
+fn save_removed(change: Change, rule: &Rule) -> Result<(), Failure> {
+    change.save(|file, live| file.remove_rule(rule, |a, b| canonical(a, live.names()) == canonical(b, live.names())))
+}
+
+/// The flows that the arguments name; nothing is done with them yet.
+fn asked(flows: FlowArgs) -> Rule {
+    Rule {
+        src: flows.src,
+        dst: flows.dst,
+        proto: flows.proto,
+        src_ports: flows.sports,
+        dst_ports: flows.dports,
+        dscp: flows.dscp,
+        fwmark: flows.fwmark,
+        ..Rule::default()
+    }
+}
+
+fn sound(rule: &Rule) -> Result<(), Failure> {
+    if rule.src_ports.len().max(rule.dst_ports.len()) > MAX_PORT_RANGES {
+        return Err(Failure::usage(anyhow!("give at most {MAX_PORT_RANGES} ports and ranges in one list")));
+    }
+    check_rule(rule).map_err(|why| Failure::usage(anyhow!(why)))
+}
+
+fn told(rule: &Rule) -> String {
+    let rule = policy::Rule::of(0, rule, true);
+    format!("{}: {}", rule.flows(), rule.action())
+}

@@ -1,0 +1,228 @@
+//! Changes single values of a configuration file: all else in it, comments and order included, stays as it is.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Uid, fchown};
+use tempfile::NamedTempFile;
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
+
+use super::render::rule_text;
+use super::{Config, Policy, Rule};
+
+/// The file was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// Somebody else has written to it.
+    #[error("{} changed meanwhile: it was left as it is; repeat the command to write to it as it is now", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be written.
+    #[error("writing the configuration {}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is written in a way that is not understood here.
+    #[error("{} has {what} in a form that is not edited here: write it as {form}", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        what: String,
+        /// How it should be.
+        form: &'static str,
+    },
+}
+
+/// A configuration file that is being changed. Nothing is written before [`Edit::save`].
+pub struct Edit {
+    path: PathBuf,
+    before: String,
+    document: DocumentMut,
+    rules: Vec<Rule>,
+    /// The new text's file, made first: where it cannot be made nothing can be saved.
+    new: NamedTempFile,
+}
+
+impl Edit {
+    /// Of the file at `path`, which holds `text`, which says `config`.
+    ///
+    /// # Errors
+    /// No file can be made beside it.
+    pub fn new(path: &Path, text: &str, config: &Config) -> Result<Self, EditError> {
+        let unwritable = |source| EditError::Unwritable { path: path.to_owned(), source };
+        // A link stays one: what it leads to is changed.
+        let target = fs::canonicalize(path).map_err(unwritable)?;
+        let new = NamedTempFile::new_in(target.parent().unwrap_or(Path::new("."))).map_err(unwritable)?;
+        let document = text.parse().map_err(|error: toml_edit::TomlError| EditError::Form {
+            path: path.to_owned(),
+            what: error.message().to_owned(),
+            form: "TOML",
+        })?;
+        Ok(Self { path: target, before: text.to_owned(), document, rules: config.rules.clone(), new })
+    }
+
+    /// Sets the policy of all peers, or of one.
+    ///
+    /// # Errors
+    /// The peers are not written as `[[peer]]`.
+    pub fn set_policy(&mut self, policy: Policy, peer: Option<&str>) -> Result<(), EditError> {
+        let is_named = |table: &Table| peer.is_some_and(|peer| string(table, "name") == Some(peer));
+        for table in self.tables("peer", "[[peer]]")? {
+            if is_named(table) {
+                set(table, "policy", policy.as_str().into());
+            } else if peer.is_none() {
+                table.remove("policy");
+            }
+        }
+        if peer.is_none() {
+            let steering = self.document.entry("steering").or_insert_with(|| Item::Table(Table::new()));
+            match steering.as_table_like_mut() {
+                Some(table) => match table.get_mut("policy").and_then(Item::as_value_mut) {
+                    Some(value) => replace(value, policy.as_str().into()),
+                    None => drop(table.insert("policy", toml_edit::value(policy.as_str()))),
+                },
+                None => return Err(self.form("[steering]", "[steering]")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a tunnel's weight; `None`: learned.
+    ///
+    /// # Errors
+    /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
+    pub fn set_weight(&mut self, tunnel: &str, weight: Option<u16>) -> Result<(), EditError> {
+        let value: Value = weight.map_or_else(|| "auto".into(), |weight| i64::from(weight).into());
+        let tunnels =
+            self.tables("peer", "[[peer]]")?.filter_map(|peer| peer.get_mut("tunnel")?.as_array_of_tables_mut());
+        let found = tunnels.flat_map(ArrayOfTables::iter_mut).find(|table| string(table, "name") == Some(tunnel));
+        match found {
+            Some(table) => set(table, "weight", value),
+            None => return Err(self.form(&format!("no tunnel {tunnel}, or has it"), "[[peer.tunnel]]")),
+        }
+        Ok(())
+    }
+
+    /// Adds a rule before the first of `behind` that is written, else behind all rules. One that is written already, as
+    /// `is_same` tells, stays where it is.
+    ///
+    /// # Errors
+    /// The rules are not written as `[[rule]]`.
+    pub fn add_rule(
+        &mut self,
+        rule: &Rule,
+        behind: &[Rule],
+        is_same: impl Fn(&Rule, &Rule) -> bool,
+    ) -> Result<(), EditError> {
+        if self.rules.iter().any(|written| is_same(written, rule)) {
+            return Ok(());
+        }
+        let before = behind.iter().find_map(|next| self.rules.iter().position(|written| is_same(written, next)));
+        let last = last_position(self.document.as_table());
+        if !self.document.contains_key("rule") {
+            self.document.insert("rule", Item::ArrayOfTables(ArrayOfTables::new()));
+        }
+        let Some(tables) = self.document.get_mut("rule").and_then(Item::as_array_of_tables_mut) else {
+            return Err(self.form("rules", "[[rule]]"));
+        };
+        let at = before.unwrap_or(tables.len());
+        let rendered: DocumentMut = rule_text(rule).parse().expect("what is rendered is TOML");
+        let mut table =
+            rendered["rule"].as_array_of_tables().and_then(|rules| rules.get(0)).cloned().unwrap_or_default();
+        // Among tables of one position the order is that of the list.
+        let neighbour = tables.get(at).or_else(|| tables.iter().last()).and_then(Table::position);
+        table.set_position(Some(neighbour.unwrap_or(last)));
+        tables.insert(at, table);
+        self.rules.insert(at, rule.clone());
+        Ok(())
+    }
+
+    /// Removes a rule with the comment above it; one that is not written is none to remove.
+    ///
+    /// # Errors
+    /// The rules are not written as `[[rule]]`.
+    pub fn remove_rule(&mut self, rule: &Rule, is_same: impl Fn(&Rule, &Rule) -> bool) -> Result<(), EditError> {
+        let Some(at) = self.rules.iter().position(|written| is_same(written, rule)) else { return Ok(()) };
+        let Some(tables) = self.document.get_mut("rule").and_then(Item::as_array_of_tables_mut) else {
+            return Err(self.form("rules", "[[rule]]"));
+        };
+        tables.remove(at);
+        self.rules.remove(at);
+        Ok(())
+    }
+
+    /// The text as it would be saved.
+    pub fn text(&self) -> String {
+        self.document.to_string()
+    }
+
+    /// Puts the new text in the place of the old one, in one step, with the same mode and owner.
+    ///
+    /// # Errors
+    /// The file changed meanwhile, or it cannot be written.
+    pub fn save(mut self) -> Result<(), EditError> {
+        let path = self.path.clone();
+        let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
+        let before = fs::metadata(&self.path).map_err(unwritable)?;
+        let text = self.text();
+        self.new.write_all(text.as_bytes()).map_err(unwritable)?;
+        let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
+        fchown(self.new.as_file().as_fd(), Some(uid), Some(gid)).map_err(|error| unwritable(error.into()))?;
+        let mode = fs::Permissions::from_mode(before.permissions().mode());
+        self.new.as_file().set_permissions(mode).map_err(unwritable)?;
+        self.new.as_file().sync_all().map_err(unwritable)?;
+        if fs::read(&self.path).map_err(unwritable)? != self.before.as_bytes() {
+            return Err(EditError::Changed { path });
+        }
+        self.new.persist(&self.path).map_err(|error| unwritable(error.error))?;
+        Ok(())
+    }
+
+    fn tables(&mut self, key: &str, form: &'static str) -> Result<impl Iterator<Item = &mut Table>, EditError> {
+        let error = self.form(&format!("its {key}s"), form);
+        self.document.get_mut(key).and_then(Item::as_array_of_tables_mut).map(ArrayOfTables::iter_mut).ok_or(error)
+    }
+
+    fn form(&self, what: &str, form: &'static str) -> EditError {
+        EditError::Form { path: self.path.clone(), what: what.to_owned(), form }
+    }
+}
+
+fn string<'t>(table: &'t Table, key: &str) -> Option<&'t str> {
+    table.get(key).and_then(Item::as_str)
+}
+
+/// Sets a key; what stands around its former value stays.
+fn set(table: &mut Table, key: &str, new: Value) {
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(value) => replace(value, new),
+        None => drop(table.insert(key, Item::Value(new))),
+    }
+}
+
+fn replace(value: &mut Value, mut new: Value) {
+    *new.decor_mut() = value.decor().clone();
+    *value = new;
+}
+
+/// The position of the table that stands last in the document.
+fn last_position(table: &Table) -> isize {
+    let below = table.iter().flat_map(|(_, item)| -> Vec<isize> {
+        match item {
+            Item::Table(table) => vec![last_position(table)],
+            Item::ArrayOfTables(tables) => tables.iter().map(last_position).collect(),
+            _ => Vec::new(),
+        }
+    });
+    below.fold(table.position().unwrap_or(0), isize::max)
+}

@@ -1,0 +1,181 @@
+//! Changes how a running site steers, through its pinned maps: it needs no daemon, and what it does outlives one.
+//!
+//! One process changes at a time: a lock on the pins' directory.
+
+pub mod drain;
+pub mod rules;
+pub mod show;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::config::{InterfaceName, Policy};
+use crate::dataplane::{DataplaneError, Pins, RuleMaps, TunnelView, View};
+use crate::plan::rules::{TooManyRules, TunnelNames, policy_number};
+
+/// A change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The pinned maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// There is no bit left.
+    #[error(transparent)]
+    TooMany(#[from] TooManyRules),
+    /// A name that no tunnel has.
+    #[error("{name} is no tunnel of {site}: tunnels are {known}")]
+    NoSuchTunnel {
+        /// As given.
+        name: String,
+        /// The site.
+        site: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// A name that no peer has.
+    #[error("{name} is no peer of {site}: peers are {known}")]
+    NoSuchPeer {
+        /// As given.
+        name: String,
+        /// The site.
+        site: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// A number that no rule has.
+    #[error("there is no rule {number}: there are {count}; `ecmpvpn policy rule list` numbers them")]
+    NoSuchRule {
+        /// As given.
+        number: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Nothing is pinned so.
+    #[error("no pin asks for exactly that: `ecmpvpn policy rule list` shows the pins")]
+    NoSuchPin,
+    /// The rule is there already.
+    #[error("rule {number} says that already")]
+    There {
+        /// Its number.
+        number: usize,
+    },
+    /// Draining would leave nothing.
+    #[error("{tunnel} is the only tunnel of {peer} that is up and takes new flows: they would have nowhere to go")]
+    LastOpen {
+        /// The tunnel.
+        tunnel: String,
+        /// Its peer.
+        peer: String,
+    },
+    /// The lock.
+    #[error("locking {}", dir.display())]
+    Lock {
+        /// The pins' directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PolicyError {
+    /// Whether what was asked for is wrong.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::TooMany(_)
+            | Self::NoSuchTunnel { .. }
+            | Self::NoSuchPeer { .. }
+            | Self::NoSuchRule { .. }
+            | Self::NoSuchPin
+            | Self::There { .. } => true,
+            Self::Dataplane(_) | Self::LastOpen { .. } | Self::Lock { .. } => false,
+        }
+    }
+}
+
+/// A running site's policy, locked until dropped.
+pub struct Live {
+    site: String,
+    /// The maps.
+    pub view: View,
+    /// The rules' maps.
+    pub rule_maps: RuleMaps,
+    names: TunnelNames,
+    _lock: File,
+}
+
+impl Live {
+    /// Waits for the lock of `site` and opens its maps.
+    ///
+    /// # Errors
+    /// The site is not steered, or its maps cannot be opened.
+    pub fn open(site: &str, pins: &Pins) -> Result<Self, PolicyError> {
+        let view = View::open(pins)?;
+        let lock = File::open(pins.dir()).and_then(|dir| {
+            flock(&dir, FlockOperation::LockExclusive)?;
+            Ok(dir)
+        });
+        let lock = lock.map_err(|source| PolicyError::Lock { dir: pins.dir().to_owned(), source })?;
+        let names = view.tunnel_names()?;
+        Ok(Self { site: site.to_owned(), rule_maps: RuleMaps::open(pins)?, view, names, _lock: lock })
+    }
+
+    /// Names of the tunnels by peer and slot.
+    pub fn names(&self) -> &TunnelNames {
+        &self.names
+    }
+
+    /// The tunnel of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn tunnel(&self, name: &InterfaceName) -> Result<TunnelView, PolicyError> {
+        let tunnels = self.view.tunnels()?;
+        let found = tunnels.iter().find(|tunnel| tunnel.name == name.as_str()).cloned();
+        found.ok_or_else(|| PolicyError::NoSuchTunnel {
+            name: name.to_string(),
+            site: self.site.clone(),
+            known: tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Steers all peers' flows, or one's, by `policy` from now on. Returns the peers' names.
+    ///
+    /// # Errors
+    /// There is no such peer.
+    pub fn set_policy(&self, policy: Policy, peer: Option<&str>) -> Result<Vec<String>, PolicyError> {
+        let peers = self.view.peers();
+        let chosen = |name: &str| peer.is_none_or(|peer| peer == name);
+        if !peers.iter().any(|peer| chosen(&peer.name)) {
+            let known = peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(", ");
+            let name = peer.unwrap_or_default().to_owned();
+            return Err(PolicyError::NoSuchPeer { name, site: self.site.clone(), known });
+        }
+        let mut changed = Vec::new();
+        for (number, seen) in (0..).zip(peers).filter(|(_, seen)| chosen(&seen.name)) {
+            if let Some(record) = self.view.peer(number) {
+                record.policy.set(policy_number(policy));
+                changed.push(seen.name);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Gives a tunnel a weight, or has it learned from now on. Returns how many buckets have another home now.
+    ///
+    /// # Errors
+    /// There is no such tunnel, or the maps cannot be written.
+    pub fn set_weight(&mut self, name: &InterfaceName, weight: Option<u16>) -> Result<usize, PolicyError> {
+        let tunnel = self.tunnel(name)?;
+        let start = weight.unwrap_or(tunnel.weight);
+        Ok(self.view.set_weight(tunnel.peer, tunnel.slot, start, weight.is_none())?)
+    }
+
+    /// The name of a tunnel's peer.
+    fn peer_name(&self, tunnel: &TunnelView) -> String {
+        self.view.peers().into_iter().nth(tunnel.peer as usize).map(|peer| peer.name).unwrap_or_default()
+    }
+}

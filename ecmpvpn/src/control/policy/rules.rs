@@ -1,0 +1,115 @@
+//! Rules and pins in force, read from the maps and changed in them.
+
+use super::{Live, PolicyError};
+use crate::config::{InterfaceName, Rule};
+use crate::plan::rules::{Placed, canonical, steps};
+
+impl Live {
+    /// The rules in force, in order.
+    ///
+    /// # Errors
+    /// The maps cannot be read.
+    pub fn rules(&self) -> Result<Vec<Placed>, PolicyError> {
+        Ok(self.rule_maps.read(&self.view)?.rules(&self.names))
+    }
+
+    /// Puts `wanted` in force. Every packet meets the former rules or the new ones; a rule that stays keeps its flows
+    /// where they are.
+    ///
+    /// # Errors
+    /// There are too many, one names an unknown tunnel, or the maps cannot be written.
+    pub fn set_rules(&mut self, wanted: &[Rule]) -> Result<(), PolicyError> {
+        for tunnel in wanted.iter().flat_map(|rule| &rule.tunnels) {
+            self.known(tunnel)?;
+        }
+        let wanted: Vec<Rule> = wanted.iter().map(|rule| canonical(rule, &self.names)).collect();
+        let mut now = self.rules()?;
+        for step in steps(&now, &wanted)? {
+            self.rule_maps.change(&self.view, &self.names, &now, &step)?;
+            now = step;
+        }
+        Ok(())
+    }
+
+    /// Puts a rule in force at a position counted from 0, by default behind all others. Returns its position.
+    ///
+    /// # Errors
+    /// As [`Live::set_rules`]; or the rule is there already.
+    pub fn add_rule(&mut self, rule: &Rule, at: Option<usize>) -> Result<usize, PolicyError> {
+        for tunnel in &rule.tunnels {
+            self.known(tunnel)?;
+        }
+        let mut rules = self.wanted()?;
+        let rule = canonical(rule, &self.names);
+        if let Some(there) = rules.iter().position(|there| *there == rule) {
+            return Err(PolicyError::There { number: there + 1 });
+        }
+        let at = at.unwrap_or(rules.len());
+        if at > rules.len() {
+            return Err(PolicyError::NoSuchRule { number: at + 1, count: rules.len() });
+        }
+        rules.insert(at, rule);
+        self.set_rules(&rules)?;
+        Ok(at)
+    }
+
+    /// Takes the rule at a position counted from 0 out of force and returns it.
+    ///
+    /// # Errors
+    /// There is none, or the maps cannot be written.
+    pub fn delete_rule(&mut self, at: usize) -> Result<Rule, PolicyError> {
+        let mut rules = self.wanted()?;
+        if at >= rules.len() {
+            return Err(PolicyError::NoSuchRule { number: at + 1, count: rules.len() });
+        }
+        let rule = rules.remove(at);
+        self.set_rules(&rules)?;
+        Ok(rule)
+    }
+
+    /// Pins the flows that `pin` asks for to its tunnel, before all rules. Flows that were pinned elsewhere by the same
+    /// words are pinned anew. Returns the pin that it takes the place of.
+    ///
+    /// # Errors
+    /// As [`Live::set_rules`].
+    pub fn pin(&mut self, pin: &Rule) -> Result<Option<Rule>, PolicyError> {
+        for tunnel in &pin.tunnels {
+            self.known(tunnel)?;
+        }
+        let mut rules = self.wanted()?;
+        let pin = canonical(pin, &self.names);
+        let former = rules.iter().position(|there| there.pin && is_for_same(there, &pin));
+        let former = former.map(|at| rules.remove(at));
+        rules.insert(0, pin);
+        self.set_rules(&rules)?;
+        Ok(former)
+    }
+
+    /// Takes the pin that asks for the same flows out of force and returns it.
+    ///
+    /// # Errors
+    /// There is none, or the maps cannot be written.
+    pub fn unpin(&mut self, flows: &Rule) -> Result<Rule, PolicyError> {
+        let flows = canonical(flows, &self.names);
+        let rules = self.rules()?;
+        let at = rules.iter().position(|there| there.rule.pin && is_for_same(&there.rule, &flows));
+        self.delete_rule(at.ok_or(PolicyError::NoSuchPin)?)
+    }
+
+    fn wanted(&self) -> Result<Vec<Rule>, PolicyError> {
+        Ok(self.rules()?.into_iter().map(|placed| placed.rule).collect())
+    }
+
+    fn known(&self, tunnel: &InterfaceName) -> Result<(), PolicyError> {
+        if self.names.iter().flatten().flatten().any(|name| name == tunnel) {
+            return Ok(());
+        }
+        self.tunnel(tunnel).map(|_| ())
+    }
+}
+
+/// Whether two rules ask for the same flows.
+fn is_for_same(a: &Rule, b: &Rule) -> bool {
+    let flows = |rule: &Rule| Rule { policy: None, tunnels: Vec::new(), pin: false, ..rule.clone() };
+    flows(a) == flows(b)
+}

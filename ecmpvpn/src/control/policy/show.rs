@@ -1,0 +1,56 @@
+//! Gathers what `policy show` tells: all of it from the maps.
+
+use std::collections::BTreeMap;
+
+use ecmpvpn_common::layout::{tunnel_flags, tunnel_id};
+
+use super::{Live, PolicyError};
+use crate::config::{Config, Policy};
+use crate::plan::rules::canonical;
+use crate::report::policy::{Peer, Report, Rule, Tunnel};
+
+/// The policy in force, and where `config` says otherwise.
+///
+/// # Errors
+/// The maps cannot be read.
+pub fn report(live: &Live, config: &Config) -> Result<Report, PolicyError> {
+    let seen = live.view.tunnels()?;
+    let names: BTreeMap<u32, &str> =
+        seen.iter().map(|tunnel| (tunnel_id(tunnel.peer, tunnel.slot), tunnel.name.as_str())).collect();
+    let mut peers = Vec::new();
+    for (number, peer) in (0..).zip(live.view.peers()) {
+        let configured = config.peers.iter().find(|configured| configured.name == peer.name);
+        let open = live.view.peer(number).map_or(0, |record| record.open.get());
+        let tunnels = seen.iter().filter(|tunnel| tunnel.peer == number).map(|tunnel| {
+            let id = tunnel_id(tunnel.peer, tunnel.slot);
+            let learned = tunnel.flags & tunnel_flags::AUTO_WEIGHT != 0;
+            let link = live.view.load(id).map_or(id, |load| load.link.get());
+            let weight = configured.and_then(|peer| {
+                peer.tunnels
+                    .iter()
+                    .find(|configured| configured.name.as_str() == tunnel.name)
+                    .map(|tunnel| tunnel.weight)
+            });
+            Tunnel {
+                name: tunnel.name.clone(),
+                weight: tunnel.weight,
+                weight_is_learned: learned,
+                live: tunnel.live,
+                open: open >> tunnel.slot & 1 == 1,
+                buckets: u64::from(tunnel.buckets),
+                link: names.get(&link).copied().unwrap_or_default().to_owned(),
+                saved: weight == Some((!learned).then_some(tunnel.weight)),
+            }
+        });
+        peers.push(Peer {
+            policy: peer.policy.map_or("unknown", Policy::as_str).to_owned(),
+            saved: configured.map(|peer| peer.policy.unwrap_or(config.steering.policy)) == peer.policy,
+            tunnels: tunnels.collect(),
+            name: peer.name,
+        });
+    }
+    let saved: Vec<_> = config.rules.iter().map(|rule| canonical(rule, live.names())).collect();
+    let rules =
+        (1..).zip(live.rules()?).map(|(number, placed)| Rule::of(number, &placed.rule, saved.contains(&placed.rule)));
+    Ok(Report { site: config.site.name.clone(), peers, rules: rules.collect() })
+}

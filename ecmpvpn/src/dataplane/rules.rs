@@ -1,0 +1,229 @@
+//! The rules' maps: read, and changed while packets look at them.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{Ordering, fence};
+use std::thread;
+use std::time::Duration;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use ecmpvpn_common::layout::{Destination, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelSet, maps, tunnel_id};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::fill::prefix_key;
+use super::mapped::Mapped;
+use super::view::text;
+use super::{DataplaneError, Pins, View};
+use crate::config::InterfaceName;
+use crate::plan::rules::{Placed, RuleTables, TunnelNames};
+
+/// A site's rules.
+pub struct RuleMaps {
+    fields: Mapped<RuleSet>,
+    records: Mapped<Rule>,
+    tunnels: Mapped<TunnelSet>,
+    sources: LpmTrie<MapData, Destination, u64>,
+    destinations: LpmTrie<MapData, Destination, u64>,
+    marks: HashMap<MapData, u32, u64>,
+}
+
+impl RuleMaps {
+    /// Opens a site's rules.
+    ///
+    /// # Errors
+    /// [`DataplaneError::NotRunning`] if there are none.
+    pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        if !pins.exist() {
+            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
+        }
+        Self::new(|name| {
+            let opened = MapData::from_pin(pins.path(name));
+            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
+        })
+    }
+
+    pub(super) fn new(data: impl Fn(&str) -> Result<MapData, DataplaneError>) -> Result<Self, DataplaneError> {
+        let trie = |name: &'static str| Map::LpmTrie(data(name)?).try_into().map_err(failed("looking at", name));
+        Ok(Self {
+            fields: Mapped::new(maps::RULE_FIELDS, &data(maps::RULE_FIELDS)?)?,
+            records: Mapped::new(maps::RULES, &data(maps::RULES)?)?,
+            tunnels: Mapped::new(maps::RULE_TUNNELS, &data(maps::RULE_TUNNELS)?)?,
+            sources: trie(maps::RULE_SOURCES)?,
+            destinations: trie(maps::RULE_DESTS)?,
+            marks: Map::HashMap(data(maps::RULE_MARKS)?).try_into().map_err(failed("looking at", maps::RULE_MARKS))?,
+        })
+    }
+
+    /// What the maps hold.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn read(&self, view: &View) -> Result<RuleTables, DataplaneError> {
+        let marks = self.marks.iter().collect::<Result<_, _>>().map_err(failed("reading", maps::RULE_MARKS))?;
+        Ok(RuleTables {
+            fields: self.fields.entries().iter().map(|set| set.rules.get()).collect(),
+            sources: prefixes(&self.sources, maps::RULE_SOURCES)?,
+            destinations: prefixes(&self.destinations, maps::RULE_DESTS)?,
+            marks,
+            records: self.records.entries().iter().map(|rule| (rule.policy.get(), rule.flags.get())).collect(),
+            tunnels: self.tunnels.entries().iter().map(|set| set.tunnels.get()).collect(),
+            peers: (0..).map_while(|peer| view.peer(peer)).map(|peer| peer.rules.get()).collect(),
+        })
+    }
+
+    /// Goes from the rules `from`, which are in force, to `to`. A packet meets either the former rules or the latter: no
+    /// bit may stand for one rule in `from` and for another in `to`.
+    ///
+    /// # Errors
+    /// A map cannot be written; the former rules stay in force then.
+    pub fn change(
+        &mut self,
+        view: &View,
+        names: &TunnelNames,
+        from: &[Placed],
+        to: &[Placed],
+    ) -> Result<(), DataplaneError> {
+        let added = to.iter().filter(|placed| from.iter().all(|old| old.bit != placed.bit));
+        let both: Vec<Placed> = from.iter().chain(added).cloned().collect();
+        let wanted = RuleTables::of(to, names);
+        // No packet looks at bits that its peer's mask lacks.
+        self.write(&RuleTables::of(&both, names))?;
+        fence(Ordering::SeqCst);
+        for (peer, rules) in (0..).zip(&wanted.peers) {
+            if let Some(peer) = view.peer(peer) {
+                peer.rules.set(*rules);
+            }
+        }
+        wait_for_programs();
+        self.write(&wanted)
+    }
+
+    /// Writes what differs; all but the peers' masks.
+    pub(super) fn write(&mut self, wanted: &RuleTables) -> Result<(), DataplaneError> {
+        for (set, wanted) in self.fields.entries().iter().zip(&wanted.fields) {
+            if set.rules.get() != *wanted {
+                set.rules.set(*wanted);
+            }
+        }
+        for (rule, (policy, flags)) in self.records.entries().iter().zip(&wanted.records) {
+            rule.policy.set(*policy);
+            rule.flags.set(*flags);
+        }
+        for (mask, wanted) in self.tunnels.entries().iter().zip(&wanted.tunnels) {
+            mask.tunnels.set(*wanted);
+        }
+        write_prefixes(&mut self.sources, &wanted.sources, maps::RULE_SOURCES)?;
+        write_prefixes(&mut self.destinations, &wanted.destinations, maps::RULE_DESTS)?;
+        let failed = |error| failed("writing to", maps::RULE_MARKS)(error);
+        let there: BTreeMap<u32, u64> = self.marks.iter().collect::<Result<_, _>>().map_err(failed)?;
+        for mark in there.keys().filter(|mark| !wanted.marks.contains_key(mark)) {
+            self.marks.remove(mark).map_err(failed)?;
+        }
+        for (mark, rules) in wanted.marks.iter().filter(|(mark, rules)| there.get(mark) != Some(rules)) {
+            self.marks.insert(mark, rules, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Rules that a packet of this mark meets.
+    pub(super) fn of_mark(&self, mark: u32) -> Option<u64> {
+        self.marks.get(&mark, 0).ok()
+    }
+
+    /// Rules that a packet from this address meets.
+    pub(super) fn of_source(&self, source: &Destination) -> u64 {
+        self.sources.get(&whole(source), 0).unwrap_or(0)
+    }
+
+    /// Rules that a packet to this address meets.
+    pub(super) fn of_destination(&self, destination: &Destination) -> u64 {
+        self.destinations.get(&whole(destination), 0).unwrap_or(0)
+    }
+
+    /// Rules that a field's value meets.
+    pub(super) fn field(&self, at: u32) -> Option<&RuleSet> {
+        self.fields.entries().get(at as usize)
+    }
+
+    /// What is done with a rule's packets.
+    pub(super) fn record(&self, rule: u32) -> Option<&Rule> {
+        self.records.entries().get(rule as usize)
+    }
+
+    /// Tunnels that a rule allows, by rule and peer.
+    pub(super) fn tunnels(&self, at: u32) -> u32 {
+        self.tunnels.entries().get(at as usize).map_or(0, |set| set.tunnels.get())
+    }
+}
+
+impl View {
+    /// The tunnels' names, by peer and slot.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn tunnel_names(&self) -> Result<TunnelNames, DataplaneError> {
+        let records: BTreeMap<u32, _> = self.tunnel_records()?.into_iter().collect();
+        let name =
+            |id: u32| InterfaceName::new(&text(&records.get(&id).filter(|tunnel| tunnel.ifindex != 0)?.name)).ok();
+        let peers = (0..).map_while(|peer| self.peer(peer).map(|_| peer));
+        Ok(peers.map(|peer| (0..MAX_TUNNELS_PER_PEER).map(|slot| name(tunnel_id(peer, slot))).collect()).collect())
+    }
+}
+
+/// The key of a single address.
+pub(super) fn whole(address: &Destination) -> Key<Destination> {
+    Key::new(u32::try_from(8 * size_of::<Destination>()).unwrap_or(u32::MAX), *address)
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(verb: &str, name: &str) -> impl Fn(E) -> DataplaneError {
+    move |error| DataplaneError::new(format!("{verb} map {name}"), error)
+}
+
+fn prefixes(trie: &LpmTrie<MapData, Destination, u64>, name: &str) -> Result<BTreeMap<IpNet, u64>, DataplaneError> {
+    let entries: Result<Vec<_>, MapError> = trie.iter().collect();
+    Ok(entries.map_err(failed("reading", name))?.into_iter().map(|(key, rules)| (net(&key), rules)).collect())
+}
+
+/// The prefix that a key stands for.
+fn net(key: &Key<Destination>) -> IpNet {
+    let Destination { family, address } = key.data();
+    let length = u8::try_from(key.prefix_len().saturating_sub(Destination::FAMILY_BITS)).unwrap_or(u8::MAX);
+    if family == 4 {
+        let address = Ipv4Addr::from(address[0].to_ne_bytes());
+        Ipv4Net::new_assert(address, length.min(32)).trunc().into()
+    } else {
+        let octets: Vec<u8> = address.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).expect("four words are sixteen bytes"));
+        Ipv6Net::new_assert(address, length.min(128)).trunc().into()
+    }
+}
+
+/// Those that go first: there must be room. A prefix that goes leaves its addresses to one that has the same rules but
+/// for those that no peer's mask has any more.
+fn write_prefixes(
+    trie: &mut LpmTrie<MapData, Destination, u64>,
+    wanted: &BTreeMap<IpNet, u64>,
+    name: &str,
+) -> Result<(), DataplaneError> {
+    let there = prefixes(trie, name)?;
+    for prefix in there.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+        trie.remove(&prefix_key(*prefix)).map_err(failed("writing to", name))?;
+    }
+    for (prefix, rules) in wanted.iter().filter(|(prefix, rules)| there.get(prefix) != Some(rules)) {
+        trie.insert(&prefix_key(*prefix), rules, 0).map_err(failed("writing to", name))?;
+    }
+    Ok(())
+}
+
+/// Waits until every program that runs now has ended: none looks any more at what it read before.
+///
+/// TC programs run with RCU's read lock held, and this barrier waits for RCU (`kernel/sched/membarrier.c`).
+fn wait_for_programs() {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
+        // Kernels with processors that are never interrupted refuse it. A program runs for microseconds.
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,145 @@
+//! The maps as the decision looks them up, copied: what is decided on a copy changes nothing.
+
+use std::cell::OnceCell;
+
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Map, MapData};
+use ecmpvpn_common::decide::Tables;
+use ecmpvpn_common::layout::{
+    Bucket, Destination, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel, maps,
+    tunnel_id,
+};
+
+use super::rules::whole;
+use super::{DataplaneError, Pins, RuleMaps, View};
+
+/// A site's maps at one moment, one bucket of them.
+pub struct Snapshot<'a> {
+    now: u64,
+    settings: Settings,
+    prefixes: LpmTrie<MapData, Destination, u32>,
+    peers: Vec<Peer>,
+    tunnels: Vec<Tunnel>,
+    loads: Vec<Load>,
+    paths: Vec<Path>,
+    bucket: OnceCell<(u32, Bucket)>,
+    view: &'a View,
+    rules: &'a RuleMaps,
+}
+
+impl<'a> Snapshot<'a> {
+    /// Copies what is there now.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn take(pins: &Pins, view: &'a View, rules: &'a RuleMaps) -> Result<Self, DataplaneError> {
+        let path = pins.path(maps::PREFIXES);
+        let prefixes = MapData::from_pin(&path)
+            .map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
+            .and_then(|data| {
+                let typed = Map::LpmTrie(data).try_into();
+                typed.map_err(|error| DataplaneError::new("looking at map PREFIXES", error))
+            })?;
+        let peers: Vec<Peer> = (0..).map_while(|peer| view.peer(peer)).cloned().collect();
+        let slots = peers.len() * MAX_TUNNELS_PER_PEER as usize;
+        let mut tunnels = vec![Tunnel::default(); slots];
+        for (id, tunnel) in view.tunnel_records()? {
+            tunnels[id as usize] = tunnel;
+        }
+        let numbers = 0..u32::try_from(peers.len()).unwrap_or(u32::MAX);
+        Ok(Self {
+            now: monotonic_ns(),
+            settings: view.settings()?,
+            prefixes,
+            loads: numbers
+                .clone()
+                .flat_map(|peer| (0..MAX_TUNNELS_PER_PEER).map(move |slot| tunnel_id(peer, slot)))
+                .map(|id| view.load(id).cloned().unwrap_or_default())
+                .collect(),
+            paths: numbers.flat_map(|peer| view.paths(peer)).cloned().collect(),
+            peers,
+            tunnels,
+            bucket: OnceCell::new(),
+            view,
+            rules,
+        })
+    }
+
+    /// Says that a tunnel is down; only in this copy.
+    pub fn kill(&self, peer: u32, slot: u32) {
+        if let Some(peer) = self.peers.get(peer as usize) {
+            peer.live.set_bits(1 << slot, false);
+        }
+    }
+
+    /// Nanoseconds of the monotonic clock when it was taken.
+    pub fn now_ns(&self) -> u64 {
+        self.now
+    }
+}
+
+/// Nanoseconds of the clock that the programs read.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
+}
+
+impl Tables for Snapshot<'_> {
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn peer_of(&self, destination: &Destination) -> Option<u32> {
+        self.prefixes.get(&whole(destination), 0).ok()
+    }
+
+    fn peer(&self, peer: u32) -> Option<&Peer> {
+        self.peers.get(peer as usize)
+    }
+
+    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        self.tunnels.get(id as usize)
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        let bucket = self.view.bucket_record(index)?;
+        let (known, copy) = self.bucket.get_or_init(|| (index, bucket.clone()));
+        (*known == index).then_some(copy)
+    }
+
+    fn load(&self, id: u32) -> Option<&Load> {
+        self.loads.get(id as usize)
+    }
+
+    fn path(&self, index: u32) -> Option<&Path> {
+        self.paths.get(index as usize)
+    }
+
+    fn rule(&self, rule: u32) -> Option<&Rule> {
+        self.rules.record(rule)
+    }
+
+    fn rule_field(&self, at: u32) -> Option<&RuleSet> {
+        self.rules.field(at)
+    }
+
+    fn rules_of_mark(&self, mark: u32) -> Option<u64> {
+        self.rules.of_mark(mark)
+    }
+
+    fn rules_of_source(&self, source: &Destination) -> u64 {
+        self.rules.of_source(source)
+    }
+
+    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+        self.rules.of_destination(destination)
+    }
+
+    fn rule_tunnels(&self, rule: u32, peer: u32) -> u32 {
+        self.rules.tunnels(rule * MAX_PEERS + peer)
+    }
+}

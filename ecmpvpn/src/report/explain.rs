@@ -1,0 +1,81 @@
+//! What `ecmpvpn explain` shows. The JSON is a contract: fields are only ever added.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::policy::Rule;
+
+/// Where a flow goes and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The flow, as it was asked for.
+    pub flow: String,
+    /// What the flow is told by: as much of it as the steering program looks at.
+    pub key: String,
+    /// The remote site that its destination leads to.
+    pub peer: Option<String>,
+    /// The rule that it meets.
+    pub rule: Option<Rule>,
+    /// The policy that holds for it.
+    pub policy: Option<String>,
+    /// The flow hash, hexadecimal.
+    pub hash: String,
+    /// The bucket, by its place among all peers' buckets.
+    pub bucket: Option<u32>,
+    /// Milliseconds since the bucket's last packet; none: it had none.
+    pub idle_ms: Option<f64>,
+    /// The tunnel of the bucket's last packet.
+    pub current_tunnel: Option<String>,
+    /// The tunnel of the flow's next packet.
+    pub tunnel: Option<String>,
+    /// One word: `home`, `pinned`, `sprayed`, `rule`, `failover`, `drained`, `stays` or `flowlet`; or the reason why no
+    /// tunnel takes it.
+    pub why: String,
+    /// The same in a sentence.
+    pub why_text: String,
+    /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
+    pub member: Option<String>,
+    /// The tunnel that would be taken if that one failed.
+    pub next_tunnel: Option<String>,
+    /// The port that the next tunnel's outer packets leave by.
+    pub next_member: Option<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: &str| writeln!(f, "{name:<8} {value}");
+        line("flow", &self.flow)?;
+        line("key", &self.key)?;
+        if let Some(peer) = &self.peer {
+            line("peer", peer)?;
+            let rule = self.rule.as_ref().map_or_else(
+                || "none".to_owned(),
+                |rule| format!("{}: {}: {}", rule.number, rule.flows(), rule.action()),
+            );
+            line("rule", &rule)?;
+        }
+        if let Some(policy) = &self.policy {
+            line("policy", policy)?;
+        }
+        line("hash", &self.hash)?;
+        if let (Some(bucket), Some(current)) = (self.bucket, &self.current_tunnel) {
+            let idle =
+                self.idle_ms.map_or_else(|| "no packet yet".to_owned(), |ms| format!("last packet {ms:.1} ms ago"));
+            line("bucket", &format!("{bucket}, on {current}, {idle}"))?;
+        }
+        let member = |member: &Option<String>| match member.as_deref() {
+            None | Some("") => String::new(),
+            Some(member) => format!(", which leaves by {member}"),
+        };
+        let Some(tunnel) = &self.tunnel else {
+            return write!(f, "{:<8} none: {}", "tunnel", self.why_text);
+        };
+        line("tunnel", &format!("{tunnel}{}", member(&self.member)))?;
+        line("why", &self.why_text)?;
+        match &self.next_tunnel {
+            Some(next) => write!(f, "{:<8} {next}{}", "if down", member(&self.next_member)),
+            None => write!(f, "{:<8} no tunnel is left for it: its packets would be dropped", "if down"),
+        }
+    }
+}

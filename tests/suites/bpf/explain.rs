@@ -1,0 +1,82 @@
+//! What `explain` says against where the program then puts the packet.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, ensure};
+use ecmpvpn::control::explain::{Flow, Probe, ask};
+use ecmpvpn::dataplane::{Options, RuleMaps};
+use ecmpvpn::plan::rules::place;
+use ecmpvpn_common::layout::{Bucket, policy};
+
+use super::agree::{Random, V4_ADDRESSES, V6_ADDRESSES, rule};
+use super::build::{ICMP, ICMPV6, TCP, UDP};
+use super::rig::{Outcome, Rig, table};
+
+const FLOWS: usize = 3000;
+
+pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
+    let mut random = Random(7);
+    let mut rig = Rig::new(&table(3), &Options::default())?;
+    let (mut rule_maps, names) = (RuleMaps::open(&rig.pins)?, rig.view.tunnel_names()?);
+    let mut in_force = Vec::new();
+    let (mut steered, mut by_hash, mut other, mut agreed) = (0, 0, 0, 0);
+    for round in 0..FLOWS {
+        if round % 100 == 0 {
+            let rules: Vec<_> = (0..random.below(12)).map(|_| rule(&mut random, &names)).collect();
+            let wanted = place(&rules)?;
+            rule_maps.change(&rig.view, &names, &in_force, &[])?;
+            rule_maps.change(&rig.view, &names, &[], &wanted)?;
+            in_force = wanted;
+            for peer in [0, 1] {
+                let record = rig.view.peer(peer).context("a peer")?;
+                record.policy.set(random.of(&[policy::HASH, policy::HASH, policy::FLOWLET, policy::SPRAY]));
+                record.open.set_bits(0b10, random.one_in(2));
+            }
+        }
+        let is_v4 = random.one_in(2);
+        let pick: fn(&mut Random) -> &'static str =
+            if is_v4 { |random| random.of(&V4_ADDRESSES) } else { |random| random.of(&V6_ADDRESSES) };
+        let (src, dst): (IpAddr, IpAddr) = (pick(&mut random).parse()?, pick(&mut random).parse()?);
+        let proto = random.of(&[TCP, UDP, if is_v4 { ICMP } else { ICMPV6 }, 47, 50, 51]);
+        let ports = if matches!(proto, TCP | UDP) { (random.port(), random.port()) } else { (0, 0) };
+        let (id, dscp, mark) = (u32::from(random.port()), random.of(&[0, 46]), random.of(&[0, 1, 7]));
+        let probe = Probe::of(&Flow { src, dst, proto, ports, id, dscp, mark });
+        rig.mark = mark;
+        let answer = ask(&rig.pins, &rig.view, &rule_maps, &probe)?;
+        let before = answer.verdict.as_ref().ok().and_then(|found| rig.view.bucket_record(found.bucket)).map(words);
+        let again = ask(&rig.pins, &rig.view, &rule_maps, &probe)?;
+        let after = answer.verdict.as_ref().ok().and_then(|found| rig.view.bucket_record(found.bucket)).map(words);
+        ensure!(before == after && again.hash == answer.hash, "explaining changed {before:?} to {after:?}");
+        let gone = rig.egress(probe.bytes(), (0, 0))?;
+        match (&answer.verdict, gone) {
+            (Err(reason), Outcome::Refused(number)) if *reason as u32 == number => {}
+            (Ok(found), Outcome::Steered { tunnel, bucket, .. }) if found.bucket == bucket => {
+                steered += 1;
+                if answer.policy != policy::HASH {
+                    // Loads decay between the two.
+                    other += 1;
+                    agreed += usize::from(found.tunnel == tunnel);
+                    continue;
+                }
+                by_hash += 1;
+                ensure!(found.tunnel == tunnel, "{probe:?} went to {tunnel}: {answer:?}");
+                rig.view.set_live(tunnel / 32, tunnel % 32, false).context("a tunnel of the table")?;
+                let next = match rig.egress(probe.bytes(), (0, 0))? {
+                    Outcome::Steered { tunnel, .. } => Some(tunnel),
+                    Outcome::Refused(_) => None,
+                };
+                rig.view.set_live(tunnel / 32, tunnel % 32, true);
+                ensure!(found.next == next, "without {tunnel} it went to {next:?}: {answer:?}");
+            }
+            (_, gone) => anyhow::bail!("{probe:?} was {gone:?}: {answer:?}"),
+        }
+    }
+    println!("{FLOWS} flows: {steered} steered, {by_hash} by hash, {agreed} of {other} others as explained");
+    ensure!(by_hash > FLOWS / 8 && other > FLOWS / 8, "too few flows were steered");
+    ensure!(agreed * 100 >= other * 97, "{agreed} of {other} flows by load went where explained");
+    Ok(())
+}
+
+fn words(bucket: &Bucket) -> (u64, u32, u8, u8) {
+    (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.home.get())
+}
