@@ -322,7 +322,7 @@ pub fn the_largest_table_fits() -> Result<()> {
     for number in 0..64 {
         let mut peer = first.clone();
         peer.prefixes = vec![format!("10.{number}.0.0/16").parse()?, format!("fd00:{number:x}::/32").parse()?];
-        peer.tunnels = (0..32).map(|slot| (name(number, slot), 1)).collect();
+        peer.tunnels = (0..32).map(|slot| (name(number, slot), Some(1))).collect();
         table.peers.push(peer);
     }
     let mut rig = Rig::new(&table, &Options::default())?;
