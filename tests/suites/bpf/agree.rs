@@ -185,7 +185,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
             if round % 250 == 249 {
                 shake(&mut random, &rig, &model)?;
             }
-            if round % 2500 == 2499 {
+            if round % 3000 == 2999 {
                 let wanted = rules(&mut random, &in_force, &names);
                 for step in steps(&in_force, &wanted)? {
                     rule_maps.change(&rig.view, &names, &in_force, &step)?;
