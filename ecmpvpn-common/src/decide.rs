@@ -4,13 +4,13 @@
 //! tunnel died, it chooses anew: its home under policy `hash`, the least loaded link under `flowlet` and `adaptive`.
 //! Under `spray`, and where the daemon marked a bucket so, every packet chooses.
 
-use crate::flow::mix;
+use crate::flow::{FlowKey, mix};
 use crate::layout::{
     Bucket, Destination, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, bucket_flags, how, policy,
     rule_flags, settings_flags, tunnel_id,
 };
 use crate::load;
-use crate::packet::{Packet, Parsed, Transport, parse};
+use crate::packet::{Packet, Parsed, parse};
 use crate::rendezvous::{self, NONE};
 use crate::rules;
 
@@ -48,9 +48,34 @@ pub trait Tables {
     /// The tunnels of a peer that a rule allows, a bit a slot.
     fn rule_tunnels(&self, rule: u32, peer: u32) -> u32;
 
+    /// The first rule that a packet meets; see [`rules::first`].
+    fn first_rule(&self, key: &FlowKey, marks: u64, among: u64) -> u32 {
+        rules::first(self, key, marks, among)
+    }
+
+    /// The tunnel for a packet; see [`choose`].
+    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
+        choose(self, peer, hash, rule, bytes, now)
+    }
+
     /// The slot that ranks first in a peer's bucket among some, or [`NONE`].
     fn best(&self, peer: u32, within: u32, among: u32) -> u32 {
         best(self, peer, within, among)
+    }
+
+    /// Notes what is put onto a tunnel's link; see [`charge`].
+    fn charge(&self, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
+        charge(self, id, now, bytes, expected)
+    }
+
+    /// The lowest rank among a peer's links; see [`first_rank`].
+    fn first_rank(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
+        first_rank(self, peer, within, among, now, bytes)
+    }
+
+    /// One of the bits that are set; see [`one_of`].
+    fn one_of(&self, slots: u32, within: u32) -> u32 {
+        one_of(slots, within)
     }
 
     /// What one link costs; see [`rank`].
@@ -80,8 +105,6 @@ pub struct Steer {
     pub bucket: u32,
     /// Bits of [`how`].
     pub how: u32,
-    /// The packet's transport header.
-    pub transport: Transport,
 }
 
 /// What happens to a packet.
@@ -95,42 +118,112 @@ pub enum Verdict {
     Dropped(Reason),
 }
 
+/// A packet that is a peer's, and its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The peer's number.
+    pub peer: u32,
+    /// Of the flow key, and of the rule that it meets.
+    pub hash: u64,
+    /// The rule that the packet meets, or [`rules::NONE`].
+    pub rule: u32,
+}
+
 /// Decides for the packet; notes in its bucket which tunnel it takes, and its bytes with that tunnel's load.
 #[inline(always)]
 pub fn decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> Verdict {
-    match try_decide(packet, tables) {
+    let flow = parse(packet).and_then(|parsed| classify(&parsed, packet, tables));
+    match flow.and_then(|flow| steer(&flow, packet.length(), tables)) {
         Ok(steer) => Verdict::Steer(steer),
         Err(reason) if reason.is_drop() => Verdict::Dropped(reason),
         Err(reason) => Verdict::NotSteered(reason),
     }
 }
 
+/// Finds the packet's peer and flow.
+///
+/// # Errors
+/// Why it is not steered.
 #[inline(always)]
-fn try_decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> Result<Steer, Reason> {
-    let Parsed { key, destination, transport } = parse(packet)?;
-    let number = tables.peer_of(&destination).ok_or(Reason::NoPeer)?;
+pub fn classify<P: Packet + ?Sized, T: Tables + ?Sized>(
+    parsed: &Parsed,
+    packet: &P,
+    tables: &T,
+) -> Result<Flow, Reason> {
+    let key = &parsed.key;
+    let number = tables.peer_of(&parsed.destination).ok_or(Reason::NoPeer)?;
     let peer = tables.peer(number).ok_or(Reason::BadTable)?;
     let settings = tables.settings().ok_or(Reason::BadTable)?;
     let symmetric = settings.flags & settings_flags::SYMMETRIC != 0;
     let mut hash = key.hash(settings.seed, settings.hash_fields, symmetric);
-    let mut terms = Terms { policy: peer.policy.get(), usable: peer.live.get() };
     let among = peer.rules.get();
+    let mut rule = rules::NONE;
     if among != 0 {
-        let rule = rules::first(packet, &key, among, tables);
+        rule = tables.first_rule(key, rules::marks(packet), among);
         if rule != rules::NONE {
-            terms = terms.under(tables, rule, number)?;
             // Else flows that meet different rules would share buckets.
             hash = mix(hash ^ u64::from(rule + 1));
         }
     }
+    Ok(Flow { peer: number, hash, rule })
+}
+
+/// Puts a flow's packet of `bytes` onto a tunnel.
+///
+/// # Errors
+/// Why that cannot be.
+#[inline(always)]
+pub fn steer<T: Tables + ?Sized>(flow: &Flow, bytes: u32, tables: &T) -> Result<Steer, Reason> {
+    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, bytes, tables.now()))?;
+    let id = tunnel_id(flow.peer, chosen.slot & (u32::BITS - 1));
+    let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
+    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })
+}
+
+/// What [`choose`] found, as one word: BPF functions return no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Chosen {
+    slot: u32,
+    bucket: u32,
+    how: u32,
+}
+
+impl Chosen {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.bucket) << 32 | u64::from(self.slot & 0xff) << 16 | u64::from(self.how & 0xff) << 8
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Result<Self, Reason> {
+        match word as u8 {
+            0 => Ok(Self { slot: (word >> 16) as u32 & 0xff, bucket: (word >> 32) as u32, how: (word >> 8) as u32 & 0xff }),
+            NO_LIVE_TUNNEL => Err(Reason::NoLiveTunnel),
+            _ => Err(Reason::BadTable),
+        }
+    }
+}
+
+const NO_LIVE_TUNNEL: u8 = 1;
+const BAD_TABLE: u8 = 2;
+
+/// What [`Tables::choose`] does: the tunnel for a packet of a flow, as [`Chosen`] packs it. BPF makes a function of its
+/// own of it: on the many paths through the parser the verifier then sees only a call.
+#[inline(always)]
+pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
+    let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
+    let mut terms = Terms { policy: peer.policy.get(), usable: peer.live.get() };
+    if rule != rules::NONE {
+        let Some(record) = tables.rule(rule) else { return u64::from(BAD_TABLE) };
+        terms = terms.under(record, tables.rule_tunnels(rule, number));
+    }
     if terms.usable == 0 {
-        return Err(Reason::NoLiveTunnel);
+        return u64::from(NO_LIVE_TUNNEL);
     }
 
     let within = hash as u32 & peer.bucket_mask;
     let index = peer.bucket_base.wrapping_add(within);
-    let bucket = tables.bucket(index).ok_or(Reason::BadTable)?;
-    let (now, bytes) = (tables.now(), packet.length());
+    let Some(bucket) = tables.bucket(index) else { return u64::from(BAD_TABLE) };
     let idle = now.saturating_sub(bucket.last_ns.get());
     bucket.last_ns.set(now);
     bucket.bytes.set(bucket.bytes.get().wrapping_add(bytes));
@@ -142,25 +235,30 @@ fn try_decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) ->
         slot = tables.earliest(number, within, terms.preferred(peer), now, bytes);
         how = how::SPRAYED;
     } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
-        slot = choose(tables, number, peer, &terms, within, bucket, now, idle);
+        slot = anew(tables, number, peer, &terms, within, bucket, now, idle);
         is_new = idle >= FORGOTTEN_NS || slot != current;
         if slot != current {
             how = if lives && terms.policy != policy::HASH { how::FLOWLET } else { how::FAILOVER };
         }
     }
-
-    let id = tunnel_id(number, slot & (u32::BITS - 1));
-    let tunnel = tables.tunnel(id).filter(|tunnel| slot != NONE && tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
+    if slot == NONE {
+        return u64::from(BAD_TABLE);
+    }
     if slot != current {
         bucket.tunnel.set(slot as u8);
     }
+    tables.charge(tunnel_id(number, slot), now, bytes, if is_new { peer.expected_bytes.get() } else { 0 });
+    Chosen { slot, bucket: index, how }.pack()
+}
+
+/// What [`Tables::charge`] does: notes that `bytes` are put onto a tunnel's link, and that `expected` ones will follow.
+/// Returns 0: BPF functions return something.
+#[inline(always)]
+pub fn charge<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
     if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
-        load::charge(load, now, bytes);
-        if is_new {
-            load::expect(load, now, peer.expected_bytes.get());
-        }
+        load::charge(load, now, bytes, expected);
     }
-    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: index, how, transport })
+    0
 }
 
 /// What holds for a packet.
@@ -172,17 +270,16 @@ struct Terms {
 }
 
 impl Terms {
-    /// As a rule that the packet meets changes them.
+    /// As a rule that the packet meets changes them; `allowed` are the peer's tunnels that the rule allows.
     #[inline(always)]
-    fn under<T: Tables + ?Sized>(self, tables: &T, rule: u32, peer: u32) -> Result<Self, Reason> {
-        let record = tables.rule(rule).ok_or(Reason::BadTable)?;
-        let policy = match record.policy.get() {
+    fn under(self, rule: &Rule, allowed: u32) -> Self {
+        let policy = match rule.policy.get() {
             policy::PEERS_OWN => self.policy,
             policy => policy,
         };
-        let allowed = self.usable & tables.rule_tunnels(rule, peer);
-        let others_do = allowed == 0 && record.flags.get() & rule_flags::PREFER != 0;
-        Ok(Self { policy, usable: if others_do { self.usable } else { allowed } })
+        let allowed = self.usable & allowed;
+        let others_do = allowed == 0 && rule.flags.get() & rule_flags::PREFER != 0;
+        Self { policy, usable: if others_do { self.usable } else { allowed } }
     }
 
     /// Tunnels that may take a new flow: those that are being drained only if there are no others.
@@ -198,7 +295,7 @@ impl Terms {
 /// The slot for a bucket that may move.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined; a struct of them would go through the BPF stack")]
-fn choose<T: Tables + ?Sized>(
+fn anew<T: Tables + ?Sized>(
     tables: &T,
     number: u32,
     peer: &Peer,
@@ -228,7 +325,7 @@ pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32) 
 /// link in an order that differs from bucket to bucket.
 #[inline(always)]
 pub fn least<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
-    let first = first_rank(tables, peer, within, among, now, 0);
+    let first = tables.first_rank(peer, within, among, now, 0);
     if among.checked_shr(current).unwrap_or(0) & 1 == 1
         && let Some(record) = tables.peer(peer)
         && let Some(load) = tables.load(tunnel_id(peer, current)).and_then(|load| tables.load(load.link.get()))
@@ -247,14 +344,14 @@ pub fn least<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32,
 /// Where rates are over-estimated all queues look empty; then the lower level decides, which deals out bytes evenly.
 #[inline(always)]
 pub fn earliest<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
-    let first = first_rank(tables, peer, within, among, now, bytes);
+    let first = tables.first_rank(peer, within, among, now, bytes);
     slot_of(tables, peer, within, among, first)
 }
 
 /// The lowest rank among a peer's links. A rank is [`rank`]'s cost with the link's place in its low bits, counted from
 /// another link on from bucket to bucket. No comparison branches: the verifier would follow each branch of each turn.
 #[inline(always)]
-fn first_rank<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
+pub fn first_rank<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
     let count = tables.peer(peer).map_or(0, |peer| peer.path_count.get());
     let start = spread(within, count);
     let mut first = NO_RANK;
@@ -304,7 +401,7 @@ const LEVEL_SHARE_BITS: u32 = 6;
 fn slot_of<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among: u32, rank: u64) -> u32 {
     let count = tables.peer(peer).map_or(0, |peer| peer.path_count.get());
     let place = (rank as u32).wrapping_add(spread(within, count)) & PLACE_MASK;
-    tables.path(tunnel_id(peer, place)).map_or(NONE, |path| one_of(path.tunnels.get() & among, within))
+    tables.path(tunnel_id(peer, place)).map_or(NONE, |path| tables.one_of(path.tunnels.get() & among, within))
 }
 
 /// A number below `count` that differs from bucket to bucket.
@@ -314,19 +411,45 @@ fn spread(within: u32, count: u32) -> u32 {
     ((u64::from(scattered) * u64::from(count)) >> 32) as u32
 }
 
-/// One of the bits that are set, another one from bucket to bucket; [`NONE`] if there is none.
+/// One of the bits that are set, another one from bucket to bucket; [`NONE`] if there is none. No loop: kernels before
+/// 6.4 would look at each of its ends by itself.
 #[inline(always)]
-fn one_of(slots: u32, within: u32) -> u32 {
+pub fn one_of(slots: u32, within: u32) -> u32 {
     if slots == 0 {
         return NONE;
     }
-    let mut slots = slots;
-    let skipped = spread(within ^ 0x5555, slots.count_ones());
-    for i in 0..u32::BITS {
-        if i >= skipped {
-            break;
-        }
-        slots &= slots - 1;
+    // How many set bits are left of the wanted one; halves that hold fewer are skipped.
+    let mut skipped = spread(within ^ 0x5555, slots.count_ones());
+    let (mut rest, mut at) = (slots, 0);
+    let mut width = u32::BITS / 2;
+    while width > 0 {
+        let held = (rest & ((1 << width) - 1)).count_ones();
+        let beyond = held.wrapping_sub(skipped + 1) >> 31;
+        skipped -= held * beyond;
+        rest >>= width * beyond;
+        at += width * beyond;
+        width /= 2;
     }
-    slots.trailing_zeros()
+    at & (u32::BITS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_set_bit_is_chosen_alike_and_no_other() {
+        for slots in [1u32, 0b11, 0b1010_0001, 0x8000_0000, 0x8000_0001, u32::MAX, 0x00ff_0f00] {
+            let mut chosen = [0u32; 32];
+            for within in 0..65_536 {
+                chosen[one_of(slots, within) as usize] += 1;
+            }
+            let share = 65_536 / slots.count_ones();
+            for (bit, count) in (0..).zip(chosen) {
+                let wanted = if slots >> bit & 1 == 1 { share } else { 0 };
+                assert!(count.abs_diff(wanted) <= wanted / 50 + 2, "{slots:#x}: bit {bit} {count} times, not {wanted}");
+            }
+        }
+        assert_eq!(one_of(0, 7), NONE);
+    }
 }

@@ -157,7 +157,7 @@ pub mod settings_flags {
 
 /// Key of the longest-prefix match. The family comes first, so that no IPv6 prefix matches an IPv4 address.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Destination {
     /// 4 or 6.
     pub family: u32,

@@ -88,18 +88,13 @@ fn decayed(level: u64, elapsed: u64) -> u64 {
     (level >> 16) * factor + (((level & 0xffff) * factor) >> 16)
 }
 
-/// Notes that `bytes` are put onto the link at `now`.
+/// Notes that `bytes` are put onto the link at `now`, and that a flow was just put onto it which is expected to send
+/// `expected` bytes soon: flows that start together have sent nothing yet, and would all find the same link the least
+/// loaded.
 #[inline(always)]
-pub fn charge(load: &Load, now: u64, bytes: u32) {
+pub fn charge(load: &Load, now: u64, bytes: u32, expected: u32) {
     load.free_ns.set(free_at(load, now) + time_of(load, bytes));
-    raise(load, now, weighted_time_of(load, bytes));
-}
-
-/// Notes that a flow was just put onto the link and is expected to send `bytes` soon: flows that start together have
-/// sent nothing yet, and would all find the same link the least loaded.
-#[inline(always)]
-pub fn expect(load: &Load, now: u64, bytes: u32) {
-    raise(load, now, weighted_time_of(load, bytes));
+    raise(load, now, weighted_time_of(load, bytes) + weighted_time_of(load, expected));
 }
 
 #[inline(always)]
@@ -140,8 +135,8 @@ mod tests {
     #[test]
     fn a_queue_grows_by_what_is_sent_and_drains_with_time() {
         let load = link(8_000_000);
-        charge(&load, 100 * MS, 1000);
-        charge(&load, 100 * MS, 1000);
+        charge(&load, 100 * MS, 1000, 0);
+        charge(&load, 100 * MS, 1000, 0);
         assert_eq!(free_at(&load, 100 * MS), 102 * MS);
         assert_eq!(free_at(&load, 101 * MS), 102 * MS);
         assert_eq!(free_at(&load, 200 * MS), 200 * MS);
@@ -152,7 +147,7 @@ mod tests {
     #[test]
     fn the_level_halves() {
         let load = link(8_000_000);
-        charge(&load, 0, 1_000_000);
+        charge(&load, 0, 1_000_000, 0);
         let start = level(&load, 0);
         assert_eq!(start, 1_000 * MS);
         for halvings in 1..20 {
@@ -176,7 +171,7 @@ mod tests {
             let load = link(8_000_000_000);
             let mut now = MS;
             for _ in 0..(3_000 * MS / spacing) {
-                charge(&load, now, u32::try_from(spacing / 10).unwrap());
+                charge(&load, now, u32::try_from(spacing / 10).unwrap(), 0);
                 now += spacing;
             }
             let expected = HALF_LIFE_NS as f64 / core::f64::consts::LN_2 / 10.0;

@@ -69,7 +69,7 @@ pub struct Parsed {
 }
 
 /// A packet's transport header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// IP protocol number.
     pub protocol: u8,

@@ -13,18 +13,19 @@ use crate::packet::Packet;
 pub const NONE: u32 = u32::MAX;
 
 /// The number of the first of `among` that a packet meets, or [`NONE`]. An ICMP error meets what the flow meets that it
-/// answers; fragments and packets without ports meet no rule that asks for ports.
+/// answers; fragments and packets without ports meet no rule that asks for ports. `marks` as [`marks`] tells them.
 #[inline(always)]
-pub fn first<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, key: &FlowKey, among: u64, tables: &T) -> u32 {
+pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, among: u64) -> u32 {
+    let (mark, dscp) = (marks as u32, (marks >> 32) as u32 & 63);
     let mut rules = among & field(tables, rule_fields::PROTOCOL + u32::from(key.protocol));
-    rules &= field(tables, rule_fields::DSCP + u32::from(dscp(packet) & 63));
+    rules &= field(tables, rule_fields::DSCP + dscp);
     if key.sport | key.dport == 0 {
         rules &= field(tables, rule_fields::NO_PORTS);
     } else {
         rules &= field(tables, rule_fields::SOURCE_PORT + u32::from(u16::from_be(key.sport)));
         rules &= field(tables, rule_fields::DESTINATION_PORT + u32::from(u16::from_be(key.dport)));
     }
-    rules &= tables.rules_of_mark(packet.mark()).unwrap_or_else(|| field(tables, rule_fields::NO_MARK));
+    rules &= tables.rules_of_mark(mark).unwrap_or_else(|| field(tables, rule_fields::NO_MARK));
     let family = u32::from(key.family);
     rules &= tables.rules_of_source(&Destination { family, address: key.src });
     rules &= tables.rules_of_destination(&Destination { family, address: key.dst });
@@ -36,10 +37,11 @@ fn field<T: Tables + ?Sized>(tables: &T, at: u32) -> u64 {
     tables.rule_field(at).map_or(0, |set| set.rules.get())
 }
 
-/// The differentiated services code point. Source: RFC 2474.
+/// A packet's firewall mark in the low word, its differentiated services code point in the high one. Source: RFC 2474.
 #[inline(always)]
-fn dscp<P: Packet + ?Sized>(packet: &P) -> u8 {
+pub fn marks<P: Packet + ?Sized>(packet: &P) -> u64 {
     let [word] = packet.load(0).unwrap_or([0]);
     let [first, second, ..] = word.to_ne_bytes();
-    if first >> 4 == IPV4 { second >> 2 } else { (first & 0x0f) << 2 | second >> 6 }
+    let dscp = if first >> 4 == IPV4 { second >> 2 } else { (first & 0x0f) << 2 | second >> 6 };
+    u64::from(dscp) << 32 | u64::from(packet.mark())
 }

@@ -1,16 +1,28 @@
 //! TC egress of the steering device: puts each packet onto a tunnel.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_redirect;
-use aya_ebpf::macros::classifier;
+use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use ecmpvpn_common::decide::{Steer, Verdict, decide};
+use ecmpvpn_common::decide::{Steer, classify, steer};
 use ecmpvpn_common::layout::{Reason, how, test_run};
+use ecmpvpn_common::packet::{Packet as _, Parsed, Segments, parse};
 
 use crate::bench::vary;
 use crate::skb::{Skb, is_test_run};
 use crate::tables::{Maps, count, count_reason};
+
+/// What is found in a packet, on this CPU: the stack has no room for it.
+#[map]
+static FOUND: PerCpuArray<Found> = PerCpuArray::with_max_entries(1, 0);
+
+struct Found {
+    parsed: Parsed,
+    segments: Segments,
+}
 
 /// Redirects to the tunnel. What it does not redirect is left to the steering device, which has no peer: it fails
 /// closed and answers with an ICMP unreachable.
@@ -19,21 +31,46 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
-    match decide(&skb, &maps) {
-        Verdict::Steer(steer) => redirect(&skb, &steer),
-        Verdict::NotSteered(reason) | Verdict::Dropped(reason) => refuse(&context, &skb, reason),
+    let refused = ecmpvpn_find(context.as_ptr().cast());
+    if refused != 0 {
+        return refuse(&context, &skb, refused - 1);
+    }
+    // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
+    let Some(found) = FOUND.get_ptr(0).and_then(|found| unsafe { found.as_ref() }) else { return TC_ACT_UNSPEC };
+    match classify(&found.parsed, &skb, &maps).and_then(|flow| steer(&flow, skb.length(), &maps)) {
+        Ok(steer) => redirect(&skb, &steer, found.segments),
+        Err(reason) => refuse(&context, &skb, reason as u32),
+    }
+}
+
+/// Parses; 0, or the number of the reason why not, plus 1. A function of its own, since what follows would otherwise be
+/// verified on each of the parser's many paths: kernels before 6.4 forget across a call which of them are alike.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_find(context: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(context);
+    let skb = Skb::new(&context);
+    let Some(found) = FOUND.get_ptr_mut(0) else { return Reason::BadTable as u32 + 1 };
+    match parse(&skb) {
+        Ok(parsed) => {
+            let segments = skb.segments(parsed.transport);
+            // SAFETY: as above.
+            unsafe { found.write(Found { parsed, segments }) };
+            0
+        }
+        Err(reason) => reason as u32 + 1,
     }
 }
 
 #[inline(always)]
-fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
-    let segments = skb.segments(steer.transport);
+fn redirect(skb: &Skb<'_>, steer: &Steer, segments: Segments) -> i32 {
+    const { assert!(how::FAILOVER == 1 && how::FLOWLET == 2 && how::SPRAYED == 4) };
     count(steer.tunnel, |counters| {
         counters.tx_packets += u64::from(segments.packets);
         counters.tx_bytes += u64::from(segments.bytes);
-        counters.failover_moves += u64::from(steer.how & how::FAILOVER != 0);
-        counters.flowlet_moves += u64::from(steer.how & how::FLOWLET != 0);
-        counters.sprayed_packets += u64::from(steer.how & how::SPRAYED != 0);
+        counters.failover_moves += u64::from(steer.how & 1);
+        counters.flowlet_moves += u64::from(steer.how >> 1 & 1);
+        counters.sprayed_packets += u64::from(steer.how >> 2 & 1);
     });
     if is_test_run() {
         skb.set_cb(test_run::TUNNEL, steer.tunnel + 1);
@@ -45,12 +82,12 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
 }
 
 #[inline(always)]
-fn refuse(context: &TcContext, skb: &Skb<'_>, reason: Reason) -> i32 {
+fn refuse(context: &TcContext, skb: &Skb<'_>, reason: u32) -> i32 {
     count_reason(reason);
-    debug!(context, "not steered, reason {}", reason as u32);
+    debug!(context, "not steered, reason {}", reason);
     if is_test_run() {
         skb.set_cb(test_run::TUNNEL, 0);
-        skb.set_cb(test_run::REASON, reason as u32);
+        skb.set_cb(test_run::REASON, reason);
     }
     TC_ACT_UNSPEC
 }

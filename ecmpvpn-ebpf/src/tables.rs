@@ -8,10 +8,12 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::decide::{self, Tables};
+use ecmpvpn_common::flow::FlowKey;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Health, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters, TunnelSet,
+    Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, TunnelSet,
 };
+use ecmpvpn_common::rules;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -140,8 +142,33 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn first_rule(&self, key: &FlowKey, marks: u64, among: u64) -> u32 {
+        ecmpvpn_first_rule(key, marks, among)
+    }
+
+    #[inline(always)]
+    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
+        ecmpvpn_choose(peer, hash, rule, bytes, now)
+    }
+
+    #[inline(always)]
     fn best(&self, peer: u32, within: u32, among: u32) -> u32 {
         ecmpvpn_best(peer, within, among)
+    }
+
+    #[inline(always)]
+    fn charge(&self, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
+        ecmpvpn_charge(id, now, bytes, expected)
+    }
+
+    #[inline(always)]
+    fn first_rank(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
+        ecmpvpn_first_rank(peer, within, among, now, bytes)
+    }
+
+    #[inline(always)]
+    fn one_of(&self, slots: u32, within: u32) -> u32 {
+        ecmpvpn_one_of(slots, within)
     }
 
     #[inline(always)]
@@ -160,11 +187,50 @@ impl Tables for Maps {
     }
 }
 
-/// Global, so that the verifier looks at its loop once and not on every path that leads here.
+/// Global, so that the verifier looks at it once and not on every path that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
+    decide::choose(&Maps { now }, peer, hash, rule, bytes, now)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_first_rule(key: *const FlowKey, marks: u64, among: u64) -> u32 {
+    // SAFETY: the only caller passes a reference. The verifier takes the pointer to be null until it is looked at.
+    match unsafe { key.as_ref() } {
+        Some(key) => rules::first(&Maps { now: 0 }, key, marks, among),
+        None => rules::NONE,
+    }
+}
+
+/// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_best(peer: u32, within: u32, among: u32) -> u32 {
     decide::best(&Maps { now: 0 }, peer, within, among)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_charge(id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
+    decide::charge(&Maps { now }, id, now, bytes, expected)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_first_rank(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
+    decide::first_rank(&Maps { now }, peer, within, among, now, bytes)
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_one_of(slots: u32, within: u32) -> u32 {
+    decide::one_of(slots, within)
 }
 
 /// As above.
@@ -204,10 +270,10 @@ pub fn count(tunnel: u32, change: impl FnOnce(&mut TunnelCounters)) {
     }
 }
 
-/// Counts a packet that was not put onto a tunnel.
+/// Counts a packet that was not put onto a tunnel, for the reason of this number.
 #[inline(always)]
-pub fn count_reason(reason: Reason) {
-    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+pub fn count_reason(reason: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason) {
         // SAFETY: as in `count`.
         unsafe { *counter += 1 };
     }

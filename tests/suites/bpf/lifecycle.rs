@@ -345,7 +345,9 @@ pub fn masked_logging_is_pruned() -> Result<()> {
     let size = |log| -> Result<u32> {
         let table = table(1);
         let mut loaded = Loaded::new(&table, 1, &ifindexes(&table), &Options { log, ..Options::default() })?;
-        loaded.program_mut(programs::EGRESS)?.info()?.size_translated().context("the kernel does not say the size")
+        let info = loaded.program_mut(programs::EGRESS)?.info()?;
+        println!("the verifier looked at {} instructions", info.verified_instruction_count().unwrap_or(0));
+        info.size_translated().context("the kernel does not say the size")
     };
     let (masked, logging) = (size(false)?, size(true)?);
     println!("egress program: {masked} bytes, with logging {logging}");

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ecmpvpn_common::layout::{Bucket, policy, tunnel_id};
+use ecmpvpn_common::layout::{Bucket, Load, Peer, policy, tunnel_id};
 use ecmpvpn_common::load::COST_BITS;
 
-use super::links::Underlay;
-use super::paths;
+use super::paths::{self, Placed};
 use super::rebalance::{self, Busy, Link};
 use crate::dataplane::View;
 
@@ -15,6 +14,30 @@ use crate::dataplane::View;
 const FRESH: f64 = 0.6;
 /// Bytes a second below which a bucket is not worth moving.
 const SLIGHT: f64 = 2_000.0;
+
+/// Where buckets are read and moved.
+pub trait Records {
+    /// A peer's record.
+    fn peer(&self, peer: u32) -> Option<&Peer>;
+    /// A peer's buckets.
+    fn buckets(&self, peer: u32) -> &[Bucket];
+    /// A tunnel's load.
+    fn load(&self, id: u32) -> Option<&Load>;
+}
+
+impl Records for View {
+    fn peer(&self, peer: u32) -> Option<&Peer> {
+        self.peer(peer)
+    }
+
+    fn buckets(&self, peer: u32) -> &[Bucket] {
+        self.buckets(peer)
+    }
+
+    fn load(&self, id: u32) -> Option<&Load> {
+        self.load(id)
+    }
+}
 
 /// What the buckets carried lately.
 #[derive(Debug, Default)]
@@ -25,8 +48,7 @@ pub struct Flows {
 
 impl Flows {
     /// One round: reads every bucket, and moves those of policy `adaptive` that ought to.
-    pub fn rebalance(&mut self, view: &View, underlay: &Underlay, elapsed: Duration) {
-        let placed = underlay.placed();
+    pub fn rebalance(&mut self, view: &impl Records, placed: &[Placed], elapsed: Duration) {
         let mut ids: Vec<u32> = placed.iter().map(|tunnel| paths::link_of(tunnel, placed)).collect();
         ids.sort_unstable();
         ids.dedup();

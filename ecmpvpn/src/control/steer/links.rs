@@ -11,7 +11,7 @@ use rtnetlink::Handle;
 
 use super::SteerError;
 use super::paths::{self, Placed};
-use super::rate::{Rate, Reading};
+use super::rate::{self, Rate, Reading};
 use crate::config::Config;
 use crate::control::gather::outer_endpoints;
 use crate::control::underlay::Carriers;
@@ -22,6 +22,9 @@ use crate::host::observe::{Links, outgoing_interface};
 const NOMINAL: u64 = 1_000_000_000;
 /// WireGuard, UDP, IP and link-layer headers and padding of one packet, bytes, about.
 const OVERHEAD: f64 = 84.0;
+/// The programs' own reckoning of a queue stands unless it is off by more: what was sent a moment ago is still being
+/// encrypted and waits nowhere yet.
+const ASTRAY: Duration = Duration::from_millis(25);
 /// Bounds of an automatic flowlet gap.
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(500);
 /// An automatic flowlet gap while round trips are not known.
@@ -34,6 +37,8 @@ pub struct Underlay {
     placed: Vec<Placed>,
     /// By interface index.
     rates: BTreeMap<u32, Rate>,
+    /// The same as the programs are told it, bits a second.
+    told: BTreeMap<u32, f64>,
     /// By tunnel id: the interface that its link is.
     interfaces: BTreeMap<u32, u32>,
     /// Share of what leaves that is inner packets.
@@ -74,6 +79,7 @@ impl Underlay {
             self.placed = placed;
         }
         self.tunnels = tunnels;
+        self.level_out();
         self.write_costs(view);
         Ok(())
     }
@@ -109,10 +115,17 @@ impl Underlay {
             rate.read(reading, elapsed.unwrap_or_default());
         }
         if traffic {
+            self.level_out();
             self.write_costs(view);
             self.write_queues(view);
         }
         Ok(traffic)
+    }
+
+    fn level_out(&mut self) {
+        let mut rates: Vec<f64> = self.rates.values().map(Rate::bits_per_second).collect();
+        rate::level_out(&mut rates);
+        self.told = self.rates.keys().copied().zip(rates).collect();
     }
 
     /// Tells the programs what a byte costs on each link.
@@ -154,7 +167,10 @@ impl Underlay {
                 && rate.is_measured()
             {
                 let waiting = f64::from(rate.waiting()) * self.inner_share;
-                load.free_ns.set(now + ((waiting as u64 * u64::from(load.cost.get())) >> COST_BITS));
+                let free = now + ((waiting as u64 * u64::from(load.cost.get())) >> COST_BITS);
+                if u128::from(load.free_ns.get().max(now).abs_diff(free)) > ASTRAY.as_nanos() {
+                    load.free_ns.set(free);
+                }
             }
         }
     }
@@ -184,8 +200,8 @@ impl Underlay {
 
     /// What a tunnel's link carries of inner packets, bits a second.
     fn inner_rate(&self, id: u32) -> f64 {
-        let rate = self.interfaces.get(&id).and_then(|interface| self.rates.get(interface));
-        rate.map_or(NOMINAL as f64, Rate::bits_per_second) * self.inner_share
+        let rate = self.interfaces.get(&id).and_then(|interface| self.told.get(interface));
+        rate.copied().unwrap_or(NOMINAL as f64) * self.inner_share
     }
 
     /// The tunnels and their links, as they were looked up last.

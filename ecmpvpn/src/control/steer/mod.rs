@@ -14,6 +14,8 @@ mod links;
 mod paths;
 mod rate;
 mod rebalance;
+#[cfg(test)]
+mod simulation;
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -74,7 +76,7 @@ async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> 
             round = Instant::now();
             underlay.look_up(config, &view, &handle).await?;
             underlay.set_gaps(config, &view);
-            flows.rebalance(&view, &underlay, elapsed);
+            flows.rebalance(&view, underlay.placed(), elapsed);
         }
         tokio::time::sleep(if traffic { TICK } else { IDLE_TICK }).await;
     }

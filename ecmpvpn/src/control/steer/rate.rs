@@ -7,10 +7,29 @@ use std::time::Duration;
 
 /// Bytes waiting at both ends of an interval: the link never idled in between.
 const BUSY_BYTES: u32 = 3_000;
-/// Weight of a new reading while the rate is known.
-const FRESH: f64 = 0.25;
+/// Readings that the rate is the mean of; with more it follows slowly. A reading swings with the shaper's bursts.
+const SETTLED: u32 = 16;
 /// A link that sends so many times its rate without a queue has become faster; a shaper's burst is less.
 const FASTER: f64 = 1.3;
+
+/// Links whose rates differ by less than this share are taken to be equally fast: the ports of a bond mostly are, and what
+/// is put onto them then differs by no error of measurement.
+const ALIKE: f64 = 0.2;
+
+/// Makes rates that are alike equal: their mean.
+pub fn level_out(rates: &mut [f64]) {
+    let mut order: Vec<usize> = (0..rates.len()).collect();
+    order.sort_by(|a, b| rates[*a].total_cmp(&rates[*b]));
+    let mut from = 0;
+    while from < order.len() {
+        let slowest = rates[order[from]];
+        let count = order[from..].iter().take_while(|at| rates[**at] <= slowest * (1.0 + ALIKE)).count();
+        let alike = &order[from..from + count];
+        let mean = alike.iter().map(|at| rates[*at]).sum::<f64>() / count as f64;
+        alike.iter().for_each(|at| rates[*at] = mean);
+        from += count;
+    }
+}
 
 /// A link's interface as it is now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,14 +44,14 @@ pub struct Reading {
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     bits_per_second: f64,
-    measured: bool,
+    readings: u32,
     last: Option<Reading>,
 }
 
 impl Rate {
     /// A link of this nominal speed, bits a second.
     pub fn nominal(bits_per_second: u64) -> Self {
-        Self { bits_per_second: bits_per_second as f64, measured: false, last: None }
+        Self { bits_per_second: bits_per_second as f64, readings: 0, last: None }
     }
 
     /// Takes a reading, `elapsed` after the last one.
@@ -44,13 +63,9 @@ impl Rate {
         }
         let rate = 8.0 * (reading.sent - last.sent) as f64 / seconds;
         let busy = last.waiting >= BUSY_BYTES && reading.waiting >= BUSY_BYTES;
-        match (busy, self.measured) {
-            (true, false) => (self.bits_per_second, self.measured) = (rate, true),
-            (true, true) => self.bits_per_second += FRESH * (rate - self.bits_per_second),
-            (false, true) if rate > FASTER * self.bits_per_second => {
-                self.bits_per_second += FRESH * (rate - self.bits_per_second)
-            }
-            (false, _) => {}
+        if busy || self.is_measured() && rate > FASTER * self.bits_per_second {
+            self.readings = (self.readings + 1).min(SETTLED);
+            self.bits_per_second += (rate - self.bits_per_second) / f64::from(self.readings);
         }
     }
 
@@ -61,7 +76,7 @@ impl Rate {
 
     /// Whether the link was ever busy; else the rate is the nominal one.
     pub fn is_measured(&self) -> bool {
-        self.measured
+        self.readings > 0
     }
 
     /// Bytes that had left at the last reading.
@@ -97,14 +112,22 @@ mod tests {
         let sent = feed(&mut rate, sent, 62_500, 20_000, 2);
         assert!((rate.bits_per_second() - 1e7).abs() < 1.0, "{rate:?}");
         // Half the rate from now on.
-        let sent = feed(&mut rate, sent, 31_250, 20_000, 20);
+        let sent = feed(&mut rate, sent, 31_250, 20_000, 80);
         assert!((rate.bits_per_second() / 5e6 - 1.0).abs() < 0.02, "{rate:?}");
         // No queue and less traffic: nothing is learnt.
         let sent = feed(&mut rate, sent, 1_000, 0, 20);
         assert!((rate.bits_per_second() / 5e6 - 1.0).abs() < 0.02, "{rate:?}");
         // No queue and more traffic: the link is faster than it was.
-        feed(&mut rate, sent, 125_000, 0, 30);
+        feed(&mut rate, sent, 125_000, 0, 100);
         assert!((0.76..1.0).contains(&(rate.bits_per_second() / 2e7)), "{rate:?}");
+    }
+
+    #[test]
+    fn rates_that_are_alike_become_equal() {
+        let mut rates = [10.2, 5.0, 9.9, 20.0, 10.5];
+        level_out(&mut rates);
+        assert!(rates.iter().zip([10.2, 5.0, 10.2, 20.0, 10.2]).all(|(a, b): (&f64, f64)| (a - b).abs() < 1e-9), "{rates:?}");
+        level_out(&mut []);
     }
 
     #[test]

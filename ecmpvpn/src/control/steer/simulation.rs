@@ -1,0 +1,316 @@
+//! The decision and the daemon's rounds together, on simulated traffic and time.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use ecmpvpn_common::decide::{Tables, Verdict, decide};
+use ecmpvpn_common::flow::{fields, mix};
+use ecmpvpn_common::layout::{
+    Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, how, policy,
+};
+use ecmpvpn_common::load::cost_of_rate;
+use ecmpvpn_common::packet::Packet;
+use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
+use ecmpvpn_common::shared::Shared;
+
+use super::flows::{Flows, Records};
+use super::paths::Placed;
+
+const BUCKETS: u32 = 65_536;
+const MS: u64 = 1_000_000;
+
+/// One peer with a tunnel a link.
+struct Site {
+    now: Cell<u64>,
+    settings: Settings,
+    peer: Peer,
+    tunnels: Vec<Tunnel>,
+    buckets: Vec<Bucket>,
+    loads: Vec<Load>,
+    paths: Vec<Path>,
+}
+
+impl Site {
+    /// Links of these rates, bits a second.
+    fn new(policy: u32, rates: &[u64], seed: u64) -> Self {
+        let ids = 0..u32::try_from(rates.len()).unwrap();
+        let all = (1 << rates.len()) - 1;
+        let tunnels: Vec<Tunnel> = ids
+            .clone()
+            .map(|id| Tunnel {
+                key: key_of(format!("wg{id}").as_bytes()),
+                ifindex: 10 + id,
+                inverse_weight: inverse_weight(1),
+                weight: 1,
+                ..Tunnel::default()
+            })
+            .collect();
+        let candidates: Vec<Candidate> = tunnels.iter().map(Tunnel::candidate).collect();
+        let bucket = |within| {
+            let home = u8::try_from(home(within, &candidates)).unwrap();
+            Bucket { tunnel: Shared::new(home), home: Shared::new(home), ..Bucket::default() }
+        };
+        let load = |(id, rate): (u32, &u64)| {
+            let cost = cost_of_rate(*rate);
+            Load { link: Shared::new(id), cost: Shared::new(cost), weighted_cost: Shared::new(cost), ..Load::default() }
+        };
+        Self {
+            now: Cell::new(5_000 * MS),
+            settings: Settings { seed, hash_fields: fields::FIVE_TUPLE, ..Settings::default() },
+            peer: Peer {
+                live: Shared::new(all),
+                open: Shared::new(all),
+                bucket_mask: BUCKETS - 1,
+                policy: Shared::new(policy),
+                tunnel_count: ids.end,
+                gap_ns: Shared::new(u32::try_from(50 * MS).unwrap()),
+                path_count: Shared::new(ids.end),
+                expected_bytes: Shared::new(65_536),
+                ..Peer::default()
+            },
+            buckets: (0..BUCKETS).map(bucket).collect(),
+            loads: ids.clone().zip(rates).map(load).collect(),
+            paths: ids.map(|id| Path { link: Shared::new(id), tunnels: Shared::new(1 << id) }).collect(),
+            tunnels,
+        }
+    }
+
+    fn placed(&self) -> Vec<Placed> {
+        (0..self.peer.tunnel_count).map(|id| Placed { id, peer: 0, slot: id, member: None }).collect()
+    }
+}
+
+impl Tables for Site {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn peer_of(&self, _: &Destination) -> Option<u32> {
+        Some(0)
+    }
+
+    fn peer(&self, _: u32) -> Option<&Peer> {
+        Some(&self.peer)
+    }
+
+    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        self.tunnels.get(id as usize)
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.get(index as usize)
+    }
+
+    fn load(&self, id: u32) -> Option<&Load> {
+        self.loads.get(id as usize)
+    }
+
+    fn path(&self, index: u32) -> Option<&Path> {
+        self.paths.get(index as usize)
+    }
+
+    fn rule(&self, _: u32) -> Option<&Rule> {
+        None
+    }
+
+    fn rule_field(&self, _: u32) -> Option<&RuleSet> {
+        None
+    }
+
+    fn rules_of_mark(&self, _: u32) -> Option<u64> {
+        None
+    }
+
+    fn rules_of_source(&self, _: &Destination) -> u64 {
+        0
+    }
+
+    fn rules_of_destination(&self, _: &Destination) -> u64 {
+        0
+    }
+
+    fn rule_tunnels(&self, _: u32, _: u32) -> u32 {
+        0
+    }
+}
+
+impl Records for Site {
+    fn peer(&self, _: u32) -> Option<&Peer> {
+        Some(&self.peer)
+    }
+
+    fn buckets(&self, _: u32) -> &[Bucket] {
+        &self.buckets
+    }
+
+    fn load(&self, id: u32) -> Option<&Load> {
+        self.loads.get(id as usize)
+    }
+}
+
+/// A UDP datagram of a flow, of which only the headers are there.
+struct Datagram {
+    bytes: [u8; 28],
+    length: u32,
+}
+
+impl Datagram {
+    fn new(flow: u32, length: u32) -> Self {
+        let mut bytes = [0; 28];
+        (bytes[0], bytes[9]) = (0x45, 17);
+        bytes[12..16].copy_from_slice(&(0x0a01_0000 + flow).to_be_bytes());
+        bytes[16..20].copy_from_slice(&[10, 20, 0, 1]);
+        bytes[20..24].copy_from_slice(&[0x10, 0, 0x20, 0]);
+        Self { bytes, length }
+    }
+}
+
+impl Packet for Datagram {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.bytes[..].load(offset)
+    }
+
+    fn length(&self) -> u32 {
+        self.length
+    }
+
+    fn mark(&self) -> u32 {
+        0
+    }
+}
+
+/// What a simulation saw after its first half.
+struct Seen {
+    bytes: Vec<f64>,
+    moves: u64,
+}
+
+impl Seen {
+    fn max_over_mean(&self) -> f64 {
+        let mean = self.bytes.iter().sum::<f64>() / self.bytes.len() as f64;
+        self.bytes.iter().copied().fold(0.0, f64::max) / mean
+    }
+}
+
+/// Flows of these rates, bytes a second, that all start at once and never pause, for `seconds`; packets of 1,400 bytes.
+fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Seen {
+    const LENGTH: u32 = 1_400;
+    let start = site.now.get();
+    let mut next: Vec<(u64, u32)> = (0..).zip(rates).map(|(flow, _)| (start, flow)).collect();
+    let mut queue: std::collections::BinaryHeap<std::cmp::Reverse<(u64, u32)>> =
+        next.drain(..).map(std::cmp::Reverse).collect();
+    let placed = site.placed();
+    let (mut flows, mut round) = (Flows::default(), start);
+    let mut seen = Seen { bytes: vec![0.0; site.tunnels.len()], moves: 0 };
+    let moves = || site.loads.iter().map(|load| load.rebalance_moves.get()).sum::<u64>();
+    let mut moves_before = 0;
+    while let Some(std::cmp::Reverse((at, flow))) = queue.pop() {
+        if at >= start + seconds * 1_000 * MS {
+            break;
+        }
+        if at >= round + 1_000 * MS {
+            flows.rebalance(site, &placed, Duration::from_secs(1));
+            round += 1_000 * MS;
+            if round == start + seconds / 2 * 1_000 * MS {
+                moves_before = moves();
+            }
+        }
+        site.now.set(at);
+        let Verdict::Steer(steer) = decide(&Datagram::new(flow, LENGTH), site) else { panic!("not steered") };
+        if at >= start + seconds / 2 * 1_000 * MS {
+            seen.bytes[steer.tunnel as usize] += f64::from(LENGTH);
+        }
+        // Flows do not keep step.
+        let jitter = 0.5 + (mix(at ^ u64::from(flow) << 40) >> 11) as f64 / (1u64 << 53) as f64;
+        let pause = f64::from(LENGTH) / rates[flow as usize] * 1e9 * jitter;
+        queue.push(std::cmp::Reverse((at + pause as u64, flow)));
+    }
+    seen.moves = moves() - moves_before;
+    seen
+}
+
+#[test]
+fn equal_flows_spread_evenly() {
+    let mut worst: f64 = 0.0;
+    for seed in 0..10 {
+        let site = Site::new(policy::ADAPTIVE, &[10_000_000; 4], seed);
+        let seen = simulate(&site, &[35_000.0; 32], 6);
+        worst = worst.max(seen.max_over_mean());
+        assert_eq!(seen.moves, 0, "a balanced system makes no moves");
+    }
+    println!("32 equal flows on 4 tunnels: worst max/mean {worst:.3}");
+    assert!(worst <= 1.10, "{worst}");
+}
+
+#[test]
+fn a_static_hash_spreads_less_evenly() {
+    let sum: f64 = (0..10)
+        .map(|seed| simulate(&Site::new(policy::HASH, &[10_000_000; 4], seed), &[35_000.0; 32], 2).max_over_mean())
+        .sum();
+    println!("32 equal flows on 4 tunnels by hash: mean of max/mean {:.3}", sum / 10.0);
+    assert!(sum / 10.0 > 1.2, "{sum}");
+}
+
+#[test]
+fn pareto_flows_spread_evenly_where_they_can() {
+    let (mut judged, mut worst) = (0, 0.0f64);
+    for seed in 0..12u64 {
+        let uniform = |flow: u64| ((mix(mix(seed) ^ flow) >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
+        let sizes: Vec<f64> = (0..1024).map(|flow| uniform(flow).powf(-1.0 / 1.1)).collect();
+        let sum: f64 = sizes.iter().sum();
+        if sizes.iter().any(|size| *size > sum / 4.0) {
+            continue;
+        }
+        // Four links of 40 Mbit/s at 70%.
+        let rates: Vec<f64> = sizes.iter().map(|size| size / sum * 14e6).collect();
+        let seen = simulate(&Site::new(policy::ADAPTIVE, &[40_000_000; 4], seed), &rates, 8);
+        judged += 1;
+        worst = worst.max(seen.max_over_mean());
+    }
+    println!("1,024 Pareto flows on 4 tunnels, {judged} draws: worst max/mean {worst:.3}");
+    assert!(judged >= 4 && worst <= 1.15, "{judged} draws, {worst}");
+}
+
+#[test]
+fn flows_that_start_together_take_a_link_each() {
+    for seed in 0..50 {
+        let site = Site::new(policy::FLOWLET, &[1_000_000_000; 3], seed);
+        let mut taken: Vec<u32> = (0..3)
+            .map(|flow| {
+                site.now.set(site.now.get() + 1000);
+                match decide(&Datagram::new(flow, 60), &site) {
+                    Verdict::Steer(steer) => steer.tunnel,
+                    verdict => panic!("{verdict:?}"),
+                }
+            })
+            .collect();
+        taken.sort_unstable();
+        assert_eq!(taken, [0, 1, 2], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
+    let rates = [20_000_000u64, 20_000_000, 5_000_000];
+    let site = Site::new(policy::SPRAY, &rates, 1);
+    // One flow at 90% of the sum; each link is a queue that sends at its rate.
+    let (mut free, mut arrivals, mut bytes) = ([0u64; 3], Vec::new(), [0u64; 3]);
+    for number in 0..20_000u64 {
+        site.now.set(5_000 * MS + number * 1_400 * 8 * 1_000 / 40_500);
+        let Verdict::Steer(steer) = decide(&Datagram::new(1, 1_400), &site) else { panic!("not steered") };
+        assert_eq!(steer.how, how::SPRAYED);
+        let link = steer.tunnel as usize;
+        free[link] = free[link].max(site.now.get()) + 1_400 * 8 * 1_000_000_000 / rates[link];
+        bytes[link] += 1_400;
+        arrivals.push(free[link]);
+    }
+    let late = arrivals.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    let share = bytes[2] as f64 / bytes.iter().sum::<u64>() as f64;
+    println!("sprayed: {late} of 20,000 overtaken, slow link {:.1}% of the bytes", share * 100.0);
+    assert!(late < 1_000, "{late} of 20,000 were overtaken");
+    assert!((0.07..0.14).contains(&share), "{share}");
+}
