@@ -197,7 +197,11 @@ impl Chosen {
     #[inline(always)]
     fn unpack(word: u64) -> Result<Self, Reason> {
         match word as u8 {
-            0 => Ok(Self { slot: (word >> 16) as u32 & 0xff, bucket: (word >> 32) as u32, how: (word >> 8) as u32 & 0xff }),
+            0 => Ok(Self {
+                slot: (word >> 16) as u32 & 0xff,
+                bucket: (word >> 32) as u32,
+                how: (word >> 8) as u32 & 0xff,
+            }),
             NO_LIVE_TUNNEL => Err(Reason::NoLiveTunnel),
             _ => Err(Reason::BadTable),
         }
@@ -394,7 +398,7 @@ pub fn rank<T: Tables + ?Sized>(tables: &T, path: u32, among: u32, now: u64, byt
 }
 
 /// The level's share of the cost when delivery counts: enough to break ties, too little to outweigh a queued packet.
-const LEVEL_SHARE_BITS: u32 = 6;
+const LEVEL_SHARE_BITS: u32 = 12;
 
 /// A slot of the link that a rank belongs to.
 #[inline(always)]

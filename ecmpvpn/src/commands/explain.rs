@@ -152,7 +152,7 @@ fn written(flow: &Flow) -> String {
         format!("{} {} -> {}", protocol_name(flow.proto), end(flow.src, flow.ports.0), end(flow.dst, flow.ports.1));
     for (name, value) in [("dscp", u32::from(flow.dscp)), ("fwmark", flow.mark)] {
         if value != 0 {
-            text += &format!(" {name} {value}");
+            text.extend([" ", name, " ", &value.to_string()]);
         }
     }
     text

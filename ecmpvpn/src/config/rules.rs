@@ -131,7 +131,8 @@ pub fn check_rule(rule: &Rule) -> Result<(), String> {
         return Err(format!("{src} and {dst} are of different families: no packet has both"));
     }
     let has_ports = rule.proto.is_some_and(|proto| WITH_PORTS.contains(&proto));
-    if !has_ports && !(rule.src_ports.is_empty() && rule.dst_ports.is_empty()) {
+    let asks_for_ports = !rule.src_ports.is_empty() || !rule.dst_ports.is_empty();
+    if asks_for_ports && !has_ports {
         return Err("ports need a protocol that has them: add one such as --proto tcp".to_owned());
     }
     if rule.policy.is_none() && rule.tunnels.is_empty() {

@@ -8,7 +8,7 @@ use ecmpvpn_common::layout::{
     Bucket, MAX_TUNNELS_PER_PEER, Reason, bucket_flags, how, policy, rule_flags::PREFER, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::packet::{Packet, parse};
-use ecmpvpn_common::rules::{NONE, first};
+use ecmpvpn_common::rules::{NONE, first, marks};
 
 use crate::dataplane::{DataplaneError, Pins, RuleMaps, Snapshot, View};
 
@@ -176,7 +176,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         return Ok(Answer { verdict: Err(Reason::NoPeer), ..answer });
     };
     answer.policy = record.policy.get();
-    answer.rule = Some(first(probe, &parsed.key, record.rules.get(), &tables)).filter(|rule| *rule != NONE);
+    answer.rule = Some(first(&tables, &parsed.key, marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
         answer.policy = match tables.rule(rule).map(|rule| rule.policy.get()) {

@@ -125,9 +125,8 @@ impl Loaded {
 
     /// A map under a descriptor of its own.
     pub(super) fn duplicate(&self, name: &str) -> Result<MapData, DataplaneError> {
-        let data = match self.ebpf.map(name) {
-            Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) => data,
-            _ => return Err(missing("map", name)),
+        let Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = self.ebpf.map(name) else {
+            return Err(missing("map", name));
         };
         let failed = |error| DataplaneError::new(format!("looking at map {name}"), error);
         let descriptor = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;

@@ -53,6 +53,9 @@ const TUNNEL_MASKS: usize = (MAX_RULES * MAX_PEERS) as usize;
 /// Every port of [`rule_fields`].
 const PORTS: usize = 1 << 16;
 
+/// The port ranges of a rule, source or destination.
+type Ranges = fn(&Rule) -> &Vec<(u16, u16)>;
+
 impl RuleTables {
     /// Of no rule.
     pub fn empty(peers: usize) -> Self {
@@ -91,7 +94,7 @@ impl RuleTables {
         }
         tables.fields[rule_fields::NO_PORTS as usize] =
             set(rules, &|rule| rule.src_ports.is_empty() && rule.dst_ports.is_empty());
-        let ranges: [(u32, fn(&Rule) -> &Vec<(u16, u16)>); 2] = [
+        let ranges: [(u32, Ranges); 2] = [
             (rule_fields::SOURCE_PORT, |rule| &rule.src_ports),
             (rule_fields::DESTINATION_PORT, |rule| &rule.dst_ports),
         ];
@@ -117,11 +120,16 @@ impl RuleTables {
         let flags = if rule.pin { rule_flags::PREFER } else { 0 };
         self.records[*bit as usize] = (rule.policy.map_or(policy::PEERS_OWN, policy_number), flags);
         for (peer, names) in names.iter().enumerate() {
-            let named = |name: &Option<InterfaceName>| name.as_ref().is_some_and(|name| rule.tunnels.contains(name));
+            let is_allowed =
+                |name: &Option<InterfaceName>| name.as_ref().is_some_and(|name| rule.tunnels.contains(name));
             let mask = if rule.tunnels.is_empty() {
                 u32::MAX
             } else {
-                names.iter().enumerate().filter(|(_, name)| named(name)).fold(0, |mask, (slot, _)| mask | 1 << slot)
+                names
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, name)| is_allowed(name))
+                    .fold(0, |mask, (slot, _)| mask | 1 << slot)
             };
             self.tunnels[*bit as usize * MAX_PEERS as usize + peer] = mask;
             if mask != 0 {

@@ -32,6 +32,7 @@ pub struct Peer {
 }
 
 /// One tunnel.
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the output")]
 #[derive(Clone, Debug, Serialize)]
 pub struct Tunnel {
     /// Interface name.

@@ -11,7 +11,7 @@ use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::layout::{Bucket, Load, Reason, bucket_flags, how, tunnel_id};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::{Parsed, parse};
-use ecmpvpn_common::rules::{NONE, first};
+use ecmpvpn_common::rules::{NONE, first, marks};
 use ipnet::IpNet;
 
 use super::build::{ICMP, ICMPV6, TCP, UDP, V4, extension, fragment, icmp, tcp, udp, v6};
@@ -239,7 +239,7 @@ fn rule_of(model: &Model, packet: &[u8], mark: u32) -> Option<u32> {
     let packet = Marked { packet, mark };
     let Parsed { key, destination, .. } = parse(&packet).ok()?;
     let among = model.peer_record(model.peer_of(&destination)?).rules.get();
-    Some(first(&packet, &key, among, model)).filter(|rule| *rule != NONE)
+    Some(first(model, &key, marks(&packet), among)).filter(|rule| *rule != NONE)
 }
 
 /// Other rules than those in force: one more, one less, or all anew.

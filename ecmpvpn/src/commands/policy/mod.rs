@@ -109,9 +109,10 @@ fn weight(path: &Path, args: &WeightArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, std::slice::from_ref(&args.tunnel))?;
     let moved = change.live.set_weight(&args.tunnel, args.weight.0)?;
     change.save(|file, _| file.set_weight(args.tunnel.as_str(), args.weight.0))?;
-    match args.weight.0 {
-        Some(weight) => tracing::info!("{} has weight {weight} now; {moved} buckets have another home", args.tunnel),
-        None => tracing::info!("the weight of {} is learned from now on", args.tunnel),
+    if let Some(weight) = args.weight.0 {
+        tracing::info!("{} has weight {weight} now; {moved} buckets have another home", args.tunnel);
+    } else {
+        tracing::info!("the weight of {} is learned from now on", args.tunnel);
     }
     Ok(())
 }

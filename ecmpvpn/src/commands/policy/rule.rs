@@ -15,7 +15,7 @@ use crate::report::policy;
 pub fn run(path: &Path, action: RuleAction) -> Result<(), Failure> {
     match action {
         RuleAction::Add(args) => add(path, args),
-        RuleAction::Del(args) => delete(path, args),
+        RuleAction::Del(args) => delete(path, &args),
         RuleAction::List(args) => list(path, args),
     }
 }
@@ -42,7 +42,7 @@ fn add(path: &Path, args: RuleAddArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn delete(path: &Path, args: RuleDelArgs) -> Result<(), Failure> {
+fn delete(path: &Path, args: &RuleDelArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, &[])?;
     let rule = change.live.delete_rule(args.number - 1)?;
     save_removed(change, &rule)?;

@@ -77,6 +77,9 @@ impl Flows {
                 let slot = u32::from(view.buckets(*number)[bucket as usize].tunnel.get());
                 if let Some(link) = place.get(&(*number, slot)) {
                     links[*link].load += rate * links[*link].cost;
+                    if rate < SLIGHT {
+                        continue;
+                    }
                     busy.entry(*number).or_insert_with(Vec::new).push(Busy { bucket, link: *link, rate });
                 }
             }
@@ -114,7 +117,7 @@ impl Flows {
         }
     }
 
-    /// What each busy bucket of a peer carries, bytes a second.
+    /// What each bucket of a peer carries that carries anything, bytes a second.
     fn read(&mut self, peer: u32, buckets: &[Bucket], elapsed: Duration) -> Vec<(u32, f64)> {
         let known = self.peers.entry(peer).or_default();
         let first = known.is_empty();
@@ -126,7 +129,7 @@ impl Flows {
             let rate = f64::from(bytes.wrapping_sub(known.0)) / seconds;
             known.0 = bytes;
             known.1 += FRESH * (if first { 0.0 } else { rate } - known.1);
-            if known.1 >= SLIGHT {
+            if known.1 > 1.0 {
                 busy.push((number, known.1));
             }
         }

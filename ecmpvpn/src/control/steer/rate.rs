@@ -26,7 +26,9 @@ pub fn level_out(rates: &mut [f64]) {
         let count = order[from..].iter().take_while(|at| rates[**at] <= slowest * (1.0 + ALIKE)).count();
         let alike = &order[from..from + count];
         let mean = alike.iter().map(|at| rates[*at]).sum::<f64>() / count as f64;
-        alike.iter().for_each(|at| rates[*at] = mean);
+        for at in alike {
+            rates[*at] = mean;
+        }
         from += count;
     }
 }
@@ -126,7 +128,10 @@ mod tests {
     fn rates_that_are_alike_become_equal() {
         let mut rates = [10.2, 5.0, 9.9, 20.0, 10.5];
         level_out(&mut rates);
-        assert!(rates.iter().zip([10.2, 5.0, 10.2, 20.0, 10.2]).all(|(a, b): (&f64, f64)| (a - b).abs() < 1e-9), "{rates:?}");
+        assert!(
+            rates.iter().zip([10.2, 5.0, 10.2, 20.0, 10.2]).all(|(a, b): (&f64, f64)| (a - b).abs() < 1e-9),
+            "{rates:?}"
+        );
         level_out(&mut []);
     }
 

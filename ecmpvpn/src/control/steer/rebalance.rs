@@ -3,12 +3,14 @@
 //! Source: the idea of moving elephants is Hedera's (Al-Fares et al., NSDI 2010); here they are moved by what they carry,
 //! the best fit first, and only where the pair of links ends up clearly more even.
 
-/// Of the mean load: a move must lower the fuller link's load by so much. A balanced system makes no moves.
-const MARGIN: f64 = 0.08;
+/// Of the mean load: links that differ by less are left alone. A balanced system makes no moves.
+const MARGIN: f64 = 0.1;
+/// Of what is moved: the fuller link's load must come down by so much, or the move only changes sides.
+const GAIN: f64 = 0.25;
 /// Of a link's time: below this no link is worth relieving.
 const WORTH: f64 = 0.02;
 /// In one round: the next one sees what these did.
-const MAX_MOVES: usize = 16;
+const MAX_MOVES: usize = 64;
 
 /// A link and what it carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -70,16 +72,17 @@ fn best(links: &[Link], busy: &[Busy]) -> Option<(usize, usize)> {
     let to = *order.iter().rev().find(|at| links[**at].open)?;
     // Not only the fullest: one that carries a single flow cannot be relieved.
     for from in order {
-        let wanted = links[from].load - (MARGIN * mean).max(WORTH);
+        if links[from].load - links[to].load < (MARGIN * mean).max(WORTH) {
+            break;
+        }
         let after = |busy: &Busy| {
             let left = links[from].load - busy.rate * links[from].cost;
             left.max(links[to].load + busy.rate * links[to].cost)
         };
         let candidates = busy.iter().enumerate().filter(|(_, busy)| busy.link == from && from != to);
-        let fit = candidates.map(|(at, busy)| (after(busy), at)).min_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((after, at)) = fit
-            && after <= wanted
-        {
+        let gains =
+            candidates.filter(|(_, busy)| after(busy) <= links[from].load - GAIN * busy.rate * links[from].cost);
+        if let Some((_, at)) = gains.map(|(at, busy)| (after(busy), at)).min_by(|a, b| a.0.total_cmp(&b.0)) {
             return Some((at, to));
         }
     }

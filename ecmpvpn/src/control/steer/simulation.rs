@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{
-    Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, how, policy,
-};
+use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, how, policy};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -62,7 +60,7 @@ impl Site {
                 open: Shared::new(all),
                 bucket_mask: BUCKETS - 1,
                 policy: Shared::new(policy),
-                tunnel_count: ids.end,
+                tunnel_count: Shared::new(ids.end),
                 gap_ns: Shared::new(u32::try_from(50 * MS).unwrap()),
                 path_count: Shared::new(ids.end),
                 expected_bytes: Shared::new(65_536),
@@ -76,7 +74,7 @@ impl Site {
     }
 
     fn placed(&self) -> Vec<Placed> {
-        (0..self.peer.tunnel_count).map(|id| Placed { id, peer: 0, slot: id, member: None }).collect()
+        (0..self.peer.tunnel_count.get()).map(|id| Placed { id, peer: 0, slot: id, member: None }).collect()
     }
 }
 
@@ -297,10 +295,10 @@ fn flows_that_start_together_take_a_link_each() {
 fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
     let rates = [20_000_000u64, 20_000_000, 5_000_000];
     let site = Site::new(policy::SPRAY, &rates, 1);
-    // One flow at 90% of the sum; each link is a queue that sends at its rate.
+    // One flow at 97% of the sum; each link is a queue that sends at its rate.
     let (mut free, mut arrivals, mut bytes) = ([0u64; 3], Vec::new(), [0u64; 3]);
     for number in 0..20_000u64 {
-        site.now.set(5_000 * MS + number * 1_400 * 8 * 1_000 / 40_500);
+        site.now.set(5_000 * MS + number * 1_400 * 8 * 1_000_000 / 43_650);
         let Verdict::Steer(steer) = decide(&Datagram::new(1, 1_400), &site) else { panic!("not steered") };
         assert_eq!(steer.how, how::SPRAYED);
         let link = steer.tunnel as usize;
@@ -308,9 +306,9 @@ fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
         bytes[link] += 1_400;
         arrivals.push(free[link]);
     }
-    let late = arrivals.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    let late = arrivals.windows(2).filter(|pair| pair[1] + MS / 10 < pair[0]).count();
     let share = bytes[2] as f64 / bytes.iter().sum::<u64>() as f64;
-    println!("sprayed: {late} of 20,000 overtaken, slow link {:.1}% of the bytes", share * 100.0);
-    assert!(late < 1_000, "{late} of 20,000 were overtaken");
+    println!("sprayed: {late} of 20,000 overtaken by over 0.1 ms, slow link {:.1}% of the bytes", share * 100.0);
+    assert!(late < 200, "{late} of 20,000 were overtaken");
     assert!((0.07..0.14).contains(&share), "{share}");
 }

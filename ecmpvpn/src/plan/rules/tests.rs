@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ecmpvpn_common::decide::Tables;
 use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, RuleSet, Settings, Tunnel};
 use ecmpvpn_common::packet::{Packet, parse};
-use ecmpvpn_common::rules::{NONE, first};
+use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::shared::Shared;
 use proptest::collection::vec;
 use proptest::option::of;
@@ -219,7 +219,7 @@ proptest! {
                     rule.tunnels.is_empty() || of_peer.iter().flatten().any(|name| rule.tunnels.contains(name))
                 };
                 let naive = placed.iter().find(|placed| applies(&placed.rule) && meets(&placed.rule, &sent));
-                let found = first(&sent, &key, tables.peers[peer], &looked);
+                let found = first(&looked, &key, marks(&sent), tables.peers[peer]);
                 prop_assert_eq!(found, naive.map_or(NONE, |placed| placed.bit), "{:?} of {:?}", sent, placed);
             }
         }
