@@ -14,7 +14,7 @@ use super::paths::{self, Placed};
 use super::rate::{self, Rate, Reading};
 use crate::config::Config;
 use crate::control::gather::outer_endpoints;
-use crate::control::underlay::Carriers;
+use crate::control::underlay::{self, Carriers};
 use crate::dataplane::{TunnelView, View};
 use crate::host::observe::{Links, outgoing_interface};
 
@@ -58,7 +58,10 @@ impl Underlay {
             let id = seen.peer * MAX_TUNNELS_PER_PEER + seen.slot;
             let mut member = None;
             if let Some((local, remote)) = outer_endpoints(config, seen) {
-                let carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+                let mut carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+                if carriers.read_macs() {
+                    carriers.macs = underlay::macs(&links, handle, local, remote).await.0;
+                }
                 if let Some(link) = carriers.carrier(local, remote) {
                     self.interfaces.insert(id, link.ifindex);
                     // Without a bond tunnels are told apart by more than the port: each has a path of its own beyond.
