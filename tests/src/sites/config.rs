@@ -46,6 +46,9 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
         for (key, wanted) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
             text = with_key(&text, key, wanted).with_context(|| format!("`init` wrote no one {key}:\n{text}"))?;
         }
+        let probes = "interval_ms = 100";
+        ensure!(text.contains(probes), "`init` wrote no {probes}:\n{text}");
+        text = text.replace(probes, &format!("interval_ms = {}", lab.options.probe_ms));
         if let Some(ports) = &lab.options.ports {
             text = with_ports(&text, ports, end);
         }

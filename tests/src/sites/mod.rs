@@ -51,6 +51,8 @@ pub struct Options {
     pub rate: Option<f64>,
     /// UDP ports of the tunnels at A and B; `None`: as `init` plans them.
     pub ports: Option<Vec<[u16; 2]>>,
+    /// `health.interval_ms`
+    pub probe_ms: u32,
     /// Added to both configurations.
     pub extra: String,
 }
@@ -65,6 +67,7 @@ impl Default for Options {
             tunnels: 3,
             rate: None,
             ports: None,
+            probe_ms: 100,
             extra: String::new(),
         }
     }
