@@ -85,7 +85,9 @@ impl Flows {
             }
         }
         for number in peers {
-            let Some(peer) = view.peer(number).filter(|peer| peer.policy.get() == policy::ADAPTIVE) else { continue };
+            // A bucket does not tell whether its flows meet a rule, and a rule may ask for them to stay where they are.
+            let is_movable = |peer: &&Peer| peer.policy.get() == policy::ADAPTIVE && peer.rules.get() == 0;
+            let Some(peer) = view.peer(number).filter(is_movable) else { continue };
             let Some(busy) = busy.get_mut(&number) else { continue };
             let usable = peer.live.get() & peer.open.get();
             let slot_on = |link: usize| {
@@ -95,7 +97,7 @@ impl Flows {
             for (at, link) in links.iter_mut().enumerate() {
                 link.open = slot_on(at).is_some();
             }
-            // A sprayed bucket is on all links at once, and rules may hold buckets back: they move by themselves.
+            // A sprayed bucket is on all links at once.
             busy.retain(|busy| view.buckets(number)[busy.bucket as usize].flags.get() == 0);
             for found in rebalance::moves(&links, busy) {
                 let Some(slot) = slot_on(found.to) else { continue };
