@@ -111,6 +111,9 @@ fn live(view: &View) -> u32 {
     view.peers()[0].live
 }
 
+/// All tunnels in use for so long: that is no bond in the making any more.
+const SETTLED: Duration = Duration::from_secs(2);
+
 const ALL: u32 = (1 << TUNNELS) - 1;
 
 /// Waits until both sites use the tunnels of `wanted`, and says what `run` said if they do not.
@@ -126,6 +129,28 @@ fn wait_until_live(lab: &Lab, views: &[View; 2], wanted: [u32; 2], running: &mut
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Waits until all tunnels are in use and stay so: while a bond agrees with its partner on its ports, packets on some of
+/// them get lost, and the tunnels there rightly die. How often each site's tunnels have died until then.
+fn settle(lab: &Lab, views: &[View; 2], running: &mut [Running; 2]) -> Result<[Vec<i64>; 2]> {
+    let mut before = None;
+    for _ in 0..10 {
+        wait_until_live(lab, views, [ALL, ALL], running)?;
+        let deaths = [of_tunnels(&lab.stats(0)?, "deaths")?, of_tunnels(&lab.stats(1)?, "deaths")?];
+        if before.as_ref() == Some(&deaths) {
+            return Ok(deaths);
+        }
+        before = Some(deaths);
+        std::thread::sleep(SETTLED);
+    }
+    bail!("tunnels die again and again: {before:?}")
+}
+
+/// How often a site's tunnels have died since it settled.
+fn deaths(lab: &Lab, site: usize, settled: &[Vec<i64>; 2]) -> Result<Vec<i64>> {
+    let all = of_tunnels(&lab.stats(site)?, "deaths")?;
+    Ok(all.iter().zip(&settled[site]).map(|(all, before)| all - before).collect())
 }
 
 /// Every tunnel's `field` of `stats --json`.

@@ -116,7 +116,8 @@ async fn change(
     let made = Made { journal: Some(journal), userspace: userspace.as_ref(), previous };
     let changes = host::preflight_since(plan, made).await?;
     host::check_management(plan, &changes, take_management_port).await?;
-    let (going, coming): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(Change::is_removal);
+    let (going, coming): (Vec<Change>, Vec<Change>) =
+        changes.into_iter().flat_map(Change::staged).partition(Change::is_removal);
     let interrupts = |change: &Change| matches!(change, Change::Alter { alteration, .. } if alteration.interrupts());
     let (interrupting, coming): (Vec<Change>, Vec<Change>) = coming.into_iter().partition(interrupts);
 
@@ -130,8 +131,8 @@ async fn change(
     };
     let (index, mut tunnels) = host::apply(plan, &options, &coming, journal, userspace, &mut tell).await?;
     // They are on their devices already.
-    tunnels.extend(interrupting.iter().filter_map(|change| match change {
-        Change::Alter { name, ifindex, .. } => Some((name.clone(), *ifindex)),
+    tunnels.extend(interrupting.iter().chain(&going).filter_map(|change| match change {
+        Change::Alter { name, ifindex, .. } if *name != plan.steering.name => Some((name.clone(), *ifindex)),
         _ => None,
     }));
     let device = Device { name: plan.steering.name.clone(), ifindex: index };

@@ -4,7 +4,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::change::{Alteration, Change, Part};
+use super::alteration::{Alteration, Part};
+use super::change::Change;
 use super::device::{self, New};
 use super::error::{During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
@@ -240,7 +241,9 @@ impl Work<'_> {
         let tunnel = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
         let mtu = tunnel.map_or(self.plan.steering.mtu, |tunnel| tunnel.mtu);
         if let Some(tunnel) = tunnel {
-            tunnel::alter(self.userspace.as_mut(), tunnel, &to.parts).await?;
+            if !to.parts.is_empty() {
+                tunnel::alter(self.userspace.as_mut(), tunnel, &to.parts).await?;
+            }
             self.tunnels.push((name.clone(), ifindex));
         }
         if to.parts.contains(&Part::Mtu) || to.parts.contains(&Part::Down) {

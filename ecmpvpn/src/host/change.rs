@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use super::alteration::Alteration;
 use super::saved::Saved;
 use crate::config::{Bond, BondMode, InterfaceName, LacpRate};
 use crate::plan::Backend;
@@ -185,74 +186,6 @@ pub enum Change {
     },
 }
 
-/// In what a device of ours differs from the plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Alteration {
-    /// WireGuard's part and the link's.
-    pub parts: Vec<Part>,
-    /// Addresses that it lacks.
-    pub add: Vec<IpNet>,
-    /// Addresses that it has too many.
-    pub remove: Vec<IpNet>,
-}
-
-/// What can differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// This site's private key.
-    Key,
-    /// UDP port here.
-    Port,
-    /// The peer's public key.
-    Peer,
-    /// The key that both share.
-    PresharedKey,
-    /// The far end's address and port.
-    Endpoint,
-    /// Inner addresses that the peer may send from.
-    AllowedIps,
-    /// Bytes.
-    Mtu,
-    /// It is down.
-    Down,
-}
-
-impl Alteration {
-    /// Whether nothing differs.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty() && self.add.is_empty() && self.remove.is_empty()
-    }
-
-    /// Whether packets may be lost until both ends agree again.
-    pub fn interrupts(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer | Part::Endpoint))
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Key => "private key",
-            Self::Port => "UDP port",
-            Self::Peer => "public key of the peer",
-            Self::PresharedKey => "pre-shared key",
-            Self::Endpoint => "remote endpoint",
-            Self::AllowedIps => "prefixes",
-            Self::Mtu => "MTU",
-            Self::Down => "state",
-        })
-    }
-}
-
-impl fmt::Display for Alteration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut words: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
-        words.extend(self.add.iter().map(|address| format!("address {address} added")));
-        words.extend(self.remove.iter().map(|address| format!("address {address} removed")));
-        f.write_str(&words.join(", "))
-    }
-}
-
 impl Change {
     /// Whether anything is changed at all.
     pub fn is_needed(&self) -> bool {
@@ -270,7 +203,19 @@ impl Change {
 
     /// Whether something of ours goes: it is to go when nothing uses it any more.
     pub fn is_removal(&self) -> bool {
-        matches!(self, Self::RemoveTunnel { .. } | Self::RemoveRoute { .. } | Self::RemoveAddress { .. })
+        match self {
+            Self::RemoveTunnel { .. } | Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => true,
+            Self::Alter { alteration, .. } => alteration.is_removal(),
+            _ => false,
+        }
+    }
+
+    /// The changes that this one consists of where others come in between: what goes, goes at the end.
+    pub fn staged(self) -> Vec<Self> {
+        let Self::Alter { name, ifindex, alteration } = self else { return vec![self] };
+        let (first, last) = alteration.staged();
+        let parts = [first, last].into_iter().filter(|part| !part.is_empty());
+        parts.map(|alteration| Self::Alter { name: name.clone(), ifindex, alteration }).collect()
     }
 }
 

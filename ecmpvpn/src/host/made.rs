@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::change::{Alteration, Part};
+use super::alteration::{Alteration, Part};
 use super::error::{Conflict, During as _, HostError};
 use super::journal::Journal;
 use super::netlink::Link;

@@ -11,7 +11,8 @@
 //! All of it works in the network namespace of the calling thread. In a test that moved only its own thread, use a
 //! current-thread runtime.
 
-pub mod bond;
+mod alteration;
+mod bond;
 pub mod bpffs;
 mod bring_up;
 mod change;
@@ -34,8 +35,9 @@ mod tunnel;
 mod undo;
 pub mod wireguard;
 
+pub use alteration::{Alteration, Part};
 pub use bring_up::{HostLinks, Options, TakenDown, apply, bring_up, changes, changes_since, take_down};
-pub use change::{Alteration, Change, Part};
+pub use change::Change;
 pub use error::{Conflict, HostError, Lacks};
 pub use journal::{Journal, Undo};
 pub use made::Made;

@@ -11,8 +11,9 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::{LinkBond, LinkMessageBuilder};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use super::alteration::Part;
 use super::bpffs;
-use super::change::{Change, Part};
+use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
 use super::made::Made;
 use super::netlink::Netlink;

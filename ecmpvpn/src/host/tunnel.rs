@@ -5,7 +5,7 @@ use std::io;
 use ipnet::IpNet;
 use rtnetlink::{LinkMessageBuilder, LinkWireguard};
 
-use super::change::Part;
+use super::alteration::Part;
 use super::device::{self, New};
 use super::error::{Conflict, During as _, HostError};
 use super::journal::{Journal, LinkId};

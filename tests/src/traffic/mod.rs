@@ -29,6 +29,9 @@ pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
 /// No single socket call takes longer.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// How far behind its rate a sender may be and still catch up. What a busy machine kept it from sending for longer would,
+/// at once, be more than queues hold.
+const CATCH_UP: Duration = Duration::from_millis(30);
 
 /// One direction between two namespaces.
 #[derive(Clone, Copy, Debug)]

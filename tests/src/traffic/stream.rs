@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::net::SocketType;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use super::{Path, limit, open, timed_out};
+use super::{CATCH_UP, Path, limit, open, timed_out};
 
 /// Flow number and sequence number, big endian.
 const HEADER: usize = 8;
@@ -151,8 +151,9 @@ fn send(senders: &[UdpSocket], rate: u32, finished: &AtomicBool) -> std::io::Res
             datagram[..4].copy_from_slice(&number.to_be_bytes());
             datagram[4..HEADER].copy_from_slice(&u32::try_from(sent.len()).unwrap_or(u32::MAX).to_be_bytes());
             // The sleep is coarse; what it oversleeps is caught up with.
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            due += gap;
+            let now = Instant::now();
+            thread::sleep(due.saturating_duration_since(now));
+            due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + gap;
             sent.push(Instant::now());
             socket.send(&datagram)?;
         }

@@ -9,15 +9,12 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::net::SocketType;
 use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 
-use super::{Path, limit, megabits, open, timed_out};
+use super::{CATCH_UP, Path, limit, megabits, open, timed_out};
 
 /// Flow number and sequence number, big endian.
 const HEADER: usize = 12;
 /// The receiver stops when nothing came for this long after the sender's end.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// How far behind its rate a sender may be and still catch up.
-const CATCH_UP: Duration = Duration::from_millis(30);
 
 /// What is to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -167,8 +164,7 @@ impl UdpLoad {
             for (flow, (_, socket)) in (0_u32..).zip(senders) {
                 datagram[..4].copy_from_slice(&flow.to_be_bytes());
                 datagram[4..8].copy_from_slice(&number.to_be_bytes());
-                // The sleep is coarse, and what it oversleeps is caught up with; but not what a busy machine kept the
-                // sender from sending for longer: at once that would be more than queues hold.
+                // The sleep is coarse, and what it oversleeps is caught up with.
                 let now = Instant::now();
                 thread::sleep(due.saturating_duration_since(now));
                 due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + gap;

@@ -9,7 +9,7 @@ use ecmpvpn::dataplane::View;
 use lab::sites::Hole;
 use lab::traffic::{Path, Stream, TcpLoad};
 
-use super::{ALL, Kind, TUNNELS, asked, of_tunnels, views, wait_until_live};
+use super::{ALL, Kind, TUNNELS, asked, deaths, settle, views, wait_until_live};
 
 /// How long a hole stays open after both sites have left the tunnel.
 const OPEN: Duration = Duration::from_millis(500);
@@ -37,9 +37,7 @@ pub fn a_blackholed_tunnel_is_left_and_taken_again(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
-    // Round trips get known first.
-    thread::sleep(Duration::from_secs(1));
+    let settled = settle(&lab, &views, &mut running)?;
     for (sender, path) in [lab.path_v4(), lab.path_v4().reversed()].into_iter().enumerate() {
         let stream = Stream::start(path, FLOWS, RATE)?;
         thread::sleep(Duration::from_millis(500));
@@ -74,7 +72,7 @@ pub fn a_blackholed_tunnel_is_left_and_taken_again(kind: Kind) -> Result<()> {
         }
         report(&stream.stop()?.outages(), &holes, ["A to B", "B to A"][sender])?;
     }
-    let deaths = of_tunnels(&lab.stats(0)?, "deaths")?;
+    let deaths = deaths(&lab, 0, &settled)?;
     let holes = |tunnel: usize| i64::try_from(2 * (trials - tunnel.min(trials)).div_ceil(TUNNELS));
     let expected = (0..TUNNELS).map(holes).collect::<Result<Vec<i64>, _>>()?;
     ensure!(deaths == expected, "the tunnels died {deaths:?} times and not {expected:?}");
@@ -114,7 +112,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
+    let settled = settle(&lab, &views, &mut running)?;
     lab.shape(8.0)?;
     for sender in [0, 1] {
         let path: Path<'_> = if sender == 0 { lab.path_v4() } else { lab.path_v6().reversed() };
@@ -132,7 +130,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
         wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
     }
     for site in [0, 1] {
-        let deaths = of_tunnels(&lab.stats(site)?, "deaths")?;
+        let deaths = deaths(&lab, site, &settled)?;
         ensure!(deaths == [0, 1, 1, 0], "the tunnels of site {site} died {deaths:?} times");
     }
     Ok(())
@@ -143,7 +141,7 @@ pub fn without_any_tunnel_traffic_is_refused(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
+    settle(&lab, &views, &mut running)?;
     let hole = Hole::dig(&lab, 0, &[0, 1, 2, 3])?;
     wait_until_live(&lab, &views, [0, 0], &mut running)?;
     let [a, b] = &lab.sites;

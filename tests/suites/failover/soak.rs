@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use lab::sites::Lab;
 use lab::traffic::TcpLoad;
 
-use super::{ALL, Kind, asked, of_tunnels, views, wait_until_live};
+use super::{Kind, asked, deaths, of_tunnels, settle, views};
 
 /// A link's rate, 10^6 bits a second.
 const RATE: u32 = 8;
@@ -17,7 +17,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
+    let settled = settle(&lab, &views, &mut running)?;
     lossy(&lab)?;
     thread::scope(|scope| -> Result<()> {
         let load = |path| scope.spawn(move || TcpLoad::timed(12, f64::from(seconds)).run(path));
@@ -31,7 +31,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     })?;
     for site in [0, 1] {
         let stats = lab.stats(site)?;
-        let deaths = of_tunnels(&stats, "deaths")?;
+        let deaths = deaths(&lab, site, &settled)?;
         for tunnel in stats["tunnels"].as_array().into_iter().flatten() {
             eprintln!(
                 "{} of {site}: rtt {} us, jitter {} us, least {} us, loss {}",

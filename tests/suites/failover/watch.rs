@@ -10,7 +10,7 @@ use ecmpvpn::plan::{Backend, Plan};
 use lab::sites::Hole;
 use lab::traffic::Stream;
 
-use super::{ALL, Kind, TUNNELS, of_tunnels, views, wait_until_live};
+use super::{ALL, Kind, TUNNELS, deaths, of_tunnels, settle, views, wait_until_live};
 
 const TUNNEL: usize = 2;
 
@@ -20,8 +20,7 @@ pub fn a_tunnel_started_anew_leaves_the_others_alone(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
-    thread::sleep(Duration::from_secs(1));
+    let settled = settle(&lab, &views, &mut running)?;
     let without = ALL & !(1 << TUNNEL);
     let hole = Hole::dig(&lab, 0, &[TUNNEL])?;
     wait_until_live(&lab, &views, [without, without], &mut running)?;
@@ -55,7 +54,7 @@ pub fn a_tunnel_started_anew_leaves_the_others_alone(kind: Kind) -> Result<()> {
     let flows = all.iter().map(|outage| outage.flow).collect::<std::collections::BTreeSet<_>>();
     ensure!(flows.len() < 32 / 2, "flows of other tunnels were interrupted: {all:?}");
     for site in [0, 1] {
-        let deaths = of_tunnels(&lab.stats(site)?, "deaths")?;
+        let deaths = deaths(&lab, site, &settled)?;
         let others = (0..TUNNELS).filter(|tunnel| *tunnel != TUNNEL).all(|tunnel| deaths[tunnel] == 0);
         ensure!(others && deaths[TUNNEL] >= 1, "the tunnels of site {site} died {deaths:?} times");
     }

@@ -7,7 +7,7 @@ use lab::sites::Lab;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::stage::{Kind, blocks, indexes, lost, rewrite, stream};
+use super::stage::{Kind, blocks, indexes, rewrite, stream};
 
 /// Takes the tunnel `name` out of a site's configuration; its block.
 fn take_out(lab: &Lab, site: usize, name: &str) -> Result<String> {
@@ -73,7 +73,8 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
         indexes.into_iter().filter(|(name, _)| !["wg1", "wg3"].contains(&name.as_str())).collect()
     };
     let others = kept(indexes(&lab, 0)?);
-    let report = stream(&lab, Duration::from_secs(25), || {
+    // Two that were on their way through the removed tunnel may be lost.
+    stream(&lab, 2, || {
         for (site, fourth) in fourth.iter().enumerate() {
             put_in(&lab, site, fourth)?;
             reload(&lab, site)?;
@@ -86,8 +87,6 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
         }
         Ok(())
     })?;
-    // Two that were on their way through the removed tunnel may be lost.
-    ensure!(lost(&report) <= 2, "{} of {} packets were lost", lost(&report), report.sent());
     let stats = lab.stats(0)?;
     ensure!(tunnel(&stats, "wg1").is_none(), "wg1 is still there: {stats}");
     let carried = tunnel(&stats, "wg3").and_then(|tunnel| tunnel["tx_packets"].as_u64()).context("no wg3")?;
@@ -154,14 +153,13 @@ pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()
     rewrite(&lab, 0, |text| {
         text.replacen("prefixes = [", "prefixes = [\"10.77.0.0/16\", ", 1).replacen("10.100.0.1/32", "10.100.0.9/32", 1)
     })?;
-    let report = stream(&lab, Duration::from_secs(12), || {
+    stream(&lab, 0, || {
         let mut again = lab.start(0)?;
         again.wait_until_said("is up:")?;
         std::thread::sleep(Duration::from_millis(500));
         ensure!(again.stop(Signal::KILL)?.code().is_none());
         Ok(())
     })?;
-    ensure!(lost(&report) == 0, "{} of {} packets were lost", lost(&report), report.sent());
     ensure!(indexes(&lab, 0)? == made, "links were made anew");
     let gateway = &lab.sites[0].gateway;
     ensure!(gateway.query("ip", "route show 10.77.0.0/16")?.contains("ecmp0"), "the new prefix is not routed");

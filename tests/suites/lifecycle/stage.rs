@@ -5,16 +5,17 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lab::log;
 use lab::sites::{Lab, Options, Underlay, binary};
-use lab::traffic::{UdpLoad, UdpReport};
+use lab::traffic::Stream;
 use serde_json::Value;
 
 /// Packets a second.
 const RATE: u32 = 1_000;
 /// Source ports: they are spread over all tunnels.
-const FLOWS: u32 = 32;
-/// UDP payload, bytes.
-const PAYLOAD: usize = 200;
+const FLOWS: usize = 32;
+/// How long a stream flows before and after what is to happen under it.
+const MARGIN: Duration = Duration::from_millis(500);
 
 /// What carries the tunnels.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,28 +41,27 @@ impl Kind {
     }
 }
 
-/// Sends a stream from A's LAN to B's for so long while `meanwhile` happens, which must end before it.
-pub fn stream(lab: &Lab, time: Duration, meanwhile: impl FnOnce() -> Result<()>) -> Result<UdpReport> {
-    let packets = u32::try_from(time.as_millis())? * RATE / 1000 / FLOWS;
-    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
-    let rate = PAYLOAD as f64 * 8.0 * f64::from(RATE) / 1e6;
-    let load = UdpLoad { flows: FLOWS as usize, packets, payload: PAYLOAD, rate };
-    thread::scope(|scope| {
-        let stream = scope.spawn(|| load.run(lab.path_v4()));
-        // The first packets find the neighbours.
-        thread::sleep(Duration::from_millis(500));
-        let done = meanwhile();
-        let outlasted = !stream.is_finished();
-        let report = stream.join().expect("the stream does not panic")?;
-        done?;
-        ensure!(outlasted, "the stream ended before what was to happen under it");
-        Ok(report)
-    })
-}
-
-/// How many packets of a stream never came.
-pub fn lost(report: &UdpReport) -> u32 {
-    report.sent() - report.received()
+/// A stream from A's LAN to B's while `meanwhile` happens, and a little longer; how many packets were sent. Fails if more
+/// than `allowed` of them never came, and says which.
+pub fn stream(lab: &Lab, allowed: usize, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let stream = Stream::start(lab.path_v4(), FLOWS, RATE)?;
+    let since = stream.started();
+    log::note("the stream begins");
+    thread::sleep(MARGIN);
+    let done = meanwhile();
+    thread::sleep(MARGIN);
+    log::note("the stream ends");
+    let report = stream.stop()?;
+    done?;
+    let outages = report.outages();
+    let told = outages.iter().take(20).map(|outage| {
+        let (from, to) = (outage.from - since, outage.last - since);
+        format!("\n  {} of flow {}, sent {from:.3?} to {to:.3?} after the first", outage.lost, outage.flow)
+    });
+    let told = format!("{} of {} packets were lost{}", report.lost(), report.sent(), told.collect::<String>());
+    ensure!(report.lost() <= allowed, told);
+    eprintln!("{told}");
+    Ok(u64::try_from(report.sent())?)
 }
 
 /// The sum of a counter over all tunnels.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfig, PeerConfigBuilder};
 
-use crate::host::change::Part;
+use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
 /// Allowed networks in one request: one that does not fit into a netlink message is refused as a whole.

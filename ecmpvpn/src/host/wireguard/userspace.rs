@@ -16,7 +16,7 @@ use gotatun::x25519::{PublicKey, StaticSecret};
 use tokio::task::JoinHandle;
 
 use crate::config::InterfaceName;
-use crate::host::change::Part;
+use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
 use tun::Tun;
