@@ -2,7 +2,8 @@
 //!
 //! A bucket stays with its tunnel while that lives and its packets follow one another closely. After a gap, or when the
 //! tunnel died, it chooses anew: its home under policy `hash`, the least loaded link under `flowlet` and `adaptive`.
-//! Under `spray`, and where the daemon marked a bucket so, every packet chooses.
+//! Under `spray` every packet chooses, unless the daemon marked its bucket to go whole; under `adaptive` where it marked it
+//! to be sprayed.
 
 use crate::flow::{FlowKey, mix};
 use crate::layout::{
@@ -235,7 +236,7 @@ pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32,
     let current = u32::from(bucket.tunnel.get());
     let lives = terms.usable.checked_shr(current).unwrap_or(0) & 1 == 1;
     let (mut slot, mut how, mut is_new) = (current, 0, false);
-    if terms.policy == policy::SPRAY || bucket.flags.get() & bucket_flags::SPRAY != 0 {
+    if is_sprayed(terms.policy, bucket.flags.get()) {
         slot = tables.earliest(number, within, terms.preferred(peer), now, bytes);
         how = how::SPRAYED;
     } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
@@ -253,6 +254,17 @@ pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32,
     }
     tables.charge(tunnel_id(number, slot), now, bytes, if is_new { peer.expected_bytes.get() } else { 0 });
     Chosen { slot, bucket: index, how }.pack()
+}
+
+/// Whether each packet of a bucket chooses by itself.
+#[must_use]
+#[inline(always)]
+pub fn is_sprayed(policy: u32, flags: u8) -> bool {
+    match policy {
+        policy::SPRAY => flags & bucket_flags::WHOLE == 0,
+        policy::ADAPTIVE => flags & bucket_flags::SPRAY != 0,
+        _ => false,
+    }
 }
 
 /// What [`Tables::charge`] does: notes that `bytes` are put onto a tunnel's link, and that `expected` ones will follow.

@@ -281,8 +281,10 @@ pub struct Bucket {
 
 /// Bits of [`Bucket::flags`].
 pub mod bucket_flags {
-    /// Its packets are sprayed, whatever the policy.
+    /// Its packets are sprayed under policy `adaptive`.
     pub const SPRAY: u8 = 1 << 0;
+    /// Its packets stay together under policy `spray`.
+    pub const WHOLE: u8 = 1 << 1;
 }
 
 /// Where a tunnel's bytes leave the host, and how much is on its way there; see [`crate::load`]. Tunnels that leave by

@@ -69,6 +69,7 @@ fn render_steering(out: &mut Text, steering: &Steering) {
         None => out.key("flowlet_gap_us", quoted("auto"), ""),
         Some(gap) => out.key("flowlet_gap_us", gap, ""),
     }
+    out.key("spray_elephants", steering.spray_elephants, "adaptive may put one flow onto several ports");
 }
 
 fn render_peer(out: &mut Text, peer: &Peer) {

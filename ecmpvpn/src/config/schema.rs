@@ -13,7 +13,7 @@ use super::key_file::KeyFileError;
 use super::problems::Collector;
 use super::section::{At, Parsed, Section, number, text, word};
 use super::values::{
-    endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key, site_name,
+    boolean, endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key, site_name,
     tunnel_address, weight,
 };
 use super::{
@@ -118,7 +118,7 @@ fn bond(section: &Section<'_>, claims: &mut Claims) -> Option<Bond> {
 
 /// `own_key` gives the seed where none is written: unlike between VPNs, and the same at each start.
 fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims) -> Option<Steering> {
-    let known = ["device", "policy", "backend", "mtu", "seed", "flowlet_gap_us"];
+    let known = ["device", "policy", "backend", "mtu", "seed", "flowlet_gap_us", "spray_elephants"];
     let empty = DeTable::new();
     let section = match top.table("steering", "[steering]", &known) {
         Some(section) => section,
@@ -140,6 +140,7 @@ fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims)
         backend: section.or("backend", BackendChoice::Auto, word(BackendChoice::ALL, BackendChoice::as_str)),
         mtu: section.or("mtu", 1420, number(1280..=9000)),
         flowlet_gap_us: section.or("flowlet_gap_us", None, flowlet_gap),
+        spray_elephants: section.or("spray_elephants", true, boolean),
         seed: seed.or_else(default_seed)?,
     })
 }

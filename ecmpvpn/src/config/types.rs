@@ -197,6 +197,8 @@ pub struct Steering {
     pub seed: u64,
     /// `None`: automatic.
     pub flowlet_gap_us: Option<u32>,
+    /// Whether policy `adaptive` may put a flow that fills its link onto several.
+    pub spray_elephants: bool,
 }
 
 /// How a flow's tunnel is chosen.

@@ -66,6 +66,13 @@ pub(super) fn flowlet_gap(value: &DeValue<'_>) -> Parsed<Option<u32>> {
     }
 }
 
+pub(super) fn boolean(value: &DeValue<'_>) -> Parsed<bool> {
+    match value {
+        DeValue::Boolean(value) => Ok(*value),
+        _ => Err("is neither true nor false, without quotes: give one of the two".to_owned()),
+    }
+}
+
 pub(super) fn weight(value: &DeValue<'_>) -> Parsed<Option<u16>> {
     match value {
         DeValue::String(word) if word == "auto" => Ok(None),

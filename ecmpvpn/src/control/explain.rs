@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::decide::{Tables as _, Verdict, decide};
+use ecmpvpn_common::decide::{Tables as _, Verdict, decide, is_sprayed};
 use ecmpvpn_common::flow::{FlowKey, mix};
 use ecmpvpn_common::layout::{
-    Bucket, MAX_TUNNELS_PER_PEER, Reason, bucket_flags, how, policy, rule_flags::PREFER, settings_flags, tunnel_id,
+    Bucket, MAX_TUNNELS_PER_PEER, Reason, how, policy, rule_flags::PREFER, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -217,7 +217,7 @@ fn why(tables: &Snapshot<'_>, answer: &Answer, (peer, slot): (u32, u32), bucket:
     let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & PREFER != 0);
     let (home, current) = (u32::from(bucket.home.get()), u32::from(bucket.tunnel.get()));
     let is_hash = answer.policy == policy::HASH;
-    if answer.policy == policy::SPRAY || bucket.flags.get() & bucket_flags::SPRAY != 0 {
+    if is_sprayed(answer.policy, bucket.flags.get()) {
         Why::Sprayed
     } else if pins && has(allowed, slot) {
         Why::Pinned

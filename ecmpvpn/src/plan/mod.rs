@@ -300,6 +300,7 @@ pub(crate) mod tests {
                 mtu: 1420,
                 seed: 7,
                 flowlet_gap_us: None,
+                spray_elephants: true,
             },
             peers: vec![Peer {
                 name: "site-b".into(),

@@ -324,7 +324,7 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model) -> anyhow::Result<()> {
     for load in [rig.view.load(1).context("a load")?, model.load_record(1)] {
         load.link.set(u32::from(!shared));
     }
-    let (bucket, flags) = (random.word() & 0xffff, random.of(&[0, bucket_flags::SPRAY]));
+    let (bucket, flags) = (random.word() & 0xffff, random.of(&[0, bucket_flags::SPRAY, bucket_flags::WHOLE]));
     for bucket in [&rig.view.buckets(0)[bucket as usize], model.bucket_record(bucket)] {
         bucket.flags.set(flags);
     }

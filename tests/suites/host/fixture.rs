@@ -92,6 +92,7 @@ impl Fixture {
                 mtu: 1420,
                 seed: 7,
                 flowlet_gap_us: None,
+                spray_elephants: true,
             },
             peers: vec![Peer {
                 name: "site-b".into(),

@@ -241,11 +241,12 @@ pub(super) fn remote_bond(members: &Members) -> RemoteBond {
 pub(super) fn steering(mtu: u32, seed: u64) -> Steering {
     Steering {
         device: name("ecmp0"),
-        policy: Policy::Hash,
+        policy: Policy::Adaptive,
         backend: BackendChoice::Auto,
         mtu,
         seed,
         flowlet_gap_us: None,
+        spray_elephants: true,
     }
 }
 

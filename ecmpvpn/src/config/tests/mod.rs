@@ -35,7 +35,7 @@ backend = "auto"
 mtu = 1420
 seed = 0x1f2e3d4c
 flowlet_gap_us = "auto"
-
+spray_elephants = false
 [[peer]]
 name = "site-b"
 public_key = "6Z2XTSd8hhpAyPLYQwmdiL2gHb7ItOyAlNPlbLRmUX0="
@@ -111,7 +111,7 @@ fn every_key_is_read() {
     let steering = config.steering;
     assert_eq!((steering.device.as_str(), steering.policy), ("ecmp0", Policy::Adaptive));
     assert_eq!((steering.backend, steering.mtu), (BackendChoice::Auto, 1420));
-    assert_eq!((steering.seed, steering.flowlet_gap_us), (0x1f2e_3d4c, None));
+    assert_eq!((steering.seed, steering.flowlet_gap_us, steering.spray_elephants), (0x1f2e_3d4c, None, false));
     let peer = &config.peers[0];
     assert_eq!(*peer.preshared_key.as_ref().unwrap().to_base64(), PRESHARED);
     assert_eq!(peer.remote_bond, Some(RemoteBond { members: 2, xmit_hash_policy: XmitHashPolicy::Layer34 }));

@@ -55,6 +55,11 @@ fn a_value_out_of_range_is_refused_with_the_range() {
             r#"f:21: flowlet_gap_us in [steering] is neither "auto" nor a number of microseconds: give one of the two"#,
         ),
         (
+            "spray_elephants = false",
+            "spray_elephants = \"no\"",
+            "f:22: spray_elephants in [steering] is neither true nor false, without quotes: give one of the two",
+        ),
+        (
             "listen = \"127.0.0.1:9586\"",
             "listen = \"localhost\"",
             r#"f:55: listen in [metrics] is "localhost": give an address and port such as "127.0.0.1:9586""#,

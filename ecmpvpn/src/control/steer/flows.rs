@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ecmpvpn_common::layout::{Bucket, Load, Peer, policy, tunnel_id};
+use ecmpvpn_common::decide::is_sprayed;
+use ecmpvpn_common::layout::{Bucket, Load, Peer, bucket_flags, policy, tunnel_id};
 use ecmpvpn_common::load::COST_BITS;
 
+use super::elephants::{Elephants, Round, Seen, State};
 use super::paths::{self, Placed};
 use super::rebalance::{self, Busy, Link};
 use crate::dataplane::View;
@@ -44,76 +46,168 @@ impl Records for View {
 pub struct Flows {
     /// By peer, by bucket: the counter at the last round, and bytes a second.
     peers: BTreeMap<u32, Vec<(u32, f64)>>,
+    /// By peer.
+    elephants: BTreeMap<u32, Elephants>,
 }
 
-impl Flows {
-    /// One round: reads every bucket, and moves those of policy `adaptive` that ought to.
-    pub fn rebalance(&mut self, view: &impl Records, placed: &[Placed], elapsed: Duration) {
+/// The links of all peers.
+struct Links {
+    links: Vec<Link>,
+    /// By peer and slot: the place of the tunnel's link.
+    places: BTreeMap<(u32, u32), usize>,
+}
+
+impl Links {
+    fn new(view: &impl Records, placed: &[Placed]) -> Self {
         let mut ids: Vec<u32> = placed.iter().map(|tunnel| paths::link_of(tunnel, placed)).collect();
         ids.sort_unstable();
         ids.dedup();
-        let mut links: Vec<Link> = ids
-            .iter()
-            .map(|id| {
-                let cost = view.load(*id).map_or(0, |load| load.weighted_cost.get());
-                Link { load: 0.0, cost: f64::from(cost) / f64::from(1u32 << COST_BITS) / 1e9, open: false }
-            })
-            .collect();
-        // By peer and slot: the place of the tunnel's link.
-        let place: BTreeMap<(u32, u32), usize> = placed
-            .iter()
-            .filter_map(|tunnel| {
-                let link = paths::link_of(tunnel, placed);
-                Some(((tunnel.peer, tunnel.slot), ids.iter().position(|id| *id == link)?))
-            })
-            .collect();
+        let link = |id: &u32| {
+            let cost = view.load(*id).map_or(0, |load| load.weighted_cost.get());
+            Link { load: 0.0, cost: f64::from(cost) / f64::from(1u32 << COST_BITS) / 1e9, open: false }
+        };
+        let place = |tunnel: &Placed| {
+            let link = paths::link_of(tunnel, placed);
+            Some(((tunnel.peer, tunnel.slot), ids.iter().position(|id| *id == link)?))
+        };
+        Self { links: ids.iter().map(link).collect(), places: placed.iter().filter_map(place).collect() }
+    }
 
+    /// A usable slot of the peer on a link.
+    fn slot_on(&self, link: usize, number: u32, usable: u32) -> Option<u32> {
+        let mut slots = (0..u32::BITS).filter(|slot| usable >> slot & 1 == 1);
+        slots.find(|slot| self.places.get(&(number, *slot)) == Some(&link))
+    }
+
+    /// Opens the links that a peer's tunnels of `usable` leave by, and closes the others.
+    fn open(&mut self, number: u32, usable: u32) {
+        for at in 0..self.links.len() {
+            self.links[at].open = self.slot_on(at, number, usable).is_some();
+        }
+    }
+
+    /// Adds what a bucket carries to its link, or to all open ones by their rates.
+    fn add(&mut self, link: usize, rate: f64, is_sprayed: bool) {
+        let open = |link: &&mut Link| link.open && link.cost > 0.0;
+        let rates: f64 = self.links.iter_mut().filter(open).map(|link| 1.0 / link.cost).sum();
+        if is_sprayed && rates > 0.0 {
+            // The same time on each.
+            self.links.iter_mut().filter(open).for_each(|link| link.load += rate / rates);
+        } else {
+            self.links[link].load += rate * self.links[link].cost;
+        }
+    }
+
+    /// What holds for a peer's flows in this round: over its open links.
+    fn round(&self, sprays: bool) -> Round {
+        let open = || self.links.iter().filter(|link| link.open && link.cost > 0.0);
+        let capacity: f64 = open().map(|link| 1.0 / link.cost).sum();
+        let rate: f64 = open().map(|link| link.load / link.cost).sum();
+        Round {
+            capacity: capacity / open().count().max(1) as f64,
+            load: if capacity > 0.0 { rate / capacity } else { 0.0 },
+            sprays,
+        }
+    }
+}
+
+impl Flows {
+    /// One round: reads every bucket, moves those of policy `adaptive` that ought to, and says which are sprayed;
+    /// `sprays_elephants`: whether `adaptive` may.
+    pub fn rebalance(&mut self, view: &impl Records, placed: &[Placed], elapsed: Duration, sprays_elephants: bool) {
+        let mut links = Links::new(view, placed);
         let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.peer).collect();
         peers.dedup();
-        let mut busy = BTreeMap::new();
+        let mut busy: BTreeMap<u32, Vec<Busy>> = BTreeMap::new();
         for number in &peers {
-            let rates = self.read(*number, view.buckets(*number), elapsed);
-            for (bucket, rate) in rates {
-                let slot = u32::from(view.buckets(*number)[bucket as usize].tunnel.get());
-                if let Some(link) = place.get(&(*number, slot)) {
-                    links[*link].load += rate * links[*link].cost;
-                    if rate < SLIGHT {
-                        continue;
+            let Some(peer) = view.peer(*number) else { continue };
+            links.open(*number, peer.live.get() & peer.open.get());
+            for (bucket, rate) in self.read(*number, view.buckets(*number), elapsed) {
+                let record = &view.buckets(*number)[bucket as usize];
+                let slot = u32::from(record.tunnel.get());
+                if let Some(link) = links.places.get(&(*number, slot)).copied() {
+                    links.add(link, rate, is_sprayed(peer.policy.get(), record.flags.get()));
+                    if rate >= SLIGHT {
+                        busy.entry(*number).or_default().push(Busy { bucket, link, rate });
                     }
-                    busy.entry(*number).or_insert_with(Vec::new).push(Busy { bucket, link: *link, rate });
                 }
             }
         }
         for number in peers {
-            // A bucket does not tell whether its flows meet a rule, and a rule may ask for them to stay where they are.
-            let is_movable = |peer: &&Peer| peer.policy.get() == policy::ADAPTIVE && peer.rules.get() == 0;
-            let Some(peer) = view.peer(number).filter(is_movable) else { continue };
-            let Some(busy) = busy.get_mut(&number) else { continue };
+            let Some(peer) = view.peer(number) else { continue };
             let usable = peer.live.get() & peer.open.get();
-            let slot_on = |link: usize| {
-                let mut slots = (0..u32::BITS).filter(|slot| usable >> slot & 1 == 1);
-                slots.find(|slot| place.get(&(number, *slot)) == Some(&link))
-            };
-            for (at, link) in links.iter_mut().enumerate() {
-                link.open = slot_on(at).is_some();
+            links.open(number, usable);
+            let mut busy = busy.remove(&number).unwrap_or_default();
+            self.mark(view, (number, peer), &links, &busy, sprays_elephants);
+            // A bucket does not tell whether its flows meet a rule, and a rule may ask for them to stay where they are.
+            let policy = peer.policy.get();
+            if !matches!(policy, policy::ADAPTIVE | policy::SPRAY) || peer.rules.get() != 0 {
+                continue;
             }
             // A sprayed bucket is on all links at once.
-            busy.retain(|busy| view.buckets(number)[busy.bucket as usize].flags.get() == 0);
-            for found in rebalance::moves(&links, busy) {
-                let Some(slot) = slot_on(found.to) else { continue };
-                links[found.from].load -= found.rate * links[found.from].cost;
-                links[found.to].load += found.rate * links[found.to].cost;
+            busy.retain(|busy| !is_sprayed(policy, view.buckets(number)[busy.bucket as usize].flags.get()));
+            for found in rebalance::moves(&links.links, &busy) {
+                let Some(slot) = links.slot_on(found.to, number, usable) else { continue };
+                tracing::debug!(
+                    "bucket {} of peer {number}, {:.0} kbit/s, moves to slot {slot}: its link is {:.0}% of the way to \
+                     full, the other one {:.0}%",
+                    found.bucket,
+                    found.rate * 8.0 / 1e3,
+                    links.links[found.from].load * 100.0,
+                    links.links[found.to].load * 100.0
+                );
+                links.add(found.from, -found.rate, false);
+                links.add(found.to, found.rate, false);
                 view.buckets(number)[found.bucket as usize].tunnel.set(slot as u8);
                 if let Some(load) = view.load(tunnel_id(number, slot)) {
                     load.rebalance_moves.set(load.rebalance_moves.get() + 1);
                 }
+            }
+        }
+    }
+
+    /// Marks the buckets of a peer that are sprayed or go whole unlike its policy does by itself.
+    fn mark(
+        &mut self,
+        view: &impl Records,
+        (number, peer): (u32, &Peer),
+        links: &Links,
+        busy: &[Busy],
+        sprays_elephants: bool,
+    ) {
+        let policy = peer.policy.get();
+        let round = links.round(policy == policy::SPRAY);
+        let judges = match policy {
+            policy::ADAPTIVE => sprays_elephants,
+            policy::SPRAY => true,
+            _ => false,
+        } && peer.rules.get() == 0;
+        let elephants = self.elephants.entry(number).or_default();
+        let mut flags = BTreeMap::new();
+        for Busy { bucket, link, rate } in busy.iter().filter(|_| judges).copied() {
+            let seen = Seen { rate, link_load: links.links[link].load };
+            let mark = match elephants.next(bucket, seen, round) {
+                Some(State::Sprayed { .. }) => bucket_flags::SPRAY,
+                Some(State::Whole) => bucket_flags::WHOLE,
+                Some(State::Barred(_)) | None => continue,
+            };
+            flags.insert(bucket, mark);
+        }
+        elephants.retain(|bucket| busy.iter().any(|busy| busy.bucket == bucket));
+        for (bucket, record) in (0..).zip(view.buckets(number)) {
+            let (old, new) = (record.flags.get(), flags.get(&bucket).copied().unwrap_or(0));
+            if old != new {
+                record.flags.set(new);
+                let rate = busy.iter().find(|busy| busy.bucket == bucket).map_or(0.0, |busy| busy.rate);
                 tracing::debug!(
-                    "bucket {} of peer {number}, {:.0} kbit/s, moves to slot {slot}: its link was {:.0}% of the way to \
-                     full, the other one {:.0}%",
-                    found.bucket,
-                    found.rate * 8.0 / 1e3,
-                    (links[found.from].load + found.rate * links[found.from].cost) * 100.0,
-                    (links[found.to].load - found.rate * links[found.to].cost) * 100.0
+                    "bucket {bucket} of peer {number}, {:.0} kbit/s, is {}: links are {:.0}% used",
+                    rate * 8.0 / 1e3,
+                    match new {
+                        bucket_flags::SPRAY => "sprayed from now on",
+                        bucket_flags::WHOLE => "kept whole from now on",
+                        _ => "steered as its policy says again",
+                    },
+                    round.load * 100.0
                 );
             }
         }

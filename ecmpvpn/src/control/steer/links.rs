@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, tunnel_flags};
-use ecmpvpn_common::load::{COST_BITS, cost_of_rate};
+use ecmpvpn_common::layout::{Load, MAX_TUNNELS_PER_PEER, tunnel_flags};
+use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcStats2};
 use rtnetlink::Handle;
 
 use super::SteerError;
 use super::paths::{self, Placed};
+use super::queue::{self, Queue};
 use super::rate::{self, Rate, Reading};
 use crate::config::Config;
 use crate::control::gather::outer_endpoints;
@@ -22,9 +23,6 @@ use crate::host::observe::{Links, outgoing_interface};
 const NOMINAL: u64 = 1_000_000_000;
 /// WireGuard, UDP, IP and link-layer headers and padding of one packet, bytes, about.
 const OVERHEAD: f64 = 84.0;
-/// The programs' own reckoning of a queue stands unless it is off by more: what was sent a moment ago is still being
-/// encrypted and waits nowhere yet.
-const ASTRAY: Duration = Duration::from_millis(25);
 /// Bounds of an automatic flowlet gap.
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(500);
 /// An automatic flowlet gap while round trips are not known.
@@ -126,7 +124,7 @@ impl Underlay {
     }
 
     fn level_out(&mut self) {
-        let mut rates: Vec<f64> = self.rates.values().map(Rate::bits_per_second).collect();
+        let mut rates = rate::assumed(&self.rates.values().copied().collect::<Vec<_>>());
         rate::level_out(&mut rates);
         self.told = self.rates.keys().copied().zip(rates).collect();
     }
@@ -161,19 +159,27 @@ impl Underlay {
         cost_of_rate((rates * weight / weights) as u64)
     }
 
-    /// Tells the programs what truly waits on each link, in place of what they added up.
+    /// Brings the programs' reckoning of the queues nearer to what truly waits on each link.
     fn write_queues(&self, view: &View) {
         let now = monotonic_ns();
+        let mut groups: BTreeMap<u32, Vec<(&Load, Queue)>> = BTreeMap::new();
         for tunnel in self.placed.iter().filter(|tunnel| paths::link_of(tunnel, &self.placed) == tunnel.id) {
             let rate = self.interfaces.get(&tunnel.id).and_then(|interface| self.rates.get(interface));
             if let (Some(load), Some(rate)) = (view.load(tunnel.id), rate)
                 && rate.is_measured()
             {
                 let waiting = f64::from(rate.waiting()) * self.inner_share;
-                let free = now + ((waiting as u64 * u64::from(load.cost.get())) >> COST_BITS);
-                if u128::from(load.free_ns.get().max(now).abs_diff(free)) > ASTRAY.as_nanos() {
-                    load.free_ns.set(free);
-                }
+                let real = (waiting as u64 * u64::from(load.cost.get())) >> COST_BITS;
+                let reckoned = free_at(load, now) - now;
+                groups.entry(tunnel.peer).or_default().push((load, Queue { reckoned, real }));
+            }
+        }
+        for group in groups.values() {
+            let queues: Vec<Queue> = group.iter().map(|(_, queue)| *queue).collect();
+            for ((load, queue), corrected) in group.iter().zip(queue::corrected(&queues)) {
+                // By the difference: packets may have come meanwhile.
+                let free = free_at(load, now).saturating_add(corrected);
+                load.free_ns.set(free.saturating_sub(queue.reckoned));
             }
         }
     }

@@ -1,5 +1,5 @@
 //! What the steering programs cannot find out by themselves: which link each tunnel leaves by, how fast it is, how long
-//! a flow must pause to move, and which busy buckets ought to move. It writes the answers into the pinned maps; without
+//! a flow must pause to move, which busy buckets ought to move, and which flows take several links at once. It writes the answers into the pinned maps; without
 //! it the programs go on with the last ones.
 
 #![expect(
@@ -9,9 +9,11 @@
     reason = "rates are estimates, and conversions of them saturate"
 )]
 
+mod elephants;
 mod flows;
 mod links;
 mod paths;
+mod queue;
 mod rate;
 mod rebalance;
 #[cfg(test)]
@@ -76,7 +78,7 @@ async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> 
             round = Instant::now();
             underlay.look_up(config, &view, &handle).await?;
             underlay.set_gaps(config, &view);
-            flows.rebalance(&view, underlay.placed(), elapsed);
+            flows.rebalance(&view, underlay.placed(), elapsed, config.steering.spray_elephants);
         }
         tokio::time::sleep(if traffic { TICK } else { IDLE_TICK }).await;
     }

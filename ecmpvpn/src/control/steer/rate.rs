@@ -16,6 +16,20 @@ const FASTER: f64 = 1.3;
 /// is put onto them then differs by no error of measurement.
 const ALIKE: f64 = 0.2;
 
+/// What links are taken to carry, bits a second: one that was never busy as much as the fastest that was, if any was.
+/// Were it its nominal rate, it would look far faster than those that a shaper holds back.
+pub fn assumed(rates: &[Rate]) -> Vec<f64> {
+    let measured = || rates.iter().filter(|rate| rate.is_measured()).map(Rate::bits_per_second);
+    let fastest = measured().reduce(f64::max);
+    rates
+        .iter()
+        .map(|rate| match fastest {
+            Some(fastest) if !rate.is_measured() => fastest,
+            _ => rate.bits_per_second(),
+        })
+        .collect()
+}
+
 /// Makes rates that are alike equal: their mean.
 pub fn level_out(rates: &mut [f64]) {
     let mut order: Vec<usize> = (0..rates.len()).collect();
@@ -122,6 +136,15 @@ mod tests {
         // No queue and more traffic: the link is faster than it was.
         feed(&mut rate, sent, 125_000, 0, 100);
         assert!((0.76..1.0).contains(&(rate.bits_per_second() / 2e7)), "{rate:?}");
+    }
+
+    #[test]
+    fn a_link_that_was_never_busy_is_taken_for_as_fast_as_one_that_was() {
+        let mut rates = [Rate::nominal(1_000_000_000); 3];
+        assert_eq!(assumed(&rates), [1e9; 3]);
+        feed(&mut rates[1], 0, 62_500, 20_000, 10);
+        feed(&mut rates[2], 0, 31_250, 20_000, 10);
+        assert!(assumed(&rates).iter().zip([1e7, 1e7, 5e6]).all(|(a, b): (&f64, f64)| (a - b).abs() < 1.0));
     }
 
     #[test]

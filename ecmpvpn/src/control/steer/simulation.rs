@@ -211,7 +211,7 @@ fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Seen {
             break;
         }
         if at >= round + 1_000 * MS {
-            flows.rebalance(site, &placed, Duration::from_secs(1));
+            flows.rebalance(site, &placed, Duration::from_secs(1), true);
             round += 1_000 * MS;
             if round == start + seconds / 2 * 1_000 * MS {
                 moves_before = moves();
