@@ -22,10 +22,21 @@ pub const FORGOTTEN_NS: u64 = 1_000_000_000;
 pub trait Tables {
     /// The monotonic clock, nanoseconds.
     fn now(&self) -> u64;
+    /// What the monotonic clock was at the last tick, nanoseconds: less than `tick_ns` ago.
+    #[inline(always)]
+    fn ticked(&self, tick_ns: u32) -> u64 {
+        let now = self.now();
+        now - now % u64::from(if tick_ns == 0 { 1 } else { tick_ns })
+    }
     /// What holds for all peers.
     fn settings(&self) -> Option<&Settings>;
     /// The peer whose prefix matches longest.
     fn peer_of(&self, destination: &Destination) -> Option<u32>;
+    /// The same, if that was found out a moment ago.
+    #[inline(always)]
+    fn known_peer_of(&self, destination: &Destination) -> Option<u32> {
+        self.peer_of(destination)
+    }
     /// A peer by its number.
     fn peer(&self, peer: u32) -> Option<&Peer>;
     /// A tunnel by its id.
@@ -55,8 +66,8 @@ pub trait Tables {
     }
 
     /// The tunnel for a packet; see [`choose`].
-    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
-        choose(self, peer, hash, rule, bytes, now)
+    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
+        choose(self, peer, hash, rule, bytes)
     }
 
     /// The slot that ranks first in a peer's bucket among some, or [`NONE`].
@@ -175,7 +186,7 @@ pub fn classify<P: Packet + ?Sized, T: Tables + ?Sized>(
 /// Why that cannot be.
 #[inline(always)]
 pub fn steer<T: Tables + ?Sized>(flow: &Flow, bytes: u32, tables: &T) -> Result<Steer, Reason> {
-    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, bytes, tables.now()))?;
+    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, bytes))?;
     let id = tunnel_id(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
     Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })
@@ -215,7 +226,7 @@ const BAD_TABLE: u8 = 2;
 /// What [`Tables::choose`] does: the tunnel for a packet of a flow, as [`Chosen`] packs it. BPF makes a function of its
 /// own of it: on the many paths through the parser the verifier then sees only a call.
 #[inline(always)]
-pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
+pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
     let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
     let mut terms = Terms { policy: peer.policy.get(), usable: peer.live.get() };
     if rule != rules::NONE {
@@ -229,14 +240,18 @@ pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32,
     let within = hash as u32 & peer.bucket_mask;
     let index = peer.bucket_base.wrapping_add(within);
     let Some(bucket) = tables.bucket(index) else { return u64::from(BAD_TABLE) };
-    let idle = now.saturating_sub(bucket.last_ns.get());
-    bucket.last_ns.set(now);
+    let sprayed = is_sprayed(terms.policy, bucket.flags.get());
+    let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
+    // Queues are modelled by single packets: a tick is too long for them.
+    let Moment { at: now, stamp, idle } =
+        Moment::now(tables, if sprayed { 0 } else { tick }, peer.gap_ns.get(), bucket.last_ns.get());
+    bucket.last_ns.set(stamp);
     bucket.bytes.set(bucket.bytes.get().wrapping_add(bytes));
 
     let current = u32::from(bucket.tunnel.get());
     let lives = terms.usable.checked_shr(current).unwrap_or(0) & 1 == 1;
     let (mut slot, mut how, mut is_new) = (current, 0, false);
-    if is_sprayed(terms.policy, bucket.flags.get()) {
+    if sprayed {
         slot = tables.earliest(number, within, terms.preferred(peer), now, bytes);
         how = how::SPRAYED;
     } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
@@ -264,6 +279,36 @@ pub fn is_sprayed(policy: u32, flags: u8) -> bool {
         policy::SPRAY => flags & bucket_flags::WHOLE == 0,
         policy::ADAPTIVE => flags & bucket_flags::SPRAY != 0,
         _ => false,
+    }
+}
+
+/// When a bucket's packet comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Up to a tick too early, nanoseconds of the monotonic clock.
+    pub at: u64,
+    /// Up to a tick too late: what its bucket keeps.
+    pub stamp: u64,
+    /// The pause before it, or less: nothing is overtaken by a flow that is taken to have paused too short.
+    pub idle: u64,
+}
+
+impl Moment {
+    /// Reads the clock: the exact one costs as much as all the rest of a decision and is read only where the cheap one,
+    /// which ticks, cannot tell whether a pause is shorter than `gap`. Where gaps are not clearly longer than a tick
+    /// too much would be taken for too short.
+    #[inline(always)]
+    pub fn now<T: Tables + ?Sized>(tables: &T, tick: u32, gap: u32, last: u64) -> Self {
+        if tick != 0 && gap >> 1 >= tick {
+            let at = tables.ticked(tick);
+            let stamp = at + u64::from(tick);
+            let idle = stamp.saturating_sub(last);
+            if idle < u64::from(gap) {
+                return Self { at, stamp, idle };
+            }
+        }
+        let at = tables.now();
+        Self { at, stamp: at, idle: at.saturating_sub(last) }
     }
 }
 

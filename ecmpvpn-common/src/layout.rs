@@ -7,7 +7,7 @@ use crate::shared::Shared;
 use crate::rendezvous::Candidate;
 
 /// Part of the directory that pins are in: one version's maps are never taken for another's.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// Remote sites.
 pub const MAX_PEERS: u32 = 64;
 /// Tunnels of one peer: its live ones fit one word.
@@ -120,6 +120,8 @@ pub mod test_run {
     pub const HOW: usize = 2;
     /// The number of the [`super::Reason`] why the packet was not put onto a tunnel.
     pub const REASON: usize = 3;
+    /// 1 if it was steered by [`crate::quick`].
+    pub const QUICK: usize = 4;
 }
 
 /// A tunnel's id.
@@ -141,8 +143,15 @@ pub struct Settings {
     pub flags: u32,
     /// Index of the steering device.
     pub steering_ifindex: u32,
-    /// Zero.
-    pub padding: u32,
+    /// How far the cheap clock may be behind the exact one, nanoseconds; 0: there is no cheap one.
+    pub tick_ns: u32,
+    /// Grows with each change of [`maps::PREFIXES`]; odd while they change.
+    pub prefixes_version: u32,
+    /// As many leading bits as the longest IPv4 prefix has, network byte order: addresses that differ only beyond them
+    /// have the same peer.
+    pub ipv4_mask: u32,
+    /// The same for IPv6.
+    pub ipv6_mask: [u32; 4],
 }
 
 /// Bits of [`Settings::flags`].
@@ -265,7 +274,8 @@ impl Tunnel {
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
-    /// When it last had a packet, nanoseconds of the monotonic clock.
+    /// When it last had a packet, nanoseconds of the monotonic clock; never earlier than it was, but up to
+    /// [`Settings::tick_ns`] later.
     pub last_ns: Shared<u64>,
     /// Bytes of all its packets, modulo 2^32.
     pub bytes: Shared<u32>,
@@ -503,7 +513,7 @@ impl Reason {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 24);
+    assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Destination>() == 20);
     assert!(size_of::<Peer>() == 112);
     assert!(size_of::<Load>() == 56);

@@ -16,6 +16,7 @@ pub mod flow;
 pub mod layout;
 pub mod load;
 pub mod packet;
+pub mod quick;
 pub mod rendezvous;
 pub mod rules;
 pub mod shared;

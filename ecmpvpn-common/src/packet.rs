@@ -7,6 +7,11 @@ use crate::layout::{Destination, Reason};
 pub trait Packet {
     /// `N` words as they stand in the packet (network byte order); `None` if they are not all there.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// The same; `None` also where it would cost more than a look.
+    #[inline(always)]
+    fn peek<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.load(offset)
+    }
     /// Bytes from the network header on; those of a super-packet are more than its header says.
     fn length(&self) -> u32;
     /// Its firewall mark.
@@ -40,7 +45,7 @@ pub const MAX_HEADER_OFFSET: u32 = 512;
 pub const MAX_LOAD_OFFSET: u32 = MAX_HEADER_OFFSET + 24;
 
 /// IP protocol numbers. Source: IANA, "Assigned Internet Protocol Numbers".
-mod protocol {
+pub(crate) mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;
@@ -115,7 +120,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
 
 /// Multicast and link-local destinations belong to the steering device itself.
 #[inline(always)]
-fn refuse_link_scope(destination: &Destination) -> Result<(), Reason> {
+pub(crate) fn refuse_link_scope(destination: &Destination) -> Result<(), Reason> {
     let [a, b, ..] = destination.address[0].to_ne_bytes();
     match (destination.family == u32::from(IPV4), a, b) {
         (true, 224.., _) | (false, 0xff, _) => Err(Reason::Multicast),

@@ -10,6 +10,7 @@ use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, classify, steer};
 use ecmpvpn_common::layout::{Reason, how, test_run};
 use ecmpvpn_common::packet::{Packet as _, Parsed, Segments, parse};
+use ecmpvpn_common::quick::quick;
 
 use crate::bench::vary;
 use crate::skb::{Skb, is_test_run};
@@ -31,6 +32,12 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
+    if let Some((steer, transport)) = quick(&skb, &maps) {
+        if is_test_run() {
+            skb.set_cb(test_run::QUICK, 1);
+        }
+        return redirect(&skb, &steer, skb.segments(transport));
+    }
     let refused = ecmpvpn_find(context.as_ptr().cast());
     if refused != 0 {
         return refuse(&context, &skb, refused - 1);

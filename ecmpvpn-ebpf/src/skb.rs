@@ -95,12 +95,18 @@ impl Packet for Skb<'_> {
         if offset > MAX_LOAD_OFFSET {
             return None;
         }
+        self.peek(offset).or_else(|| self.load_paged(offset))
+    }
+
+    /// Only what is in the linear part.
+    #[inline(always)]
+    fn peek<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let start = self.context.data() + (self.base + offset) as usize;
-        if start + 4 * N <= self.context.data_end() {
-            // SAFETY: all 4 * N bytes lie between data and data_end.
-            return Some(unsafe { ptr::read_unaligned(ptr::with_exposed_provenance(start)) });
+        if start + 4 * N > self.context.data_end() {
+            return None;
         }
-        self.load_paged(offset)
+        // SAFETY: all 4 * N bytes lie between data and data_end.
+        Some(unsafe { ptr::read_unaligned(ptr::with_exposed_provenance(start)) })
     }
 
     #[inline(always)]

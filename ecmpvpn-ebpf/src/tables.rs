@@ -1,8 +1,10 @@
 //! The maps; their contents and names are described in `ecmpvpn_common::layout`. Sizes are set at load.
 
+use core::ptr;
+
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
@@ -14,6 +16,8 @@ use ecmpvpn_common::layout::{
     Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, TunnelSet,
 };
 use ecmpvpn_common::rules;
+
+use crate::known;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -76,13 +80,34 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn ticked(&self, tick_ns: u32) -> u64 {
+        if self.now == 0 {
+            // SAFETY: the helper takes nothing.
+            return unsafe { bpf_ktime_get_coarse_ns() };
+        }
+        self.now - self.now % u64::from(tick_ns)
+    }
+
+    #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         SETTINGS.get(0)
     }
 
     #[inline(always)]
     fn peer_of(&self, destination: &Destination) -> Option<u32> {
-        PREFIXES.get(whole(destination)).copied()
+        let settings = SETTINGS.get(0)?;
+        known::peer_of(destination, settings).or_else(|| {
+            // SAFETY: the reference is valid; read here and not again later.
+            let version = unsafe { ptr::read_volatile(&raw const settings.prefixes_version) };
+            let peer = PREFIXES.get(whole(destination)).copied()?;
+            known::remember(destination, settings, version, peer);
+            Some(peer)
+        })
+    }
+
+    #[inline(always)]
+    fn known_peer_of(&self, destination: &Destination) -> Option<u32> {
+        known::peer_of(destination, SETTINGS.get(0)?)
     }
 
     #[inline(always)]
@@ -147,8 +172,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
-        ecmpvpn_choose(peer, hash, rule, bytes, now)
+    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
+        ecmpvpn_choose(peer, hash, rule, bytes, self.now)
     }
 
     #[inline(always)]
@@ -191,7 +216,7 @@ impl Tables for Maps {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
-    decide::choose(&Maps { now }, peer, hash, rule, bytes, now)
+    decide::choose(&Maps { now }, peer, hash, rule, bytes)
 }
 
 /// As above.

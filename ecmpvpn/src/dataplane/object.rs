@@ -12,7 +12,7 @@ use ecmpvpn_common::layout::{
     BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, Settings, globals, maps, programs, settings_flags,
 };
 
-use super::{DataplaneError, Hook, Pins, fill};
+use super::{DataplaneError, Hook, Pins, fill, prefixes};
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
 
@@ -93,7 +93,8 @@ impl Loaded {
             hash_fields: options.hash_fields,
             flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 },
             steering_ifindex,
-            padding: 0,
+            tick_ns: tick_ns(),
+            ..prefixes::settings(table)
         };
         fill::fill(&mut loaded, &settings, table, tunnels)?;
         for name in programs::ALL {
@@ -214,6 +215,12 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
         pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
     }
     Programs::named(pins, NEXT)
+}
+
+/// How far apart the ticks of the kernel's cheap clock are, nanoseconds.
+pub fn tick_ns() -> u32 {
+    let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
+    u32::try_from(tick.tv_sec * 1_000_000_000 + tick.tv_nsec).unwrap_or(0)
 }
 
 fn check_size(table: &SteeringTable) -> Result<u32, DataplaneError> {

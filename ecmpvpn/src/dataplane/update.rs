@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
@@ -13,9 +13,10 @@ use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
 use super::arrivals;
 use super::attach::{Attached, attach_again};
-use super::fill::{FIRST_WEIGHT, first_load, gap_ns, padded, prefix_key};
+use super::fill::{FIRST_WEIGHT, first_load, gap_ns, padded};
 use super::mapped::Mapped;
-use super::object::{Programs, replace_programs};
+use super::object::{Programs, replace_programs, tick_ns};
+use super::prefixes;
 use super::view::text;
 use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
@@ -121,7 +122,7 @@ fn apply(
     } else {
         Attached { qdisc_added: false }
     };
-    maps.set_settings(settings, table, steering.ifindex, attached)?;
+    maps.set_settings(table, steering.ifindex, attached)?;
     if replaced {
         arrivals::replace(pins, &mut programs.arrival)?;
         Programs::keep(pins)?;
@@ -364,41 +365,26 @@ impl Maps {
     }
 
     fn set_prefixes(&mut self, table: &SteeringTable) -> Result<(), DataplaneError> {
-        let mut wanted = Vec::new();
-        for (number, peer) in (0..).zip(&table.peers) {
-            for prefix in &peer.prefixes {
-                let key = prefix_key(*prefix);
-                self.prefixes.insert(&key, number, 0).map_err(writing(maps::PREFIXES))?;
-                wanted.push(parts(&key));
-            }
-        }
-        let keys: Result<Vec<Key<Destination>>, MapError> = self.prefixes.keys().collect();
-        for key in keys.map_err(reading(maps::PREFIXES))? {
-            if !wanted.contains(&parts(&key)) {
-                self.prefixes.remove(&key).map_err(writing(maps::PREFIXES))?;
-            }
-        }
-        Ok(())
+        let settings = self.settings()?;
+        let map = &mut self.settings;
+        prefixes::change(&mut self.prefixes, table, settings, |settings| {
+            map.set(0, settings, 0).map_err(writing(maps::SETTINGS))
+        })
     }
 
     fn set_settings(
         &mut self,
-        former: Settings,
         table: &SteeringTable,
         steering_ifindex: u32,
         attached: Attached,
     ) -> Result<(), DataplaneError> {
         let added = if attached.qdisc_added { settings_flags::CLSACT_ADDED } else { 0 };
-        let settings = Settings { seed: table.seed, steering_ifindex, flags: former.flags | added, ..former };
+        let former = self.settings()?;
+        let settings =
+            Settings { seed: table.seed, steering_ifindex, flags: former.flags | added, tick_ns: tick_ns(), ..former };
         if settings == former {
             return Ok(());
         }
         self.settings.set(0, settings, 0).map_err(writing(maps::SETTINGS))
     }
-}
-
-/// What tells prefixes apart.
-fn parts(key: &Key<Destination>) -> (u32, u32, [u32; 4]) {
-    let destination = key.data();
-    (key.prefix_len(), destination.family, destination.address)
 }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 
+use ecmpvpn::dataplane::tick_ns;
 use ecmpvpn::plan::SteeringTable;
 use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
@@ -37,7 +38,7 @@ impl Model {
         let ifindexes = ifindexes(table);
         let flags = if symmetric { settings_flags::SYMMETRIC } else { 0 };
         let mut model = Self {
-            settings: Settings { seed: table.seed, hash_fields, flags, ..Settings::default() },
+            settings: Settings { seed: table.seed, hash_fields, flags, tick_ns: tick_ns(), ..Settings::default() },
             prefixes: Vec::new(),
             peers: Vec::new(),
             tunnels: vec![Tunnel::default(); 32 * table.peers.len()],

@@ -194,7 +194,8 @@ pub fn measure(rounds: u32, packets: u32) -> Result<()> {
         let time = variant.median();
         let ratio = time / base[usize::from(many)];
         let alone = if many { (time - varying) / base[0] } else { ratio };
-        let target = (variant.policy == Some(Policy::Adaptive) && variant.rules == 0).then_some(ratio <= TARGET && alone <= TARGET);
+        let target = (variant.policy == Some(Policy::Adaptive) && variant.rules == 0)
+            .then_some(ratio <= TARGET && alone <= TARGET);
         let verdict = target.map_or("", |met| if met { "<= 2.0: met" } else { "<= 2.0: MISSED" });
         let mut cells = vec![Cell::new(variant)];
         let numbers = [format!("{time:.1}"), format!("{ratio:.2}"), format!("{alone:.2}")];
