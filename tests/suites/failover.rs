@@ -147,6 +147,20 @@ fn settle(lab: &Lab, views: &[View; 2], running: &mut [Running; 2]) -> Result<[V
     bail!("tunnels die again and again: {before:?}")
 }
 
+/// What both sites said of tunnels that died or came back.
+fn told(running: &[Running; 2]) -> String {
+    let turns = |run: &Running| {
+        let lines: Vec<String> = run
+            .output()
+            .lines()
+            .filter(|line| line.contains(" is down: ") || line.contains(" is up again"))
+            .map(str::to_owned)
+            .collect();
+        format!("\n{}:\n{}", run.site(), lines.join("\n"))
+    };
+    running.iter().map(turns).collect()
+}
+
 /// How often a site's tunnels have died since it settled.
 fn deaths(lab: &Lab, site: usize, settled: &[Vec<i64>; 2]) -> Result<Vec<i64>> {
     let all = of_tunnels(&lab.stats(site)?, "deaths")?;

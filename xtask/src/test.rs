@@ -21,9 +21,6 @@ const SUITES: &str = "ecmpvpn-tests";
 const ONLY_IN_VM: &[&str] = &[];
 /// Suites that no kernel makes a difference to.
 const NOT_IN_VM: &[&str] = &["cli", "userspace"];
-/// Suites that run in the virtual machines only when they are named (`--suite`): they stream for minutes a kernel, and do
-/// not pass on emulated CPUs yet. They do run on the running kernel.
-const IN_VM_WHEN_NAMED: &[&str] = &["failover", "lifecycle"];
 
 /// What can be run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -62,10 +59,6 @@ impl Args {
 
     fn runs_suite(&self, name: &str) -> bool {
         self.suite.is_empty() || self.suite.iter().any(|suite| suite == name)
-    }
-
-    fn runs_in_vm(&self, name: &str) -> bool {
-        !NOT_IN_VM.contains(&name) && (!self.suite.is_empty() || !IN_VM_WHEN_NAMED.contains(&name))
     }
 
     fn runs_kernel(&self, series: Series) -> bool {
@@ -157,7 +150,7 @@ pub fn main(args: &Args) -> i32 {
         }
     }
     if args.runs(Part::Vm) {
-        let suites: Vec<&Suite> = suites.iter().filter(|suite| args.runs_in_vm(&suite.name)).collect();
+        let suites: Vec<&Suite> = suites.iter().filter(|suite| !NOT_IN_VM.contains(&suite.name.as_str())).collect();
         let kernels: Vec<Series> = kernel::ALL.into_iter().filter(|series| args.runs_kernel(*series)).collect();
         let since = Instant::now();
         let ran = virtually::run(&suites, &kernels, &args.filter, &mut |stage| {

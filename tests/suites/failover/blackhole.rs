@@ -9,7 +9,7 @@ use ecmpvpn::dataplane::View;
 use lab::sites::Hole;
 use lab::traffic::{Path, Stream, TcpLoad};
 
-use super::{ALL, Kind, TUNNELS, asked, deaths, settle, views, wait_until_live};
+use super::{ALL, Kind, TUNNELS, asked, deaths, settle, told, views, wait_until_live};
 
 /// How long a hole stays open after both sites have left the tunnel.
 const OPEN: Duration = Duration::from_millis(500);
@@ -25,9 +25,13 @@ fn tables(view: &View) -> Vec<(u8, u8)> {
     (0..).map_while(|bucket| view.bucket(bucket)).collect()
 }
 
-/// How many buckets have another tunnel.
-fn changed(before: &[(u8, u8)], after: &[(u8, u8)]) -> usize {
-    before.iter().zip(after).filter(|(before, after)| before.0 != after.0).count()
+/// The buckets that were at home before and have another tunnel now: number, tunnel before and now. One that was not at
+/// home is left from an earlier death, and goes home with its next packet.
+fn moved(before: &[(u8, u8)], now: &[(u8, u8)]) -> Vec<(usize, u8, u8)> {
+    let both = before.iter().zip(now).enumerate();
+    both.filter(|(_, (before, now))| before.0 == before.1 && before.0 != now.0)
+        .map(|(bucket, (before, now))| (bucket, before.0, now.0))
+        .collect()
 }
 
 /// The time from the first datagram that was lost to traffic flowing again, for each hole; a numbered stream in the
@@ -52,22 +56,19 @@ pub fn a_blackholed_tunnel_is_left_and_taken_again(kind: Kind) -> Result<()> {
             // Every flow sends in this time, and so has moved.
             thread::sleep(OPEN);
             let during = tables(&views[sender]);
-            for (bucket, (before, during)) in before.iter().zip(&during).enumerate() {
-                let moved = usize::from(before.0) != tunnel && before.0 != during.0;
-                ensure!(!moved, "bucket {bucket} went from {} to {} when {tunnel} died", before.0, during.0);
-            }
+            let gone = moved(&before, &during);
+            let others = gone.iter().find(|(_, from, _)| usize::from(*from) != tunnel);
+            ensure!(others.is_none(), "bucket, from and to, when {tunnel} died: {others:?}{}", told(&running));
             hole.fill()?;
             wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
             // Other probes' phases are met as well.
             thread::sleep(Duration::from_millis(150 + 37 * (trial as u64 % 8)));
             let after = tables(&views[sender]);
-            for (bucket, (before, after)) in before.iter().zip(&after).enumerate() {
-                let moved = usize::from(before.0) != tunnel && before.0 != after.0;
-                ensure!(!moved, "bucket {bucket} went from {} to {} when {tunnel} returned", before.0, after.0);
-            }
+            let others = moved(&before, &after).into_iter().find(|(_, from, _)| usize::from(*from) != tunnel);
+            ensure!(others.is_none(), "bucket, from and to, when {tunnel} returned: {others:?}{}", told(&running));
             // One that is not used any more stays as it was.
-            let (gone, back) = (changed(&before, &during), changed(&during, &after));
-            ensure!(gone > 0 && back * 10 >= gone * 9, "{gone} buckets left {tunnel} and {back} returned");
+            let back = gone.iter().filter(|(bucket, from, _)| after[*bucket].0 == *from).count();
+            ensure!(!gone.is_empty() && back * 10 >= gone.len() * 9, "{gone:?} left {tunnel} and {back} returned");
             holes.push((tunnel, dug, Instant::now()));
         }
         report(&stream.stop()?.outages(), &holes, ["A to B", "B to A"][sender])?;
@@ -131,7 +132,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
     }
     for site in [0, 1] {
         let deaths = deaths(&lab, site, &settled)?;
-        ensure!(deaths == [0, 1, 1, 0], "the tunnels of site {site} died {deaths:?} times");
+        ensure!(deaths == [0, 1, 1, 0], "the tunnels of site {site} died {deaths:?} times:{}", told(&running));
     }
     Ok(())
 }

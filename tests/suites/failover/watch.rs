@@ -10,7 +10,7 @@ use ecmpvpn::plan::{Backend, Plan};
 use lab::sites::Hole;
 use lab::traffic::Stream;
 
-use super::{ALL, Kind, TUNNELS, deaths, of_tunnels, settle, views, wait_until_live};
+use super::{ALL, Kind, TUNNELS, deaths, of_tunnels, settle, told, views, wait_until_live};
 
 const TUNNEL: usize = 2;
 
@@ -56,7 +56,7 @@ pub fn a_tunnel_started_anew_leaves_the_others_alone(kind: Kind) -> Result<()> {
     for site in [0, 1] {
         let deaths = deaths(&lab, site, &settled)?;
         let others = (0..TUNNELS).filter(|tunnel| *tunnel != TUNNEL).all(|tunnel| deaths[tunnel] == 0);
-        ensure!(others && deaths[TUNNEL] >= 1, "the tunnels of site {site} died {deaths:?} times");
+        ensure!(others && deaths[TUNNEL] >= 1, "the tunnels of site {site} died {deaths:?} times:{}", told(&running));
     }
     Ok(())
 }

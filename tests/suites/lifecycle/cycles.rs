@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::stage::Kind;
 
 /// Cycles in an ordinary run.
-const FEW: usize = 15;
+const FEW: usize = 6;
 /// Cycles by name, unless [`CYCLES`] says otherwise.
 const MANY: usize = 500;
 const CYCLES: &str = "ECMPVPN_CYCLES";
