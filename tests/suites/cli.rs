@@ -287,7 +287,7 @@ fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
     }
     // Found only when the configuration is read back.
     let ran = with(&["--a-members", "eno1,wg0", "--a-bond-address", "10.2.3.4/24"])?;
-    let expected = "ecmpvpn: these options make no sound configuration:\necmpvpn: site-a/ecmpvpn.toml:33: name in \
+    let expected = "ecmpvpn: these options make no sound configuration:\necmpvpn: site-a/ecmpvpn.toml:34: name in \
         [[peer.tunnel]] is wg0, taken already by members in [bond] on line 10: give every interface a name of its own\n";
     ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
     ensure!(names(folder.path())?.is_empty(), "{:?}", names(folder.path())?);

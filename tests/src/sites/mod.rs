@@ -267,8 +267,8 @@ impl Lab {
         Running::start(&self.sites[site], &self.binary, self.dir(), options, env)
     }
 
-    /// Waits until every tunnel, and the LANs through them, answer: handshakes take their time, and a bond's first
-    /// LACP exchange too.
+    /// Waits until every tunnel, and the LANs through them, answer, and neither site holds a tunnel for down: handshakes take
+    /// their time, a bond's first LACP exchange too, and a tunnel is used only after several probes were answered.
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
         let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
@@ -280,6 +280,16 @@ impl Lab {
             for path in [self.path_v4(), self.path_v6()] {
                 wait_for_reply(path.from, path.source, path.destination, patience)
                     .with_context(|| format!("warming up from LAN to LAN, {}", path.source))?;
+            }
+            let start = Instant::now();
+            for site in 0..2 {
+                while self.stats(site)?["tunnels"]
+                    .as_array()
+                    .is_none_or(|all| all.iter().any(|one| one["state"] == "down"))
+                {
+                    ensure!(start.elapsed() < patience, "a tunnel of {} stays down", self.sites[site].name);
+                    std::thread::sleep(Duration::from_millis(100));
+                }
             }
             Ok(())
         };

@@ -32,7 +32,12 @@ pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let _running = lab.run()?;
     let sent = gained(&lab, FLOWS)?;
-    ensure!(sent.iter().all(|packets| *packets > PACKETS / 6), "with equal weights: {sent:?}");
+    ensure!(
+        sent.iter().all(|packets| *packets > PACKETS / 6),
+        "with equal weights: {sent:?}\n{}{}",
+        lab.ecmpvpn(0, &["stats"])?.1,
+        lab.ecmpvpn(0, &["policy", "show"])?.1
+    );
 
     policy(&lab, &["weight", "wg0", "8", "--save"])?;
     let sent = gained(&lab, FLOWS)?;
