@@ -84,10 +84,20 @@ impl Loss {
         self.known = (self.known + 1).min(WINDOW);
     }
 
+    /// How many in a row are lost less often than once in `trials`, if each is lost by chance alone and as often as these;
+    /// at most `most`.
+    pub fn run_of(&self, trials: f64, most: usize) -> usize {
+        let share = f64::from(self.lost()) / f64::from(self.known.max(1));
+        (1..most).find(|run| (0..*run).fold(trials, |left, _| left * share) < 1.0).unwrap_or(most)
+    }
+
+    fn lost(&self) -> u32 {
+        self.lost.iter().map(|word| word.count_ones()).sum()
+    }
+
     /// The share that was lost, millionths.
     pub fn ppm(&self) -> u32 {
-        let lost: u32 = self.lost.iter().map(|word| word.count_ones()).sum();
-        (lost * 1_000_000).checked_div(self.known).unwrap_or(0)
+        (self.lost() * 1_000_000).checked_div(self.known).unwrap_or(0)
     }
 }
 
@@ -122,6 +132,17 @@ mod tests {
         assert_eq!(rtt.minimum(), Some(2 * MS));
         (200..310).for_each(|i| rtt.sample(i * 100 * MS, 9 * MS));
         assert_eq!(rtt.minimum(), Some(9 * MS));
+    }
+
+    #[test]
+    fn the_more_are_lost_the_more_are_lost_in_a_row() {
+        let run = |lost: u32, of: u32| {
+            let mut loss = Loss::default();
+            (0..of).for_each(|i| loss.push(i < lost));
+            loss.run_of(1e6, 12)
+        };
+        assert_eq!([run(0, 0), run(0, 256), run(2, 256), run(20, 250), run(64, 256)], [1, 1, 3, 6, 10]);
+        assert_eq!([run(100, 250), run(256, 256)], [12, 12]);
     }
 
     #[test]

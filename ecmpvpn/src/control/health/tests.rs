@@ -195,6 +195,35 @@ fn random_loss_is_no_death() {
 }
 
 #[test]
+fn loss_in_bursts_is_no_death() {
+    // As full queues lose: every 100 ms or so for 20 to 60 ms half of what comes, in each direction by itself.
+    let bursts = |seed: u64| {
+        let mut chance = Chance(seed);
+        let (mut until, mut next) = (0, 0);
+        move |now: Nanos| {
+            if now >= next {
+                (until, next) = (
+                    now + 20 * MS + 40 * MS * u64::from(chance.of(50)),
+                    now + 70 * MS + 60 * MS * u64::from(chance.of(50)),
+                );
+            }
+            (!(now < until && chance.of(50))).then_some(40 * MS)
+        }
+    };
+    for seed in 1..=5 {
+        let scene = Scene {
+            there: Box::new(bursts(seed)),
+            back: Box::new(bursts(seed + 100)),
+            data: [2 * MS, 2 * MS],
+            ..Scene::default()
+        };
+        for end in scene.play_both(600 * SECOND) {
+            assert_eq!(end.turns, [], "{} ppm", end.tunnel.loss().ppm());
+        }
+    }
+}
+
+#[test]
 fn a_queue_that_fills_up_is_no_death() {
     // 100 Mbit/s, of which 250 ms fit into the queue. A third more comes, at once; a far end that tells nothing shows
     // less loss to be full and not dead.

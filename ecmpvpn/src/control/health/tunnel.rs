@@ -7,7 +7,7 @@
 //! A probe is missed once it is older than the round trips of late make plausible. From the first missed one on, more
 //! are sent. The tunnel is dead when `down_after` are missed, and as many intervals less a half one, and a round trip, have
 //! passed since the last evidence: with the defaults 150 to 250 ms after the first packet was dropped, and a round trip
-//! more.
+//! more. Where probes are lost while the tunnel lives, more must be missed: so many as are not lost in a row by that chance.
 
 use std::collections::VecDeque;
 
@@ -41,6 +41,12 @@ pub struct Settings {
     /// Probes answered in a row until it lives again.
     pub up_after: u32,
 }
+
+/// A living tunnel is to miss as many probes as make a death by chance rarer than one in this many trials, each of them a
+/// probe that is missed after one that was answered.
+const TRIALS_WITHOUT_ERROR: f64 = 1e6;
+/// But more than this need not be missed: they come every fifth of an interval.
+const MOST_BY_CHANCE: usize = 12;
 
 /// What a dead tunnel's last signs were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +109,8 @@ pub struct Tunnel {
     streak: u32,
     round_trip: RoundTrip,
     loss: Loss,
+    /// That of probes alone which were sent while it lived, and after which others came through.
+    chance: Loss,
     received: Option<Growing>,
     /// The far side's count of what arrived there, and when the last report of it came.
     far: Option<(u64, Nanos)>,
@@ -124,6 +132,7 @@ impl Tunnel {
             streak: 0,
             round_trip,
             loss: Loss::default(),
+            chance: Loss::default(),
             received: None,
             far: None,
         }
@@ -159,6 +168,7 @@ impl Tunnel {
         let Some(at) = self.outstanding.iter().position(|sent| sent.sequence == sequence) else { return };
         let Some(Sent { at: sent, .. }) = self.outstanding.remove(at) else { return };
         self.loss.push(false);
+        self.chance.push(false);
         self.answered = Some(arrival);
         self.evidence = self.evidence.max(sent);
         match self.fresh_from {
@@ -215,6 +225,12 @@ impl Tunnel {
         self.outstanding.iter().filter(missed).count()
     }
 
+    /// So many must be missed.
+    fn enough(&self) -> usize {
+        let down_after = (self.settings.down_after as usize).min(MOST_OUTSTANDING);
+        down_after.max(self.chance.run_of(TRIALS_WITHOUT_ERROR, MOST_BY_CHANCE))
+    }
+
     fn fault(&self) -> Fault {
         if self.heard(self.far.map(|(_, at)| at)) {
             Fault::Sending
@@ -238,10 +254,7 @@ impl Tunnel {
     fn dead(&self, now: Nanos, others: bool) -> Option<Fault> {
         // Where nothing ever answered the far side may not be up yet, or may not answer probes at all.
         let known = self.ever_answered() || (others && now.saturating_sub(self.since) >= FIRST_ANSWER);
-        let down_after = self.settings.down_after as usize;
-        let dead = known
-            && self.missed(now) >= down_after.min(MOST_OUTSTANDING)
-            && now.saturating_sub(self.evidence) >= self.patience();
+        let dead = known && self.missed(now) >= self.enough() && now.saturating_sub(self.evidence) >= self.patience();
         dead.then(|| self.fault())
     }
 
@@ -253,8 +266,11 @@ impl Tunnel {
             .front()
             .is_some_and(|sent| now.saturating_sub(sent.at) >= late || self.outstanding.len() >= MOST_OUTSTANDING)
         {
-            self.outstanding.pop_front();
+            let lost = self.outstanding.pop_front();
             self.loss.push(true);
+            if self.live && lost.is_some_and(|lost| (self.since..self.evidence).contains(&lost.at)) {
+                self.chance.push(true);
+            }
         }
         let turn = if self.live {
             self.dead(now, others).map(Turn::Down)
