@@ -1,6 +1,7 @@
 //! Flags of `policy` and `explain`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
@@ -98,6 +99,26 @@ pub enum PolicyAction {
             --proto tcp --sports 40000 --dports 443"
     )]
     Unpin(UnpinArgs),
+
+    /// Carry out one command a line, from a file or standard input.
+    ///
+    /// A line is what would stand behind `ecmpvpn policy`; empty lines and those that begin with # are passed over. Each
+    /// is in force before the next is read, so that another program can steer through a pipe. Ends at the first that
+    /// fails; those before it stay in force.
+    #[command(
+        after_help = "Example: sudo ecmpvpn policy batch night.policy",
+        after_long_help = "Example, two changes and what came of them:\n  \
+            printf '%s\\n' 'set spray' 'weight wg0 2' 'show --json' | sudo ecmpvpn policy batch -"
+    )]
+    Batch(BatchArgs),
+}
+
+/// `policy batch`
+#[derive(Args, Clone, Debug)]
+pub struct BatchArgs {
+    /// The file; - is standard input.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 /// Of commands that show something.

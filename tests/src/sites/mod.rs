@@ -31,7 +31,7 @@ use crate::netns::{Netns, unique};
 use crate::traffic::{Path, wait_for_reply};
 
 pub use hole::Hole;
-pub use process::{Running, binary};
+pub use process::{Batch, Running, binary};
 pub use underlay::Underlay;
 
 /// How a lab is built.
@@ -305,6 +305,14 @@ impl Lab {
     /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site: its exit code, standard output and standard error.
     pub fn ecmpvpn(&self, site: usize, arguments: &[&str]) -> Result<(i32, String, String)> {
         process::once(&self.sites[site], &self.binary, arguments)
+    }
+
+    /// Starts `ecmpvpn policy batch` at one site.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn batch(&self, site: usize) -> Result<Batch> {
+        Batch::start(&self.sites[site], &self.binary, self.dir())
     }
 
     /// `ecmpvpn stats --json` of one site.

@@ -2,15 +2,16 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::Site;
 use crate::log;
@@ -54,6 +55,55 @@ pub(super) fn once(site: &Site, binary: &Path, words: &[&str]) -> Result<(i32, S
         log::note(format!("[{}] $ ecmpvpn {} -> {code} {complaint}", site.gateway.name(), words.join(" ")));
     }
     Ok((code, text(&output.stdout), complaint))
+}
+
+/// `ecmpvpn policy batch -` at one site: changes and questions through one process. Ends when this is dropped.
+#[derive(Debug)]
+pub struct Batch {
+    child: Child,
+    lines: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    complaints: PathBuf,
+}
+
+impl Batch {
+    pub(super) fn start(site: &Site, binary: &Path, dir: &Path) -> Result<Self> {
+        let complaints = dir.join(unique("batch"));
+        let mut child = command(site, binary, &["policy", "batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&complaints)?)
+            .spawn()
+            .context("starting ecmpvpn policy batch")?;
+        let lines = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().context("its standard output is a pipe")?);
+        Ok(Self { child, lines, answers, complaints })
+    }
+
+    /// Has one line carried out and returns what `policy show` says after it.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn change(&mut self, line: &str) -> Result<Value> {
+        let mut ask = || -> Result<Value> {
+            let lines = self.lines.as_mut().context("it is being ended")?;
+            write!(lines, "{line}\nshow --json\n")?;
+            let answer = serde_json::Deserializer::from_reader(&mut self.answers).into_iter().next();
+            Ok(answer.context("it said nothing")??)
+        };
+        ask().with_context(|| {
+            let complaints = fs::read_to_string(&self.complaints).unwrap_or_default();
+            format!("`policy batch`, line {line:?}: {complaints}")
+        })
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // The end of its input is the end of its work.
+        self.lines = None;
+        let _ = self.child.wait();
+    }
 }
 
 /// `ecmpvpn run` at one site; killed when this is dropped.

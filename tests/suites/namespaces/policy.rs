@@ -4,7 +4,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lab::changes::{make_changes, policy, show};
 use lab::sites::Lab;
 use lab::traffic::{TcpLoad, UdpLoad};
@@ -77,6 +77,7 @@ pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
     let told = explain(&lab, 40_000, 443)?;
     ensure!(sent.iter().sum::<u64>() >= 600 && told["why"] == "sprayed", "one flow, sprayed: {sent:?}, {told:#}");
     policy(&lab, &["set", "hash"])?;
+    one_process_makes_many_changes(&lab)?;
     explained_is_where_it_goes(&lab)?;
     bad_names_are_wrong_usage(&lab)
 }
@@ -88,6 +89,24 @@ fn explain(lab: &Lab, sport: u16, dport: u16) -> Result<Value> {
         .ecmpvpn(0, &["explain", &src, &dst, "--proto", "udp", "--sport", &ports[0], "--dport", &ports[1], "--json"])?;
     ensure!(code == 0, "`explain` ended with {code}: {complaint}");
     serde_json::from_str(&output).with_context(|| format!("reading `explain --json`: {output}"))
+}
+
+fn one_process_makes_many_changes(lab: &Lab) -> Result<()> {
+    let mut batch = lab.batch(0)?;
+    let shown = batch.change("weight wg0 7")?;
+    ensure!(shown["peers"][0]["tunnels"][0]["weight"] == 7, "{shown:#}");
+    let shown = batch.change("# nothing\n\nrule add --proto tcp --policy spray")?;
+    ensure!(shown["rules"][0]["policy"] == "spray" && shown["peers"][0]["tunnels"][0]["weight"] == 7, "{shown:#}");
+    let shown = batch.change("rule del 1\nweight wg0 1")?;
+    ensure!(shown == show(lab)?, "{shown:#}");
+    let Err(error) = batch.change("weight wg0 2\nweight wg9 1") else { bail!("wg9 has a weight") };
+    ensure!(
+        format!("{error:#}").contains("line 11 of standard input; what stands before it is in force: wg9"),
+        "{error:#}"
+    );
+    ensure!(show(lab)?["peers"][0]["tunnels"][0]["weight"] == 2);
+    policy(lab, &["weight", "wg0", "1"])?;
+    Ok(())
 }
 
 fn explained_is_where_it_goes(lab: &Lab) -> Result<()> {

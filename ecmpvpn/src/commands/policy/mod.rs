@@ -1,5 +1,6 @@
 //! `policy`: shows and changes how a running site steers.
 
+mod batch;
 mod drain;
 mod rule;
 
@@ -15,7 +16,11 @@ use crate::dataplane::{DataplaneError, Pins};
 
 /// Does what the arguments say with the site of the configuration at `path`.
 pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {
-    match args.action {
+    act(path, args.action).await
+}
+
+async fn act(path: &Path, action: PolicyAction) -> Result<(), Failure> {
+    match action {
         PolicyAction::Show(args) => show(path, args),
         PolicyAction::Set(args) => set(path, &args),
         PolicyAction::Weight(args) => weight(path, &args),
@@ -24,6 +29,7 @@ pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {
         PolicyAction::Rule(args) => rule::run(path, args.action),
         PolicyAction::Pin(args) => rule::pin(path, args),
         PolicyAction::Unpin(args) => rule::unpin(path, args),
+        PolicyAction::Batch(args) => batch::run(path, &args).await,
     }
 }
 

@@ -27,30 +27,26 @@ const TCP_RATE: f64 = 2.0;
 
 /// A change, and how `policy show` must look after it.
 struct Change {
-    words: &'static [&'static str],
+    line: &'static str,
     pointer: &'static str,
     expected: Value,
 }
 
 fn changes() -> [Change; 10] {
-    let change = |words, pointer, expected| Change { words, pointer, expected };
+    let change = |line, pointer, expected| Change { line, pointer, expected };
     let policy = "/peers/0/policy";
     let weight = "/peers/0/tunnels/1/weight";
     [
-        change(&["set", "hash"], policy, json!("hash")),
-        change(&["weight", "wg1", "3"], weight, json!(3)),
-        change(&["set", "flowlet"], policy, json!("flowlet")),
-        change(
-            &["rule", "add", "--proto", "udp", "--policy", "hash", "--tunnels", "wg0,wg2"],
-            "/rules/0/tunnels",
-            json!(["wg0", "wg2"]),
-        ),
-        change(&["set", "spray"], policy, json!("spray")),
-        change(&["rule", "del", "1"], "/rules", json!([])),
-        change(&["weight", "wg1", "1"], weight, json!(1)),
-        change(&["pin", "wg2", "--dst", "10.20.0.10", "--proto", "tcp"], "/rules/0/pin", json!(true)),
-        change(&["set", "adaptive"], policy, json!("adaptive")),
-        change(&["unpin", "--dst", "10.20.0.10", "--proto", "tcp"], "/rules", json!([])),
+        change("set hash", policy, json!("hash")),
+        change("weight wg1 3", weight, json!(3)),
+        change("set flowlet", policy, json!("flowlet")),
+        change("rule add --proto udp --policy hash --tunnels wg0,wg2", "/rules/0/tunnels", json!(["wg0", "wg2"])),
+        change("set spray", policy, json!("spray")),
+        change("rule del 1", "/rules", json!([])),
+        change("weight wg1 1", weight, json!(1)),
+        change("pin wg2 --dst 10.20.0.10 --proto tcp", "/rules/0/pin", json!(true)),
+        change("set adaptive", policy, json!("adaptive")),
+        change("unpin --dst 10.20.0.10 --proto tcp", "/rules", json!([])),
     ]
 }
 
@@ -142,19 +138,14 @@ fn one_run(lab: &Lab, seed: u64) -> Result<Sample> {
 
 /// Carries the changes out, looks after each one, and says how long all took: [`TIME`], or longer on a slow machine.
 fn change_all(lab: &Lab) -> Result<Duration> {
+    let mut batch = lab.batch(0)?;
     let start = Instant::now();
     for (number, change) in (0..CHANGES).zip(changes().iter().cycle()) {
         interrupt::sleep((TIME / CHANGES * number).saturating_sub(start.elapsed()));
         interrupt::check()?;
-        let words = [&["policy"], change.words].concat();
-        let (code, _, complaint) = lab.ecmpvpn(0, &words)?;
-        ensure!(code == 0, "`ecmpvpn {}` ended with {code}: {complaint}", words.join(" "));
-        let (code, shown, complaint) = lab.ecmpvpn(0, &["policy", "show", "--json"])?;
-        ensure!(code == 0, "`ecmpvpn policy show` ended with {code}: {complaint}");
-        let shown: Value = serde_json::from_str(&shown)?;
-        let found = shown.pointer(change.pointer);
-        let expected = &change.expected;
-        ensure!(found == Some(expected), "after `{}` it shows {found:?} and not {expected}", words.join(" "));
+        let shown = batch.change(change.line)?;
+        let (found, expected) = (shown.pointer(change.pointer), &change.expected);
+        ensure!(found == Some(expected), "after `{}` it shows {found:?} and not {expected}", change.line);
     }
     Ok(start.elapsed())
 }
