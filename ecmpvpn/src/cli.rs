@@ -1,6 +1,7 @@
 //! Every flag.
 
 pub mod policy;
+pub mod rotate;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::cli::policy::{ExplainArgs, PolicyArgs};
+use crate::cli::rotate::RotateArgs;
 use crate::commands::plan::PlanArgs;
 use crate::config::{InterfaceName, MAX_MEMBERS, MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
 
@@ -94,6 +96,14 @@ pub enum Command {
     /// traffic. What cannot be applied changes nothing, and the reason is told. Some keys need `run` to be started
     /// again; they are named.
     Reload(ReloadArgs),
+
+    /// Renew keys and pre-shared keys, tunnel by tunnel, without losing a packet.
+    ///
+    /// In three steps: `rotate --prepare` here makes new keys, and the file for the other site; `rotate --apply FILE`
+    /// there takes it; `rotate` here changes one tunnel after the other, while the others carry the traffic. It goes on
+    /// by itself when this command is cut off. A tunnel that does not come back gets its former keys, and the rest is
+    /// not touched. This renews this site's private keys and what both share; do the same from the other site for its.
+    Rotate(RotateArgs),
 
     /// Keep what `run --confirm` brought up.
     Confirm(ConfirmArgs),

@@ -9,8 +9,14 @@
 mod change;
 #[path = "lifecycle/cycles.rs"]
 mod cycles;
+#[path = "lifecycle/deleted.rs"]
+mod deleted;
+#[path = "lifecycle/live.rs"]
+mod live;
 #[path = "lifecycle/outlive.rs"]
 mod outlive;
+#[path = "lifecycle/rotate.rs"]
+mod rotate;
 #[path = "lifecycle/stage.rs"]
 mod stage;
 
@@ -23,7 +29,7 @@ use stage::Kind;
 type Test = fn(Kind) -> Result<()>;
 
 fn main() {
-    let each: [(&str, Test); 7] = [
+    let each: [(&str, Test); 12] = [
         ("killed_and_started_again_nothing_is_forgotten", outlive::killed_and_started_again_nothing_is_forgotten),
         ("a_reload_adds_and_removes_tunnels", change::a_reload_adds_and_removes_tunnels),
         ("a_reload_that_cannot_be_changes_nothing", change::a_reload_that_cannot_be_changes_nothing),
@@ -31,6 +37,11 @@ fn main() {
         ("systemd_is_told", outlive::systemd_is_told),
         ("cycles_leave_nothing_behind", cycles::a_few_leave_nothing_behind),
         ("unconfirmed_everything_is_undone", outlive::unconfirmed_everything_is_undone),
+        ("keys_are_renewed_without_a_lost_packet", rotate::keys_are_renewed_without_a_lost_packet),
+        ("renewing_that_does_not_work_is_undone", rotate::what_does_not_work_is_undone),
+        ("renewing_that_is_cut_off_goes_on", rotate::cut_off_it_goes_on),
+        ("what_is_deleted_is_made_again", deleted::what_is_deleted_is_made_again),
+        ("live_changes_stay_and_changed_values_are_taken", live::live_changes_stay_and_changed_values_are_taken),
     ];
     let kernel: [(&str, Test); 3] = [
         ("the_management_port_is_not_taken", change::the_management_port_is_not_taken),

@@ -8,6 +8,7 @@ pub mod init;
 pub mod plan;
 pub mod policy;
 pub mod reload;
+pub mod rotate;
 pub mod run;
 pub mod stats;
 
@@ -28,6 +29,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(&cli.config, &args).await,
         Command::Run(args) => run::run(&cli.config, args).await,
         Command::Reload(ReloadArgs {}) => reload::run(&cli.config).await,
+        Command::Rotate(args) => rotate::run(&cli.config, &args).await,
         Command::Confirm(ConfirmArgs {}) => confirm::run(&cli.config),
         Command::Down(DownArgs {}) => down::run(&cli.config).await,
         Command::Stats(args) => stats::run(&cli.config, args).await,

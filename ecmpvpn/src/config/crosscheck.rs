@@ -26,6 +26,8 @@ pub(super) struct Claims {
     pub(super) interfaces: Vec<Claim<InterfaceName>>,
     pub(super) peer_names: Vec<Claim<String>>,
     pub(super) public_keys: Vec<Claim<PublicKey>>,
+    /// Of single tunnels; several may share one.
+    pub(super) tunnel_public_keys: Vec<Claim<PublicKey>>,
     pub(super) listen_ports: Vec<Claim<u16>>,
     pub(super) remote_sockets: Vec<Claim<SocketAddr>>,
     /// A tunnel's own net, this end's address in it.
@@ -58,7 +60,7 @@ pub(super) fn check(claims: &Claims, own_key: Option<&PublicKey>, collector: &Co
     unique(&claims.remote_sockets, "give every tunnel to one endpoint a remote_port of its own", collector);
     unique(&claims.prefixes, "a prefix can lead to one peer only", collector);
 
-    for key in &claims.public_keys {
+    for key in claims.public_keys.iter().chain(&claims.tunnel_public_keys) {
         if Some(&key.value) == own_key {
             report(collector, key, "which is this site's own key: give the remote site's, which `ecmpvpn init` prints");
         }

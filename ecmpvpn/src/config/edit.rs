@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
 
 use super::render::rule_text;
-use super::{Config, Policy, Rule};
+use super::{Config, Policy, PublicKey, Rule};
 
 /// The file was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,17 @@ pub struct Edit {
     rules: Vec<Rule>,
     /// The new text's file, made first: where it cannot be made nothing can be saved.
     new: NamedTempFile,
+}
+
+/// Keys that a tunnel is given; files as the configuration names them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TunnelKeys<'a> {
+    /// This site's.
+    pub private_key_file: Option<&'a str>,
+    /// The far end's.
+    pub public_key: Option<PublicKey>,
+    /// What both share.
+    pub preshared_key_file: Option<&'a str>,
 }
 
 impl Edit {
@@ -103,14 +114,38 @@ impl Edit {
     /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
     pub fn set_weight(&mut self, tunnel: &str, weight: Option<u16>) -> Result<(), EditError> {
         let value: Value = weight.map_or_else(|| "auto".into(), |weight| i64::from(weight).into());
+        set(self.tunnel(tunnel)?, "weight", value);
+        Ok(())
+    }
+
+    fn tunnel(&mut self, name: &str) -> Result<&mut Table, EditError> {
+        let missing = self.form(&format!("no tunnel {name}, or has it"), "[[peer.tunnel]]");
         let tunnels =
             self.tables("peer", "[[peer]]")?.filter_map(|peer| peer.get_mut("tunnel")?.as_array_of_tables_mut());
-        let found = tunnels.flat_map(ArrayOfTables::iter_mut).find(|table| string(table, "name") == Some(tunnel));
-        match found {
-            Some(table) => set(table, "weight", value),
-            None => return Err(self.form(&format!("no tunnel {tunnel}, or has it"), "[[peer.tunnel]]")),
+        let mut tunnels = tunnels.flat_map(ArrayOfTables::iter_mut);
+        tunnels.find(|table| string(table, "name") == Some(name)).ok_or(missing)
+    }
+
+    /// Gives a tunnel keys of its own; what is `None` stays as it is. The key files that it does not name any more.
+    ///
+    /// # Errors
+    /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
+    pub fn set_keys(&mut self, tunnel: &str, keys: &TunnelKeys<'_>) -> Result<Vec<String>, EditError> {
+        let public_key = keys.public_key.map(|key| key.to_string());
+        let wanted = [
+            ("private_key_file", keys.private_key_file),
+            ("public_key", public_key.as_deref()),
+            ("preshared_key_file", keys.preshared_key_file),
+        ];
+        let table = self.tunnel(tunnel)?;
+        let mut former = Vec::new();
+        for (key, value) in wanted {
+            let Some(value) = value else { continue };
+            let before = string(table, key).filter(|before| key.ends_with("_file") && *before != value);
+            former.extend(before.map(str::to_owned));
+            set(table, key, value.into());
         }
-        Ok(())
+        Ok(former)
     }
 
     /// Adds a rule before the first of `behind` that is written, else behind all rules. One that is written already, as

@@ -50,9 +50,14 @@ pub enum KeyFileError {
     NotText(PathBuf),
 }
 
-/// The text of the key file at `path`. `config_owner`: the user id that owns the configuration; whoever may write that
-/// chooses the key anyway, so their own file is as good as root's.
+/// The text of the key file at `path`; see [`read_secret`].
 pub(super) fn read(path: &Path, config_owner: u32) -> Result<Zeroizing<String>, KeyFileError> {
+    read_secret(path, config_owner, MAX_LEN)
+}
+
+/// The text of a file of keys at `path`, of so many bytes at most. `config_owner`: the user id that owns the configuration; whoever may write that
+/// chooses the key anyway, so their own file is as good as root's.
+pub fn read_secret(path: &Path, config_owner: u32, max_len: usize) -> Result<Zeroizing<String>, KeyFileError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing(path.to_owned()),
         _ => KeyFileError::Unreadable { path: path.to_owned(), source },
@@ -71,12 +76,12 @@ pub(super) fn read(path: &Path, config_owner: u32) -> Result<Zeroizing<String>, 
     if ![0, config_owner, rustix::process::geteuid().as_raw()].contains(&uid) {
         return Err(KeyFileError::Stranger { path: path.to_owned(), uid });
     }
-    if metadata.len() > MAX_LEN as u64 {
+    if metadata.len() > max_len as u64 {
         return Err(KeyFileError::TooLarge(path.to_owned()));
     }
     // All room at once: a buffer that grows leaves copies of the key behind.
-    let mut text = Zeroizing::new(String::with_capacity(MAX_LEN + 1));
-    match file.take(MAX_LEN as u64).read_to_string(&mut text) {
+    let mut text = Zeroizing::new(String::with_capacity(max_len + 1));
+    match file.take(max_len as u64).read_to_string(&mut text) {
         Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(KeyFileError::NotText(path.to_owned())),
         Err(error) => Err(unreadable(error)),

@@ -96,6 +96,11 @@ impl PresharedKey {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
+    /// The key of these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The key's 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use super::rules::{PROTOCOLS, port_range};
-use super::{Bond, BondMode, Config, Peer, Rule, Steering, Tunnel};
+use super::{Bond, BondMode, Config, InterfaceName, Peer, Rule, Steering, Tunnel};
 
 /// Name of the file that holds a site's private key.
 pub fn private_key_file(site: &str) -> String {
@@ -15,8 +15,18 @@ pub fn preshared_key_file(peer: &str) -> String {
     format!("{peer}.psk")
 }
 
+/// Name of the file that holds this site's key for one tunnel.
+pub fn tunnel_key_file(tunnel: &InterfaceName) -> String {
+    format!("{tunnel}.key")
+}
+
+/// Name of the file that holds the key shared for one tunnel.
+pub fn tunnel_preshared_key_file(tunnel: &InterfaceName) -> String {
+    format!("{tunnel}.psk")
+}
+
 /// The text that [`parse`](super::parse) reads back as the same configuration, given the keys in files named by
-/// [`private_key_file`] and [`preshared_key_file`].
+/// [`private_key_file`], [`preshared_key_file`], [`tunnel_key_file`] and [`tunnel_preshared_key_file`].
 pub fn render(config: &Config) -> String {
     let mut out = Text(String::new());
     out.line("# One site of an ecmpvpn. Every key: docs/configuration.md. Validate with: ecmpvpn check -c FILE");
@@ -104,6 +114,15 @@ fn render_tunnel(out: &mut Text, tunnel: &Tunnel) {
     match tunnel.weight {
         None => out.key("weight", quoted("auto"), ""),
         Some(weight) => out.key("weight", weight, ""),
+    }
+    if tunnel.private_key.is_some() {
+        out.key("private_key_file", quoted(tunnel_key_file(&tunnel.name)), "for this tunnel alone");
+    }
+    if let Some(key) = tunnel.public_key {
+        out.key("public_key", quoted(key), "the far end's for this tunnel alone");
+    }
+    if tunnel.preshared_key.is_some() {
+        out.key("preshared_key_file", quoted(tunnel_preshared_key_file(&tunnel.name)), "for this tunnel alone");
     }
 }
 

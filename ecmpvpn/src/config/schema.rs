@@ -173,13 +173,22 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         claim(&mut claims.prefixes, "prefixes in [[peer]]", Some(prefix));
     }
 
-    let tunnel_keys = ["name", "listen_port", "remote_port", "address", "weight"];
+    let tunnel_keys = [
+        "name",
+        "listen_port",
+        "remote_port",
+        "address",
+        "weight",
+        "private_key_file",
+        "public_key",
+        "preshared_key_file",
+    ];
     let sections = section.tables("tunnel", "[[peer.tunnel]]", &tunnel_keys, MAX_TUNNELS_PER_PEER);
     if sections.is_empty() && !section.has("tunnel") {
         section.report_whole("has no [[peer.tunnel]]: add one below it for each tunnel");
     }
     let remote_address = remote.as_ref().map(|found| found.value);
-    let tunnels = sections.iter().filter_map(|section| tunnel(section, remote_address, claims)).collect();
+    let tunnels = sections.iter().filter_map(|section| tunnel(section, remote_address, keys, claims)).collect();
     Some(Peer {
         name: name?.value,
         public_key: public_key?.value,
@@ -212,12 +221,25 @@ fn remote_bond(section: &Section<'_>) -> Option<RemoteBond> {
     Some(RemoteBond { members: members?.value, xmit_hash_policy })
 }
 
-fn tunnel(section: &Section<'_>, remote: Option<IpAddr>, claims: &mut Claims) -> Option<Tunnel> {
+fn tunnel(section: &Section<'_>, remote: Option<IpAddr>, keys: KeyReader<'_>, claims: &mut Claims) -> Option<Tunnel> {
     let name = section.need("name", "\"wg0\"", interface);
     let listen_port = section.need("listen_port", "51820", listen_port);
     let remote_port = section.need("remote_port", "51820", number(1..=u16::MAX));
     let address = section.need("address", "\"169.254.77.0/31\"", tunnel_address);
     let weight = section.or("weight", Some(1), weight);
+    let private_key = section
+        .get("private_key_file", key_file_name)
+        .and_then(|file| key_from_file::<PrivateKey>(section, "private_key_file", &file, keys));
+    let public_key = section.get("public_key", public_key);
+    let preshared_key = section
+        .get("preshared_key_file", key_file_name)
+        .and_then(|file| key_from_file(section, "preshared_key_file", &file, keys));
+    if let (Some(own), Some(found)) = (&private_key, &public_key)
+        && own.public_key() == found.value
+    {
+        section.report("public_key", found.at, "is that of private_key_file here: give the remote site's");
+    }
+    claim(&mut claims.tunnel_public_keys, "public_key in [[peer.tunnel]]", public_key.as_ref());
     claim(&mut claims.interfaces, "name in [[peer.tunnel]]", name.as_ref());
     claim(&mut claims.listen_ports, "listen_port in [[peer.tunnel]]", listen_port.as_ref());
     claim(&mut claims.tunnel_nets, "address in [[peer.tunnel]]", address.as_ref());
@@ -232,6 +254,9 @@ fn tunnel(section: &Section<'_>, remote: Option<IpAddr>, claims: &mut Claims) ->
         remote_port: remote_port?.value,
         address: address?.value,
         weight,
+        private_key,
+        public_key: public_key.map(|found| found.value),
+        preshared_key,
     })
 }
 

@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 
 use super::{PresharedKey, PrivateKey, PublicKey};
 
 /// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`,
 /// white space or control bytes, neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c; `%` is refused as well,
 /// since the kernel takes it for a pattern to fill in.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InterfaceName(String);
 
 impl InterfaceName {
@@ -202,7 +203,7 @@ pub struct Steering {
 }
 
 /// How a flow's tunnel is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// By the flow hash and the tunnels' weights alone.
     Hash,
@@ -270,10 +271,16 @@ pub struct Tunnel {
     pub address: Ipv4Net,
     /// Share of flows relative to the peer's other tunnels, 1 to 1,000; `None`: learned from what it delivers.
     pub weight: Option<u16>,
+    /// This site's key for it alone; `None`: [`Site::private_key`].
+    pub private_key: Option<PrivateKey>,
+    /// The far end's key for it alone; `None`: [`Peer::public_key`].
+    pub public_key: Option<PublicKey>,
+    /// Shared for it alone; `None`: [`Peer::preshared_key`].
+    pub preshared_key: Option<PresharedKey>,
 }
 
 /// `[[rule]]`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Source prefix.
     pub src: Option<IpNet>,

@@ -8,11 +8,13 @@ use tokio::time::{Instant, sleep};
 
 use super::session::{Places, SessionError};
 use crate::config::{Config, InterfaceName};
-use crate::control::health::Health;
+use crate::control::health::{Health, Understanding};
+use crate::control::policy::Live;
+use crate::control::policy::keep::Applied;
 use crate::dataplane::{self, Device, View};
 use crate::host::wireguard::userspace::Userspace;
-use crate::host::{self, Change, Conflict, HostError, HostLinks, Journal, Made, Netlink};
-use crate::plan::Plan;
+use crate::host::{self, Change, Conflict, HostError, HostLinks, Journal, Made, Netlink, RunDir};
+use crate::plan::{Plan, SteeringTable};
 
 /// What is on its way through a tunnel when it is taken out of use gets this long to leave.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -144,11 +146,16 @@ async fn change(
             dataplane::start(&places.pins, &plan.table, &device, &indexes, &dataplane::Options::default())?;
         }
         Steering::Adopt => {
-            dataplane::adopt(&places.pins, &plan.table, &device, &indexes, &dataplane::Options::default())?;
+            let applied = Applied::read(&RunDir::applied_path(&places.run_root, &plan.site));
+            let former = applied.map(|applied| applied.table(&plan.table));
+            let options = dataplane::Options::default();
+            dataplane::adopt(&places.pins, former.as_ref(), &plan.table, &device, &indexes, &options)?;
+            follow_rules(plan, former.as_ref(), places)?;
         }
         Steering::Update => {
             let former = previous.map_or(&plan.table, |previous| &previous.table);
             dataplane::update(&places.pins, former, &plan.table, &device, &indexes)?;
+            follow_rules(plan, Some(former), places)?;
         }
     }
     for change in &interrupting {
@@ -159,6 +166,16 @@ async fn change(
     }
     host::apply(plan, &options, &going, journal, userspace, &mut tell).await?;
     Ok((index, tunnels))
+}
+
+/// Puts changed rules of the configuration in force, beside those that only the maps have.
+fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, places: &Places) -> Result<(), SessionError> {
+    match former {
+        Some(former) if former.rules != plan.table.rules => {
+            Ok(Live::open(&plan.site, &places.pins)?.follow_rules(&former.rules, &plan.table.rules)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Changes one tunnel while its peer's others carry the traffic, and waits until it works again. One that does not, as
@@ -186,7 +203,7 @@ async fn interrupt(
     let options = host::Options::default();
     host::apply(plan, &options, std::slice::from_ref(change), journal, userspace, tell).await?;
     if has_others {
-        let _health = Health::start(config, plan, &places.pins);
+        let _health = Health::start(config, plan, &places.pins, &Understanding::default());
         let until = Instant::now() + PATIENCE;
         let is_live = || view.peers().get(peer as usize).is_some_and(|peer| peer.live >> slot & 1 == 1);
         while !is_live() && Instant::now() < until {

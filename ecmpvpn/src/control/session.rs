@@ -10,8 +10,12 @@ use tokio::time::Instant;
 
 use crate::config::{Config, InterfaceName};
 use crate::control::converge::{self, NotTakenOver};
-use crate::control::health::Health;
+use crate::control::health::{Health, Understanding};
+use crate::control::mend::Mender;
+use crate::control::policy::PolicyError;
+use crate::control::policy::keep::Applied;
 use crate::control::reload::{self, Up};
+use crate::control::rotate::{self, Rotation};
 use crate::control::{arrivals, notify, ports, steer};
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
@@ -41,6 +45,9 @@ pub enum SessionError {
     /// The steering programs.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// Rules that are in force.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A socket or signal of our own.
     #[error("{operation}")]
     Io {
@@ -148,6 +155,8 @@ enum Woken {
     Stop,
     Reload,
     NotConfirmed(u32),
+    Rotate(rotate::Step),
+    Missing(Vec<InterfaceName>),
 }
 
 /// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall persist. SIGHUP reads the
@@ -182,20 +191,30 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
     };
     let mut up = Up { config, plan, links };
     let mut confirmation = Confirmation::ask(&run_dir, options)?;
+    leave_applied(&up, places);
     announce(&up);
+    let understanding = Understanding::default();
+    let mut rotation = Rotation::load(&options.file, &up, &understanding);
+    let mut mender = Mender::default();
+    let mut health = None;
     let mut end = loop {
-        let mut health = Health::start(&up.config, &up.plan, &places.pins);
+        let probing = health.get_or_insert_with(|| Health::start(&up.config, &up.plan, &places.pins, &understanding));
         let woken = tokio::select! {
             woken = keep(&up, places, &mut signals) => woken,
             seconds = confirmation.is_missing() => Ok(Woken::NotConfirmed(seconds)),
             never = ports::advise(&up.config) => match never {},
             never = steer::keep(&up.config, &places.pins) => match never {},
-            never = health.watch(&up.plan, up.links.userspace.as_ref()) => match never {},
+            never = probing.watch(&up.plan, up.links.userspace.as_ref()) => match never {},
             never = arrivals::follow(&up.config, &up.plan, &places.pins) => match never {},
             never = notify::watchdog() => match never {},
+            step = rotation.due(&up, &places.pins) => Ok(Woken::Rotate(step)),
+            missing = mender.missing(&up) => Ok(Woken::Missing(missing)),
         };
-        // Before the tunnels go: none of them dies. It begins again with those that a reload leaves.
-        drop(health);
+        // Before the tunnels go: none of them dies. It begins again with those that a reload leaves. When keys change it
+        // goes on: it tells whether the tunnel works.
+        if !matches!(woken, Ok(Woken::Rotate(_))) {
+            health = None;
+        }
         match woken {
             Ok(Woken::Reload) => {
                 notify::reloading();
@@ -205,11 +224,15 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
                     tracing::warn!("what became of the reload cannot be told: {error}");
                 }
                 notify::ready(&outcome.text);
+                leave_applied(&up, places);
+                rotation = Rotation::load(&options.file, &up, &understanding);
             }
             Ok(Woken::Stop) => break Ok(()),
             Ok(Woken::NotConfirmed(seconds)) => {
                 break Err(SessionError::NotConfirmed { site: site.clone(), seconds });
             }
+            Ok(Woken::Rotate(step)) => rotation.act(step, &mut up).await,
+            Ok(Woken::Missing(missing)) => mender.make_again(&missing, &mut up, &mut journal, places).await,
             Err(error) => break Err(error),
         }
     };
@@ -394,6 +417,14 @@ async fn undo(journal: &mut Journal, places: &Places) -> Result<usize, SessionEr
     let undone = journal.undo(&netlink, &mut |undo| tracing::info!("{undo}")).await?;
     detached?;
     Ok(undone)
+}
+
+/// Lets the next process know what this one's configuration said, so that it can tell what was changed beside it.
+fn leave_applied(up: &Up, places: &Places) {
+    let path = RunDir::applied_path(&places.run_root, &up.config.site.name);
+    if let Err(error) = Applied::of(&up.plan.table).write(&path) {
+        tracing::warn!("writing {}: {error}; the next `ecmpvpn run` sets policies as configured", path.display());
+    }
 }
 
 fn announce(up: &Up) {

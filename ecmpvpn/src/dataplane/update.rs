@@ -47,20 +47,22 @@ pub fn slots(pins: &Pins) -> Result<Option<Slots>, DataplaneError> {
 }
 
 /// Goes on with what an earlier process left pinned: replaces its programs by this version's in place, then does what
-/// [`update`] does. No packet passes by the programs meanwhile, and counters go on.
+/// [`update`] does. No packet passes by the programs meanwhile, and counters go on. `former`: what that process was told, if
+/// known.
 ///
 /// # Errors
 /// If loading the programs fails, nothing was changed; if a later step fails, the data plane goes on with some of the
 /// changes, and adopting again is safe.
 pub fn adopt(
     pins: &Pins,
+    former: Option<&SteeringTable>,
     table: &SteeringTable,
     steering: &Device,
     tunnels: &BTreeMap<InterfaceName, u32>,
     options: &Options,
 ) -> Result<Hook, DataplaneError> {
     let programs = replace_programs(pins, options)?;
-    apply(pins, None, table, steering, tunnels, programs, true)
+    apply(pins, former, table, steering, tunnels, programs, true)
 }
 
 /// Makes the maps match `table`, whose slots are those of [`slots`], and attaches to tunnels that are new. A tunnel

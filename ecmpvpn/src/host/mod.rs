@@ -46,7 +46,7 @@ pub use netlink::Netlink;
 pub use preflight::{preflight, preflight_since, require_privilege};
 pub use route::PROTOCOL as ROUTE_PROTOCOL;
 pub use state::{RUN_ROOT, RunDir};
-pub use tunnel::restart as restart_tunnel;
+pub use tunnel::{rekey as rekey_tunnel, restart as restart_tunnel};
 
 use crate::config::BackendChoice;
 use crate::plan::Backend;

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 const RELOAD: &str = "reload.json";
 const UNCONFIRMED: &str = "unconfirmed";
+const APPLIED: &str = "applied.json";
 
 /// Below it each site has a directory.
 pub const RUN_ROOT: &str = "/run/ecmpvpn";
@@ -135,6 +136,11 @@ impl RunDir {
         root.join(site).join(RELOAD)
     }
 
+    /// Where a running process leaves what its configuration said.
+    pub fn applied_path(root: &Path, site: &str) -> PathBuf {
+        root.join(site).join(APPLIED)
+    }
+
     /// It is there while a running process waits to be confirmed.
     pub fn unconfirmed_path(root: &Path, site: &str) -> PathBuf {
         root.join(site).join(UNCONFIRMED)
@@ -162,7 +168,7 @@ impl RunDir {
     /// Removes the directory. Call it when nothing is left to undo.
     pub fn remove(self) -> Result<(), StateError> {
         let dir = self.path();
-        for name in ["journal.json", RELOAD, UNCONFIRMED, "lock"] {
+        for name in ["journal.json", RELOAD, UNCONFIRMED, APPLIED, "lock"] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &path)(e)),

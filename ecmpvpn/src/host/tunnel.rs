@@ -127,6 +127,11 @@ pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), Ho
     configured
 }
 
+/// Gives a tunnel that is there the keys of `tunnel`, and forgets its sessions; the next packet begins a handshake.
+pub async fn rekey(userspace: Option<&mut Userspace>, tunnel: &Tunnel) -> Result<(), HostError> {
+    alter(userspace, tunnel, &[Part::Key, Part::Peer]).await
+}
+
 async fn set_up(netlink: &Netlink, tunnel: &Tunnel, index: u32) -> Result<(), HostError> {
     match netlink.set_up(index).await {
         // The kernel's WireGuard binds its sockets now.

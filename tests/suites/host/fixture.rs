@@ -110,6 +110,9 @@ impl Fixture {
                         remote_port: 51920 + u16::from(i),
                         address: format!("169.254.77.{}/31", 2 * i).parse().unwrap(),
                         weight: Some(1),
+                        private_key: None,
+                        public_key: None,
+                        preshared_key: None,
                     })
                     .collect(),
             }],

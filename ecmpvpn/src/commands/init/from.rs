@@ -83,6 +83,9 @@ pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failur
         remote_port: pair.b,
         address: *address,
         weight: Some(1),
+        private_key: None,
+        public_key: None,
+        preshared_key: None,
     };
     let tunnels = files.iter().zip(&ports.pairs).zip(&nets).map(tunnel).collect();
     let config = Config {

@@ -194,6 +194,9 @@ fn site(
             remote_port: pair.b,
             address: Ipv4Net::new_assert(Ipv4Addr::from_bits(TUNNEL_NETS.to_bits() + offset), 31),
             weight: Some(1),
+            private_key: None,
+            public_key: None,
+            preshared_key: None,
         }
     };
     Config {

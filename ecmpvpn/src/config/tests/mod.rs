@@ -4,6 +4,7 @@ mod edit;
 mod files;
 mod refusals;
 mod render;
+mod tunnel_keys;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -73,9 +74,10 @@ listen = "127.0.0.1:9586"
 
 fn keys(file: &str) -> Result<Zeroizing<String>, KeyFileError> {
     match file {
-        "site-a.key" => Ok(Zeroizing::new(format!("{PRIVATE}\n"))),
-        "site-b.psk" => Ok(Zeroizing::new(format!("{PRESHARED}\n"))),
         "junk.key" => Ok(Zeroizing::new("c2VjcmV0\n".to_owned())),
+        "gone.key" => Err(KeyFileError::Missing(file.into())),
+        _ if file.rsplit('.').next() == Some("key") => Ok(Zeroizing::new(format!("{PRIVATE}\n"))),
+        _ if file.rsplit('.').next() == Some("psk") => Ok(Zeroizing::new(format!("{PRESHARED}\n"))),
         _ => Err(KeyFileError::Missing(file.into())),
     }
 }

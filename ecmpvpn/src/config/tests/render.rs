@@ -40,6 +40,7 @@ prop_compose! {
         port in 1024u16..65000,
         remote_port in 1u16..65000,
         weight in proptest::option::of(1u16..=1000),
+        own in any::<bool>(),
     ) -> Vec<Tunnel> {
         let tunnel = |(position, name): (usize, InterfaceName)| {
             let offset = u16::try_from(position).unwrap();
@@ -50,6 +51,9 @@ prop_compose! {
                 remote_port: remote_port + offset,
                 address: ipnet::Ipv4Net::new_assert(address, 31),
                 weight,
+                private_key: own.then(|| PRIVATE.parse().unwrap()),
+                public_key: own.then(|| PrivateKey::generate().public_key()),
+                preshared_key: own.then(|| PRESHARED.parse().unwrap()),
             }
         };
         names.into_iter().enumerate().map(tunnel).collect()

@@ -12,11 +12,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::estimate::RoundTrip;
 use super::socket::Socket;
 use super::tunnel::{Fault, Settings, Step, Tunnel, Turn};
+use super::understanding::Understanding;
 use super::watchdog::Watchdog;
 use super::wire::{self, Message};
 use super::{Nanos, Request};
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{View, boot_time_ns};
+use crate::host::wireguard::kernel;
 use crate::plan::{Backend, Plan, far_address};
 
 const MICROSECOND: Nanos = 1_000;
@@ -26,6 +28,8 @@ const SECOND: Nanos = 1_000_000_000;
 const REOPEN: Nanos = 1_000 * MILLISECOND;
 /// A site none of whose tunnels ever answered is told of after this.
 const NO_ANSWER_AT_ALL: Nanos = 10_000 * MILLISECOND;
+/// Between looks at the handshakes of tunnels that answer no probe.
+const HANDSHAKES: Nanos = 5_000 * MILLISECOND;
 /// Packets taken from one socket before the others get a turn.
 const BATCH: usize = 64;
 /// Ahead of what ordinary programs do. Probes are few, and late ones cost a tunnel its good name.
@@ -48,6 +52,8 @@ struct Probed {
     received: u64,
     tunnel: Tunnel,
     watchdog: Watchdog,
+    understanding: Understanding,
+    handshake_at: Nanos,
 }
 
 /// All tunnels of a plan.
@@ -64,7 +70,13 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    pub(super) fn new(config: &Config, plan: &Plan, view: View, requests: UnboundedSender<Request>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        plan: &Plan,
+        view: View,
+        requests: UnboundedSender<Request>,
+        understanding: &Understanding,
+    ) -> Self {
         let settings = Settings {
             interval: Nanos::from(config.health.interval_ms) * MILLISECOND,
             down_after: config.health.down_after,
@@ -96,6 +108,8 @@ impl Prober {
                 received: 0,
                 tunnel: Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first),
                 watchdog: Watchdog::default(),
+                understanding: understanding.clone(),
+                handshake_at: first + HANDSHAKES,
             })
         };
         let tunnels = (0..).zip(&plan.tunnels).filter_map(probed).collect();
@@ -152,7 +166,10 @@ impl Prober {
                 let peer = self.tunnels[at].peer;
                 let others = |is: fn(&Tunnel) -> bool| self.tunnels.iter().any(|t| t.peer == peer && is(&t.tunnel));
                 let (answering, living) = (others(Tunnel::ever_answered), others(Tunnel::live));
-                self.tunnels[at].step(&self.view, answering);
+                let mut rest = self.tunnels.iter().enumerate().filter(|(other, t)| *other != at && t.peer == peer);
+                let alternative = rest.any(|(_, other)| other.tunnel.live());
+                self.tunnels[at].look_at_handshake(&self.view, self.ahead);
+                self.tunnels[at].step(&self.view, answering, alternative);
                 self.start_anew(at, living);
             }
             next = next.min(self.tunnels[at].wake);
@@ -192,7 +209,7 @@ impl Prober {
 }
 
 impl Probed {
-    fn step(&mut self, view: &View, peer_answers: bool) {
+    fn step(&mut self, view: &View, peer_answers: bool, alternative: bool) {
         self.reopen();
         // Before anything is judged: an answer that has come counts, however late this thread is.
         self.take_answers();
@@ -207,15 +224,34 @@ impl Probed {
             self.received = counters.rx_packets;
             self.tunnel.received(counters.rx_packets, time);
         }
+        // The last one that lives is not left.
+        let leave = self.understanding.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
+        self.tunnel.withhold(leave);
         let Step { send, turn } = self.tunnel.poll(time, peer_answers);
         if let Some(turn) = turn {
             self.turned(turn, view);
         }
         if let Some(sequence) = send {
-            self.send(sequence);
+            self.send(sequence, leave && !self.tunnel.live());
         }
         self.publish(view);
         self.wake = self.tunnel.next_poll(time);
+    }
+
+    /// The only sign of life where nothing answers probes.
+    fn look_at_handshake(&mut self, view: &View, in_kernel: bool) {
+        let time = now();
+        if self.tunnel.ever_answered() || time < self.handshake_at {
+            return;
+        }
+        self.handshake_at = time + HANDSHAKES;
+        let age = if in_kernel {
+            kernel::last_handshake(self.name.as_str()).map(|age| Nanos::try_from(age.as_nanos()).unwrap_or(Nanos::MAX))
+        } else {
+            let at = view.health(self.peer, self.slot).map_or(0, |health| health.last_handshake_ns.get());
+            (at != 0).then(|| boot_time_ns().saturating_sub(at))
+        };
+        self.tunnel.shaken(age.map_or(0, |age| time.saturating_sub(age)));
     }
 
     fn reopen(&mut self) {
@@ -245,17 +281,24 @@ impl Probed {
         for _ in 0..BATCH {
             let Ok((length, arrival)) = socket.receive(&mut buffer, now()) else { return };
             match wire::parse(&buffer[..length], self.identifier, self.secret) {
-                Some(Message::Answer(sequence)) => self.tunnel.answered(sequence, arrival),
-                Some(Message::Report(received)) => self.tunnel.reported(received, arrival),
+                Some(Message::Answer(sequence)) => {
+                    self.tunnel.answered(sequence, arrival);
+                    self.understanding.hear(&self.name, None);
+                }
+                Some(Message::Report(received, word)) => {
+                    self.tunnel.reported(received, arrival);
+                    self.understanding.hear(&self.name, Some(word));
+                }
                 None => {}
             }
         }
     }
 
-    fn send(&mut self, sequence: u16) {
+    fn send(&mut self, sequence: u16, has_left: bool) {
         // What cannot be sent because of the tunnel counts as sent, and lost.
         let Some(socket) = &self.socket else { return };
-        let message = wire::request(self.identifier, sequence, self.secret, self.received);
+        let word = self.understanding.ours(&self.name, has_left);
+        let message = wire::request(self.identifier, sequence, self.secret, self.received, word);
         // An error may be that of an earlier probe, told only now.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
         match error.raw_os_error() {
@@ -275,13 +318,14 @@ impl Probed {
         let was = view.set_live(self.peer, self.slot, turn == Turn::Up);
         if let Some(health) = view.health(self.peer, self.slot) {
             health.changed_ns.set(boot_time_ns().max(1));
-            if turn != Turn::Up {
+            if matches!(turn, Turn::Down(_)) {
                 health.deaths.set(health.deaths.get().wrapping_add(1));
             }
         }
         // Logged after the write: that is what the packets wait for.
         match turn {
             Turn::Up => tracing::info!("{} is up again", self.name),
+            Turn::Left => tracing::info!("{} carries nothing while it is changed", self.name),
             Turn::Down(fault) => tracing::warn!("{} is down: {}", self.name, told(fault)),
         }
         if was == Some(turn == Turn::Up) {
@@ -305,6 +349,7 @@ fn told(fault: Fault) -> &'static str {
         Fault::Sending => "its packets still come in, but ours do not arrive at the other end",
         Fault::Unanswered => "packets still come in, but no answer to a probe",
         Fault::Silent => "nothing comes in from it any more",
+        Fault::NoHandshake => "no handshake for more than three minutes, and no probe was ever answered",
     }
 }
 

@@ -28,6 +28,9 @@ const LEAST_GAP: Nanos = 10 * MILLISECOND;
 const FIRST_ANSWER: Nanos = 3_000 * MILLISECOND;
 /// The far side's reports alone keep a tunnel alive for so long.
 const REPORTS_HOLD: Nanos = 3_000 * MILLISECOND;
+/// A session is dead 180 s after its handshake; probes have WireGuard renew it after 120 s. Where nothing answers probes,
+/// that is the only sign that there is.
+const HANDSHAKE_HOLDS: Nanos = 190_000 * MILLISECOND;
 /// More probes than this are not waited for.
 const MOST_OUTSTANDING: usize = 512;
 
@@ -57,6 +60,8 @@ pub enum Fault {
     Unanswered,
     /// Nothing arrives here.
     Silent,
+    /// No probe was ever answered, and WireGuard could not renew its session.
+    NoHandshake,
 }
 
 /// A change of state.
@@ -64,6 +69,8 @@ pub enum Fault {
 pub enum Turn {
     /// It is dead.
     Down(Fault),
+    /// It lives, but carries nothing: one of the ends is going to change it.
+    Left,
     /// It lives again.
     Up,
 }
@@ -96,6 +103,11 @@ pub struct Tunnel {
     settings: Settings,
     live: bool,
     since: Nanos,
+    began: Nanos,
+    /// When the last handshake was; `None`: not looked at; `Some(0)`: never.
+    handshake: Option<Nanos>,
+    /// It is dead for lack of a handshake.
+    unshaken: bool,
     /// Not yet answered, the oldest first.
     outstanding: VecDeque<Sent>,
     next_sequence: u16,
@@ -114,6 +126,8 @@ pub struct Tunnel {
     received: Option<Growing>,
     /// The far side's count of what arrived there, and when the last report of it came.
     far: Option<(u64, Nanos)>,
+    /// It is to carry nothing.
+    withheld: bool,
 }
 
 impl Tunnel {
@@ -123,6 +137,9 @@ impl Tunnel {
             settings,
             live,
             since: first,
+            began: first,
+            handshake: None,
+            unshaken: false,
             outstanding: VecDeque::new(),
             next_sequence: 0,
             next_at: first,
@@ -135,6 +152,7 @@ impl Tunnel {
             chance: Loss::default(),
             received: None,
             far: None,
+            withheld: false,
         }
     }
 
@@ -182,6 +200,16 @@ impl Tunnel {
             }
             Some(_) => {}
         }
+    }
+
+    /// The last handshake was at `at`; 0: there was none.
+    pub fn shaken(&mut self, at: Nanos) {
+        self.handshake = Some(at);
+    }
+
+    /// Says whether it is to carry nothing, while probes go on.
+    pub fn withhold(&mut self, withheld: bool) {
+        self.withheld = withheld;
     }
 
     /// Packets received from the tunnel until `now`.
@@ -252,6 +280,10 @@ impl Tunnel {
 
     /// Whether it is dead now; `others`: another tunnel to the same site has answered.
     fn dead(&self, now: Nanos, others: bool) -> Option<Fault> {
+        let stale = |at: Nanos| now.saturating_sub(at.max(self.began)) >= HANDSHAKE_HOLDS;
+        if !self.ever_answered() && self.handshake.is_some_and(stale) {
+            return Some(Fault::NoHandshake);
+        }
         // Where nothing ever answered the far side may not be up yet, or may not answer probes at all.
         let known = self.ever_answered() || (others && now.saturating_sub(self.since) >= FIRST_ANSWER);
         let dead = known && self.missed(now) >= self.enough() && now.saturating_sub(self.evidence) >= self.patience();
@@ -272,13 +304,20 @@ impl Tunnel {
                 self.chance.push(true);
             }
         }
-        let turn = if self.live {
+        if self.withheld {
+            self.streak = 0;
+        }
+        let turn = if self.live && self.withheld {
+            Some(Turn::Left)
+        } else if self.live {
             self.dead(now, others).map(Turn::Down)
         } else {
-            (self.streak >= self.settings.up_after).then_some(Turn::Up)
+            let shaken = self.unshaken && !self.withheld && self.handshake.is_some_and(|at| at > self.since);
+            (shaken || self.streak >= self.settings.up_after).then_some(Turn::Up)
         };
         if let Some(turn) = turn {
             self.live = turn == Turn::Up;
+            self.unshaken = turn == Turn::Down(Fault::NoHandshake);
             self.since = now;
         }
         let missed = self.missed(now) > 0;

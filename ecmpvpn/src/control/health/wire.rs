@@ -2,12 +2,17 @@
 //!
 //! The payload is ours: a mark, a secret that an answer must bring back, and this side's count of packets received from
 //! the tunnel. A far side that runs ecmpvpn reads the count from the requests that it answers anyway, and so learns
-//! whether what it sends arrives.
+//! whether what it sends arrives. Behind it stands what the ends tell each other before a tunnel is changed.
+
+use super::understanding::Word;
 
 /// Marks our payload, and its version.
-const MARK: [u8; 8] = *b"ecmpvpn\x01";
+const MARK: [u8; 8] = *b"ecmpvpn\x02";
 /// Bytes of a probe from the ICMP header on.
-pub const LENGTH: usize = 32;
+pub const LENGTH: usize = 40;
+
+const ASKS: u32 = 1;
+const HAS_LEFT: u32 = 2;
 
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
@@ -17,12 +22,12 @@ const ECHO_REQUEST: u8 = 8;
 pub enum Message {
     /// The answer to our probe of this number.
     Answer(u16),
-    /// A probe of the far side, which has received so many packets from us.
-    Report(u64),
+    /// A probe of the far side, which has received so many packets from us, and its word.
+    Report(u64, Word),
 }
 
 /// A probe.
-pub fn request(identifier: u16, sequence: u16, secret: u64, received: u64) -> [u8; LENGTH] {
+pub fn request(identifier: u16, sequence: u16, secret: u64, received: u64, word: Word) -> [u8; LENGTH] {
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
@@ -30,6 +35,9 @@ pub fn request(identifier: u16, sequence: u16, secret: u64, received: u64) -> [u
     message[8..16].copy_from_slice(&MARK);
     message[16..24].copy_from_slice(&secret.to_be_bytes());
     message[24..32].copy_from_slice(&received.to_be_bytes());
+    let flags = if word.asks { ASKS } else { 0 } | if word.has_left { HAS_LEFT } else { 0 };
+    message[32..36].copy_from_slice(&flags.to_be_bytes());
+    message[36..40].copy_from_slice(&word.rotation.to_be_bytes());
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
@@ -47,7 +55,12 @@ pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
     match message[0] {
         ECHO_REPLY if word(4) == identifier && long(16) == secret => Some(Message::Answer(word(6))),
         // One of our own, come back: a loop is no report.
-        ECHO_REQUEST if long(16) != secret => Some(Message::Report(long(24))),
+        ECHO_REQUEST if long(16) != secret => {
+            let flags = u32::from(word(32)) << 16 | u32::from(word(34));
+            let rotation = u32::from(word(36)) << 16 | u32::from(word(38));
+            let far = Word { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
+            Some(Message::Report(long(24), far))
+        }
         _ => None,
     }
 }
@@ -78,7 +91,7 @@ mod tests {
 
     #[test]
     fn an_answer_must_bring_number_identifier_and_secret_back() {
-        let probe = request(7, 300, 0xdead_beef_0123_4567, 9);
+        let probe = request(7, 300, 0xdead_beef_0123_4567, 9, Word::default());
         assert_eq!(checksum(&probe), 0);
         assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4567), Some(Message::Answer(300)));
         assert_eq!(parse(&answer(probe), 8, 0xdead_beef_0123_4567), None);
@@ -92,8 +105,9 @@ mod tests {
 
     #[test]
     fn the_far_sides_probe_reports_and_our_own_does_not() {
-        let packet = [&[0x45; 20][..], &request(1, 2, 3, u64::MAX)].concat();
-        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(u64::MAX)));
+        let word = Word { asks: true, has_left: false, rotation: 0x1234_5678 };
+        let packet = [&[0x45; 20][..], &request(1, 2, 3, u64::MAX, word)].concat();
+        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(u64::MAX, word)));
         assert_eq!(parse(&packet, 1, 3), None);
         let mut ping = packet;
         ping[30] = 0;

@@ -3,6 +3,7 @@
 //! One process changes at a time: a lock on the pins' directory.
 
 pub mod drain;
+pub mod keep;
 pub mod rules;
 pub mod show;
 

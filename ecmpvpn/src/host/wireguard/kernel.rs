@@ -3,11 +3,14 @@
 //! Errors are taken apart here: wireguard-control prints keys in some of its own.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfig, PeerConfigBuilder};
+use wireguard_control::{
+    AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfig, PeerConfigBuilder, PeerInfo,
+};
 
+use crate::config::PublicKey;
 use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
@@ -128,14 +131,40 @@ fn allow(tunnel: &Tunnel, name: &InterfaceName, mut replace: bool) -> io::Result
     Ok(())
 }
 
+/// A device's peer as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Where packets to it go; a peer that roams moves it.
+    pub endpoint: Option<SocketAddr>,
+    /// Time since its last handshake; `None`: there was none.
+    pub last_handshake: Option<Duration>,
+}
+
+/// A device's peers.
+///
+/// Blocks for a round trip to the kernel, in the calling thread's network namespace.
+pub fn peers(name: &str) -> io::Result<Vec<Seen>> {
+    let name: InterfaceName = name.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let seen = |peer: &PeerInfo| Seen {
+        public_key: PublicKey::from_bytes(peer.config.public_key.0),
+        endpoint: peer.config.endpoint,
+        // A clock that was set back since makes the handshake seem to lie ahead.
+        last_handshake: peer
+            .stats
+            .last_handshake_time
+            .map(|last| SystemTime::now().duration_since(last).unwrap_or_default()),
+    };
+    Ok(device.peers.iter().map(seen).collect())
+}
+
 /// Time since the last handshake of a device's peer; `None`: there was none, or the device cannot be asked.
 ///
 /// Blocks for a round trip to the kernel, in the calling thread's network namespace.
 pub fn last_handshake(name: &str) -> Option<Duration> {
-    let device = Device::get(&name.parse().ok()?, Backend::Kernel).ok()?;
-    let last = device.peers.iter().filter_map(|peer| peer.stats.last_handshake_time).max()?;
-    // A clock that was set back since makes the handshake seem to lie ahead.
-    Some(SystemTime::now().duration_since(last).unwrap_or_default())
+    peers(name).ok()?.into_iter().filter_map(|peer| peer.last_handshake).min()
 }
 
 fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {

@@ -120,12 +120,36 @@ fn peer_of(tunnel: &Tunnel) -> Peer {
     peer
 }
 
+/// Opens a suspended tunnel's socket. The former one may take a moment to go.
+async fn resume(device: &Device<(BoundTo, Tun, Tun)>, tunnel: &Tunnel) -> Result<(), UserspaceError> {
+    let mut tries = 0;
+    loop {
+        let (name, address, port) = (tunnel.name.clone(), tunnel.local_endpoint, tunnel.listen_port);
+        match device.resume().await {
+            Err(DeviceError::Bind(source, _)) if source.kind() == io::ErrorKind::AddrInUse && tries < 100 => {
+                tries += 1;
+                device.suspend().await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(DeviceError::Bind(source, _)) => return Err(UserspaceError::Bind { name, address, port, source }),
+            resumed => return resumed.map_err(|source| UserspaceError::Start { name, source }),
+        }
+    }
+}
+
 /// The tunnels and the steering device of one process. They end when this is dropped; [`Userspace::stop`] also waits
 /// until they are gone.
 #[derive(Default)]
 pub struct Userspace {
     tunnels: Vec<Running>,
-    steering: Vec<(JoinHandle<()>, tun::Closed)>,
+    steering: Vec<Steering>,
+}
+
+/// A device that is read and whose packets are dropped.
+struct Steering {
+    name: InterfaceName,
+    task: JoinHandle<()>,
+    tun: tun::Closed,
 }
 
 impl Userspace {
@@ -173,7 +197,8 @@ impl Userspace {
         let tun = Tun::create(name, u16::MAX)?;
         let closed = tun.closed();
         // Read and dropped, for a full queue would hold on to the packets' memory.
-        self.steering.push((tokio::spawn(tun.discard()), closed));
+        let task = tokio::spawn(tun.discard());
+        self.steering.push(Steering { name: name.clone(), task, tun: closed });
         Ok(())
     }
 
@@ -198,20 +223,17 @@ impl Userspace {
         };
         let failed = |source| UserspaceError::Start { name: tunnel.name.clone(), source };
         let device = &running.device;
+        // Each of these would close the socket and open another one, where the former is not gone at once.
+        let rebinds = parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer));
+        if rebinds {
+            device.suspend().await;
+        }
         if parts.contains(&Part::Key) {
             let key = StaticSecret::from(*tunnel.private_key.as_bytes());
             device.set_private_key(key).await.map_err(failed)?;
         }
         if parts.contains(&Part::Port) {
-            device.set_listen_port(tunnel.listen_port).await.map_err(|e| match e {
-                DeviceError::Bind(source, _) => UserspaceError::Bind {
-                    name: tunnel.name.clone(),
-                    address: tunnel.local_endpoint,
-                    port: tunnel.listen_port,
-                    source,
-                },
-                source => failed(source),
-            })?;
+            device.set_listen_port(tunnel.listen_port).await.map_err(failed)?;
         }
         let peer = peer_of(tunnel);
         if parts.contains(&Part::Peer) {
@@ -219,6 +241,9 @@ impl Userspace {
             device.add_peer(peer).await.map_err(failed)?;
         } else if parts.iter().any(|part| matches!(part, Part::PresharedKey | Part::Endpoint | Part::AllowedIps)) {
             device.update_peer(peer).await.map_err(failed)?;
+        }
+        if rebinds {
+            resume(device, tunnel).await?;
         }
         running.tunnel = tunnel.clone();
         Ok(())
@@ -228,6 +253,17 @@ impl Userspace {
     pub async fn stop_tunnel(&mut self, name: &InterfaceName) {
         if let Some(at) = self.tunnels.iter().position(|running| running.tunnel.name == *name) {
             self.tunnels.remove(at).stop().await;
+        }
+    }
+
+    /// Ends a tunnel, or the steering device, whose device somebody else has deleted.
+    pub async fn forget(&mut self, name: &InterfaceName) {
+        self.stop_tunnel(name).await;
+        if let Some(at) = self.steering.iter().position(|steering| steering.name == *name) {
+            let steering = self.steering.remove(at);
+            steering.task.abort();
+            // Cancelled, as asked, or it had ended with its device.
+            let _ = steering.task.await;
         }
     }
 
@@ -245,7 +281,7 @@ impl Userspace {
     pub async fn restart(&self, name: &InterfaceName) -> Result<(), UserspaceError> {
         let Some(tunnel) = self.tunnels.iter().find(|tunnel| tunnel.tunnel.name == *name) else { return Ok(()) };
         tunnel.device.suspend().await;
-        tunnel.device.resume().await.map_err(|source| UserspaceError::Start { name: name.clone(), source })
+        resume(&tunnel.device, &tunnel.tunnel).await
     }
 
     /// Ends every tunnel and waits until the devices are gone from the host.
@@ -253,11 +289,11 @@ impl Userspace {
         for running in self.tunnels {
             running.stop().await;
         }
-        for (task, tun) in self.steering {
-            task.abort();
+        for steering in self.steering {
+            steering.task.abort();
             // Cancelled, as asked.
-            let _ = task.await;
-            tun.wait().await;
+            let _ = steering.task.await;
+            steering.tun.wait().await;
         }
     }
 }

@@ -1,0 +1,223 @@
+//! `rotate`: begins, watches and gives up a renewal of keys. The running `run` changes the tunnels.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use serde_json::json;
+
+use crate::cli::rotate::RotateArgs;
+use crate::commands::{Failure, counted, print};
+use crate::config::{self, Config, Peer};
+use crate::control::reload;
+use crate::control::rotate::files::{self, FilesError};
+use crate::control::rotate::state::{Role, Stage, State, StateError};
+use crate::control::session::Places;
+use crate::exit::Exit;
+use crate::host::RunDir;
+
+/// Between looks at how far it is.
+const LOOK: Duration = Duration::from_millis(200);
+
+impl From<FilesError> for Failure {
+    fn from(error: FilesError) -> Self {
+        match error {
+            FilesError::Io { .. } | FilesError::State(_) => anyhow::Error::new(error).into(),
+            error => Self::usage(error),
+        }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}
+
+/// Does what the arguments say with the site of the configuration at `path`.
+pub async fn run(path: &Path, args: &RotateArgs) -> Result<(), Failure> {
+    let config = config::load(path)?;
+    if args.prepare {
+        prepare(path, &config, args)
+    } else if let Some(file) = &args.apply {
+        apply(path, &config, file).await
+    } else if args.abort {
+        abort(path, &config).await
+    } else if args.status {
+        status(path, args.json)
+    } else {
+        go(path, &config).await
+    }
+}
+
+fn prepare(path: &Path, config: &Config, args: &RotateArgs) -> Result<(), Failure> {
+    let peer = choose(config, args.peer.as_deref())?;
+    if peer.tunnels.len() < 2 {
+        let text = "has one tunnel, and nothing would carry its traffic while the keys change: add another tunnel at \
+            both sites, or put new keys into both configurations and `ecmpvpn reload` both, with an interruption";
+        return Err(Failure::usage(anyhow!("{} {text}", peer.name)));
+    }
+    let name = format!("keys-for-{}", peer.name);
+    let output: PathBuf = args.output.clone().unwrap_or_else(|| State::path(path).with_file_name(name));
+    files::prepare(path, config, peer, &output)?;
+    let output = output.display();
+    tracing::info!("new keys for {} to {} are made; none is in use yet", tunnels(peer.tunnels.len()), peer.name);
+    tracing::info!(
+        "{output} is for {}: carry it there over the VPN, with `scp -p {output}`, say, as it is secret",
+        peer.name
+    );
+    tracing::info!("then there: `ecmpvpn rotate --apply FILE`; then here: `ecmpvpn rotate`");
+    Ok(())
+}
+
+fn choose<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Peer, Failure> {
+    let known = || config.peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (name, config.peers.as_slice()) {
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Failure::usage(anyhow!("there are several sites: name one of {} with --peer", known()))),
+        (Some(name), peers) => {
+            let found = peers.iter().find(|peer| peer.name == name);
+            found.ok_or_else(|| Failure::usage(anyhow!("{name} is no peer: peers are {}", known())))
+        }
+    }
+}
+
+async fn apply(path: &Path, config: &Config, file: &Path) -> Result<(), Failure> {
+    let (state, new) = files::apply(path, config, file)?;
+    let site = &config.site.name;
+    if !new {
+        tracing::info!("{} is applied already", file.display());
+    }
+    if reload(site).await? {
+        tracing::info!("{site} has the new keys for {} and follows {}", tunnels(state.parts.len()), state.peer);
+        tracing::info!("go on at {}: `ecmpvpn rotate`; {} is not needed any more", state.peer, file.display());
+    } else {
+        tracing::warn!("no `ecmpvpn run` of {site} is there: start one before you go on at {}", state.peer);
+    }
+    Ok(())
+}
+
+async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
+    let Some(state) = files::abort(path)? else {
+        tracing::info!("no keys are being renewed");
+        return Ok(());
+    };
+    // A tunnel that was being changed gets what the configuration says.
+    reload(&config.site.name).await?;
+    files::remove_files(path, &state)?;
+    let (done, rest): (Vec<_>, Vec<_>) = state.parts.iter().partition(|part| part.stage == Stage::Done);
+    if !done.is_empty() {
+        tracing::info!("{} had new keys already and {}", tunnels(done.len()), "keep them, at both sites");
+    }
+    tracing::info!("given up: {} as before", if rest.len() == 1 { "one tunnel is" } else { "the other tunnels are" });
+    if !rest.is_empty() {
+        tracing::info!("do the same at {}", state.peer);
+    }
+    Ok(())
+}
+
+fn status(path: &Path, json: bool) -> Result<(), Failure> {
+    let state = State::read(&State::path(path))?;
+    if json {
+        let tunnels = |state: &State| -> Vec<_> {
+            state.parts.iter().map(|part| json!({"name": part.tunnel, "stage": part.stage})).collect()
+        };
+        return match &state {
+            None => print(json!({"rotation": null})),
+            Some(state) => print(json!({"rotation": {
+                "peer": state.peer, "role": state.role, "going": state.going && !state.is_done(),
+                "done": state.is_done(), "stopped": state.stopped, "tunnels": tunnels(state),
+            }})),
+        };
+    }
+    let Some(state) = state else { return print("no keys are being renewed") };
+    let head = match (state.is_done(), state.role, state.going) {
+        (true, ..) => "every tunnel has its new keys".to_owned(),
+        (_, Role::Follows, _) => format!("follows {}: `ecmpvpn rotate` there goes on", state.peer),
+        (_, Role::Leads, true) => "goes on".to_owned(),
+        (_, Role::Leads, false) => match &state.stopped {
+            Some(why) => format!("stopped: {why}; `ecmpvpn rotate` goes on, `ecmpvpn rotate --abort` gives up"),
+            None => format!("prepared; when {} has the file, `ecmpvpn rotate` goes on", state.peer),
+        },
+    };
+    let lines: Vec<String> =
+        state.parts.iter().map(|part| format!("{:<16}{}", part.tunnel, told(part.stage))).collect();
+    print(format!("keys of the tunnels to {}: {head}\n{}", state.peer, lines.join("\n")))
+}
+
+fn told(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Waiting => "former keys",
+        Stage::Changing => "being changed",
+        Stage::Done => "new keys",
+    }
+}
+
+/// Has the running `run` change the tunnels, and tells how far it is.
+async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
+    let file = State::path(path);
+    let site = &config.site.name;
+    let Some(mut seen) = State::read(&file)? else {
+        return Err(Failure::usage(anyhow!("no keys are prepared: begin with `ecmpvpn rotate --prepare`")));
+    };
+    if seen.role == Role::Follows && !seen.is_done() {
+        return Err(Failure::usage(anyhow!(
+            "{} leads this renewal of keys: go on there, with `ecmpvpn rotate`",
+            seen.peer
+        )));
+    }
+    let running = RunDir::holder(&Places::of(site).run_root, site).map_err(anyhow::Error::new)?.is_some();
+    if !seen.is_done() && !running {
+        return Err(anyhow!("no `ecmpvpn run` of {site} is there, which has to change the tunnels: start one").into());
+    }
+    if !seen.is_done() && !seen.going {
+        State::update(&file, |state| (state.going, state.stopped) = (true, None))?;
+        reload(site).await?;
+        tracing::info!("one tunnel after the other is changed; Ctrl-C ends only this report, `--abort` gives up");
+    }
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    loop {
+        let Some(now) = State::read(&file)? else { return Err(anyhow!("it was given up").into()) };
+        for (part, before) in now.parts.iter().zip(&seen.parts).filter(|(part, before)| part.stage != before.stage) {
+            let words = match (before.stage, part.stage) {
+                (_, Stage::Changing) => "both sites stop using it, and its keys are changed",
+                (_, Stage::Done) => "works with its new keys",
+                (_, Stage::Waiting) => "has its former keys again",
+            };
+            tracing::info!("{}: {words}", part.tunnel);
+        }
+        if now.is_done() {
+            let count = tunnels(now.parts.len());
+            tracing::info!("{count} to {} have new keys; remove the file that was carried, at both sites", now.peer);
+            return Ok(());
+        }
+        if let (false, Some(why)) = (now.going, &now.stopped) {
+            let advice =
+                "the other tunnels were not touched; `ecmpvpn rotate` goes on, `ecmpvpn rotate --abort` gives up";
+            return Err(anyhow!("{why}; {advice}").into());
+        }
+        seen = now;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            interrupted = &mut interrupt => {
+                interrupted.context("waiting for Ctrl-C")?;
+                tracing::info!("it goes on; `ecmpvpn rotate --status` tells how far it is");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Lets the running `run` look again; false: there is none.
+async fn reload(site: &str) -> Result<bool, Failure> {
+    match reload::ask(site, &Places::of(site)).await? {
+        None => Ok(false),
+        Some(outcome) if outcome.exit == Exit::Done as u8 => Ok(true),
+        Some(outcome) => Err(anyhow!("the running `ecmpvpn run` does not take it: {}", outcome.text).into()),
+    }
+}
+
+fn tunnels(count: usize) -> String {
+    counted(count, "tunnel", "tunnels")
+}

@@ -1,0 +1,63 @@
+//! Tunnels that answer no probe, judged by their handshakes; and tunnels that one of the ends wants left.
+
+use super::Nanos;
+use super::estimate::RoundTrip;
+use super::tunnel::{Fault, Settings, Tunnel, Turn};
+
+const SECOND: Nanos = 1_000_000_000;
+
+fn tunnel() -> Tunnel {
+    let settings = Settings { interval: SECOND / 10, down_after: 3, up_after: 5 };
+    Tunnel::new(settings, true, RoundTrip::default(), SECOND)
+}
+
+/// Polls ten times a second; the turns and their seconds.
+fn play(tunnel: &mut Tunnel, from: Nanos, to: Nanos, mut each: impl FnMut(&mut Tunnel, Nanos)) -> Vec<(Nanos, Turn)> {
+    let mut turns = Vec::new();
+    for now in (from * 10..to * 10).map(|tenth| tenth * SECOND / 10) {
+        each(tunnel, now);
+        turns.extend(tunnel.poll(now, false).turn.map(|turn| (now / SECOND, turn)));
+    }
+    turns
+}
+
+#[test]
+fn without_answers_a_session_that_is_not_renewed_is_a_dead_tunnel() {
+    let mut tunnel = tunnel();
+    // Renewed every two minutes, until the far end is gone.
+    let turns = play(&mut tunnel, 1, 1000, |tunnel, now| tunnel.shaken((now / (120 * SECOND)).min(5) * 120 * SECOND));
+    assert_eq!(turns, [(790, Turn::Down(Fault::NoHandshake))]);
+    let turns = play(&mut tunnel, 1000, 1100, |tunnel, now| tunnel.shaken(now.min(1050 * SECOND)));
+    assert_eq!(turns, [(1000, Turn::Up)]);
+}
+
+#[test]
+fn a_site_that_never_shakes_hands_is_given_up_and_found_again() {
+    let mut tunnel = tunnel();
+    assert_eq!(play(&mut tunnel, 1, 250, |tunnel, _| tunnel.shaken(0)), [(191, Turn::Down(Fault::NoHandshake))]);
+    assert_eq!(play(&mut tunnel, 250, 300, |tunnel, _| tunnel.shaken(260 * SECOND)), [(250, Turn::Up)]);
+    // Nobody looked: it is not judged.
+    let mut unseen = self::tunnel();
+    assert_eq!(play(&mut unseen, 1, 1000, |_, _| {}), []);
+}
+
+/// Answers every probe at once.
+fn answer(tunnel: &mut Tunnel, now: Nanos) -> Option<Turn> {
+    let step = tunnel.poll(now, false);
+    if let Some(sequence) = step.send {
+        tunnel.answered(sequence, now + 1_000_000);
+    }
+    step.turn
+}
+
+#[test]
+fn a_tunnel_that_is_to_be_left_carries_nothing_until_it_may_and_answers_again() {
+    let mut tunnel = tunnel();
+    let mut turns = Vec::new();
+    for tenth in 10..60 {
+        tunnel.withhold((30..40).contains(&tenth));
+        turns.extend(answer(&mut tunnel, tenth * SECOND / 10).map(|turn| (tenth, turn)));
+    }
+    // The first of the five answers is that of the last probe before.
+    assert_eq!(turns, [(30, Turn::Left), (44, Turn::Up)]);
+}

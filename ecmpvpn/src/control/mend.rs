@@ -1,0 +1,92 @@
+//! Makes devices again that somebody else has deleted while the site is up.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use super::converge;
+use super::reload::Up;
+use super::session::{Places, SessionError};
+use crate::config::InterfaceName;
+use crate::host::{Journal, Netlink};
+
+/// Between looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// After what could not be made again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Looks after the devices.
+#[derive(Debug, Default)]
+pub struct Mender {
+    paused: bool,
+}
+
+impl Mender {
+    /// Waits until devices are gone; their names.
+    pub async fn missing(&mut self, up: &Up) -> Vec<InterfaceName> {
+        if self.paused {
+            tokio::time::sleep(PAUSE).await;
+            self.paused = false;
+        }
+        let netlink = match Netlink::open() {
+            Ok(netlink) => netlink,
+            Err(error) => match never(&error).await {},
+        };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // A look that fails finds nothing; the next one may.
+            let Ok(links) = netlink.links().await else { continue };
+            let there = |index: u32| links.iter().any(|link| link.index == index);
+            let tunnels = up.links.tunnels.iter().filter(|(_, index)| !there(*index)).map(|(name, _)| name.clone());
+            let mut missing: Vec<InterfaceName> = tunnels.collect();
+            if !there(up.links.steering) {
+                missing.push(up.plan.steering.name.clone());
+            }
+            if !missing.is_empty() {
+                return missing;
+            }
+        }
+    }
+
+    /// Makes them again, with all that was on them.
+    pub async fn make_again(&mut self, missing: &[InterfaceName], up: &mut Up, journal: &mut Journal, places: &Places) {
+        let names: Vec<&str> = missing.iter().map(InterfaceName::as_str).collect();
+        let names = names.join(", ");
+        match make(missing, up, journal, places).await {
+            Ok(()) => tracing::warn!("{names} was deleted by somebody else, and is made again"),
+            Err(error) => {
+                self.paused = true;
+                let error = anyhow::Error::new(error);
+                tracing::error!(
+                    "{names} was deleted by somebody else, and cannot be made again: {error:#}; it is tried again \
+                     in {} s",
+                    PAUSE.as_secs()
+                );
+            }
+        }
+    }
+}
+
+async fn never(error: &std::io::Error) -> Infallible {
+    tracing::warn!("devices that somebody deletes are not made again: opening a netlink socket: {error}");
+    std::future::pending().await
+}
+
+async fn make(
+    missing: &[InterfaceName],
+    up: &mut Up,
+    journal: &mut Journal,
+    places: &Places,
+) -> Result<(), SessionError> {
+    let io = |source| SessionError::Io { operation: "looking for deleted devices", source };
+    if let Some(userspace) = &mut up.links.userspace {
+        for name in missing {
+            userspace.forget(name).await;
+        }
+    }
+    // Their records go, and those of what was on them.
+    journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
+    let mut plan = up.plan.clone();
+    converge::turn_to(&up.config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
+    up.plan = plan;
+    Ok(())
+}

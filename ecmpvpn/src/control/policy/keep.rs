@@ -1,0 +1,165 @@
+//! What of the changes that were made while it runs stays when the configuration is read again, by `reload` or by the
+//! next `run`: all of them, but where the configuration's own value has changed since it was last read.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::{Live, PolicyError};
+use crate::config::{Policy, Rule};
+use crate::plan::SteeringTable;
+use crate::plan::rules::canonical;
+
+/// What the configuration said when it was last applied; kept beside the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    flowlet_gap_us: Option<u32>,
+    peers: Vec<Peer>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Peer {
+    name: String,
+    policy: Policy,
+    tunnels: Vec<(String, Option<u16>)>,
+}
+
+impl Applied {
+    /// Of what was just applied.
+    pub fn of(table: &SteeringTable) -> Self {
+        let peer = |peer: &crate::plan::PeerTable| Peer {
+            name: peer.name.clone(),
+            policy: peer.policy,
+            tunnels: peer.tunnels.iter().map(|(name, weight)| (name.to_string(), *weight)).collect(),
+        };
+        Self {
+            flowlet_gap_us: table.flowlet_gap_us,
+            peers: table.peers.iter().map(peer).collect(),
+            rules: table.rules.clone(),
+        }
+    }
+
+    /// What an earlier process left; `None` if that is not known.
+    pub fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Leaves it for the next one.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    /// `table` with the values that were applied. What is new in `table` stays.
+    pub fn table(&self, table: &SteeringTable) -> SteeringTable {
+        let mut former = table.clone();
+        former.flowlet_gap_us = self.flowlet_gap_us;
+        former.rules.clone_from(&self.rules);
+        for peer in &mut former.peers {
+            let Some(applied) = self.peers.iter().find(|applied| applied.name == peer.name) else { continue };
+            peer.policy = applied.policy;
+            for (name, weight) in &mut peer.tunnels {
+                if let Some((_, applied)) = applied.tunnels.iter().find(|(applied, _)| applied == name.as_str()) {
+                    *weight = *applied;
+                }
+            }
+        }
+        former
+    }
+}
+
+impl Live {
+    /// Makes the rules in force follow the configuration, whose rules were `before` and are `now`.
+    ///
+    /// # Errors
+    /// As [`Live::set_rules`].
+    pub fn follow_rules(&mut self, before: &[Rule], now: &[Rule]) -> Result<(), PolicyError> {
+        if before == now {
+            return Ok(());
+        }
+        let same = |rules: &[Rule]| rules.iter().map(|rule| canonical(rule, &self.names)).collect::<Vec<_>>();
+        let live: Vec<Rule> = self.rules()?.into_iter().map(|placed| placed.rule).collect();
+        let wanted = merged(&live, &same(before), &same(now));
+        if wanted == live { Ok(()) } else { self.set_rules(&wanted) }
+    }
+}
+
+/// The rules of a changed configuration, `now`, with those that are in force beside it: each stays before the rule that it
+/// stands before. What was taken out of force and is written still stays out.
+fn merged(live: &[Rule], before: &[Rule], now: &[Rule]) -> Vec<Rule> {
+    let mut wanted = Vec::new();
+    let is_own = |rule: &&Rule| !before.contains(rule) && !now.contains(rule);
+    let next = |at: usize| live[at..].iter().find(|rule| now.contains(rule));
+    let own = |anchor: Option<&Rule>| -> Vec<Rule> {
+        let at_anchor = live.iter().enumerate().filter(|(at, rule)| is_own(rule) && next(*at) == anchor);
+        at_anchor.map(|(_, rule)| rule.clone()).collect()
+    };
+    for rule in now {
+        wanted.extend(own(Some(rule)));
+        if live.contains(rule) || !before.contains(rule) {
+            wanted.push(rule.clone());
+        }
+    }
+    wanted.extend(own(None));
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::config;
+    use crate::plan::{Backend, Plan};
+
+    fn rules(marks: &[u32]) -> Vec<Rule> {
+        let rule = |mark: &u32| Rule { fwmark: Some(*mark), policy: Some(Policy::Hash), ..Rule::default() };
+        marks.iter().map(rule).collect()
+    }
+
+    fn marks(live: &[u32], before: &[u32], now: &[u32]) -> Vec<u32> {
+        merged(&rules(live), &rules(before), &rules(now)).iter().filter_map(|rule| rule.fwmark).collect()
+    }
+
+    #[test]
+    fn the_configurations_rules_change_and_those_beside_it_stay_where_they_are() {
+        assert_eq!(marks(&[1, 2], &[1, 2], &[2, 3]), [2, 3]);
+        assert_eq!(marks(&[9, 1, 8, 2, 7], &[1, 2], &[1, 2, 3]), [9, 1, 8, 2, 3, 7]);
+        // Its neighbour goes: it stays before the next one.
+        assert_eq!(marks(&[9, 1, 2], &[1, 2], &[2]), [9, 2]);
+        assert_eq!(marks(&[9, 1], &[1], &[]), [9]);
+        // Taken out of force by hand, and written still.
+        assert_eq!(marks(&[2], &[1, 2], &[1, 2, 3]), [2, 3]);
+        // Put in force by hand, and written now.
+        assert_eq!(marks(&[1, 5], &[1], &[5, 1]), [5, 1]);
+        assert_eq!(marks(&[], &[], &[4]), [4]);
+    }
+
+    #[test]
+    fn only_what_the_configuration_changed_differs_from_what_was_applied() {
+        let mut config = config(2);
+        config.rules = rules(&[3]);
+        let applied = Applied::of(&Plan::new(&config, Backend::Kernel).table);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("applied.json");
+        assert_eq!(Applied::read(&path), None);
+        applied.write(&path).unwrap();
+        assert_eq!(Applied::read(&path).as_ref(), Some(&applied));
+
+        config.peers[0].tunnels[1].weight = None;
+        config.peers[0].policy = Some(Policy::Spray);
+        config.rules.clear();
+        let table = Plan::new(&config, Backend::Kernel).table;
+        let former = applied.table(&table);
+        assert_eq!(former.peers[0].policy, Policy::Hash);
+        assert_eq!(former.peers[0].tunnels[1].1, Some(1));
+        assert_eq!(former.peers[0].tunnels[0], table.peers[0].tunnels[0]);
+        assert_eq!(former.rules, rules(&[3]));
+        fs::write(&path, "{").unwrap();
+        assert_eq!(Applied::read(&path), None);
+    }
+}

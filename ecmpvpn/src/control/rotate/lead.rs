@@ -1,0 +1,160 @@
+//! When the leading end changes a tunnel's keys, and when it goes back. Pure: time and what is seen come from outside.
+//!
+//! ```text
+//! Ready --far end ready, others live--> Leaving --both have left--> Settling --> Changed --alive, kept there--> kept
+//!    |                                    |                                        |
+//!  stop: nothing was changed            stop                              former keys, stop
+//! ```
+
+use std::time::Duration;
+
+/// How long the far end may take to say that it has the new keys.
+const READY: Duration = Duration::from_secs(10);
+/// How long both ends may take to leave the tunnel.
+const LEAVE: Duration = Duration::from_secs(5);
+/// What is on its way when both have left gets this long.
+const SETTLE: Duration = Duration::from_millis(300);
+/// How long the tunnel may take to answer with its new keys. A handshake that came too early is repeated after 5 s.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// What is seen of a tunnel.
+#[expect(clippy::struct_excessive_bools, reason = "four findings of one look")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// It carries traffic.
+    pub live: bool,
+    /// So does another one to the same site.
+    pub others: bool,
+    /// The far end has the new keys of the same renewal, and has not written them down as those in use.
+    pub far_ready: bool,
+    /// The far end sends nothing through it.
+    pub far_left: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Do {
+    /// Nothing.
+    Wait,
+    /// Let both ends leave the tunnel.
+    Leave,
+    /// Give it its new keys.
+    Change,
+    /// It works: keep them.
+    Keep,
+    /// Give it its former keys, and stop.
+    GoBack(&'static str),
+    /// Stop; nothing was changed.
+    Stop(&'static str),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Ready,
+    Leaving,
+    Settling,
+    Changed,
+}
+
+/// One tunnel's change.
+#[derive(Clone, Copy, Debug)]
+pub struct Lead {
+    phase: Phase,
+    since: Duration,
+}
+
+impl Lead {
+    /// Begins at `now`; `has_new`: the tunnel has its new keys already.
+    pub fn new(now: Duration, has_new: bool) -> Self {
+        Self { phase: if has_new { Phase::Changed } else { Phase::Ready }, since: now }
+    }
+
+    /// What is to be done at `now`; the caller does it.
+    pub fn poll(&mut self, now: Duration, seen: Seen) -> Do {
+        let waited = now.saturating_sub(self.since);
+        let (next, todo) = match self.phase {
+            // Cut off in between, an earlier change may have left it with the new keys at the far end alone.
+            Phase::Ready if !seen.live && waited >= SETTLE => (Phase::Changed, Do::Change),
+            Phase::Ready if seen.live && seen.others && seen.far_ready => (Phase::Leaving, Do::Leave),
+            Phase::Ready if waited >= READY && !seen.others => {
+                return Do::Stop("no other tunnel to that site is up, so that its traffic would be interrupted");
+            }
+            Phase::Ready if waited >= READY => {
+                return Do::Stop("the other site does not have the new keys: apply the file there, with `run` running");
+            }
+            Phase::Leaving if !seen.live && seen.far_left => (Phase::Settling, Do::Wait),
+            Phase::Leaving if waited >= LEAVE => return Do::Stop("the two sites did not both stop using the tunnel"),
+            Phase::Settling if waited >= SETTLE => (Phase::Changed, Do::Change),
+            // The far end has written them down: it does not go back any more.
+            Phase::Changed if seen.live && !seen.far_ready => return Do::Keep,
+            Phase::Changed if waited >= ANSWER => {
+                return Do::GoBack("it did not answer with its new keys, and has its former ones again");
+            }
+            _ => return Do::Wait,
+        };
+        *self = Self { phase: next, since: now };
+        todo
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FINE: Seen = Seen { live: true, others: true, far_ready: true, far_left: false };
+    const LEFT: Seen = Seen { live: false, far_left: true, ..FINE };
+    const KEPT: Seen = Seen { far_ready: false, ..FINE };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_tunnel_is_left_by_both_before_it_is_changed_and_kept_when_it_answers() {
+        let mut lead = Lead::new(ms(0), false);
+        assert_eq!(lead.poll(ms(1), KEPT), Do::Wait);
+        assert_eq!(lead.poll(ms(100), FINE), Do::Leave);
+        // One end alone has left.
+        assert_eq!(lead.poll(ms(200), Seen { live: false, ..FINE }), Do::Wait);
+        assert_eq!(lead.poll(ms(900), Seen { live: true, ..LEFT }), Do::Wait);
+        assert_eq!(lead.poll(ms(1000), LEFT), Do::Wait);
+        assert_eq!(lead.poll(ms(1299), LEFT), Do::Wait);
+        assert_eq!(lead.poll(ms(1300), LEFT), Do::Change);
+        assert_eq!(lead.poll(ms(5000), LEFT), Do::Wait);
+        assert_eq!(lead.poll(ms(5001), FINE), Do::Wait, "not kept at the far end");
+        assert_eq!(lead.poll(ms(5200), KEPT), Do::Keep);
+    }
+
+    #[test]
+    fn without_the_far_end_or_another_tunnel_nothing_is_touched() {
+        for (seen, why) in [(KEPT, "does not have the new keys"), (Seen { others: false, ..FINE }, "no other tunnel")] {
+            let mut lead = Lead::new(ms(0), false);
+            assert_eq!(lead.poll(ms(9_999), seen), Do::Wait);
+            let Do::Stop(told) = lead.poll(ms(10_000), seen) else { panic!() };
+            assert!(told.contains(why), "{told}");
+        }
+        let mut lead = Lead::new(ms(0), false);
+        assert_eq!(lead.poll(ms(0), FINE), Do::Leave);
+        assert!(matches!(lead.poll(ms(5_000), Seen { live: false, ..FINE }), Do::Stop(_)));
+    }
+
+    #[test]
+    fn what_does_not_come_back_has_its_former_keys_again() {
+        let mut lead = Lead::new(ms(0), false);
+        lead.poll(ms(0), FINE);
+        lead.poll(ms(1), LEFT);
+        assert_eq!(lead.poll(ms(301), LEFT), Do::Change);
+        assert_eq!(lead.poll(ms(20_300), LEFT), Do::Wait);
+        assert!(matches!(lead.poll(ms(20_301), LEFT), Do::GoBack(_)));
+    }
+
+    #[test]
+    fn one_that_was_cut_off_goes_on_with_the_new_keys() {
+        let mut lead = Lead::new(ms(0), false);
+        let dead = Seen { live: false, others: true, far_ready: false, far_left: false };
+        assert_eq!(lead.poll(ms(299), dead), Do::Wait);
+        assert_eq!(lead.poll(ms(300), dead), Do::Change);
+        assert_eq!(lead.poll(ms(400), KEPT), Do::Keep);
+        assert_eq!(Lead::new(ms(0), true).poll(ms(1), KEPT), Do::Keep);
+    }
+}

@@ -1,0 +1,378 @@
+//! Renews keys and pre-shared keys tunnel by tunnel, while the others carry the traffic.
+//!
+//! The site that has new private keys leads. It asks, in its probes, that both ends leave a tunnel, changes it when both
+//! have, and keeps the new keys once probes are answered; else it goes back. The other site has the new public keys and
+//! follows: when the tunnel falls silent it tries the new keys, and the former ones, until it is answered.
+//! docs/operation.md says why it is done so.
+
+pub mod exchange;
+pub mod files;
+mod follow;
+mod lead;
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use follow::Follow;
+use lead::Lead;
+use state::{Part, Role, Stage, State, is_ours};
+
+use super::health::Understanding;
+use super::reload::Up;
+use crate::config::{self, Edit, InterfaceName, PresharedKey, PrivateKey, PublicKey, TunnelKeys};
+use crate::dataplane::{Pins, View};
+use crate::host;
+use crate::plan::{Plan, Tunnel};
+
+/// Between looks at the tunnels.
+const LOOK: Duration = Duration::from_millis(50);
+/// After a failure that may pass.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// What a tunnel gets. What is `None` stays.
+struct NewKeys {
+    private: Option<PrivateKey>,
+    public: Option<PublicKey>,
+    preshared: PresharedKey,
+}
+
+impl NewKeys {
+    /// Whether a tunnel has them.
+    fn are_those_of(&self, up: &Up, name: &InterfaceName) -> bool {
+        planned(up, name).is_some_and(|tunnel| {
+            tunnel.preshared_key.as_ref() == Some(&self.preshared)
+                && self.private.as_ref().is_none_or(|key| *key == tunnel.private_key)
+                && self.public.is_none_or(|key| key == tunnel.public_key)
+        })
+    }
+}
+
+/// What is to be done to a tunnel.
+#[derive(Debug)]
+pub enum Step {
+    /// Give it its new keys.
+    New(InterfaceName),
+    /// Give it its former keys; with a reason, stop as well.
+    Former(InterfaceName, Option<&'static str>),
+    /// It works with the new keys: the configuration is to name them.
+    Keep(InterfaceName),
+}
+
+/// A site's part in a renewal of keys, if there is one.
+pub struct Rotation {
+    file: PathBuf,
+    path: PathBuf,
+    began: Instant,
+    state: Option<State>,
+    keys: BTreeMap<InterfaceName, NewKeys>,
+    understanding: Understanding,
+    lead: Option<(InterfaceName, Lead)>,
+    follows: BTreeMap<InterfaceName, Follow>,
+    paused_until: Option<Instant>,
+}
+
+impl Rotation {
+    /// What is under way for the configuration at `file`.
+    pub fn load(file: &Path, up: &Up, understanding: &Understanding) -> Self {
+        let path = State::path(file);
+        understanding.forget();
+        let mut rotation = Self {
+            file: file.to_owned(),
+            path,
+            began: Instant::now(),
+            state: None,
+            keys: BTreeMap::new(),
+            understanding: understanding.clone(),
+            lead: None,
+            follows: BTreeMap::new(),
+            paused_until: None,
+        };
+        match rotation.read(up) {
+            Ok(state) => rotation.state = state,
+            Err(error) => tracing::error!("the renewal of keys does not go on: {error:#}"),
+        }
+        rotation
+    }
+
+    fn read(&mut self, up: &Up) -> anyhow::Result<Option<State>> {
+        let Some(state) = State::read(&self.path)?.filter(|state| !state.is_done()) else { return Ok(None) };
+        let owner = fs::metadata(&self.file).map_or(0, |metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
+        let read = |name: &str| {
+            config::read_secret(&self.path.with_file_name(name), owner, 4096)
+                .map_err(|error| anyhow::anyhow!("it {error}"))
+        };
+        for part in state.parts.iter().filter(|part| part.stage != Stage::Done) {
+            let name = InterfaceName::new(&part.tunnel).map_err(|why| anyhow::anyhow!("{} {why}", part.tunnel))?;
+            let private = part.private_key_file.as_deref().map(read).transpose()?;
+            let keys = NewKeys {
+                private: private.map(|text| text.parse()).transpose()?,
+                public: part.public_key.as_ref().map(|text| text.parse()).transpose()?,
+                preshared: read(&part.preshared_key_file)?.parse()?,
+            };
+            self.understanding.set_rotation(&name, state.id);
+            if state.role == Role::Follows {
+                self.follows.insert(name.clone(), Follow::new(keys.are_those_of(up, &name)));
+            }
+            self.keys.insert(name, keys);
+        }
+        Ok(Some(state))
+    }
+
+    /// Waits until something is to be done; for ever if nothing is under way.
+    pub async fn due(&mut self, up: &Up, pins: &Pins) -> Step {
+        if let Some(until) = self.paused_until {
+            tokio::time::sleep_until(until.into()).await;
+            self.paused_until = None;
+        }
+        let view = match View::open(pins) {
+            Ok(view) if self.state.is_some() => view,
+            _ => return std::future::pending().await,
+        };
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let step = match self.state.as_ref().map(|state| (state.role, state.going)) {
+                Some((Role::Leads, true)) => self.lead(up, &view),
+                Some((Role::Follows, _)) => self.follow(up, &view),
+                _ => return std::future::pending().await,
+            };
+            if let Some(step) = step {
+                return step;
+            }
+        }
+    }
+
+    fn lead(&mut self, up: &Up, view: &View) -> Option<Step> {
+        let now = self.began.elapsed();
+        if self.lead.is_none() {
+            let state = self.state.as_ref()?;
+            let next = state.parts.iter().find(|part| part.stage != Stage::Done)?;
+            let name = InterfaceName::new(&next.tunnel).ok()?;
+            let has_new = self.keys.get(&name).is_some_and(|keys| keys.are_those_of(up, &name));
+            self.lead = Some((name, Lead::new(now, has_new)));
+        }
+        let id = self.state.as_ref()?.id;
+        let (name, lead) = self.lead.as_mut()?;
+        let Some(planned) = planned(up, name) else {
+            let why = "it is not in the configuration any more";
+            let name = name.clone();
+            self.stop(&name, why);
+            return None;
+        };
+        let live = view.peers().get(planned.peer).map_or(0, |peer| peer.live);
+        let far = self.understanding.far(name);
+        let seen = lead::Seen {
+            live: live >> planned.slot & 1 == 1,
+            others: live & !(1 << planned.slot) != 0,
+            far_ready: far.rotation == id,
+            far_left: far.has_left,
+        };
+        let todo = lead.poll(now, seen);
+        let name = name.clone();
+        match todo {
+            lead::Do::Wait => None,
+            lead::Do::Leave => {
+                // Before anything is touched: the new keys have to be written down when they are in use.
+                match self.edit(&name) {
+                    Ok(_) => {
+                        tracing::info!("{name}: both sites leave it, to renew its keys");
+                        self.note(&name, Stage::Changing);
+                        self.understanding.ask(&name, true);
+                    }
+                    Err(error) => self.stop(&name, &format!("{error:#}")),
+                }
+                None
+            }
+            lead::Do::Change => Some(Step::New(name)),
+            lead::Do::Keep => Some(Step::Keep(name)),
+            lead::Do::GoBack(why) => Some(Step::Former(name, Some(why))),
+            lead::Do::Stop(why) => {
+                self.note(&name, Stage::Waiting);
+                self.stop(&name, why);
+                None
+            }
+        }
+    }
+
+    fn follow(&mut self, up: &Up, view: &View) -> Option<Step> {
+        let now = self.began.elapsed();
+        let interval = Duration::from_millis(up.config.health.interval_ms.into());
+        let peers = view.peers();
+        for (name, follow) in &mut self.follows {
+            let Some(planned) = planned(up, name) else { continue };
+            let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
+            let asked = self.understanding.far(name).asks;
+            let heard = self.understanding.heard(name).map_or(self.began, |at| at.max(self.began));
+            match follow.poll(now, interval, follow::Seen { live, silent: heard.elapsed(), asked }) {
+                follow::Do::Wait => {}
+                follow::Do::TryNew => return Some(Step::New(name.clone())),
+                follow::Do::TryFormer => return Some(Step::Former(name.clone(), None)),
+                follow::Do::Keep => return Some(Step::Keep(name.clone())),
+            }
+        }
+        None
+    }
+
+    /// Does what [`Rotation::due`] found.
+    pub async fn act(&mut self, step: Step, up: &mut Up) {
+        match step {
+            Step::New(name) => {
+                if let Err(error) = self.edit(&name) {
+                    tracing::error!("{name} keeps its former keys: {error:#}");
+                    self.fail(&name, "the configuration cannot be changed");
+                    return;
+                }
+                let Some(keys) = self.keys.get(&name) else { return };
+                let changed = change(up, &name, |tunnel| {
+                    tunnel.private_key = keys.private.as_ref().unwrap_or(&tunnel.private_key).clone();
+                    tunnel.public_key = keys.public.unwrap_or(tunnel.public_key);
+                    tunnel.preshared_key = Some(keys.preshared.clone());
+                });
+                match changed.await {
+                    Ok(()) => tracing::info!("{name}: has its new keys, and is used when it answers"),
+                    Err(error) => {
+                        tracing::error!("{name}: {:#}", anyhow::Error::new(error));
+                        self.restore(&name, up).await;
+                        self.fail(&name, "its keys cannot be changed");
+                    }
+                }
+                self.understanding.ask(&name, false);
+            }
+            Step::Former(name, why) => {
+                self.restore(&name, up).await;
+                self.understanding.ask(&name, false);
+                if let Some(why) = why {
+                    self.note(&name, Stage::Waiting);
+                    self.stop(&name, why);
+                } else {
+                    tracing::info!("{name}: did not answer with its new keys, and has its former ones again");
+                }
+            }
+            Step::Keep(name) => match self.keep(&name, up) {
+                Ok(()) => {
+                    self.lead = None;
+                    self.follows.remove(&name);
+                    self.keys.remove(&name);
+                    self.understanding.set_rotation(&name, 0);
+                    tracing::info!("{name}: its new keys are in use");
+                    if self.state.as_ref().is_some_and(State::is_done) {
+                        tracing::info!("every tunnel has new keys");
+                        self.state = None;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!("{name}: its new keys cannot be written down: {error:#}");
+                    self.restore(&name, up).await;
+                    self.fail(&name, "its new keys cannot be written down");
+                }
+            },
+        }
+    }
+
+    /// The leading end stops; the following one tries again later.
+    fn fail(&mut self, name: &InterfaceName, why: &str) {
+        if self.state.as_ref().is_some_and(|state| state.role == Role::Leads) {
+            self.note(name, Stage::Waiting);
+            self.stop(name, why);
+        } else {
+            // It has its former keys.
+            self.follows.insert(name.clone(), Follow::new(false));
+            self.paused_until = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    fn stop(&mut self, name: &InterfaceName, why: &str) {
+        let why = format!("{name}: {why}");
+        tracing::warn!("the renewal of keys stops: {why}");
+        self.understanding.ask(name, false);
+        self.lead = None;
+        let update = |state: &mut State| (state.going, state.stopped) = (false, Some(why));
+        self.update(update);
+    }
+
+    fn note(&mut self, name: &InterfaceName, stage: Stage) {
+        self.update(|state| {
+            if let Some(part) = state.part_mut(name.as_str()) {
+                part.stage = stage;
+            }
+        });
+    }
+
+    fn update(&mut self, change: impl FnOnce(&mut State)) {
+        match State::update(&self.path, change) {
+            // Given up meanwhile, or another one: the reload that follows reads it.
+            Ok(state) => self.state = state.filter(|state| Some(state.id) == self.state.as_ref().map(|state| state.id)),
+            Err(error) => {
+                tracing::error!("the renewal of keys does not go on: {:#}", anyhow::Error::new(error));
+                self.state = None;
+            }
+        }
+    }
+
+    fn part(&self, name: &InterfaceName) -> Option<&Part> {
+        self.state.as_ref()?.parts.iter().find(|part| part.tunnel == name.as_str())
+    }
+
+    /// The configuration, about to name the new keys; and the key files that it does not name any more then.
+    fn edit(&self, name: &InterfaceName) -> anyhow::Result<(Edit, Vec<String>)> {
+        let part = self.part(name).ok_or_else(|| anyhow::anyhow!("it was given up"))?;
+        let (config, text) = config::load_with_text(&self.file)?;
+        let mut edit = Edit::new(&self.file, &text, &config)?;
+        let keys = TunnelKeys {
+            private_key_file: part.private_key_file.as_deref(),
+            public_key: part.public_key.as_ref().map(|text| text.parse()).transpose()?,
+            preshared_key_file: Some(&part.preshared_key_file),
+        };
+        let former = edit.set_keys(name.as_str(), &keys)?;
+        Ok((edit, former))
+    }
+
+    fn keep(&mut self, name: &InterfaceName, up: &mut Up) -> anyhow::Result<()> {
+        let (edit, former) = self.edit(name)?;
+        edit.save()?;
+        if let Some(keys) = self.keys.get(name) {
+            let mut tunnels = up.config.peers.iter_mut().flat_map(|peer| &mut peer.tunnels);
+            if let Some(tunnel) = tunnels.find(|tunnel| tunnel.name == *name) {
+                tunnel.private_key = keys.private.clone().or(tunnel.private_key.take());
+                tunnel.public_key = keys.public.or(tunnel.public_key);
+                tunnel.preshared_key = Some(keys.preshared.clone());
+            }
+        }
+        self.note(name, Stage::Done);
+        for file in former.iter().filter(|file| is_ours(name.as_str(), file)) {
+            let path = self.path.with_file_name(file);
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!("removing the former key {}: {error}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a tunnel the keys that the configuration names.
+    async fn restore(&self, name: &InterfaceName, up: &mut Up) {
+        let former = Plan::new(&up.config, up.plan.backend).tunnels.into_iter().find(|tunnel| tunnel.name == *name);
+        let Some(former) = former else { return };
+        let restored = change(up, name, |tunnel| {
+            tunnel.private_key = former.private_key;
+            tunnel.public_key = former.public_key;
+            tunnel.preshared_key = former.preshared_key;
+        });
+        if let Err(error) = restored.await {
+            tracing::error!("{name} cannot be given its former keys: {:#}", anyhow::Error::new(error));
+        }
+    }
+}
+
+fn planned<'a>(up: &'a Up, name: &InterfaceName) -> Option<&'a Tunnel> {
+    up.plan.tunnels.iter().find(|tunnel| tunnel.name == *name)
+}
+
+async fn change(up: &mut Up, name: &InterfaceName, change: impl FnOnce(&mut Tunnel)) -> Result<(), host::HostError> {
+    let Some(tunnel) = up.plan.tunnels.iter_mut().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
+    change(tunnel);
+    host::rekey_tunnel(up.links.userspace.as_mut(), tunnel).await
+}

@@ -1,0 +1,232 @@
+//! Keys are renewed while traffic flows.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use ecmpvpn::config::{self, Config, PublicKey};
+use ecmpvpn::host::wireguard::kernel;
+use lab::sites::Lab;
+use lab::traffic::{Stream, StreamReport, TcpLoad};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::stage::{Kind, indexes};
+
+/// Flows of the stream, and its packets a second.
+const FLOWS: usize = 32;
+const RATE: u32 = 1_000;
+
+fn rotate(lab: &Lab, site: usize, arguments: &[&str]) -> Result<String> {
+    let (code, output, complaint) = lab.ecmpvpn(site, &[&["rotate"], arguments].concat())?;
+    ensure!(code == 0, "`rotate {}` ended with {code}: {complaint}", arguments.join(" "));
+    Ok(output + &complaint)
+}
+
+fn status(lab: &Lab, site: usize) -> Result<Value> {
+    let (code, output, complaint) = lab.ecmpvpn(site, &["rotate", "--status", "--json"])?;
+    ensure!(code == 0, "`rotate --status` ended with {code}: {complaint}");
+    Ok(serde_json::from_str::<Value>(&output)?["rotation"].take())
+}
+
+/// Carries A's file to B.
+fn prepare_and_apply(lab: &Lab) -> Result<()> {
+    let file = lab.dir().join("for-b").display().to_string();
+    rotate(lab, 0, &["--prepare", "--output", &file])?;
+    let told = rotate(lab, 1, &["--apply", &file])?;
+    ensure!(told.contains("follows"), "{told}");
+    fs::remove_file(file)?;
+    Ok(())
+}
+
+fn load(lab: &Lab, site: usize) -> Result<Config> {
+    config::load(&lab.sites[site].config).map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+/// The public keys that the tunnels of a site should have.
+fn own_keys(config: &Config) -> Vec<PublicKey> {
+    let tunnels = config.peers[0].tunnels.iter();
+    tunnels.map(|tunnel| tunnel.private_key.as_ref().unwrap_or(&config.site.private_key).public_key()).collect()
+}
+
+fn stream<T>(lab: &Lab, meanwhile: impl FnOnce() -> Result<T>) -> Result<(StreamReport, T)> {
+    let stream = Stream::start(lab.path_v4(), FLOWS, RATE)?;
+    // The first packets find the neighbours.
+    std::thread::sleep(Duration::from_millis(500));
+    let done = meanwhile();
+    let report = stream.stop()?;
+    Ok((report, done?))
+}
+
+fn assert_none_lost(report: &StreamReport) -> Result<()> {
+    let outages = report.outages();
+    ensure!(report.lost() == 0, "{} of {} packets were lost: {outages:?}", report.lost(), report.sent());
+    Ok(())
+}
+
+fn files(folder: &Path) -> Result<BTreeSet<String>> {
+    let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+/// Every tunnel of B has one peer, A's new key, and a handshake with it that is younger than `since`.
+fn assert_in_use(lab: &Lab, kind: Kind, keys: &[PublicKey], since: Instant) -> Result<()> {
+    let stats = lab.stats(1)?;
+    for (tunnel, key) in lab.tunnels.iter().zip(keys) {
+        let shown = stats["tunnels"].as_array().context("no tunnels")?.iter().find(|t| t["name"] == *tunnel.name);
+        let shown = shown.with_context(|| format!("no {}", tunnel.name))?;
+        ensure!(shown["state"] == "up", "{shown}");
+        let age = shown["last_handshake_s"].as_u64().context("no handshake")?;
+        ensure!(age <= since.elapsed().as_secs(), "{}: the handshake is {age} s old", tunnel.name);
+        if kind == Kind::Kernel {
+            let peers = lab.sites[1].gateway.run(|| kernel::peers(&tunnel.name))?;
+            ensure!(peers.len() == 1 && peers[0].public_key == *key, "{}: {peers:?} and not {key}", tunnel.name);
+            let age = peers[0].last_handshake.with_context(|| format!("no handshake with {key}"))?;
+            ensure!(age <= since.elapsed() + Duration::from_secs(1), "{}: {age:?}", tunnel.name);
+        }
+    }
+    Ok(())
+}
+
+pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let [a, b] = lab.run()?;
+    let former = own_keys(&load(&lab, 0)?);
+    let links = [indexes(&lab, 0)?, indexes(&lab, 1)?];
+    let (code, _, complaint) = lab.ecmpvpn(0, &["rotate"])?;
+    ensure!(code == 2 && complaint.contains("--prepare"), "it ended with {code}: {complaint}");
+    std::thread::sleep(Duration::from_secs(1));
+    let began = Instant::now();
+    let renewed = stream(&lab, || {
+        prepare_and_apply(&lab)?;
+        rotate(&lab, 0, &[])
+    });
+    let (report, told) = renewed.with_context(|| format!("A:\n{}\nB:\n{}", a.output(), b.output()))?;
+    let took = began.elapsed();
+    for tunnel in &lab.tunnels {
+        ensure!(told.contains(&format!("{}: works with its new keys", tunnel.name)), "{told}");
+    }
+    eprintln!("  {}: {} packets, {} lost, renewed in {took:.1?}", kind.name(), report.sent(), report.lost());
+    assert_none_lost(&report)?;
+    let configs = [load(&lab, 0)?, load(&lab, 1)?];
+    let renewed = own_keys(&configs[0]);
+    ensure!(renewed.iter().all(|key| !former.contains(key)), "a former key is still configured");
+    for (a, b) in configs[0].peers[0].tunnels.iter().zip(&configs[1].peers[0].tunnels) {
+        let public = a.private_key.as_ref().context("no key of its own")?.public_key();
+        ensure!(b.public_key == Some(public), "{}: the configurations do not fit", a.name);
+        ensure!(a.preshared_key.is_some() && a.preshared_key == b.preshared_key, "{}: no new pre-shared key", a.name);
+    }
+    assert_in_use(&lab, kind, &renewed, began)?;
+    ensure!([indexes(&lab, 0)?, indexes(&lab, 1)?] == links, "links were made anew");
+    for site in 0..2 {
+        ensure!(status(&lab, site)?["done"] == true, "{}", status(&lab, site)?);
+    }
+    let said = told + &a.output() + &b.output();
+    for tunnel in &configs[0].peers[0].tunnels {
+        let secrets = [
+            tunnel.private_key.as_ref().map(config::PrivateKey::to_base64),
+            tunnel.preshared_key.as_ref().map(config::PresharedKey::to_base64),
+        ];
+        ensure!(secrets.iter().flatten().all(|secret| !said.contains(secret.as_str())), "a key was printed");
+    }
+    // Once more: the keys of the first time go, and the new ones outlive the process.
+    prepare_and_apply(&lab)?;
+    rotate(&lab, 0, &[])?;
+    for (site, per_tunnel) in [(0, 2), (1, 1)] {
+        let folder = lab.sites[site].config.parent().context("no folder")?;
+        let left = files(folder)?.into_iter().filter(|name| name.starts_with("wg")).count();
+        ensure!(left == per_tunnel * lab.tunnels.len(), "{:?}", files(folder)?);
+    }
+    ensure!(a.stop(Signal::TERM)?.success());
+    let mut running = [lab.start(0)?, b];
+    running[0].wait_until_said("is up:")?;
+    lab.warm_up(&mut running)?;
+    Ok(())
+}
+
+/// Keys that do not fit, a site that does not take part, and giving up: nothing is left, and both ends find together.
+pub fn what_does_not_work_is_undone(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let [a, b] = lab.run()?;
+    let folders = [0, 1].map(|site| lab.sites[site].config.parent().expect("a folder").to_owned());
+    let before = [files(&folders[0])?, files(&folders[1])?];
+    let texts = [fs::read_to_string(&lab.sites[0].config)?, fs::read_to_string(&lab.sites[1].config)?];
+    std::thread::sleep(Duration::from_secs(1));
+    prepare_and_apply(&lab)?;
+    // At B one tunnel gets another key than A has made.
+    let wrong = files(&folders[1])?.into_iter().find(|name| name.starts_with("wg0-")).context("no new key")?;
+    fs::write(folders[1].join(wrong), config::PresharedKey::generate().to_base64().as_bytes())?;
+    ensure!(lab.ecmpvpn(1, &["reload"])?.0 == 0);
+    let (code, _, complaint) = lab.ecmpvpn(0, &["rotate"])?;
+    ensure!(code == 1 && complaint.contains("has its former ones again"), "it ended with {code}: {complaint}");
+    ensure!(complaint.contains("the other tunnels were not touched"), "{complaint}");
+    // B finds back to the former keys by itself.
+    b_is_up(&lab)?;
+    let state = status(&lab, 0)?;
+    let waiting = |tunnel: &Value| tunnel["stage"] == "waiting";
+    ensure!(state["tunnels"].as_array().is_some_and(|all| all.iter().all(waiting)), "{state}");
+    for site in [0, 1] {
+        rotate(&lab, site, &["--abort"])?;
+    }
+    ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000, "nothing gets through");
+    ensure!(b.output().contains("former ones again"), "{}", b.output());
+    ensure!([files(&folders[0])?, files(&folders[1])?] == before, "files were left: {:?}", files(&folders[0])?);
+    let now = [fs::read_to_string(&lab.sites[0].config)?, fs::read_to_string(&lab.sites[1].config)?];
+    ensure!(now == texts, "the configurations were changed");
+    // B does not take part.
+    let file = lab.dir().join("for-b").display().to_string();
+    rotate(&lab, 0, &["--prepare", "--output", &file])?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["rotate"])?;
+    let said = || format!("{complaint}\nA:\n{}\nB:\n{}", a.output(), b.output());
+    ensure!(code == 1 && complaint.contains("does not have the new keys"), "it ended with {code}: {}", said());
+    rotate(&lab, 0, &["--abort"])?;
+    ensure!(files(&folders[0])? == before[0], "files were left: {:?}", files(&folders[0])?);
+    Ok(())
+}
+
+fn b_is_up(lab: &Lab) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let up = |site: usize| -> Result<bool> {
+            let stats = lab.stats(site)?;
+            Ok(stats["tunnels"].as_array().is_some_and(|all| all.iter().all(|tunnel| tunnel["state"] == "up")))
+        };
+        if up(0)? && up(1)? {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < Duration::from_secs(40), "not up again: {} {}", lab.stats(0)?, lab.stats(1)?);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The leading end is killed while it changes a tunnel: started again, it goes on by itself.
+pub fn cut_off_it_goes_on(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let [a, b] = lab.run()?;
+    prepare_and_apply(&lab)?;
+    let file = lab.sites[0].config.with_extension("rotation.json");
+    std::thread::scope(|scope| -> Result<()> {
+        let command = scope.spawn(|| lab.ecmpvpn(0, &["rotate"]));
+        let since = Instant::now();
+        while !fs::read_to_string(&file)?.contains("changing") {
+            ensure!(since.elapsed() < Duration::from_secs(20), "it does not begin: {}", a.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // Both have left it by now, or it has its new keys already.
+        std::thread::sleep(Duration::from_millis(500));
+        a.stop(Signal::KILL)?;
+        let mut again = lab.start(0)?;
+        again.wait_until_said("is up:")?;
+        // The command only watches.
+        let (code, _, complaint) = command.join().expect("no panic")?;
+        ensure!(code == 0, "it ended with {code}: {complaint}\n{}\n{}", again.output(), b.output());
+        let configs = [load(&lab, 0)?, load(&lab, 1)?];
+        for (a, b) in configs[0].peers[0].tunnels.iter().zip(&configs[1].peers[0].tunnels) {
+            let public = a.private_key.as_ref().context("no key of its own")?.public_key();
+            ensure!(b.public_key == Some(public), "{}: the configurations do not fit", a.name);
+        }
+        lab.warm_up(&mut [again, b])
+    })
+}
