@@ -13,6 +13,8 @@ mod cycles;
 mod deleted;
 #[path = "lifecycle/live.rs"]
 mod live;
+#[path = "lifecycle/named.rs"]
+mod named;
 #[path = "lifecycle/outlive.rs"]
 mod outlive;
 #[path = "lifecycle/rotate.rs"]
@@ -29,7 +31,7 @@ use stage::Kind;
 type Test = fn(Kind) -> Result<()>;
 
 fn main() {
-    let each: [(&str, Test); 12] = [
+    let each: [(&str, Test); 13] = [
         ("killed_and_started_again_nothing_is_forgotten", outlive::killed_and_started_again_nothing_is_forgotten),
         ("a_reload_adds_and_removes_tunnels", change::a_reload_adds_and_removes_tunnels),
         ("a_reload_that_cannot_be_changes_nothing", change::a_reload_that_cannot_be_changes_nothing),
@@ -42,6 +44,7 @@ fn main() {
         ("renewing_that_is_cut_off_goes_on", rotate::cut_off_it_goes_on),
         ("what_is_deleted_is_made_again", deleted::what_is_deleted_is_made_again),
         ("live_changes_stay_and_changed_values_are_taken", live::live_changes_stay_and_changed_values_are_taken),
+        ("a_name_is_followed_to_where_the_site_is", named::a_name_is_followed_to_where_the_site_is),
     ];
     let kernel: [(&str, Test); 3] = [
         ("the_management_port_is_not_taken", change::the_management_port_is_not_taken),

@@ -25,7 +25,7 @@ const SKIPPED: [&str; 2] = ["--skip", "userspace"];
 /// What is left out besides unless a filter is given: what asks more than emulated CPUs can be relied on to give (changes by
 /// the second, full links and nothing late), and what takes minutes there and concerns the process and not the kernel. With
 /// the userspace backend the running kernel runs most of it; `-- NAME` runs each here.
-const BY_NAME: [&str; 10] = [
+const BY_NAME: [&str; 13] = [
     "no_packet_is_lost_by_policy_changes",
     "tcp_survives_and_full_tunnels_do_not_die",
     "full_and_lossy_links_are_no_false_alarm",
@@ -34,13 +34,19 @@ const BY_NAME: [&str; 10] = [
     "a_reload_that_cannot_be_changes_nothing",
     "another_layout_is_left_running",
     "systemd_is_told",
+    "renewing_that",
+    "a_name_is_followed_to_where_the_site_is",
+    "live_changes_stay_and_changed_values_are_taken",
     "cycles_leave_nothing_behind",
     "the_management_port_is_not_taken",
 ];
 /// What only the newest kernel runs unless a filter is given, for the time it takes, and as the older one has not carried it
 /// on an idle host yet.
-const ON_THE_NEWEST: [&str; 2] =
-    ["a_blackholed_tunnel_is_left_and_taken_again", "a_changed_configuration_is_taken_at_the_next_run"];
+const ON_THE_NEWEST: [&str; 3] = [
+    "a_blackholed_tunnel_is_left_and_taken_again",
+    "a_changed_configuration_is_taken_at_the_next_run",
+    "keys_are_renewed_without_a_lost_packet",
+];
 /// When one suite counts as hung. An emulated CPU on a busy machine is slow.
 const SUITE_LIMIT: Duration = Duration::from_secs(1800);
 /// How often a suite may be run again after its machine died of stale code.

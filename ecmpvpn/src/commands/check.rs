@@ -42,7 +42,8 @@ fn spread_warnings(config: &Config) -> Vec<String> {
         Ok(peer) => peer.warning(),
         Err(error) => Some(format!("the tunnels' bond members cannot be told: {error}")),
     };
-    config.peers.iter().filter_map(warning).collect()
+    // Without an address there is no hash.
+    config.peers.iter().filter(|peer| !peer.remote_endpoint.is_unspecified()).filter_map(warning).collect()
 }
 
 /// The kernel lends ports of its ephemeral range to whoever asks: before `run` starts, somebody may have one of ours.

@@ -14,10 +14,12 @@ pub mod stats;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use crate::cli::{Cli, Command, ConfirmArgs, DownArgs, ReloadArgs};
-use crate::config::ConfigError;
+use crate::config::{self, Config, ConfigError};
 use crate::control::gather::GatherError;
+use crate::control::names::{self, NameError};
 use crate::control::session::SessionError;
 use crate::exit::Exit;
 
@@ -85,6 +87,19 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error)
     }
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}
+
+/// The configuration at `path`, its remote endpoints resolved.
+pub fn load(path: &Path) -> Result<Config, Failure> {
+    let mut config = config::load(path)?;
+    names::resolve(&mut config, None)?;
+    Ok(config)
 }
 
 impl From<GatherError> for Failure {

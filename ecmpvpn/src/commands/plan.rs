@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 
 use crate::commands::{Failure, print};
-use crate::config::{self, Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::config::{Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
 use crate::control::measure;
 use crate::control::ports::{Count, Judged, judge};
 use crate::host;
@@ -112,7 +112,7 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
     let report = if let Some((a, b)) = ends(args) {
         Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None }
     } else {
-        let config = config::load(path)?;
+        let config = crate::commands::load(path)?;
         let Judged { mut report, degraded } = judge(&config, Count::Usable).await.map_err(Failure::usage)?;
         for degraded in degraded {
             let _ = writeln!(io::stderr(), "ecmpvpn: warning: {degraded}: choose ports when all are back");

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use crate::cli::RunArgs;
 use crate::commands::{Failure, print};
-use crate::config;
 use crate::control::session::{self, Options, Places};
 
 /// Runs the site of the configuration at `path` until it is told to stop; with `--dry-run` says what that would change.
 pub async fn run(path: &Path, args: RunArgs) -> Result<(), Failure> {
-    let config = config::load(path)?;
+    let config = crate::commands::load(path)?;
     if args.dry_run {
         let places = Places::of(&config.site.name);
         let changes = session::dry_run(&config, &places, args.take_management_port).await?;

@@ -8,6 +8,7 @@ mod edit;
 mod key_file;
 mod keys;
 mod problems;
+mod remote;
 mod render;
 mod rules;
 mod schema;

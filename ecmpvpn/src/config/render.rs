@@ -89,8 +89,9 @@ fn render_peer(out: &mut Text, peer: &Peer) {
     if peer.preshared_key.is_some() {
         out.key("preshared_key_file", quoted(preshared_key_file(&peer.name)), "the same key at both ends");
     }
+    let remote = peer.remote_name.clone().unwrap_or_else(|| peer.remote_endpoint.to_string());
     out.key("local_endpoint", quoted(peer.local_endpoint), "where outer packets leave from");
-    out.key("remote_endpoint", quoted(peer.remote_endpoint), "where they go");
+    out.key("remote_endpoint", quoted(remote), "where they go");
     if let Some(bond) = &peer.remote_bond {
         let policy = quoted(bond.xmit_hash_policy.as_str());
         let value = format!("{{ members = {}, xmit_hash_policy = {policy} }}", bond.members);

@@ -3,7 +3,7 @@
 //! A function here reports what is unsound and goes on as well as it can, so that all problems are told at once: what it
 //! returns counts only where nothing at all was reported.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -13,8 +13,8 @@ use super::key_file::KeyFileError;
 use super::problems::Collector;
 use super::section::{At, Parsed, Section, number, text, word};
 use super::values::{
-    boolean, endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key, site_name,
-    tunnel_address, weight,
+    Remote, boolean, endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key,
+    remote_endpoint, site_name, tunnel_address, weight,
 };
 use super::{
     BackendChoice, Bond, BondMode, Config, Health, InterfaceName, KeyError, LacpRate, MAX_MEMBERS, MAX_PEERS,
@@ -152,7 +152,12 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         .get("preshared_key_file", key_file_name)
         .and_then(|file| key_from_file(section, "preshared_key_file", &file, keys));
     let local = section.need("local_endpoint", "\"10.2.3.4\"", endpoint);
-    let remote = section.need("remote_endpoint", "\"10.5.6.7\"", endpoint);
+    let written = section.need("remote_endpoint", "\"10.5.6.7\"", remote_endpoint);
+    let (remote, remote_name) = match written {
+        Some(At { value: Remote::Address(value), at }) => (Some(At { value, at }), None),
+        Some(At { value: Remote::Name(name), .. }) => (None, Some(name)),
+        None => (None, None),
+    };
     if let (Some(local), Some(remote)) = (&local, &remote) {
         endpoints_fit(section, local, remote);
     }
@@ -193,8 +198,14 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         name: name?.value,
         public_key: public_key?.value,
         preshared_key,
-        local_endpoint: local?.value,
-        remote_endpoint: remote?.value,
+        local_endpoint: local.as_ref()?.value,
+        remote_endpoint: match (remote, &remote_name) {
+            (Some(remote), _) => remote.value,
+            (None, Some(_)) if local?.value.is_ipv4() => Ipv4Addr::UNSPECIFIED.into(),
+            (None, Some(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            (None, None) => return None,
+        },
+        remote_name,
         remote_bond,
         policy: policy.map(|found| found.value),
         prefixes: values(prefixes),

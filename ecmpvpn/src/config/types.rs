@@ -237,8 +237,11 @@ pub struct Peer {
     pub preshared_key: Option<PresharedKey>,
     /// Address that the outer packets leave from.
     pub local_endpoint: IpAddr,
-    /// Address that the outer packets go to; same family as `local_endpoint`.
+    /// Address that the outer packets go to; same family as `local_endpoint`. Unspecified while `remote_name` is not
+    /// resolved.
     pub remote_endpoint: IpAddr,
+    /// The name that stands in place of that address; [`Config::set_remote`] fills the address in.
+    pub remote_name: Option<String>,
     /// What the planner may assume of the far end.
     pub remote_bond: Option<RemoteBond>,
     /// How its flows are put onto tunnels; `None`: as [`Steering::policy`] says.

@@ -83,16 +83,54 @@ pub(super) fn weight(value: &DeValue<'_>) -> Parsed<Option<u16>> {
 
 pub(super) fn endpoint(value: &DeValue<'_>) -> Parsed<IpAddr> {
     let address: IpAddr = text("an IPv4 or IPv6 address such as \"10.2.3.4\"")(value)?;
-    let unfit = match address {
-        _ if address.is_unspecified() => "stands for any address",
-        _ if address.is_loopback() => "never leaves the host",
-        _ if address.is_multicast() => "is multicast",
-        IpAddr::V4(v4) if v4.is_broadcast() => "is broadcast",
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => "is valid on one link only",
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "is an IPv4 address in disguise",
-        _ => return Ok(address),
+    match unfit(address) {
+        None => Ok(address),
+        Some(why) => Err(format!("is {address}, which {why}: give the gateway's own unicast address")),
+    }
+}
+
+/// Why no outer packet can go to an address, or come from it.
+pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("stands for any address"),
+        _ if address.is_loopback() => Some("never leaves the host"),
+        _ if address.is_multicast() => Some("is multicast"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is broadcast"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("is valid on one link only"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("is an IPv4 address in disguise"),
+        _ => None,
+    }
+}
+
+/// Where outer packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Remote {
+    Address(IpAddr),
+    Name(String),
+}
+
+pub(super) fn remote_endpoint(value: &DeValue<'_>) -> Parsed<Remote> {
+    let written = string(value)?;
+    if written.parse::<IpAddr>().is_ok() {
+        endpoint(value).map(Remote::Address)
+    } else if is_host_name(&written) {
+        Ok(Remote::Name(written))
+    } else {
+        Err(format!("is {written:?}: give an address such as \"10.2.3.4\", or a host name, without a port"))
+    }
+}
+
+/// Whether `name` can be looked up: labels of letters, digits, dashes and underscores, the last one no number.
+fn is_host_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
-    Err(format!("is {address}, which {unfit}: give the gateway's own unicast address"))
+    let last = name.rsplit('.').next().unwrap_or(name);
+    name.len() <= 253 && name.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// An address of this host with its net.

@@ -48,6 +48,7 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
         tunnel.rx_members = arrived(&arrivals, &seen, &links);
         tunnel.rx_member = one(&tunnel.rx_members);
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
+            tunnel.endpoint = remote.to_string();
             let mut carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
             if carriers.read_macs() {
                 carriers.macs = underlay::macs(&links, handle, local, remote).await.0;
@@ -136,13 +137,15 @@ pub async fn member(config: &Config, links: &Links, handle: &Handle, seen: &Tunn
     carriers.carrier(local, remote).map(|link| link.name.clone())
 }
 
+/// Where a tunnel's outer packets leave from and go to; the far end is where the kernel's WireGuard last heard it.
 pub(super) fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
     let peer = config.peers.get(seen.peer as usize)?;
     let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;
-    Some((
-        SocketAddr::new(peer.local_endpoint, tunnel.listen_port),
-        SocketAddr::new(peer.remote_endpoint, tunnel.remote_port),
-    ))
+    let heard = kernel::peers(&seen.name).ok().and_then(|peers| peers.first()?.endpoint);
+    let configured = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
+    // A name that nobody has resolved here: it is not known.
+    let remote = heard.or((!configured.ip().is_unspecified()).then_some(configured))?;
+    Some((SocketAddr::new(peer.local_endpoint, tunnel.listen_port), remote))
 }
 
 fn shown(link: &Link, arrivals: &[ArrivalView]) -> Member {

@@ -7,6 +7,7 @@ pub mod gather;
 pub mod health;
 pub mod measure;
 mod mend;
+pub mod names;
 mod notify;
 pub mod policy;
 pub mod ports;

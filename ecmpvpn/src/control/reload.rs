@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::converge;
 use super::session::{Places, SessionError};
+use super::{converge, names};
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::host::{HostLinks, Journal, RunDir};
@@ -74,6 +74,7 @@ pub async fn reload(up: &mut Up, file: &Path, journal: &mut Journal, places: &Pl
 
 async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places) -> Result<String, (Exit, String)> {
     let config = config::load(file).map_err(|error| (Exit::Usage, format!("{:#}", anyhow::Error::new(error))))?;
+    let config = resolved(config, &up.config).await.map_err(|error| (Exit::Failed, error))?;
     let fixed = unreloadable(&up.config, &config, up.plan.backend);
     if !fixed.is_empty() {
         let text = format!(
@@ -102,6 +103,14 @@ async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places)
             Err((exit, text))
         }
     }
+}
+
+/// `config` with the addresses of new names; those of `known` stay.
+async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> {
+    let known = known.clone();
+    let resolving = tokio::task::spawn_blocking(move || names::resolve(&mut config, Some(&known)).map(|()| config));
+    let resolved = resolving.await.map_err(|error| error.to_string())?;
+    resolved.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
 }
 
 /// Asks the process that runs `site` to reload, and waits for what becomes of it; `None`: no process runs it.

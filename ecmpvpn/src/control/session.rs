@@ -12,6 +12,7 @@ use crate::config::{Config, InterfaceName};
 use crate::control::converge::{self, NotTakenOver};
 use crate::control::health::{Health, Understanding};
 use crate::control::mend::Mender;
+use crate::control::names::{self, Names};
 use crate::control::policy::PolicyError;
 use crate::control::policy::keep::Applied;
 use crate::control::reload::{self, Up};
@@ -157,6 +158,7 @@ enum Woken {
     NotConfirmed(u32),
     Rotate(rotate::Step),
     Missing(Vec<InterfaceName>),
+    Moved(names::Moved),
 }
 
 /// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall persist. SIGHUP reads the
@@ -195,8 +197,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
     announce(&up);
     let understanding = Understanding::default();
     let mut rotation = Rotation::load(&options.file, &up, &understanding);
-    let mut mender = Mender::default();
-    let mut health = None;
+    let (mut mender, mut names, mut health) = (Mender::default(), Names::default(), None);
     let mut end = loop {
         let probing = health.get_or_insert_with(|| Health::start(&up.config, &up.plan, &places.pins, &understanding));
         let woken = tokio::select! {
@@ -208,6 +209,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
             never = arrivals::follow(&up.config, &up.plan, &places.pins) => match never {},
             never = notify::watchdog() => match never {},
             step = rotation.due(&up, &places.pins) => Ok(Woken::Rotate(step)),
+            moved = names.moved(&up, &places.pins) => Ok(Woken::Moved(moved)),
             missing = mender.missing(&up) => Ok(Woken::Missing(missing)),
         };
         // Before the tunnels go: none of them dies. It begins again with those that a reload leaves. When keys change it
@@ -219,8 +221,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
             Ok(Woken::Reload) => {
                 notify::reloading();
                 let outcome = reload::reload(&mut up, &options.file, &mut journal, places).await;
-                let told = outcome.write(&RunDir::reload_path(&places.run_root, &site));
-                if let Err(error) = told {
+                if let Err(error) = outcome.write(&RunDir::reload_path(&places.run_root, &site)) {
                     tracing::warn!("what became of the reload cannot be told: {error}");
                 }
                 notify::ready(&outcome.text);
@@ -232,6 +233,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
                 break Err(SessionError::NotConfirmed { site: site.clone(), seconds });
             }
             Ok(Woken::Rotate(step)) => rotation.act(step, &mut up).await,
+            Ok(Woken::Moved(moved)) => names.follow(moved, &mut up, &mut journal, places).await,
             Ok(Woken::Missing(missing)) => mender.make_again(&missing, &mut up, &mut journal, places).await,
             Err(error) => break Err(error),
         }

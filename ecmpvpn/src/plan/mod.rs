@@ -308,6 +308,7 @@ pub(crate) mod tests {
                 preshared_key: None,
                 local_endpoint: "10.2.3.4".parse().unwrap(),
                 remote_endpoint: "10.5.6.7".parse().unwrap(),
+                remote_name: None,
                 remote_bond: None,
                 policy: None,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],

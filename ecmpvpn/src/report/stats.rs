@@ -45,6 +45,8 @@ pub struct Tunnel {
     pub state: String,
     /// Configured weight.
     pub weight: u32,
+    /// Where the tunnel's outer packets go now, as `10.5.6.7:51822`: a peer that roams moves it.
+    pub endpoint: String,
     /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
     pub member: String,
     /// The port that the tunnel's outer packets arrive on, as counted; `null` while none came, and while they come on
@@ -166,6 +168,9 @@ impl fmt::Display for Report {
             self.site, self.policy, self.steering_device, self.hook, self.backend
         )?;
         writeln!(f, "{}", self.tunnel_table())?;
+        let far = self.tunnels.iter().filter(|tunnel| !tunnel.endpoint.is_empty());
+        let far: Vec<String> = far.map(|tunnel| format!("{} {}", tunnel.name, tunnel.endpoint)).collect();
+        writeln!(f, "far ends: {}", if far.is_empty() { "unknown".to_owned() } else { far.join(", ") })?;
         writeln!(f, "fullest tunnel: {:.2} times the mean", self.balance.max_over_mean)?;
         if !self.members.is_empty() {
             writeln!(f, "{}", self.member_table())?;

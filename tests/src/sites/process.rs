@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::Value;
 
 use super::Site;
@@ -30,7 +32,7 @@ pub fn binary() -> Result<PathBuf> {
     beside.context("there is no ecmpvpn program beside this one: run `cargo build`, or set ECMPVPN_BIN")
 }
 
-/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace.
+/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace. A file `hosts` beside FILE stands in for `/etc/hosts`.
 fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     let mut command = site.gateway.command(binary);
     command.args(words).arg("-c").arg(&site.config).stdin(Stdio::null());
@@ -39,6 +41,17 @@ fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     // SAFETY: one system call, which touches no memory.
     unsafe {
         command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
+    let hosts = site.config.with_file_name("hosts");
+    if hosts.exists() {
+        // SAFETY: three system calls in a process of one thread, which shares no memory or descriptors.
+        unsafe {
+            command.pre_exec(move || {
+                unshare_unsafe(UnshareFlags::NEWNS)?;
+                mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+                Ok(mount_bind(&hosts, "/etc/hosts")?)
+            });
+        }
     }
     command
 }

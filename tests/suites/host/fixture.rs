@@ -100,6 +100,7 @@ impl Fixture {
                 preshared_key: Some(PresharedKey::generate()),
                 local_endpoint: "10.2.3.4".parse().unwrap(),
                 remote_endpoint: "10.5.6.7".parse().unwrap(),
+                remote_name: None,
                 remote_bond: None,
                 policy: None,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],

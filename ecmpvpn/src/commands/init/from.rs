@@ -102,6 +102,7 @@ pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failur
             preshared_key: keys.preshared,
             local_endpoint: args.a_endpoint,
             remote_endpoint: remote,
+            remote_name: None,
             remote_bond: args.b_members.as_ref().map(sites::remote_bond),
             policy: None,
             prefixes,

@@ -209,6 +209,7 @@ fn site(
             preshared_key: Some(common.preshared_key.clone()),
             local_endpoint: near.endpoint,
             remote_endpoint: far.endpoint,
+            remote_name: None,
             remote_bond: far.members.map(remote_bond),
             policy: None,
             prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),

@@ -3,6 +3,7 @@
 mod edit;
 mod files;
 mod refusals;
+mod remote_names;
 mod render;
 mod tunnel_keys;
 

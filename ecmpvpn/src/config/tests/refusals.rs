@@ -254,8 +254,8 @@ fn addresses_that_would_loop_or_clash_are_refused() {
         ),
         (
             "remote_endpoint = \"10.5.6.7\"",
-            "remote_endpoint = \"vpn.example\"",
-            r#"f:28: remote_endpoint in [[peer]] is "vpn.example": give an IPv4 or IPv6 address such as "10.2.3.4""#.into(),
+            "remote_endpoint = \"vpn.example:51820\"",
+            r#"f:28: remote_endpoint in [[peer]] is "vpn.example:51820": give an address such as "10.2.3.4", or a host name, without a port"#.into(),
         ),
         (
             "remote_endpoint = \"10.5.6.7\"",

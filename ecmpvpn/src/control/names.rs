@@ -1,0 +1,319 @@
+//! Remote endpoints that are given by name: resolved when a command begins, and again while `run` runs.
+//!
+//! Resolving blocks, and may take half a minute where name servers do not answer: a running site does it on a thread of
+//! its own, and goes on with the address that it has.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use super::converge;
+use super::reload::Up;
+use super::session::{Places, SessionError};
+use crate::config::{Config, Peer};
+use crate::dataplane::{Pins, View};
+use crate::host::Journal;
+use crate::host::wireguard::kernel;
+
+/// Between resolutions of a name whose tunnels work.
+const EVERY: Duration = Duration::from_secs(60);
+/// And while one of them does not.
+const WHILE_DOWN: Duration = Duration::from_secs(5);
+/// A site that shows no life at one of its name's addresses is looked for at the next one after this. Handshakes are tried
+/// every 5 s.
+const EACH: Duration = Duration::from_secs(15);
+/// Between looks at the tunnels.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A name gives no address that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// No answer, or none that helps.
+    #[error(
+        "resolving remote_endpoint {name} of {peer}: correct the name, or see whether this host's name servers answer"
+    )]
+    Unresolved {
+        /// As configured.
+        name: String,
+        /// The remote site.
+        peer: String,
+        /// What the resolver said.
+        #[source]
+        source: io::Error,
+    },
+    /// Answers of the other family.
+    #[error("remote_endpoint {name} of {peer} has no {family} address, as local_endpoint is: it has {}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    OtherFamily {
+        /// As configured.
+        name: String,
+        /// The remote site.
+        peer: String,
+        /// What is needed.
+        family: &'static str,
+        /// The answers.
+        found: Vec<IpAddr>,
+    },
+    /// An answer that must not be used.
+    #[error("remote_endpoint {name} of {peer} is {address}, {why}")]
+    Unfit {
+        /// As configured.
+        name: String,
+        /// The remote site.
+        peer: String,
+        /// The answer.
+        address: IpAddr,
+        /// Why not, and what to do.
+        why: String,
+    },
+}
+
+/// Fills in the addresses of the endpoints that `config` gives by name; those that `known` has already stay. Blocks.
+///
+/// # Errors
+/// A name cannot be resolved, or to no address that fits.
+pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameError> {
+    for at in 0..config.peers.len() {
+        let peer = &config.peers[at];
+        let Some(name) = peer.remote_name.clone() else { continue };
+        let same = |other: &&Peer| other.remote_name.as_ref() == Some(&name) && is_family(other.remote_endpoint, peer);
+        let known = known.and_then(|known| known.peers.iter().find(same)).map(|other| other.remote_endpoint);
+        let address = match known {
+            Some(address) => address,
+            None => preferred(config, at, &addresses(&name, peer)?),
+        };
+        config.set_remote(at, address).map_err(|why| NameError::Unfit {
+            name,
+            peer: config.peers[at].name.clone(),
+            address,
+            why,
+        })?;
+    }
+    Ok(())
+}
+
+/// The first answer that may be used; where none may, the first. There is at least one.
+fn preferred(config: &Config, at: usize, answers: &[IpAddr]) -> IpAddr {
+    let fit = answers.iter().find(|answer| config.against_remote(at, **answer).is_none());
+    *fit.unwrap_or(&answers[0])
+}
+
+fn is_family(address: IpAddr, peer: &Peer) -> bool {
+    address.is_ipv4() == peer.local_endpoint.is_ipv4()
+}
+
+/// The addresses of a name that are of `peer`'s family, at least one, as the resolver prefers them.
+fn addresses(name: &str, peer: &Peer) -> Result<Vec<IpAddr>, NameError> {
+    let found = (name, 0).to_socket_addrs().map_err(|source| NameError::Unresolved {
+        name: name.to_owned(),
+        peer: peer.name.clone(),
+        source,
+    })?;
+    fitting(name, peer, found.map(|found| found.ip()).collect())
+}
+
+fn fitting(name: &str, peer: &Peer, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, NameError> {
+    let mut fit: Vec<IpAddr> = found.iter().copied().filter(|address| is_family(*address, peer)).collect();
+    fit.dedup();
+    if fit.is_empty() {
+        let family = if peer.local_endpoint.is_ipv4() { "IPv4" } else { "IPv6" };
+        return Err(NameError::OtherFamily { name: name.to_owned(), peer: peer.name.clone(), family, found });
+    }
+    Ok(fit)
+}
+
+/// A remote site that has another address now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    peer: usize,
+    address: IpAddr,
+}
+
+/// Follows the names of a running site.
+#[derive(Debug, Default)]
+pub struct Names {
+    looked: BTreeMap<usize, Instant>,
+    /// Since when a site shows no life at the address that is in use.
+    lost: BTreeMap<usize, Instant>,
+    /// Said of a peer last; once is enough.
+    told: BTreeMap<usize, String>,
+}
+
+impl Names {
+    /// Waits until a name leads elsewhere.
+    pub async fn moved(&mut self, up: &Up, pins: &Pins) -> Moved {
+        if up.config.peers.iter().all(|peer| peer.remote_name.is_none()) {
+            return std::future::pending().await;
+        }
+        let Ok(view) = View::open(pins) else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            for (at, peer) in up.config.peers.iter().enumerate() {
+                let Some(name) = peer.remote_name.clone() else { continue };
+                let live = view.peers().get(at).map_or(0, |peer| peer.live);
+                let mut tunnels = up.plan.tunnels.iter().filter(|tunnel| tunnel.peer == at);
+                let is_down = tunnels.any(|tunnel| live >> tunnel.slot & 1 == 0);
+                if is_lost(&view, up, at, live) {
+                    self.lost.entry(at).or_insert_with(Instant::now);
+                } else {
+                    self.lost.remove(&at);
+                }
+                let pause = if is_down || self.lost.contains_key(&at) { WHILE_DOWN } else { EVERY };
+                let next = self.lost.get(&at).is_some_and(|since| since.elapsed() >= EACH);
+                let looked = *self.looked.entry(at).or_insert_with(Instant::now);
+                if looked.elapsed() < pause {
+                    continue;
+                }
+                let asked = peer.clone();
+                let answer = tokio::task::spawn_blocking(move || addresses(&name, &asked)).await;
+                self.looked.insert(at, Instant::now());
+                match answer {
+                    Ok(Ok(answers)) => {
+                        let may = |answer: &IpAddr| up.config.against_remote(at, *answer).is_none();
+                        let fit: Vec<IpAddr> = answers.iter().copied().filter(may).collect();
+                        match (elsewhere(peer.remote_endpoint, &fit, next), answers.first()) {
+                            (Some(address), _) => return Moved { peer: at, address },
+                            (None, Some(answer)) if fit.is_empty() => {
+                                let why = up.config.against_remote(at, *answer).unwrap_or_default();
+                                self.tell(at, format!("{} is at {answer} now, {why}", peer.name));
+                            }
+                            _ => {
+                                self.told.remove(&at);
+                            }
+                        }
+                    }
+                    Ok(Err(error)) => self.tell(at, format!("{:#}", anyhow::Error::new(error))),
+                    Err(error) => self.tell(at, error.to_string()),
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, peer: usize, text: String) {
+        if self.told.get(&peer) != Some(&text) {
+            tracing::warn!("{text}; the address that is known stays in use");
+            self.told.insert(peer, text);
+        }
+    }
+
+    /// Lets a site's tunnels go to its new address, one at a time.
+    pub async fn follow(&mut self, moved: Moved, up: &mut Up, journal: &mut Journal, places: &Places) {
+        let Moved { peer, address } = moved;
+        self.lost.remove(&peer);
+        let mut config = up.config.clone();
+        if let Err(why) = config.set_remote(peer, address) {
+            self.tell(peer, format!("{} is {address} now, {why}", up.config.peers[peer].name));
+            return;
+        }
+        match turn(&config, moved, up, journal, places).await {
+            Ok(()) => {
+                let name = config.peers[peer].remote_name.as_deref().unwrap_or_default();
+                tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
+                up.config = config;
+            }
+            Err(error) => self.tell(peer, format!("{:#}", anyhow::Error::new(error))),
+        }
+    }
+}
+
+/// Where to go instead. While the address in use is among the answers that is nowhere, as a name may have several; with
+/// `next`, the next of them.
+fn elsewhere(now: IpAddr, answers: &[IpAddr], next: bool) -> Option<IpAddr> {
+    if !answers.contains(&now) {
+        return answers.first().copied();
+    }
+    // Name servers give them in changing order.
+    let least =
+        |above: bool| answers.iter().copied().filter(|answer| *answer != now && (!above || *answer > now)).min();
+    if next { least(true).or_else(|| least(false)) } else { None }
+}
+
+/// Whether nothing is heard of a site: none of its tunnels lives, or none has ever had an answer or a handshake.
+fn is_lost(view: &View, up: &Up, peer: usize, live: u32) -> bool {
+    let mut tunnels = up.plan.tunnels.iter().filter(|tunnel| tunnel.peer == peer);
+    live == 0
+        || tunnels.all(|tunnel| {
+            let health = || view.health(u32::try_from(peer).ok()?, u32::try_from(tunnel.slot).ok()?);
+            health().is_some_and(|health| health.rtt_us.get() == 0 && health.last_handshake_ns.get() == 0)
+                && kernel::last_handshake(tunnel.name.as_str()).is_none()
+        })
+}
+
+async fn turn(
+    config: &Config,
+    moved: Moved,
+    up: &mut Up,
+    journal: &mut Journal,
+    places: &Places,
+) -> Result<(), SessionError> {
+    // Not made of the configuration anew: tunnels may have keys that it does not name yet.
+    let mut plan = up.plan.clone();
+    for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {
+        tunnel.remote_endpoint.set_ip(moved.address);
+    }
+    converge::turn_to(config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
+    up.plan = plan;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::config;
+
+    fn named(name: &str) -> Config {
+        let mut config = config(1);
+        config.peers[0].remote_name = Some(name.to_owned());
+        config
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_that_is_still_an_answer_stays() {
+        assert_eq!(elsewhere(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.7")], false), None);
+        assert_eq!(elsewhere(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.9")], false), Some(ip("10.5.6.8")));
+        assert_eq!(elsewhere(ip("10.5.6.7"), &[], true), None);
+    }
+
+    #[test]
+    fn where_nothing_answers_each_address_gets_its_turn() {
+        let mut answers = ["10.5.6.9", "10.5.6.7", "10.5.6.8"].map(ip);
+        let mut now = ip("10.5.6.7");
+        for expected in ["10.5.6.8", "10.5.6.9", "10.5.6.7", "10.5.6.8"] {
+            now = elsewhere(now, &answers, true).unwrap();
+            assert_eq!(now, ip(expected));
+            answers.rotate_left(1);
+        }
+        assert_eq!(elsewhere(now, &[now], true), None, "there is no other");
+    }
+
+    #[test]
+    fn only_addresses_of_the_local_family_will_do() {
+        let config = named("site-b.example");
+        let peer = &config.peers[0];
+        let fit = fitting("site-b.example", peer, vec![ip("fd00::1"), ip("10.5.6.8")]).unwrap();
+        assert_eq!(fit, [ip("10.5.6.8")]);
+        let refused = fitting("site-b.example", peer, vec![ip("fd00::1")]).unwrap_err().to_string();
+        assert!(refused.contains("has no IPv4 address") && refused.contains("fd00::1"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_known_is_not_asked_for_and_what_does_not_fit_is_told() {
+        let known = named("nobody.invalid");
+        let mut config = named("nobody.invalid");
+        config.peers[0].remote_endpoint = ip("0.0.0.0");
+        resolve(&mut config, Some(&known)).unwrap();
+        assert_eq!(config.peers[0].remote_endpoint, ip("10.5.6.7"));
+        // Every host resolves its own name to its loopback address, and no name server is asked.
+        let refused = resolve(&mut named("localhost"), None).unwrap_err().to_string();
+        assert!(refused.contains("127.0.0.1") && refused.contains("never leaves the host"), "{refused}");
+        let mut steered = named("site-b.example");
+        assert!(steered.set_remote(0, ip("10.20.0.1")).unwrap_err().contains("10.20.0.0/16"));
+        assert!(steered.set_remote(0, ip("10.2.3.4")).is_err(), "this site's own");
+        assert!(steered.set_remote(0, ip("fd00::1")).is_err(), "another family");
+        assert_eq!(steered.set_remote(0, ip("10.5.6.9")), Ok(()));
+    }
+}
