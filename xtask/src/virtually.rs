@@ -40,9 +40,13 @@ const BY_NAME: [&str; 13] = [
     "cycles_leave_nothing_behind",
     "the_management_port_is_not_taken",
 ];
-/// What only the newest kernel runs unless a filter is given, for the time it takes, and as the older one has not carried it
-/// on an idle host yet.
-const ON_THE_NEWEST: [&str; 3] = [
+/// What only the newest kernel runs unless a filter is given, for the time it takes: it concerns the process more than the
+/// kernel, or the older one has not carried it on an idle host yet.
+const ON_THE_NEWEST: [&str; 7] = [
+    "policy_changes_steer_at_once",
+    "ctrl_c_leaves_nothing",
+    "a_second_run_says_that_one_is_running",
+    "dry_run_changes_nothing",
     "a_blackholed_tunnel_is_left_and_taken_again",
     "a_changed_configuration_is_taken_at_the_next_run",
     "keys_are_renewed_without_a_lost_packet",
