@@ -222,6 +222,8 @@ fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
     gap.set(u32::MAX);
     ensure!(stage.send(target)?.0 == without, "flows returned without a pause");
     gap.set(1);
+    // Pauses are told by a clock that ticks only every few milliseconds.
+    sleep(Duration::from_millis(50));
     ensure!(stage.send(target)?.0 == *flows, "flows did not return");
     ensure!(count(view)? == 2 * moved);
     let held: u32 = view.tunnels()?.iter().map(|tunnel| tunnel.buckets).sum();
