@@ -42,11 +42,13 @@ fn tunnel<'a>(stats: &'a Value, name: &str) -> Option<&'a Value> {
     stats["tunnels"].as_array()?.iter().find(|tunnel| tunnel["name"] == name)
 }
 
-/// Waits until both sites use a tunnel.
+/// Waits until both sites use a tunnel, and it has answered both: one that never did is in use as well.
 fn wait_until_used(lab: &Lab, name: &str) -> Result<()> {
     for _ in 0..100 {
         let up = |site: usize| -> Result<bool> {
-            Ok(tunnel(&lab.stats(site)?, name).is_some_and(|tunnel| tunnel["state"] == "up"))
+            Ok(tunnel(&lab.stats(site)?, name).is_some_and(|tunnel| {
+                tunnel["state"] == "up" && tunnel["rtt_us"].as_u64().is_some_and(|time| time > 0)
+            }))
         };
         if up(0)? && up(1)? {
             return Ok(());
@@ -67,6 +69,9 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
     }
     for path in [lab.path_v4(), lab.path_v6()] {
         lab::traffic::wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(20))?;
+    }
+    for name in ["wg0", "wg1", "wg2"] {
+        wait_until_used(&lab, name)?;
     }
     std::thread::sleep(Duration::from_secs(1));
     let kept = |indexes: Vec<(String, u64)>| -> Vec<(String, u64)> {
