@@ -1,8 +1,10 @@
 //! The configuration changes while traffic flows.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use ecmpvpn::host::wireguard::kernel;
 use lab::sites::Lab;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -151,12 +153,13 @@ pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
 /// What is changed while nobody runs is applied as a difference by the next run.
 pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
+    rewrite(&lab, 0, |text| text.replacen("prefixes = [", "prefixes = [\"10.78.0.0/16\", ", 1))?;
     let before = lab.sites[0].dump()?;
     let [a, b] = lab.run()?;
     a.stop(Signal::KILL)?;
     let made = indexes(&lab, 0)?;
     rewrite(&lab, 0, |text| {
-        text.replacen("prefixes = [", "prefixes = [\"10.77.0.0/16\", ", 1).replacen("10.100.0.1/32", "10.100.0.9/32", 1)
+        text.replacen("10.78.0.0/16", "10.77.0.0/16", 1).replacen("10.100.0.1/32", "10.100.0.9/32", 1)
     })?;
     stream(&lab, 0, || {
         let mut again = lab.start(0)?;
@@ -168,6 +171,15 @@ pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()
     ensure!(indexes(&lab, 0)? == made, "links were made anew");
     let gateway = &lab.sites[0].gateway;
     ensure!(gateway.query("ip", "route show 10.77.0.0/16")?.contains("ecmp0"), "the new prefix is not routed");
+    ensure!(gateway.query("ip", "route show 10.78.0.0/16")?.is_empty(), "the former prefix is routed still");
+    if kind == Kind::Kernel {
+        for tunnel in &lab.tunnels {
+            let peers = gateway.run(|| kernel::peers(&tunnel.name))?;
+            let [peer] = &peers[..] else { bail!("{}: {peers:?}", tunnel.name) };
+            let allows = |second| peer.allowed_ips.contains(&(Ipv4Addr::new(10, second, 0, 0).into(), 16));
+            ensure!(allows(77) && !allows(78), "{}: {peer:?}", tunnel.name);
+        }
+    }
     let addresses = gateway.query("ip", "-4 address show ecmp0")?;
     ensure!(addresses.contains("10.100.0.9") && !addresses.contains("10.100.0.1/"), "{addresses}");
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;

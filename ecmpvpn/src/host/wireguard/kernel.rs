@@ -2,6 +2,7 @@
 //!
 //! Errors are taken apart here: wireguard-control prints keys in some of its own.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -10,12 +11,15 @@ use wireguard_control::{
     AllowedIp, Backend, Device, DeviceUpdate, InterfaceName, Key, PeerConfig, PeerConfigBuilder, PeerInfo,
 };
 
-use crate::config::PublicKey;
+use crate::config::{PrivateKey, PublicKey};
 use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
 /// Allowed networks in one request: one that does not fit into a netlink message is refused as a whole.
 const ALLOWED_IPS_AT_ONCE: usize = 64;
+
+/// A network's address and prefix length.
+pub type Net = (IpAddr, u8);
 
 /// Whether this kernel has WireGuard. Asking loads the module where there is one.
 pub fn is_available() -> bool {
@@ -44,7 +48,7 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
         peer = peer.set_preshared_key(Key(*key.as_bytes()));
     }
     apply(&DeviceUpdate::new().add_peer(peer), &name)?;
-    allow(tunnel, &name, false)
+    allow(&public_key, wanted(tunnel), &name)
 }
 
 /// In what a device differs from `tunnel`. An endpoint that `previous` has already may have roamed since: that is no
@@ -74,14 +78,7 @@ pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec
     if first.endpoint != Some(tunnel.remote_endpoint) && !wanted_before {
         parts.push(Part::Endpoint);
     }
-    let mut allowed: Vec<(IpAddr, u8)> =
-        peers.iter().flat_map(|peer| &peer.allowed_ips).map(|net| (net.address, net.cidr)).collect();
-    let mut wanted: Vec<(IpAddr, u8)> =
-        tunnel.allowed_ips.iter().map(|net| (net.network(), net.prefix_len())).collect();
-    allowed.sort_unstable();
-    wanted.sort_unstable();
-    wanted.dedup();
-    if allowed != wanted {
+    if device.peers.iter().flat_map(allowed).collect::<BTreeSet<_>>() != wanted(tunnel) {
         parts.push(Part::AllowedIps);
     }
     Ok(parts)
@@ -111,22 +108,44 @@ pub fn alter(tunnel: &Tunnel, parts: &[Part]) -> io::Result<()> {
         apply(&DeviceUpdate::new().add_peer(peer), &name)?;
     }
     if parts.contains(&Part::AllowedIps) {
-        allow(tunnel, &name, true)?;
+        alter_allowed(tunnel, &name)?;
     }
     Ok(())
 }
 
-/// Lets the peer send from the tunnel's networks; from no others any more if they `replace` the former ones.
-fn allow(tunnel: &Tunnel, name: &InterfaceName, mut replace: bool) -> io::Result<()> {
-    let public_key = Key(*tunnel.public_key.as_bytes());
-    for nets in tunnel.allowed_ips.chunks(ALLOWED_IPS_AT_ONCE) {
-        let allowed: Vec<AllowedIp> =
-            nets.iter().map(|net| AllowedIp { address: net.network(), cidr: net.prefix_len() }).collect();
-        let mut peer = PeerConfigBuilder::new(&public_key).add_allowed_ips(&allowed);
-        if std::mem::take(&mut replace) {
-            peer = peer.replace_allowed_ips();
-        }
-        apply(&DeviceUpdate::new().add_peer(peer), name)?;
+/// What a peer may send from.
+fn allowed(peer: &PeerInfo) -> impl Iterator<Item = Net> {
+    peer.config.allowed_ips.iter().map(|net| (net.address, net.cidr))
+}
+
+/// What `tunnel`'s peer shall be allowed to send from.
+fn wanted(tunnel: &Tunnel) -> BTreeSet<Net> {
+    tunnel.allowed_ips.iter().map(|net| (net.network(), net.prefix_len())).collect()
+}
+
+/// Allows what is missing and takes away what is too much; all else is allowed at every moment. Were the whole list
+/// replaced, packets that come between the removal of the old and the addition of the new would be lost
+/// (`set_peer()`, drivers/net/wireguard/netlink.c). Before Linux 6.16 a peer cannot be told to give up one network;
+/// but a network has one peer, so another takes it, and goes.
+fn alter_allowed(tunnel: &Tunnel, name: &InterfaceName) -> io::Result<()> {
+    let device = Device::get(name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let now: BTreeSet<Net> = device.peers.iter().flat_map(allowed).collect();
+    let wanted = wanted(tunnel);
+    allow(&Key(*tunnel.public_key.as_bytes()), wanted.difference(&now).copied(), name)?;
+    if wanted.is_superset(&now) {
+        return Ok(());
+    }
+    let nobody = Key(*PrivateKey::generate().public_key().as_bytes());
+    let taken = allow(&nobody, now.difference(&wanted).copied(), name);
+    apply(&DeviceUpdate::new().add_peer(PeerConfigBuilder::new(&nobody).remove()), name)?;
+    taken
+}
+
+/// Lets a peer send from `nets` besides those it has.
+fn allow(peer: &Key, nets: impl IntoIterator<Item = Net>, name: &InterfaceName) -> io::Result<()> {
+    let nets: Vec<AllowedIp> = nets.into_iter().map(|(address, cidr)| AllowedIp { address, cidr }).collect();
+    for nets in nets.chunks(ALLOWED_IPS_AT_ONCE) {
+        apply(&DeviceUpdate::new().add_peer(PeerConfigBuilder::new(peer).add_allowed_ips(nets)), name)?;
     }
     Ok(())
 }
@@ -138,6 +157,8 @@ pub struct Seen {
     pub public_key: PublicKey,
     /// Where packets to it go; a peer that roams moves it.
     pub endpoint: Option<SocketAddr>,
+    /// What it may send from: addresses and prefix lengths.
+    pub allowed_ips: BTreeSet<Net>,
     /// Time since its last handshake; `None`: there was none.
     pub last_handshake: Option<Duration>,
 }
@@ -151,6 +172,7 @@ pub fn peers(name: &str) -> io::Result<Vec<Seen>> {
     let seen = |peer: &PeerInfo| Seen {
         public_key: PublicKey::from_bytes(peer.config.public_key.0),
         endpoint: peer.config.endpoint,
+        allowed_ips: allowed(peer).collect(),
         // A clock that was set back since makes the handshake seem to lie ahead.
         last_handshake: peer
             .stats
