@@ -34,7 +34,7 @@ pub trait Tables {
     fn peer_of(&self, destination: &Destination) -> Option<u32>;
     /// The same, if that was found out a moment ago.
     #[inline(always)]
-    fn known_peer_of(&self, destination: &Destination) -> Option<u32> {
+    fn known_peer_of(&self, destination: &Destination, _: &Settings) -> Option<u32> {
         self.peer_of(destination)
     }
     /// A peer by its number.

@@ -5,7 +5,7 @@
 
 use crate::decide::{Moment, Steer, Tables, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Destination, Peer, settings_flags, tunnel_id};
+use crate::layout::{Destination, Peer, Settings, settings_flags, tunnel_id};
 use crate::load;
 use crate::packet::{Packet, Transport, protocol, refuse_link_scope};
 
@@ -23,23 +23,30 @@ pub fn quick<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> 
         let [_, protocol, _, _] = third.to_ne_bytes();
         let key =
             FlowKey { src: [fourth, 0, 0, 0], dst: [fifth, 0, 0, 0], protocol, family: IPV4, ..FlowKey::default() };
-        let (number, hash) = classify(key, sixth, tables)?;
-        Some((steer(packet, tables, number, hash)?, Transport { protocol, offset: 20 }))
+        let flow = classify(key, sixth, tables)?;
+        Some((steer(packet, tables, &flow)?, Transport { protocol, offset: 20 }))
     } else if version >> 4 == IPV6 {
         let [_, _, protocol, _] = second.to_ne_bytes();
         let [a, b, c, d, ports] = packet.peek(24)?;
         let (src, dst) = ([third, fourth, fifth, sixth], [a, b, c, d]);
         let key = FlowKey { src, dst, protocol, family: IPV6, ..FlowKey::default() };
-        let (number, hash) = classify(key, ports, tables)?;
-        Some((steer(packet, tables, number, hash)?, Transport { protocol, offset: 40 }))
+        let flow = classify(key, ports, tables)?;
+        Some((steer(packet, tables, &flow)?, Transport { protocol, offset: 40 }))
     } else {
         None
     }
 }
 
-/// The number of the packet's peer and its flow's hash. `key` lacks the ports.
+struct Flow<'a> {
+    /// The peer's number.
+    peer: u32,
+    hash: u32,
+    settings: &'a Settings,
+}
+
+/// Finds the packet's peer and flow. `key` lacks the ports.
 #[inline(always)]
-fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Option<(u32, u32)> {
+fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Option<Flow<'_>> {
     if key.protocol != protocol::TCP && key.protocol != protocol::UDP {
         return None;
     }
@@ -51,26 +58,26 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
     if settings.hash_fields != fields::FIVE_TUPLE || settings.flags & settings_flags::SYMMETRIC != 0 {
         return None;
     }
-    let number = tables.known_peer_of(&destination)?;
-    Some((number, key.hash(settings.seed, fields::FIVE_TUPLE, false) as u32))
+    let peer = tables.known_peer_of(&destination, settings)?;
+    Some(Flow { peer, hash: key.hash(settings.seed, fields::FIVE_TUPLE, false) as u32, settings })
 }
 
 #[inline(always)]
-fn steer<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T, number: u32, hash: u32) -> Option<Steer> {
-    let peer: &Peer = tables.peer(number)?;
+fn steer<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T, flow: &Flow<'_>) -> Option<Steer> {
+    let peer: &Peer = tables.peer(flow.peer)?;
     if peer.rules.get() != 0 {
         return None;
     }
-    let index = peer.bucket_base.wrapping_add(hash & peer.bucket_mask);
+    let index = peer.bucket_base.wrapping_add(flow.hash & peer.bucket_mask);
     let bucket = tables.bucket(index)?;
     let slot = u32::from(bucket.tunnel.get());
     if is_sprayed(peer.policy.get(), bucket.flags.get()) || peer.live.get().checked_shr(slot).unwrap_or(0) & 1 == 0 {
         return None;
     }
-    let id = tunnel_id(number, slot & (u32::BITS - 1));
+    let id = tunnel_id(flow.peer, slot & (u32::BITS - 1));
     let ifindex = tables.tunnel(id)?.ifindex;
     let gap = peer.gap_ns.get();
-    let moment = Moment::now(tables, tables.settings()?.tick_ns, gap, bucket.last_ns.get());
+    let moment = Moment::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
     if ifindex == 0 || moment.idle >= u64::from(gap) {
         return None;
     }
@@ -78,8 +85,12 @@ fn steer<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T, number:
     let bytes = packet.length();
     bucket.last_ns.set(moment.stamp);
     bucket.bytes.set(bucket.bytes.get().wrapping_add(bytes));
-    if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
-        load::charge(load, moment.at, bytes, 0);
+    if let Some(own) = tables.load(id) {
+        let link = own.link.get();
+        // A link's first tunnel needs no second look.
+        if let Some(load) = if link == id { Some(own) } else { tables.load(link) } {
+            load::charge(load, moment.at, bytes, 0);
+        }
     }
     Some(Steer { tunnel: id, ifindex, bucket: index, how: 0 })
 }

@@ -27,7 +27,12 @@ pub fn peer_of(destination: &Destination, settings: &Settings) -> Option<u32> {
     let version = settings.prefixes_version;
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
     let known = unsafe { KNOWN.get_ptr(place(&address))?.as_ref()? };
-    let is_it = version & 1 == 0 && known.version == version && known.family == family && known.address == address;
+    let [first, rest @ ..] = known.address;
+    let is_it = version & 1 == 0
+        && known.version == version
+        && known.family == family
+        && first == address[0]
+        && (family == u32::from(IPV4) || rest == address[1..]);
     is_it.then_some(known.peer)
 }
 

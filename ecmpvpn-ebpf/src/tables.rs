@@ -106,8 +106,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn known_peer_of(&self, destination: &Destination) -> Option<u32> {
-        known::peer_of(destination, SETTINGS.get(0)?)
+    fn known_peer_of(&self, destination: &Destination, settings: &Settings) -> Option<u32> {
+        known::peer_of(destination, settings)
     }
 
     #[inline(always)]

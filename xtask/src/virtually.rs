@@ -1,10 +1,10 @@
 //! The suites in the virtual machines.
 //!
-//! Most suites need no throughput: their machine has one CPU, on which no code can be stale (`vm::death`), and the
-//! machines of all kernels run side by side. The others have the host to themselves.
+//! Each runs in a machine of one CPU, on which no code can be stale (`vm::death`); so many machines run side by side as
+//! this host has CPUs.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,6 @@ use crate::vm::kernel::{self, Series};
 use crate::vm::run::{Request, to_stdout};
 use crate::vm::{self, Accel};
 
-/// Suites whose traffic one emulated CPU beside another machine would slow down, or lose some of.
-const NEED_THROUGHPUT: &[&str] = &["failover", "lifecycle", "namespaces", "ports"];
 /// What the suites leave out: the userspace backend is tested on the running kernel, and emulated ciphers are slow.
 const SKIPPED: [&str; 2] = ["--skip", "userspace"];
 /// What is left out besides unless a filter is given: what asks more than emulated CPUs can be relied on to give (changes by
@@ -72,56 +70,41 @@ pub fn run(suites: &[&Suite], kernels: &[Series], filter: &[String], stage: &mut
     }
     let Some(first) = kernels.first() else { return Ok(()) };
     let accel = vm::detect(*first)?;
-    let (alone, beside): (Vec<&Suite>, Vec<&Suite>) =
-        suites.iter().partition(|suite| NEED_THROUGHPUT.contains(&suite.name.as_str()));
-
+    // From the end of the alphabet on, where the longest are: then the machines end at about the same time.
+    let jobs: Vec<(&Suite, Series)> =
+        kernels.iter().flat_map(|series| suites.iter().rev().map(|suite| (*suite, *series))).collect();
+    let jobs = Mutex::new(jobs.into_iter());
     let machines = thread::available_parallelism().map_or(1, usize::from);
-    for kernels in kernels.chunks(machines) {
-        let (sender, results) = mpsc::channel();
-        thread::scope(|scope| {
-            for series in kernels {
-                let (sender, beside) = (sender.clone(), &beside);
-                scope.spawn(move || {
-                    for suite in beside {
-                        let ran = suite_on(suite, *series, 1, accel, filter, &mut |_| Ok(()));
-                        // The receiver stays until all senders are gone.
-                        let _ = sender.send(ran);
-                    }
-                });
-            }
-            drop(sender);
-            for ran in results {
-                eprintln!("==> {}: its output", ran.name);
-                // As with the other suites, a closed stdout ends the whole test soon enough.
-                let _ = to_stdout(&ran.output);
-                stage((ran.name, ran.counts, ran.took));
-            }
-        });
-    }
-    for series in kernels {
-        for suite in &alone {
-            let ran = suite_on(suite, *series, 2, accel, filter, &mut to_stdout);
+    let (sender, results) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..machines {
+            let (sender, jobs) = (sender.clone(), &jobs);
+            scope.spawn(move || {
+                while let Some((suite, series)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
+                    // The receiver stays until all senders are gone.
+                    let _ = sender.send(suite_on(suite, series, accel, filter));
+                }
+            });
+        }
+        drop(sender);
+        for ran in results {
+            eprintln!("==> {}: its output", ran.name);
+            // As with the other suites, a closed stdout ends the whole test soon enough.
+            let _ = to_stdout(&ran.output);
             stage((ran.name, ran.counts, ran.took));
         }
-    }
+    });
     Ok(())
 }
 
-/// Runs one suite; its output goes to `sink` as it comes, and is kept.
-fn suite_on(
-    suite: &Suite,
-    series: Series,
-    cpus: u32,
-    accel: Accel,
-    filter: &[String],
-    sink: &mut vm::run::Sink<'_>,
-) -> Ran {
+/// Runs one suite and keeps its output.
+fn suite_on(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ran {
     let name = format!("{} on Linux {}", suite.name, series.name());
     eprintln!("==> {name}");
     let inside = format!("/root/{}", suite.name);
     let request = Request {
         series,
-        cpus,
+        cpus: 1,
         memory_mib: 2048,
         timeout: SUITE_LIMIT,
         copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
@@ -139,7 +122,7 @@ fn suite_on(
         let status = vm::run(&request, Some(accel), &mut |bytes| {
             watcher.feed(bytes);
             output.extend_from_slice(bytes);
-            sink(bytes)
+            Ok(())
         })?;
         Ok(watcher.finish(status == 0))
     });

@@ -267,6 +267,11 @@ impl Lab {
         Running::start(&self.sites[site], &self.binary, self.dir(), options, env)
     }
 
+    /// As [`Lab::start_with`], but with another program.
+    pub fn start_program(&self, site: usize, program: &FsPath, options: &[&str]) -> Result<Running> {
+        Running::start(&self.sites[site], program, self.dir(), options, &[])
+    }
+
     /// Waits until every tunnel, and the LANs through them, answer, and neither site holds a tunnel for down: handshakes take
     /// their time, a bond's first LACP exchange too, and a tunnel is used only after several probes were answered.
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {

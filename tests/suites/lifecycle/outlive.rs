@@ -1,13 +1,16 @@
 //! The daemon ends, in any way; what it made goes on.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
-use lab::sites::Lab;
+use ecmpvpn_common::layout::programs;
+use lab::sites::{Lab, binary};
 use lab::traffic::TcpLoad;
+use memchr::memmem;
 use rustix::process::Signal;
 
 use super::stage::{Kind, indexes, stream, total};
@@ -16,10 +19,45 @@ use super::stage::{Kind, indexes, stream, total};
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// The programs on A's steering device, by id; empty without tcx.
-fn programs(lab: &Lab) -> Vec<u32> {
+fn attached(lab: &Lab) -> Vec<u32> {
     let query = || SchedClassifier::query_tcx("ecmp0", TcAttachType::Egress);
     let programs = lab.sites[0].gateway.run(query).map(|(_, programs)| programs).unwrap_or_default();
     programs.iter().map(ProgramInfo::id).collect()
+}
+
+/// What the kernel tells A's steering program by: a digest of its instructions.
+fn tag(lab: &Lab) -> Result<u64> {
+    Ok(ProgramInfo::from_pin(pins(lab)?.join(programs::EGRESS))?.tag())
+}
+
+/// A's pins.
+fn pins(lab: &Lab) -> Result<PathBuf> {
+    let pins = Path::new("/sys/fs/bpf/ecmpvpn").join(&lab.sites[0].name);
+    Ok(fs::read_dir(&pins)?.next().context("no pins")??.path())
+}
+
+/// The program under test as of another version, whose BPF programs have another multiplier where they look for a
+/// destination's peer in their cache.
+fn other_binary(lab: &Lab) -> Result<PathBuf> {
+    // `*= 0x9e3779b1` as BPF instructions have it: operation, register, nothing, constant.
+    const NOTHING: [u8; 2] = [0, 0];
+    const FORMER: [u8; 4] = 0x9e37_79b1u32.to_le_bytes();
+    const OTHER: [u8; 4] = 0x85eb_ca6bu32.to_le_bytes();
+    const MULTIPLY: [u8; 2] = [0x24, 0x27];
+    let former = fs::read(binary()?)?;
+    let mut bytes = former.clone();
+    let mut changed = 0;
+    for at in memmem::find_iter(&former, &FORMER).filter(|at| *at >= 4) {
+        if MULTIPLY.contains(&former[at - 4]) && former[at - 2..at] == NOTHING {
+            bytes[at..at + 4].copy_from_slice(&OTHER);
+            changed += 1;
+        }
+    }
+    ensure!(changed > 0, "the programs have no such multiplier any more");
+    let path = lab.dir().join("ecmpvpn-other");
+    fs::write(&path, bytes)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
 }
 
 fn assert_clean(lab: &Lab, before: &lab::dump::Dump) -> Result<()> {
@@ -33,7 +71,9 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
     let before = lab.sites[0].dump()?;
     let [mut a, b] = lab.run()?;
     let made = indexes(&lab, 0)?;
-    let first_programs = programs(&lab);
+    let first_programs = attached(&lab);
+    let first_tag = tag(&lab)?;
+    let upgraded = other_binary(&lab)?;
     let counted = total(&lab.stats(0)?, "tx_packets");
     let sent = stream(&lab, 0, || {
         // Killed, and nobody there for a while.
@@ -44,10 +84,10 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
         again.wait_until_said("is up:")?;
         ensure!(again.output().contains("going on with that"), "{}", again.output());
         ensure!(!again.output().contains("create"), "something was made anew:\n{}", again.output());
-        // Ended and started again, as an upgrade does: the next process brings programs of its own.
+        // Upgraded: another binary, whose programs are others.
         let status = again.stop(Signal::TERM)?;
         ensure!(status.success(), "{status}");
-        let mut last = lab.start_with(0, &["--persist"])?;
+        let mut last = lab.start_program(0, &upgraded, &["--persist"])?;
         last.wait_until_said("is up:")?;
         a = last;
         Ok(())
@@ -56,11 +96,13 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
     let stats = lab.stats(0)?;
     let since = total(&stats, "tx_packets") - counted;
     ensure!(since >= sent, "{since} packets counted of {sent}");
-    let last_programs = programs(&lab);
+    let last_programs = attached(&lab);
     ensure!(
         first_programs.len() == last_programs.len() && first_programs.iter().all(|id| !last_programs.contains(id)),
         "the programs {first_programs:?} were not replaced: {last_programs:?}"
     );
+    let last_tag = tag(&lab)?;
+    ensure!(first_tag != last_tag, "the other binary's program is the same: {first_tag:x}");
     a.stop(Signal::TERM)?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
     ensure!(code == 0, "`down` ended with {code}: {complaint}");
@@ -98,9 +140,8 @@ pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
     let before = lab.sites[0].dump()?;
     let [a, _b] = lab.run()?;
     a.stop(Signal::KILL)?;
-    let pins = Path::new("/sys/fs/bpf/ecmpvpn").join(&lab.sites[0].name);
-    let ours = fs::read_dir(&pins)?.next().context("no pins")??.path();
-    fs::rename(&ours, pins.join("v0"))?;
+    let ours = pins(&lab)?;
+    fs::rename(&ours, ours.with_file_name("v0"))?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
     ensure!(code == 1 && complaint.contains("another version"), "it ended with {code}: {complaint}");
     if kind == Kind::Kernel {
