@@ -240,6 +240,9 @@ pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32,
     let within = hash as u32 & peer.bucket_mask;
     let index = peer.bucket_base.wrapping_add(within);
     let Some(bucket) = tables.bucket(index) else { return u64::from(BAD_TABLE) };
+    if rule != rules::NONE && bucket.ruled.get() == 0 {
+        bucket.ruled.set(1);
+    }
     let sprayed = is_sprayed(terms.policy, bucket.flags.get());
     let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
     // Queues are modelled by single packets: a tick is too long for them.

@@ -285,8 +285,8 @@ pub struct Bucket {
     pub home: Shared<u8>,
     /// Bits of [`bucket_flags`].
     pub flags: Shared<u8>,
-    /// Zero.
-    pub padding: u8,
+    /// The programs set it to 1 with a packet that meets a rule; `run` takes it back.
+    pub ruled: Shared<u8>,
 }
 
 /// Bits of [`Bucket::flags`].

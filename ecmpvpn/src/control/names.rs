@@ -68,7 +68,8 @@ pub enum NameError {
     },
 }
 
-/// Fills in the addresses of the endpoints that `config` gives by name; those that `known` has already stay. Blocks.
+/// Fills in the addresses of the endpoints that `config` gives by name; those that `known` has already stay. Without
+/// an answer it is the address that tunnels use which an earlier process left, if there are any. Blocks.
 ///
 /// # Errors
 /// A name cannot be resolved, or to no address that fits.
@@ -80,7 +81,14 @@ pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameEr
         let known = known.and_then(|known| known.peers.iter().find(same)).map(|other| other.remote_endpoint);
         let address = match known {
             Some(address) => address,
-            None => preferred(config, at, &addresses(&name, peer)?),
+            None => match addresses(&name, peer) {
+                Ok(answers) => preferred(config, at, &answers),
+                Err(error) => {
+                    let Some(address) = in_use(peer) else { return Err(error) };
+                    tracing::warn!("{:#}; its tunnels go on to {address}", anyhow::Error::new(error));
+                    address
+                }
+            },
         };
         config.set_remote(at, address).map_err(|why| NameError::Unfit {
             name,
@@ -96,6 +104,12 @@ pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameEr
 fn preferred(config: &Config, at: usize, answers: &[IpAddr]) -> IpAddr {
     let fit = answers.iter().find(|answer| config.against_remote(at, **answer).is_none());
     *fit.unwrap_or(&answers[0])
+}
+
+/// Where a peer's tunnels go that are there.
+fn in_use(peer: &Peer) -> Option<IpAddr> {
+    let mut seen = peer.tunnels.iter().filter_map(|tunnel| kernel::peers(tunnel.name.as_str()).ok()).flatten();
+    seen.find_map(|seen| seen.endpoint).map(|endpoint| endpoint.ip()).filter(|address| is_family(*address, peer))
 }
 
 fn is_family(address: IpAddr, peer: &Peer) -> bool {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::sites::Lab;
 use lab::traffic::TcpLoad;
+use rustix::process::Signal;
 
 use super::stage::{Kind, rewrite};
 
@@ -54,5 +55,15 @@ pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
     ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
     let output = running[0].output();
     ensure!(output.matches(" now").count() == 1, "{output}");
+    if kind == Kind::Kernel {
+        // Nobody knows the name any more, but there are tunnels.
+        fs::write(&hosts, format!("{localhost}\n"))?;
+        let [a, _b] = running;
+        a.stop(Signal::KILL)?;
+        let mut again = lab.start(0)?;
+        again.wait_until_said("is up:")?;
+        ensure!(again.output().contains(&format!("go on to {here}")), "{}", again.output());
+        ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
+    }
     Ok(())
 }

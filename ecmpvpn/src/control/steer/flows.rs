@@ -1,4 +1,5 @@
-//! Moves busy buckets off an overloaded link, and lets one of them use several where links would idle otherwise.
+//! Moves busy buckets off an overloaded link, and lets one of them use several where links would idle otherwise. Buckets
+//! whose flows meet a rule are left to the programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,13 +42,36 @@ impl Records for View {
     }
 }
 
+/// For so many rounds after its last packet that met a rule a bucket stays where it is: until its rate is forgotten.
+const RULED: u8 = 8;
+
 /// What the buckets carried lately.
 #[derive(Debug, Default)]
 pub struct Flows {
-    /// By peer, by bucket: the counter at the last round, and bytes a second.
-    peers: BTreeMap<u32, Vec<(u32, f64)>>,
+    /// By peer, by bucket.
+    peers: BTreeMap<u32, Vec<Known>>,
     /// By peer.
     elephants: BTreeMap<u32, Elephants>,
+}
+
+/// What is known of a bucket.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// Its counter at the last round.
+    bytes: u32,
+    /// Bytes a second.
+    rate: f64,
+    /// Rounds for which it counts as one whose flows meet a rule.
+    ruled: u8,
+}
+
+/// A bucket that carried something of late.
+struct Carried {
+    bucket: u32,
+    /// Bytes a second.
+    rate: f64,
+    /// Whether a flow in it meets a rule.
+    ruled: bool,
 }
 
 /// The links of all peers.
@@ -122,12 +146,13 @@ impl Flows {
         for number in &peers {
             let Some(peer) = view.peer(*number) else { continue };
             links.open(*number, peer.live.get() & peer.open.get());
-            for (bucket, rate) in self.read(*number, view.buckets(*number), elapsed) {
+            for Carried { bucket, rate, ruled } in self.read(*number, view.buckets(*number), elapsed) {
                 let record = &view.buckets(*number)[bucket as usize];
                 let slot = u32::from(record.tunnel.get());
                 if let Some(link) = links.places.get(&(*number, slot)).copied() {
-                    links.add(link, rate, is_sprayed(peer.policy.get(), record.flags.get()));
-                    if rate >= SLIGHT {
+                    links.add(link, rate, !ruled && is_sprayed(peer.policy.get(), record.flags.get()));
+                    // A rule may ask for its flows to stay where they are.
+                    if rate >= SLIGHT && !ruled {
                         busy.entry(*number).or_default().push(Busy { bucket, link, rate });
                     }
                 }
@@ -139,9 +164,8 @@ impl Flows {
             links.open(number, usable);
             let mut busy = busy.remove(&number).unwrap_or_default();
             self.mark(view, (number, peer), &links, &busy, sprays_elephants);
-            // A bucket does not tell whether its flows meet a rule, and a rule may ask for them to stay where they are.
             let policy = peer.policy.get();
-            if !matches!(policy, policy::ADAPTIVE | policy::SPRAY) || peer.rules.get() != 0 {
+            if !matches!(policy, policy::ADAPTIVE | policy::SPRAY) {
                 continue;
             }
             // A sprayed bucket is on all links at once.
@@ -181,7 +205,7 @@ impl Flows {
             policy::ADAPTIVE => sprays_elephants,
             policy::SPRAY => true,
             _ => false,
-        } && peer.rules.get() == 0;
+        };
         let elephants = self.elephants.entry(number).or_default();
         let mut flags = BTreeMap::new();
         for Busy { bucket, link, rate } in busy.iter().filter(|_| judges).copied() {
@@ -213,22 +237,28 @@ impl Flows {
         }
     }
 
-    /// What each bucket of a peer carries that carries anything, bytes a second.
-    fn read(&mut self, peer: u32, buckets: &[Bucket], elapsed: Duration) -> Vec<(u32, f64)> {
+    /// What each bucket of a peer carries that carries anything.
+    fn read(&mut self, peer: u32, buckets: &[Bucket], elapsed: Duration) -> Vec<Carried> {
         let known = self.peers.entry(peer).or_default();
         let first = known.is_empty();
-        known.resize(buckets.len(), (0, 0.0));
+        known.resize(buckets.len(), Known::default());
         let seconds = elapsed.as_secs_f64().max(0.001);
-        let mut busy = Vec::new();
+        let mut carried = Vec::new();
         for (number, (bucket, known)) in (0..).zip(buckets.iter().zip(known)) {
             let bytes = bucket.bytes.get();
-            let rate = f64::from(bytes.wrapping_sub(known.0)) / seconds;
-            known.0 = bytes;
-            known.1 += FRESH * (if first { 0.0 } else { rate } - known.1);
-            if known.1 > 1.0 {
-                busy.push((number, known.1));
+            let rate = f64::from(bytes.wrapping_sub(known.bytes)) / seconds;
+            known.bytes = bytes;
+            known.rate += FRESH * (if first { 0.0 } else { rate } - known.rate);
+            known.ruled = known.ruled.saturating_sub(1);
+            if bucket.ruled.get() != 0 {
+                // The next such packet sets it again.
+                bucket.ruled.set(0);
+                known.ruled = RULED;
+            }
+            if known.rate > 1.0 {
+                carried.push(Carried { bucket: number, rate: known.rate, ruled: known.ruled > 0 });
             }
         }
-        busy
+        carried
     }
 }

@@ -274,6 +274,32 @@ fn pareto_flows_spread_evenly_where_they_can() {
 }
 
 #[test]
+fn only_flows_that_meet_no_rule_are_moved() {
+    // All on one link of three.
+    let site = Site::new(policy::ADAPTIVE, &[10_000_000; 3], 1);
+    let busy = [3usize, 30, 300, 3000];
+    let rounds = |ruled: &[usize]| {
+        let mut flows = Flows::default();
+        for bucket in busy {
+            site.buckets[bucket].tunnel.set(0);
+        }
+        for _ in 0..4 {
+            for bucket in busy {
+                let record = &site.buckets[bucket];
+                record.bytes.set(record.bytes.get().wrapping_add(300_000));
+                record.ruled.set(u8::from(ruled.contains(&bucket)));
+            }
+            flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
+        }
+        busy.map(|bucket| site.buckets[bucket].tunnel.get())
+    };
+    assert_eq!(rounds(&busy), [0; 4]);
+    let moved = rounds(&busy[..2]);
+    assert_eq!(moved[..2], [0; 2]);
+    assert!(moved[2..].iter().all(|tunnel| *tunnel != 0), "{moved:?}");
+}
+
+#[test]
 fn flows_that_start_together_take_a_link_each() {
     for seed in 0..50 {
         let site = Site::new(policy::FLOWLET, &[1_000_000_000; 3], seed);
