@@ -351,7 +351,8 @@ fn the_records_agree(rig: &Rig, model: &Model) -> anyhow::Result<()> {
         ensure!(bpf == host, "load of tunnel {id}: BPF {bpf:?}, host {host:?}");
     }
     for (index, bucket) in (0..).zip(rig.view.buckets(0).iter().chain(rig.view.buckets(1))) {
-        let words = |bucket: &Bucket| (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.ruled.get());
+        let words =
+            |bucket: &Bucket| (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.ruled.get());
         let (bpf, host) = (words(bucket), words(model.bucket_record(index)));
         ensure!(bpf == host, "bucket {index}: BPF {bpf:?}, host {host:?}");
     }
