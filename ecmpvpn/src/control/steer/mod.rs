@@ -1,6 +1,6 @@
 //! What the steering programs cannot find out by themselves: which link each tunnel leaves by, how fast it is, how long
-//! a flow must pause to move, which busy buckets ought to move, and which flows take several links at once. It writes the answers into the pinned maps; without
-//! it the programs go on with the last ones.
+//! a flow must pause to move, which busy buckets ought to move, and which flows take several links at once. It writes the
+//! answers into the pinned maps; without it the programs go on with the last ones.
 
 #![expect(
     clippy::cast_possible_truncation,
