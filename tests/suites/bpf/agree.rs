@@ -174,7 +174,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         (QUICK, fields::FIVE_TUPLE, false),
     ];
     let mut random = Random(42);
-    let (mut seen, mut ways, mut met, mut quick) = (BTreeMap::new(), BTreeMap::new(), 0, 0);
+    let (mut seen, mut ways, mut met, mut ruled, mut quick) = (BTreeMap::new(), BTreeMap::new(), 0, 0, 0);
     let mut recent: Vec<Vec<u8>> = vec![vec![0x45]; 64];
     for (seed, hash_fields, symmetric) in configurations {
         let table = table(seed);
@@ -227,11 +227,13 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
             *seen.entry(kind).or_insert(0) += 1;
         }
         the_records_agree(&rig, &model)?;
+        ruled += rig.view.buckets(0).iter().filter(|bucket| bucket.ruled.get() != 0).count();
         quick += rig.quick;
     }
     println!("{PACKETS} packets: {seen:?}; how: {ways:?}; {met} met a rule, {quick} went the quick way");
     ensure!(quick > 200, "hardly any packet went the quick way");
     ensure!(met > 1000, "hardly any packet met a rule");
+    ensure!((1..=met).contains(&ruled), "{ruled} buckets are marked for the rules that {met} packets met");
     // The generator must reach everything that a packet alone can bring about.
     for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
