@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -125,9 +126,7 @@ fn cargo() -> Cmd {
 
 /// Debian's compiler where apt offers it, else rustup's; then the linker that fits.
 fn ebpf_toolchain() -> Result<()> {
-    let before = toolchain::detect(None).err().map(|why| format!("{why:#}")).unwrap_or_default();
-    let have_compiler = before.contains("but bpf-linker is not") || before.contains("cannot read this compiler");
-    if !have_compiler {
+    if !toolchain::has_compiler() {
         ebpf_compiler()?;
     }
     if toolchain::detect(None).is_ok() {
@@ -148,14 +147,20 @@ fn ebpf_toolchain() -> Result<()> {
 }
 
 fn ebpf_compiler() -> Result<()> {
-    let debian = missing_of(&toolchain::DEBIAN_PACKAGES);
-    if offered(&debian)? {
-        return apt_install(&debian, "a compiler that can build the eBPF programs");
+    // All of them, also those that are installed: a release's first version may be too old, and is replaced.
+    if offered(&toolchain::DEBIAN_PACKAGES)? {
+        apt_install(&toolchain::DEBIAN_PACKAGES, "a compiler that can build the eBPF programs")?;
+        if toolchain::has_compiler() {
+            return Ok(());
+        }
+        sh::note("that compiler is too old, or too new, for the linker");
     }
     ensure!(
         sh::which("rustup").is_some(),
-        "apt does not offer {}, and rustup is not installed: install rustup (https://rustup.rs), then run this again",
-        toolchain::DEBIAN_PACKAGES.join(" ")
+        "apt does not offer {} with LLVM {}, and rustup is not installed: install rustup (https://rustup.rs), then run \
+         this again",
+        toolchain::DEBIAN_PACKAGES.join(" "),
+        toolchain::LLVM
     );
     let step = sh::step(format!("installing {} through rustup", toolchain::RUSTUP_TOOLCHAIN));
     Cmd::new("rustup")
@@ -175,12 +180,18 @@ fn missing_of<'a>(names: &[&'a str]) -> Vec<&'a str> {
     names.iter().copied().filter(|name| !installed(name)).collect()
 }
 
-/// Whether apt knows a version of each; its lists are fetched if it knows none.
+/// Whether apt knows a version of each. Its lists are fetched first: old ones name old versions.
 fn offered(names: &[&str]) -> Result<bool> {
-    if candidates(names)? {
-        return Ok(true);
+    static FETCHED: AtomicBool = AtomicBool::new(false);
+    if sh::which("apt-get").is_none() {
+        return Ok(false);
     }
-    apt_update()?;
+    if !FETCHED.load(Ordering::Relaxed) {
+        match apt_update() {
+            Ok(()) => FETCHED.store(true, Ordering::Relaxed),
+            Err(error) => sh::note(format!("{error:#}; going on with the lists that are there")),
+        }
+    }
     candidates(names)
 }
 
@@ -208,13 +219,7 @@ fn apt_install(names: &[&str], why: &str) -> Result<()> {
         names.join(" ")
     );
     let step = sh::step(format!("installing {why}: {}", names.join(" ")));
-    let install = || apt_get()?.args(["install", "-y", "-q", "--no-install-recommends"]).args(names).quiet().retried(3);
-    if let Err(error) = install() {
-        // Lists that are out of date name files that are gone.
-        sh::note(format!("{error:#}; fetching apt's lists"));
-        apt_update()?;
-        install()?;
-    }
+    apt_get()?.args(["install", "-y", "-q", "--no-install-recommends"]).args(names).quiet().retried(3)?;
     step.done("");
     Ok(())
 }

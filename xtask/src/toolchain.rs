@@ -16,6 +16,8 @@ use anyhow::{Context, Result, bail};
 pub const RUSTUP_TOOLCHAIN: &str = "nightly-2026-07-15";
 /// Debian packages of the compiler, its `core` source and cargo.
 pub const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "libstd-rust-web-dev"];
+/// The LLVM that bpf-linker is built with, and the compiler must have been: its major version.
+pub const LLVM: u32 = 22;
 /// Debian packages that bpf-linker is built with: LLVM 22.1.8.
 pub const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "libpolly-22-dev"];
 /// Set while bpf-linker is built: where those packages put LLVM.
@@ -116,7 +118,14 @@ pub fn describe() -> String {
     format!("{}\n{}", line(ToolchainChoice::Rustup), line(ToolchainChoice::Debian))
 }
 
-fn probe(choice: ToolchainChoice) -> Result<Toolchain> {
+/// Whether there is a compiler for which [`LINKER_INSTALL`] makes a linker.
+pub fn has_compiler() -> bool {
+    let fits = |choice| compiler(choice).is_ok_and(|(_, llvm)| llvm.0 == LLVM);
+    [ToolchainChoice::Rustup, ToolchainChoice::Debian].into_iter().any(fits)
+}
+
+/// A compiler's version line and its LLVM, if its cargo and its core library's source are there too.
+fn compiler(choice: ToolchainChoice) -> Result<(String, LlvmVersion)> {
     let name = match choice {
         ToolchainChoice::Rustup => RUSTUP_TOOLCHAIN,
         ToolchainChoice::Debian => "/usr/bin/rustc",
@@ -130,6 +139,11 @@ fn probe(choice: ToolchainChoice) -> Result<Toolchain> {
         bail!("{rustc} is there but not the source of its core library (rust-src)");
     }
     output(tool(choice, "cargo").arg("-V")).with_context(|| format!("{rustc} is there but not its cargo"))?;
+    Ok((rustc, llvm))
+}
+
+fn probe(choice: ToolchainChoice) -> Result<Toolchain> {
+    let (rustc, llvm) = compiler(choice)?;
     let linker = find_linker().with_context(|| format!("{rustc} is there but bpf-linker is not"))?;
     let linker_llvm = linker_llvm(choice, &linker)?;
     if linker_llvm.0 != llvm.0 || linker_llvm < llvm {
