@@ -10,4 +10,5 @@ pub mod netns;
 pub mod packet;
 pub mod sites;
 pub mod skip;
+pub mod stalls;
 pub mod traffic;

@@ -1,9 +1,11 @@
 //! Full links that lose packets, and no tunnel that dies of it.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::sites::Lab;
+use lab::stalls::{Stall, Watch};
 use lab::traffic::TcpLoad;
 
 use super::{Kind, asked, deaths, of_tunnels, settle, told, views};
@@ -19,6 +21,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     let views = views(&lab)?;
     let settled = settle(&lab, &views, &mut running)?;
     lossy(&lab)?;
+    let watch = Watch::begin()?;
     thread::scope(|scope| -> Result<()> {
         let load = |path| scope.spawn(move || TcpLoad::timed(12, f64::from(seconds)).run(path));
         let loads = [load(lab.path_v4()), load(lab.path_v4().reversed())];
@@ -29,6 +32,8 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
         }
         Ok(())
     })?;
+    let stalls = watch.end();
+    eprintln!("{}", summary(&stalls));
     for site in [0, 1] {
         let stats = lab.stats(site)?;
         let deaths = deaths(&lab, site, &settled)?;
@@ -47,6 +52,24 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
         ensure!(times.iter().all(|time| *time > 0), "round trips: {times:?}");
     }
     Ok(())
+}
+
+/// Those of this machine's stalls that can hold up a tunnel, a line each.
+fn long(stalls: &[Stall]) -> String {
+    let long = stalls.iter().filter(|stall| stall.lasted >= Duration::from_millis(100));
+    long.map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn summary(stalls: &[Stall]) -> String {
+    let longest = stalls.iter().map(|stall| stall.lasted).max().unwrap_or_default();
+    let all: Duration = stalls.iter().map(|stall| stall.lasted).sum();
+    format!(
+        "CPUs stood still {} times, {} ms in all, {} ms at most; for 100 ms and more:\n{}",
+        stalls.len(),
+        all.as_millis(),
+        longest.as_millis(),
+        long(stalls)
+    )
 }
 
 /// Each link with its rate, a queue of some 60 ms, and 1% loss, in each direction.

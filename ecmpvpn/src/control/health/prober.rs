@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::estimate::RoundTrip;
 use super::socket::Socket;
-use super::tunnel::{Fault, Settings, Step, Tunnel, Turn};
+use super::tunnel::{Fault, Settings, Signs, Step, Tunnel, Turn};
 use super::understanding::Understanding;
 use super::watchdog::Watchdog;
 use super::wire::{self, Message};
@@ -49,7 +49,6 @@ struct Probed {
     wake: Nanos,
     identifier: u16,
     secret: u64,
-    received: u64,
     tunnel: Tunnel,
     watchdog: Watchdog,
     understanding: Understanding,
@@ -105,7 +104,6 @@ impl Prober {
                 wake: 0,
                 identifier: u16::try_from(random() & 0xffff).unwrap_or_default(),
                 secret: random(),
-                received: 0,
                 tunnel: Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first),
                 watchdog: Watchdog::default(),
                 understanding: understanding.clone(),
@@ -221,7 +219,6 @@ impl Probed {
         if time >= self.wake
             && let Ok(counters) = view.tunnel_counters(self.peer, self.slot)
         {
-            self.received = counters.rx_packets;
             self.tunnel.received(counters.rx_packets, time);
         }
         // The last one that lives is not left.
@@ -229,10 +226,10 @@ impl Probed {
         self.tunnel.withhold(leave);
         let Step { send, turn } = self.tunnel.poll(time, peer_answers);
         if let Some(turn) = turn {
-            self.turned(turn, view);
+            self.turned(turn, self.tunnel.signs(time), view);
         }
         if let Some(sequence) = send {
-            self.send(sequence, leave && !self.tunnel.live());
+            self.send(sequence, time, leave && !self.tunnel.live());
         }
         self.publish(view);
         self.wake = self.tunnel.next_poll(time);
@@ -294,11 +291,11 @@ impl Probed {
         }
     }
 
-    fn send(&mut self, sequence: u16, has_left: bool) {
+    fn send(&mut self, sequence: u16, time: Nanos, has_left: bool) {
         // What cannot be sent because of the tunnel counts as sent, and lost.
         let Some(socket) = &self.socket else { return };
         let word = self.understanding.ours(&self.name, has_left);
-        let message = wire::request(self.identifier, sequence, self.secret, self.received, word);
+        let message = wire::request(self.identifier, sequence, self.secret, self.tunnel.report(time), word);
         // An error may be that of an earlier probe, told only now.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
         match error.raw_os_error() {
@@ -314,7 +311,7 @@ impl Probed {
         }
     }
 
-    fn turned(&mut self, turn: Turn, view: &View) {
+    fn turned(&mut self, turn: Turn, signs: Signs, view: &View) {
         let was = view.set_live(self.peer, self.slot, turn == Turn::Up);
         if let Some(health) = view.health(self.peer, self.slot) {
             health.changed_ns.set(boot_time_ns().max(1));
@@ -326,7 +323,7 @@ impl Probed {
         match turn {
             Turn::Up => tracing::info!("{} is up again", self.name),
             Turn::Left => tracing::info!("{} carries nothing while it is changed", self.name),
-            Turn::Down(fault) => tracing::warn!("{} is down: {}", self.name, told(fault)),
+            Turn::Down(fault) => tracing::warn!("{} is down: {} ({})", self.name, told(fault), shown(signs)),
         }
         if was == Some(turn == Turn::Up) {
             tracing::debug!("{} was in that state already", self.name);
@@ -351,6 +348,20 @@ fn told(fault: Fault) -> &'static str {
         Fault::Silent => "nothing comes in from it any more",
         Fault::NoHandshake => "no handshake for more than three minutes, and no probe was ever answered",
     }
+}
+
+/// What a tunnel was judged by, in words.
+fn shown(signs: Signs) -> String {
+    let ago = |at: Option<Nanos>| at.map_or("never".to_owned(), |ago| format!("{} ms ago", ago / MILLISECOND));
+    let round_trip = signs.round_trip.map_or("unknown".to_owned(), |time| format!("{} ms", time / MILLISECOND));
+    format!(
+        "probes missed: {}; last sent of what has come through: {}; last answer: {}; last word of the other end: {}; \
+         round trips: {round_trip}",
+        signs.missed,
+        ago(Some(signs.evidence)),
+        ago(signs.answer),
+        ago(signs.report),
+    )
 }
 
 fn now() -> Nanos {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Nanos;
 use super::estimate::RoundTrip;
 use super::tunnel::{Fault, Settings, Tunnel, Turn};
+use super::wire::Received;
 
 const MS: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000 * MS;
@@ -34,8 +35,8 @@ impl Default for Scene<'_> {
 
 enum Packet {
     Data,
-    /// With its number and its sender's count of what it has received.
-    Probe(u16, u64),
+    /// With its number and what its sender has received.
+    Probe(u16, Received),
     Answer(u16),
 }
 
@@ -45,6 +46,8 @@ struct End {
     /// Whether it runs ecmpvpn.
     probes: bool,
     received: u64,
+    /// When it looks at that count, at the latest.
+    wake: Nanos,
     turns: Vec<(Nanos, Turn)>,
 }
 
@@ -60,6 +63,7 @@ impl Scene<'_> {
             tunnel: Tunnel::new(self.settings, true, RoundTrip::default(), SECOND + at),
             probes,
             received: 0,
+            wake: 0,
             turns: Vec::new(),
         };
         let mut ends = [begin(0, true), begin(37 * MS, self.far_reports)];
@@ -75,11 +79,14 @@ impl Scene<'_> {
                     packets.push(Packet::Data);
                 }
                 if end.probes {
-                    end.tunnel.received(end.received, now);
+                    if now >= end.wake {
+                        end.tunnel.received(end.received, now);
+                    }
                     let step = end.tunnel.poll(now, false);
                     end.turns.extend(step.turn.map(|turn| (now, turn)));
-                    packets.extend(step.send.map(|sequence| Packet::Probe(sequence, end.received)));
-                    assert!(end.tunnel.next_poll(now) > now, "it would be called for ever");
+                    packets.extend(step.send.map(|sequence| Packet::Probe(sequence, end.tunnel.report(now))));
+                    end.wake = end.tunnel.next_poll(now);
+                    assert!(end.wake > now, "it would be called for ever");
                 }
                 for packet in packets {
                     serial += 1;
@@ -253,6 +260,35 @@ fn a_full_tunnel_that_drops_half_of_all_probes_is_no_death() {
             assert_eq!(end.turns, [], "reports: {far_reports}, data: {data:?}");
         }
     }
+}
+
+/// What becomes of a tunnel that was answered once, and is then told every 200 ms that packets arrive at the far end.
+fn told_of_arrivals(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
+    let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
+    let begin = 2 * SECOND;
+    for now in (1_000..2_000).map(|ms| ms * MS) {
+        let step = tunnel.poll(now, false);
+        step.send.into_iter().for_each(|sequence| tunnel.answered(sequence, now + MS));
+    }
+    (0..longest / MS).map(|ms| begin + ms * MS).find(|now| {
+        if now.is_multiple_of(200 * MS) {
+            tunnel.reported(Received { count: now / MS, age }, *now);
+        }
+        tunnel.poll(*now, false).turn.is_some()
+    })
+}
+
+#[test]
+fn a_report_that_tells_when_packets_arrived_makes_good_for_the_one_that_was_lost() {
+    assert_eq!(told_of_arrivals(Some(20 * MS), 2 * SECOND), None);
+    // Without, what arrived since the report before may have arrived right after that.
+    assert!(told_of_arrivals(None, 2 * SECOND).is_some());
+    // Nothing has arrived for ever longer.
+    let died = told_of_arrivals(Some(400 * MS), 2 * SECOND).expect("it is dead");
+    assert!(died < 2 * SECOND + 300 * MS, "after {} ms", died / MS - 2_000);
+    // No answer for three seconds is too long for reports.
+    let died = told_of_arrivals(Some(20 * MS), 5 * SECOND).expect("it is dead");
+    assert!((4_800 * MS..5_400 * MS).contains(&died), "at {} ms", died / MS);
 }
 
 #[test]

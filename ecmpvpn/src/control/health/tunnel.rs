@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use super::Nanos;
 use super::estimate::{Loss, RoundTrip};
+use super::wire::Received;
 
 const MILLISECOND: Nanos = 1_000_000;
 /// A probe without an answer after this, or after two intervals, is lost for good.
@@ -90,11 +91,28 @@ struct Sent {
     at: Nanos,
 }
 
-/// A count and when it last grew.
+/// A count that is looked at now and then.
 #[derive(Clone, Copy, Debug)]
 struct Growing {
     count: u64,
-    grew: Option<Nanos>,
+    looked: Nanos,
+    /// Between which two looks it last grew.
+    grew: Option<(Nanos, Nanos)>,
+}
+
+/// What a tunnel is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signs {
+    /// Probes missed since the last evidence of life.
+    pub missed: usize,
+    /// How long ago the latest thing was sent that is known to have come through.
+    pub evidence: Nanos,
+    /// How long ago the last answer to a probe came.
+    pub answer: Option<Nanos>,
+    /// How long ago the far side's last report came.
+    pub report: Option<Nanos>,
+    /// Smoothed round-trip time.
+    pub round_trip: Option<Nanos>,
 }
 
 /// One tunnel.
@@ -124,8 +142,8 @@ pub struct Tunnel {
     /// That of probes alone which were sent while it lived, and after which others came through.
     chance: Loss,
     received: Option<Growing>,
-    /// The far side's count of what arrived there, and when the last report of it came.
-    far: Option<(u64, Nanos)>,
+    /// What arrived at the far side, and when the last report of it came.
+    far: Option<(Received, Nanos)>,
     /// It is to carry nothing.
     withheld: bool,
 }
@@ -215,23 +233,44 @@ impl Tunnel {
     /// Packets received from the tunnel until `now`.
     pub fn received(&mut self, count: u64, now: Nanos) {
         self.received = Some(match self.received {
-            Some(before) if count > before.count => Growing { count, grew: Some(now) },
-            Some(before) => Growing { count, ..before },
-            None => Growing { count, grew: None },
+            Some(before) if count > before.count => Growing { count, looked: now, grew: Some((before.looked, now)) },
+            Some(before) => Growing { count, looked: now, ..before },
+            None => Growing { count, looked: now, grew: None },
         });
     }
 
-    /// The far side says that it has received so many packets from the tunnel; its word came at `arrival`.
-    pub fn reported(&mut self, count: u64, arrival: Nanos) {
-        if let Some((before, last)) = self.far
-            && count > before
-            && self.answered.is_some_and(|answered| arrival.saturating_sub(answered) < REPORTS_HOLD)
-        {
-            // What has newly arrived there had not when the report before this one was sent.
-            let there_since = last.saturating_sub(self.round_trip.smoothed().unwrap_or(0));
-            self.evidence = self.evidence.max(there_since);
+    /// What the far side is told at `now` of what arrived here.
+    pub fn report(&self, now: Nanos) -> Received {
+        let Some(Growing { count, grew, .. }) = self.received else { return Received::default() };
+        Received { count, age: grew.map(|(after, _)| now.saturating_sub(after)) }
+    }
+
+    /// The far side says what it has received from the tunnel; its word came at `arrival`.
+    pub fn reported(&mut self, received: Received, arrival: Nanos) {
+        if self.answered.is_some_and(|answered| arrival.saturating_sub(answered) < REPORTS_HOLD) {
+            let there_since = match (received.age, self.far) {
+                (Some(age), _) => arrival.saturating_sub(age),
+                // What has newly arrived there had not when the report before this one was sent.
+                (None, Some((before, last))) if received.count > before.count => last,
+                (None, _) => 0,
+            };
+            // Its word was on its way for one half of a round trip, and what it tells of for the other.
+            let sent = there_since.saturating_sub(self.round_trip.smoothed().unwrap_or(0));
+            self.evidence = self.evidence.max(sent);
         }
-        self.far = Some((count, arrival));
+        self.far = Some((received, arrival));
+    }
+
+    /// What it is judged by at `now`.
+    pub fn signs(&self, now: Nanos) -> Signs {
+        let ago = |at: Nanos| now.saturating_sub(at);
+        Signs {
+            missed: self.missed(now),
+            evidence: ago(self.evidence),
+            answer: self.answered.map(ago),
+            report: self.far.map(|(_, at)| ago(at)),
+            round_trip: self.round_trip.smoothed(),
+        }
     }
 
     /// Whether what came at `at` came after the tunnel may have died.
@@ -262,7 +301,7 @@ impl Tunnel {
     fn fault(&self) -> Fault {
         if self.heard(self.far.map(|(_, at)| at)) {
             Fault::Sending
-        } else if self.heard(self.received.and_then(|received| received.grew)) {
+        } else if self.heard(self.received.and_then(|received| received.grew).map(|(_, until)| until)) {
             Fault::Unanswered
         } else {
             Fault::Silent
@@ -288,6 +327,11 @@ impl Tunnel {
         let known = self.ever_answered() || (others && now.saturating_sub(self.since) >= FIRST_ANSWER);
         let dead = known && self.missed(now) >= self.enough() && now.saturating_sub(self.evidence) >= self.patience();
         dead.then(|| self.fault())
+    }
+
+    /// Between the probes that a missed one calls for.
+    fn gap_when_missed(&self) -> Nanos {
+        (self.settings.interval / 5).max(LEAST_GAP).min(self.settings.interval)
     }
 
     /// What is to be done at `now`; `others`: another tunnel to the same site has answered.
@@ -326,11 +370,7 @@ impl Tunnel {
             self.fresh_from = None;
             self.round_trip.restart();
         }
-        let gap = if missed && self.live {
-            (self.settings.interval / 5).max(LEAST_GAP).min(self.settings.interval)
-        } else {
-            self.settings.interval
-        };
+        let gap = if missed && self.live { self.gap_when_missed() } else { self.settings.interval };
         let last = self.outstanding.back().map_or(0, |sent| sent.at);
         if missed && self.live {
             self.next_at = self.next_at.min(last + gap);
@@ -356,6 +396,9 @@ impl Tunnel {
         let overdue = self.outstanding.iter().map(|sent| sent.at + timeout).find(|at| *at > now);
         let judged = self.evidence + self.patience();
         let judged = (self.live && judged > now && self.missed(now) > 0).then_some(judged);
-        self.next_at.min(overdue.unwrap_or(Nanos::MAX)).min(judged.unwrap_or(Nanos::MAX))
+        // What arrives is looked at shortly before it is reported, so that the report can tell how long ago it came.
+        let look = self.next_at.saturating_sub(self.gap_when_missed());
+        let next = if look > now { look } else { self.next_at };
+        next.min(overdue.unwrap_or(Nanos::MAX)).min(judged.unwrap_or(Nanos::MAX))
     }
 }

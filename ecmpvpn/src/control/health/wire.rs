@@ -1,9 +1,11 @@
 //! The probes as they go through a tunnel: ICMP echo requests, which any Linux host answers. Pure.
 //!
-//! The payload is ours: a mark, a secret that an answer must bring back, and this side's count of packets received from
-//! the tunnel. A far side that runs ecmpvpn reads the count from the requests that it answers anyway, and so learns
-//! whether what it sends arrives. Behind it stands what the ends tell each other before a tunnel is changed.
+//! The payload is ours: a mark, a secret that an answer must bring back, this side's count of packets received from the
+//! tunnel, and how long ago the last of them came. A far side that runs ecmpvpn reads both from the requests that it
+//! answers anyway, and so learns whether what it sends arrives. Behind them stands what the ends tell each other before a
+//! tunnel is changed.
 
+use super::Nanos;
 use super::understanding::Word;
 
 /// Marks our payload, and its version.
@@ -13,6 +15,9 @@ pub const LENGTH: usize = 40;
 
 const ASKS: u32 = 1;
 const HAS_LEFT: u32 = 2;
+/// Above the flags: how long ago the last packet came, milliseconds and one; 0: not known, or not told.
+const AGE_SHIFT: u32 = 16;
+const MILLISECOND: Nanos = 1_000_000;
 
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
@@ -22,20 +27,31 @@ const ECHO_REQUEST: u8 = 8;
 pub enum Message {
     /// The answer to our probe of this number.
     Answer(u16),
-    /// A probe of the far side, which has received so many packets from us, and its word.
-    Report(u64, Word),
+    /// A probe of the far side, with what it has received from us, and its word.
+    Report(Received, Word),
+}
+
+/// What has arrived from a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Packets in all.
+    pub count: u64,
+    /// How long ago the last one came, at most; `None`: not known.
+    pub age: Option<Nanos>,
 }
 
 /// A probe.
-pub fn request(identifier: u16, sequence: u16, secret: u64, received: u64, word: Word) -> [u8; LENGTH] {
+pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, word: Word) -> [u8; LENGTH] {
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
     message[6..8].copy_from_slice(&sequence.to_be_bytes());
     message[8..16].copy_from_slice(&MARK);
     message[16..24].copy_from_slice(&secret.to_be_bytes());
-    message[24..32].copy_from_slice(&received.to_be_bytes());
+    message[24..32].copy_from_slice(&received.count.to_be_bytes());
+    let milliseconds = |age: Nanos| u32::try_from(age.div_ceil(MILLISECOND) + 1).unwrap_or(u32::MAX).min(0xffff);
     let flags = if word.asks { ASKS } else { 0 } | if word.has_left { HAS_LEFT } else { 0 };
+    let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | flags;
     message[32..36].copy_from_slice(&flags.to_be_bytes());
     message[36..40].copy_from_slice(&word.rotation.to_be_bytes());
     let sum = checksum(&message);
@@ -59,7 +75,8 @@ pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
             let flags = u32::from(word(32)) << 16 | u32::from(word(34));
             let rotation = u32::from(word(36)) << 16 | u32::from(word(38));
             let far = Word { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
-            Some(Message::Report(long(24), far))
+            let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
+            Some(Message::Report(Received { count: long(24), age }, far))
         }
         _ => None,
     }
@@ -91,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_answer_must_bring_number_identifier_and_secret_back() {
-        let probe = request(7, 300, 0xdead_beef_0123_4567, 9, Word::default());
+        let probe = request(7, 300, 0xdead_beef_0123_4567, Received::default(), Word::default());
         assert_eq!(checksum(&probe), 0);
         assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4567), Some(Message::Answer(300)));
         assert_eq!(parse(&answer(probe), 8, 0xdead_beef_0123_4567), None);
@@ -106,12 +123,26 @@ mod tests {
     #[test]
     fn the_far_sides_probe_reports_and_our_own_does_not() {
         let word = Word { asks: true, has_left: false, rotation: 0x1234_5678 };
-        let packet = [&[0x45; 20][..], &request(1, 2, 3, u64::MAX, word)].concat();
-        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(u64::MAX, word)));
+        let received = Received { count: u64::MAX, age: Some(7 * MILLISECOND) };
+        let packet = [&[0x45; 20][..], &request(1, 2, 3, received, word)].concat();
+        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(received, word)));
         assert_eq!(parse(&packet, 1, 3), None);
         let mut ping = packet;
         ping[30] = 0;
         assert_eq!(parse(&ping, 1, 4), None, "anybody's ping");
+    }
+
+    #[test]
+    fn the_age_of_the_last_arrival_is_rounded_up_and_bounded() {
+        let told = |age| {
+            let probe = request(1, 2, 3, Received { count: 5, age }, Word::default());
+            match parse(&[&[0x45; 20][..], &probe].concat(), 1, 4) {
+                Some(Message::Report(received, word)) if word == Word::default() => received.age,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!([told(None), told(Some(0)), told(Some(1))], [None, Some(0), Some(MILLISECOND)]);
+        assert_eq!(told(Some(Nanos::MAX / 2)), Some(65_534 * MILLISECOND));
     }
 
     #[test]
