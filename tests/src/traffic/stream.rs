@@ -2,7 +2,7 @@
 //! flows.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,13 +17,15 @@ use super::{CATCH_UP, Path, limit, open, timed_out};
 const HEADER: usize = 8;
 /// UDP payload, bytes.
 const PAYLOAD: usize = 100;
-/// The receiver stops when nothing came for this long after the sender's end.
-const SILENCE: Duration = Duration::from_secs(1);
+/// The receiver stops when all has come, or nothing for this long after the sender's end: what a busy emulated machine
+/// delivers late is not lost.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Sends until it is stopped.
 pub struct Stream {
     started: Instant,
     finished: Arc<AtomicBool>,
+    all: Arc<AtomicUsize>,
     sender: JoinHandle<std::io::Result<Vec<Vec<Instant>>>>,
     sink: JoinHandle<std::io::Result<()>>,
     received: Arc<Mutex<Vec<Vec<bool>>>>,
@@ -72,18 +74,19 @@ impl Stream {
             senders.push(socket);
         }
         let finished = Arc::new(AtomicBool::new(false));
+        let all = Arc::new(AtomicUsize::new(usize::MAX));
         let received = Arc::new(Mutex::new(vec![Vec::new(); flows]));
         let sending = {
             let finished = Arc::clone(&finished);
             move || send(&senders, rate, &finished)
         };
         let receiving = {
-            let (finished, received) = (Arc::clone(&finished), Arc::clone(&received));
-            move || receive(&sink, &finished, &received)
+            let (all, received) = (Arc::clone(&all), Arc::clone(&received));
+            move || receive(&sink, &all, &received)
         };
         let sink = thread::spawn(receiving);
         let started = Instant::now();
-        Ok(Self { started, finished, sender: thread::spawn(sending), sink, received })
+        Ok(Self { started, finished, all, sender: thread::spawn(sending), sink, received })
     }
 
     /// When it began.
@@ -94,9 +97,11 @@ impl Stream {
     /// Ends it.
     pub fn stop(self) -> Result<StreamReport> {
         self.finished.store(true, Ordering::Release);
-        let sent = self.sender.join().expect("the sender does not panic").context("sending the stream")?;
+        let sent = self.sender.join().expect("the sender does not panic").context("sending the stream");
+        self.all.store(sent.as_ref().map_or(0, |sent| sent.iter().map(Vec::len).sum()), Ordering::Release);
         self.sink.join().expect("the receiver does not panic").context("receiving the stream")?;
         let mut received = self.received.lock().expect("nobody panicked");
+        let sent = sent?;
         let flow = |(sent, received): (Vec<Instant>, &mut Vec<bool>)| {
             let mut received = std::mem::take(received);
             received.resize(sent.len(), false);
@@ -161,8 +166,10 @@ fn send(senders: &[UdpSocket], rate: u32, finished: &AtomicBool) -> std::io::Res
     Ok(sent)
 }
 
-fn receive(socket: &UdpSocket, finished: &AtomicBool, received: &Mutex<Vec<Vec<bool>>>) -> std::io::Result<()> {
+/// Notes what comes, until so many datagrams as `all` says have come.
+fn receive(socket: &UdpSocket, all: &AtomicUsize, received: &Mutex<Vec<Vec<bool>>>) -> std::io::Result<()> {
     let mut received = received.lock().expect("nobody panicked");
+    let mut came = 0;
     let mut buffer = [0; PAYLOAD + 1];
     let mut quiet_since = Instant::now();
     loop {
@@ -172,12 +179,14 @@ fn receive(socket: &UdpSocket, finished: &AtomicBool, received: &Mutex<Vec<Vec<b
                 if let Some(flow) = received.get_mut(word(0)) {
                     let number = word(4);
                     flow.resize(flow.len().max(number + 1), false);
+                    came += usize::from(!flow[number]);
                     flow[number] = true;
                 }
                 quiet_since = Instant::now();
             }
             Err(e) if timed_out(&e) => {
-                if finished.load(Ordering::Acquire) && quiet_since.elapsed() >= SILENCE {
+                let all = all.load(Ordering::Acquire);
+                if came >= all || all != usize::MAX && quiet_since.elapsed() >= SILENCE {
                     return Ok(());
                 }
             }

@@ -93,7 +93,8 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
             reload(&lab, site)?;
         }
         Ok(())
-    })?;
+    })
+    .inspect_err(|_| running.iter().for_each(|site| eprintln!("{}", site.output())))?;
     let stats = lab.stats(0)?;
     ensure!(tunnel(&stats, "wg1").is_none(), "wg1 is still there: {stats}");
     let carried = tunnel(&stats, "wg3").and_then(|tunnel| tunnel["tx_packets"].as_u64()).context("no wg3")?;

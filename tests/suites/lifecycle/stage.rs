@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lab::log;
 use lab::sites::{Lab, Options, Underlay, binary};
 use lab::traffic::Stream;
@@ -59,9 +59,27 @@ pub fn stream(lab: &Lab, allowed: usize, meanwhile: impl FnOnce() -> Result<()>)
         format!("\n  {} of flow {}, sent {from:.3?} to {to:.3?} after the first", outage.lost, outage.flow)
     });
     let told = format!("{} of {} packets were lost{}", report.lost(), report.sent(), told.collect::<String>());
-    ensure!(report.lost() <= allowed, told);
+    if report.lost() > allowed {
+        bail!("{told}\n{}", whereabouts(lab)?);
+    }
     eprintln!("{told}");
     Ok(u64::try_from(report.sent())?)
+}
+
+/// Where packets may have been dropped: what every device, bond, stack and `ecmpvpn` has counted.
+fn whereabouts(lab: &Lab) -> Result<String> {
+    let mut parts = Vec::new();
+    for site in &lab.sites {
+        for machine in [&site.gateway, &site.host] {
+            let of_kernel = |file: &str| {
+                machine.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default())
+            };
+            parts.extend([site.name.clone(), machine.query("ip", "-s -o link show")?]);
+            parts.extend(["snmp", "softnet_stat", "bonding/bond0"].map(of_kernel));
+        }
+    }
+    parts.extend([lab.ecmpvpn(0, &["stats"])?.1, lab.ecmpvpn(1, &["stats"])?.1]);
+    Ok(parts.join("\n"))
 }
 
 /// The sum of a counter over all tunnels.
