@@ -5,13 +5,14 @@
 //! Under `spray` every packet chooses, unless the daemon marked its bucket to go whole; under `adaptive` where it marked it
 //! to be sprayed.
 
+use crate::account::{self, Put};
 use crate::flow::{FlowKey, mix};
 use crate::layout::{
-    Bucket, Destination, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, bucket_flags, how, policy,
-    rule_flags, settings_flags, tunnel_id,
+    Bucket, Destination, Load, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters, bucket_flags, how,
+    policy, rule_flags, settings_flags, tunnel_id,
 };
 use crate::load;
-use crate::packet::{Packet, Parsed, parse};
+use crate::packet::{Packet, Parsed, Segments, parse, segments};
 use crate::rendezvous::{self, NONE};
 use crate::rules;
 
@@ -45,6 +46,8 @@ pub trait Tables {
     fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// A tunnel's load by its id.
     fn load(&self, id: u32) -> Option<&Load>;
+    /// Applies `change` to this CPU's counts of a tunnel, by its id.
+    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R>;
     /// A link by its place among all peers' links.
     fn path(&self, index: u32) -> Option<&Path>;
     /// A rule by its number.
@@ -66,8 +69,8 @@ pub trait Tables {
     }
 
     /// The tunnel for a packet; see [`choose`].
-    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
-        choose(self, peer, hash, rule, bytes)
+    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64) -> u64 {
+        choose(self, peer, hash, rule, size)
     }
 
     /// The slot that ranks first in a peer's bucket among some, or [`NONE`].
@@ -75,9 +78,9 @@ pub trait Tables {
         best(self, peer, within, among)
     }
 
-    /// Notes what is put onto a tunnel's link; see [`charge`].
-    fn charge(&self, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
-        charge(self, id, now, bytes, expected)
+    /// Charges a tunnel's link; see [`account::settle`].
+    fn settle(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+        account::settle(self, id, now, before, bytes, expected)
     }
 
     /// The lowest rank among a peer's links; see [`first_rank`].
@@ -141,11 +144,14 @@ pub struct Flow {
     pub rule: u32,
 }
 
-/// Decides for the packet; notes in its bucket which tunnel it takes, and its bytes with that tunnel's load.
+/// Decides for the packet, which is no super-packet; notes in its bucket which tunnel it takes, and counts it there.
 #[inline(always)]
 pub fn decide<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> Verdict {
-    let flow = parse(packet).and_then(|parsed| classify(&parsed, packet, tables));
-    match flow.and_then(|flow| steer(&flow, packet.length(), tables)) {
+    let steered = parse(packet).and_then(|parsed| {
+        let flow = classify(&parsed, packet, tables)?;
+        steer(&flow, segments(packet, parsed.transport, packet.length(), 0, 0), tables)
+    });
+    match steered {
         Ok(steer) => Verdict::Steer(steer),
         Err(reason) if reason.is_drop() => Verdict::Dropped(reason),
         Err(reason) => Verdict::NotSteered(reason),
@@ -180,13 +186,14 @@ pub fn classify<P: Packet + ?Sized, T: Tables + ?Sized>(
     Ok(Flow { peer: number, hash, rule })
 }
 
-/// Puts a flow's packet of `bytes` onto a tunnel.
+/// Puts a flow's packet onto a tunnel.
 ///
 /// # Errors
 /// Why that cannot be.
 #[inline(always)]
-pub fn steer<T: Tables + ?Sized>(flow: &Flow, bytes: u32, tables: &T) -> Result<Steer, Reason> {
-    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, bytes))?;
+pub fn steer<T: Tables + ?Sized>(flow: &Flow, segments: Segments, tables: &T) -> Result<Steer, Reason> {
+    let size = u64::from(segments.packets) << 32 | u64::from(segments.bytes);
+    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size))?;
     let id = tunnel_id(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
     Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })
@@ -223,10 +230,13 @@ impl Chosen {
 const NO_LIVE_TUNNEL: u8 = 1;
 const BAD_TABLE: u8 = 2;
 
-/// What [`Tables::choose`] does: the tunnel for a packet of a flow, as [`Chosen`] packs it. BPF makes a function of its
-/// own of it: on the many paths through the parser the verifier then sees only a call.
+/// What [`Tables::choose`] does: the tunnel for a packet of a flow, as [`Chosen`] packs it. `size` has its segments, and in
+/// the lower half its bytes. BPF makes a function of its own of it: on the many paths through the parser the verifier then
+/// sees only a call.
 #[inline(always)]
-pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
+pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, size: u64) -> u64 {
+    let segments = Segments { packets: (size >> 32) as u32, bytes: size as u32 };
+    let bytes = segments.bytes;
     let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
     let mut terms = Terms { policy: peer.policy.get(), usable: peer.live.get() };
     if rule != rules::NONE {
@@ -270,7 +280,9 @@ pub fn choose<T: Tables + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32,
     if slot != current {
         bucket.tunnel.set(slot as u8);
     }
-    tables.charge(tunnel_id(number, slot), now, bytes, if is_new { peer.expected_bytes.get() } else { 0 });
+    let expected = if is_new { peer.expected_bytes.get() } else { 0 };
+    let at_once = is_new || terms.policy == policy::SPRAY || sprayed;
+    account::put(tables, tunnel_id(number, slot), now, &Put { segments, how, expected, at_once });
     Chosen { slot, bucket: index, how }.pack()
 }
 
@@ -313,16 +325,6 @@ impl Moment {
         let at = tables.now();
         Self { at, stamp: at, idle: at.saturating_sub(last) }
     }
-}
-
-/// What [`Tables::charge`] does: notes that `bytes` are put onto a tunnel's link, and that `expected` ones will follow.
-/// Returns 0: BPF functions return something.
-#[inline(always)]
-pub fn charge<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
-    if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
-        load::charge(load, now, bytes, expected);
-    }
-    0
 }
 
 /// What holds for a packet.

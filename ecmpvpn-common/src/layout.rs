@@ -7,7 +7,7 @@ use crate::shared::Shared;
 use crate::rendezvous::Candidate;
 
 /// Part of the directory that pins are in: one version's maps are never taken for another's.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 /// Remote sites.
 pub const MAX_PEERS: u32 = 64;
 /// Tunnels of one peer: its live ones fit one word.
@@ -421,7 +421,7 @@ impl Health {
     }
 }
 
-/// Counts of one tunnel.
+/// What one CPU counts of one tunnel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunnelCounters {
@@ -435,14 +435,17 @@ pub struct TunnelCounters {
     pub rx_bytes: u64,
     /// Buckets that came to it after a pause.
     pub flowlet_moves: u64,
-    /// Buckets that were moved to it to even out the load.
-    pub rebalance_moves: u64,
     /// Buckets that came to it because another tunnel died, or because it came back.
     pub failover_moves: u64,
     /// Packets that it was chosen for one by one.
     pub sprayed_packets: u64,
+    /// The low half of [`Self::tx_bytes`] when its link was last charged; see [`crate::account`].
+    pub charged: u32,
+    /// When that was, in units of the same module, modulo 2^32.
+    pub charged_at: u32,
 }
 
+/// Sums counts; what is charged is each CPU's own.
 impl core::ops::AddAssign for TunnelCounters {
     fn add_assign(&mut self, other: Self) {
         self.tx_packets += other.tx_packets;
@@ -450,7 +453,6 @@ impl core::ops::AddAssign for TunnelCounters {
         self.rx_packets += other.rx_packets;
         self.rx_bytes += other.rx_bytes;
         self.flowlet_moves += other.flowlet_moves;
-        self.rebalance_moves += other.rebalance_moves;
         self.failover_moves += other.failover_moves;
         self.sprayed_packets += other.sprayed_packets;
     }

@@ -10,6 +10,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod account;
 pub mod arrivals;
 pub mod decide;
 pub mod flow;

@@ -88,7 +88,7 @@ fn decayed(level: u64, elapsed: u64) -> u64 {
     (level >> 16) * factor + (((level & 0xffff) * factor) >> 16)
 }
 
-/// Notes that `bytes` are put onto the link at `now`, and that a flow was just put onto it which is expected to send
+/// Notes that `bytes` are put onto the link at `now`, or were put onto it then, and that a flow was just put onto it which is expected to send
 /// `expected` bytes soon: flows that start together have sent nothing yet, and would all find the same link the least
 /// loaded.
 #[inline(always)]
@@ -102,7 +102,7 @@ fn raise(load: &Load, now: u64, time: u64) {
     let (level, stamp) = (load.level_ns.get(), load.stamp_ns.get());
     let elapsed = now.saturating_sub(stamp);
     if elapsed >> STEP_BITS == 0 {
-        load.level_ns.set(level + time);
+        load.level_ns.set(level + decayed(time, stamp.saturating_sub(now)));
     } else {
         load.level_ns.set(decayed(level, elapsed) + time);
         // What is left of the last step counts next time.
@@ -162,6 +162,22 @@ mod tests {
             assert!(found <= last && (0.99..1.005).contains(&(found as f64 / exact)), "{elapsed}: {found} {exact}");
             last = found;
         }
+    }
+
+    #[test]
+    fn what_is_told_late_counts_as_if_it_had_been_told_in_time() {
+        let (in_time, late) = (link(8_000_000), link(8_000_000));
+        charge(&in_time, 100 * MS, 10_000, 0);
+        charge(&in_time, 150 * MS, 1_000, 0);
+        charge(&late, 150 * MS, 1_000, 0);
+        charge(&late, 100 * MS, 10_000, 0);
+        let (in_time, late) = (level(&in_time, 150 * MS), level(&late, 150 * MS));
+        assert!(late.abs_diff(in_time) < in_time / 100, "{late} {in_time}");
+        // Another CPU has charged the link meanwhile: what was gone long ago counts as if it still waited.
+        let gone = link(8_000_000);
+        charge(&gone, 150 * MS, 1_000, 0);
+        charge(&gone, 100 * MS, 1_000, 0);
+        assert_eq!(free_at(&gone, 150 * MS), 152 * MS);
     }
 
     #[test]

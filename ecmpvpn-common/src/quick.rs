@@ -3,15 +3,20 @@
 //! Such packets are TCP or UDP right behind an IP header without options, for a peer that has no rules, of a bucket that
 //! stays with its tunnel. What is costly is left out: the walk through headers, the exact clock, calls.
 
+use crate::account::{Put, put};
 use crate::decide::{Moment, Steer, Tables, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Destination, Peer, Settings, settings_flags, tunnel_id};
-use crate::load;
-use crate::packet::{Packet, Transport, protocol, refuse_link_scope};
+use crate::layout::{Destination, Peer, Settings, policy, settings_flags, tunnel_id};
+use crate::packet::{Packet, Segments, Transport, protocol, refuse_link_scope};
 
 /// Puts the packet onto its bucket's tunnel and notes that, as `decide` does. `None`: nothing was done, ask `decide`.
+/// `segments` tells what it is on the wire.
 #[inline(always)]
-pub fn quick<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> Option<(Steer, Transport)> {
+pub fn quick<P: Packet + ?Sized, T: Tables + ?Sized>(
+    packet: &P,
+    segments: impl Fn(Transport) -> Segments,
+    tables: &T,
+) -> Option<Steer> {
     let [first, second, third, fourth, fifth, sixth] = packet.peek(0)?;
     let [version, ..] = first.to_ne_bytes();
     // Each family by itself to the end of its hash: together they would need more registers than there are.
@@ -24,14 +29,14 @@ pub fn quick<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T) -> 
         let key =
             FlowKey { src: [fourth, 0, 0, 0], dst: [fifth, 0, 0, 0], protocol, family: IPV4, ..FlowKey::default() };
         let flow = classify(key, sixth, tables)?;
-        Some((steer(packet, tables, &flow)?, Transport { protocol, offset: 20 }))
+        steer(segments(Transport { protocol, offset: 20 }), tables, &flow)
     } else if version >> 4 == IPV6 {
         let [_, _, protocol, _] = second.to_ne_bytes();
         let [a, b, c, d, ports] = packet.peek(24)?;
         let (src, dst) = ([third, fourth, fifth, sixth], [a, b, c, d]);
         let key = FlowKey { src, dst, protocol, family: IPV6, ..FlowKey::default() };
         let flow = classify(key, ports, tables)?;
-        Some((steer(packet, tables, &flow)?, Transport { protocol, offset: 40 }))
+        steer(segments(Transport { protocol, offset: 40 }), tables, &flow)
     } else {
         None
     }
@@ -63,7 +68,7 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
 }
 
 #[inline(always)]
-fn steer<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T, flow: &Flow<'_>) -> Option<Steer> {
+fn steer<T: Tables + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> Option<Steer> {
     let peer: &Peer = tables.peer(flow.peer)?;
     if peer.rules.get() != 0 {
         return None;
@@ -82,15 +87,9 @@ fn steer<P: Packet + ?Sized, T: Tables + ?Sized>(packet: &P, tables: &T, flow: &
         return None;
     }
 
-    let bytes = packet.length();
     bucket.last_ns.set(moment.stamp);
-    bucket.bytes.set(bucket.bytes.get().wrapping_add(bytes));
-    if let Some(own) = tables.load(id) {
-        let link = own.link.get();
-        // A link's first tunnel needs no second look.
-        if let Some(load) = if link == id { Some(own) } else { tables.load(link) } {
-            load::charge(load, moment.at, bytes, 0);
-        }
-    }
+    bucket.bytes.set(bucket.bytes.get().wrapping_add(segments.bytes));
+    let at_once = peer.policy.get() == policy::SPRAY;
+    put(tables, id, moment.at, &Put { segments, how: 0, expected: 0, at_once });
     Some(Steer { tunnel: id, ifindex, bucket: index, how: 0 })
 }

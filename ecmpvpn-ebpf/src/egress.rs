@@ -8,13 +8,13 @@ use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, classify, steer};
-use ecmpvpn_common::layout::{Reason, how, test_run};
-use ecmpvpn_common::packet::{Packet as _, Parsed, Segments, parse};
+use ecmpvpn_common::layout::{Reason, test_run};
+use ecmpvpn_common::packet::{Parsed, Segments, parse};
 use ecmpvpn_common::quick::quick;
 
 use crate::bench::vary;
 use crate::skb::{Skb, is_test_run};
-use crate::tables::{Maps, count, count_reason};
+use crate::tables::{Maps, count_reason};
 
 /// What is found in a packet, on this CPU: the stack has no room for it.
 #[map]
@@ -32,11 +32,11 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
-    if let Some((steer, transport)) = quick(&skb, &maps) {
+    if let Some(steer) = quick(&skb, |transport| skb.segments(transport), &maps) {
         if is_test_run() {
             skb.set_cb(test_run::QUICK, 1);
         }
-        return redirect(&skb, &steer, skb.segments(transport));
+        return redirect(&skb, &steer);
     }
     let refused = ecmpvpn_find(context.as_ptr().cast());
     if refused != 0 {
@@ -44,8 +44,8 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     }
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
     let Some(found) = FOUND.get_ptr(0).and_then(|found| unsafe { found.as_ref() }) else { return TC_ACT_UNSPEC };
-    match classify(&found.parsed, &skb, &maps).and_then(|flow| steer(&flow, skb.length(), &maps)) {
-        Ok(steer) => redirect(&skb, &steer, found.segments),
+    match classify(&found.parsed, &skb, &maps).and_then(|flow| steer(&flow, found.segments, &maps)) {
+        Ok(steer) => redirect(&skb, &steer),
         Err(reason) => refuse(&context, &skb, reason as u32),
     }
 }
@@ -70,15 +70,7 @@ extern "C" fn ecmpvpn_find(context: *mut __sk_buff) -> u32 {
 }
 
 #[inline(always)]
-fn redirect(skb: &Skb<'_>, steer: &Steer, segments: Segments) -> i32 {
-    const { assert!(how::FAILOVER == 1 && how::FLOWLET == 2 && how::SPRAYED == 4) };
-    count(steer.tunnel, |counters| {
-        counters.tx_packets += u64::from(segments.packets);
-        counters.tx_bytes += u64::from(segments.bytes);
-        counters.failover_moves += u64::from(steer.how & 1);
-        counters.flowlet_moves += u64::from(steer.how >> 1 & 1);
-        counters.sprayed_packets += u64::from(steer.how >> 2 & 1);
-    });
+fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
     if is_test_run() {
         skb.set_cb(test_run::TUNNEL, steer.tunnel + 1);
         skb.set_cb(test_run::BUCKET, steer.bucket);

@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
+use ecmpvpn_common::account;
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::decide::{self, Tables};
 use ecmpvpn_common::flow::FlowKey;
@@ -131,6 +132,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        let counters = COUNTERS.get_ptr_mut(id)?;
+        // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
+        Some(change(unsafe { &mut *counters }))
+    }
+
+    #[inline(always)]
     fn path(&self, index: u32) -> Option<&Path> {
         PATHS.get(index)
     }
@@ -172,8 +180,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn choose(&self, peer: u32, hash: u64, rule: u32, bytes: u32) -> u64 {
-        ecmpvpn_choose(peer, hash, rule, bytes, self.now)
+    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64) -> u64 {
+        ecmpvpn_choose(peer, hash, rule, size, self.now)
     }
 
     #[inline(always)]
@@ -182,8 +190,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn charge(&self, id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
-        ecmpvpn_charge(id, now, bytes, expected)
+    fn settle(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+        ecmpvpn_settle(id, now, before, bytes, expected)
     }
 
     #[inline(always)]
@@ -215,8 +223,8 @@ impl Tables for Maps {
 /// Global, so that the verifier looks at it once and not on every path that leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, bytes: u32, now: u64) -> u64 {
-    decide::choose(&Maps { now }, peer, hash, rule, bytes)
+extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, size: u64, now: u64) -> u64 {
+    decide::choose(&Maps { now }, peer, hash, rule, size)
 }
 
 /// As above.
@@ -240,8 +248,8 @@ extern "C" fn ecmpvpn_best(peer: u32, within: u32, among: u32) -> u32 {
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ecmpvpn_charge(id: u32, now: u64, bytes: u32, expected: u32) -> u32 {
-    decide::charge(&Maps { now }, id, now, bytes, expected)
+extern "C" fn ecmpvpn_settle(id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+    account::settle(&Maps { now }, id, now, before, bytes, expected)
 }
 
 /// As above.
@@ -286,20 +294,11 @@ pub fn tunnel_id(ifindex: u32) -> Option<u32> {
     unsafe { TUNNEL_IDS.get(ifindex) }.copied()
 }
 
-/// Applies `change` to this CPU's counters of a tunnel.
-#[inline(always)]
-pub fn count(tunnel: u32, change: impl FnOnce(&mut TunnelCounters)) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(tunnel) {
-        // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
-        change(unsafe { &mut *counters });
-    }
-}
-
 /// Counts a packet that was not put onto a tunnel, for the reason of this number.
 #[inline(always)]
 pub fn count_reason(reason: u32) {
     if let Some(counter) = REASONS.get_ptr_mut(reason) {
-        // SAFETY: as in `count`.
+        // SAFETY: as in `counted`.
         unsafe { *counter += 1 };
     }
 }
@@ -307,6 +306,6 @@ pub fn count_reason(reason: u32) {
 /// This CPU's counters of a tunnel on a member; `None`: the packet is no tunnel's.
 #[inline(always)]
 pub fn arrivals<'a>(arrival: &Arrival) -> Option<&'a mut ArrivalCounters> {
-    // SAFETY: as in `count`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
+    // SAFETY: as in `counted`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
     ARRIVALS.get_ptr_mut(arrival).map(|counters| unsafe { &mut *counters })
 }

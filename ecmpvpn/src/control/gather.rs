@@ -94,7 +94,7 @@ fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
         rx_bytes: seen.counters.rx_bytes,
         buckets: u64::from(seen.buckets),
         flowlet_moves: seen.counters.flowlet_moves,
-        rebalance_moves: seen.counters.rebalance_moves,
+        rebalance_moves: seen.rebalance_moves,
         failover_moves: seen.counters.failover_moves,
         last_handshake_s: kernel::last_handshake(&seen.name)
             .or(seen.last_handshake)

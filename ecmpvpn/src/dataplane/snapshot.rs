@@ -6,8 +6,8 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Map, MapData};
 use ecmpvpn_common::decide::Tables;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel, maps,
-    tunnel_id,
+    Bucket, Destination, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel,
+    TunnelCounters, maps, tunnel_id,
 };
 
 use super::rules::whole;
@@ -113,6 +113,11 @@ impl Tables for Snapshot<'_> {
 
     fn load(&self, id: u32) -> Option<&Load> {
         self.loads.get(id as usize)
+    }
+
+    fn counted<R>(&self, _: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        // Nothing is sent.
+        Some(change(&mut TunnelCounters::default()))
     }
 
     fn path(&self, index: u32) -> Option<&Path> {

@@ -62,6 +62,8 @@ pub struct TunnelView {
     pub last_handshake: Option<Duration>,
     /// Summed over all CPUs.
     pub counters: TunnelCounters,
+    /// Buckets that the daemon moved to it to even out the load.
+    pub rebalance_moves: u64,
 }
 
 /// Packets that were not put onto a tunnel, by the reason's name; summed over all CPUs.
@@ -149,6 +151,7 @@ impl View {
                 buckets: held[id as usize],
                 last_handshake: self.last_handshake(id),
                 counters: self.counters(id)?,
+                rebalance_moves: self.load(id).map_or(0, |load| load.rebalance_moves.get()),
             })
         };
         self.tunnel_records()?.into_iter().map(view).collect()
@@ -208,7 +211,6 @@ impl View {
         let cpus = cpus.map_err(|error| DataplaneError::new("reading map COUNTERS", error))?;
         let mut sum = TunnelCounters::default();
         cpus.iter().for_each(|cpu| sum += *cpu);
-        sum.rebalance_moves += self.load(id).map_or(0, |load| load.rebalance_moves.get());
         Ok(sum)
     }
 

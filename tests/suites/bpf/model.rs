@@ -1,6 +1,6 @@
 //! The maps on the host, filled without the program's own code, for the decision to run on.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 
 use ecmpvpn::dataplane::tick_ns;
@@ -8,8 +8,8 @@ use ecmpvpn::plan::SteeringTable;
 use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_PEERS, Path, Peer, Rule, RuleSet, Settings, Tunnel, policy,
-    settings_flags, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_PEERS, Path, Peer, Rule, RuleSet, Settings, Tunnel,
+    TunnelCounters, policy, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -26,6 +26,7 @@ pub struct Model {
     tunnels: Vec<Tunnel>,
     buckets: Vec<Bucket>,
     loads: Vec<Load>,
+    counters: RefCell<Vec<TunnelCounters>>,
     paths: Vec<Path>,
     rules: Vec<Rule>,
     rule_fields: Vec<RuleSet>,
@@ -43,6 +44,7 @@ impl Model {
             peers: Vec::new(),
             tunnels: vec![Tunnel::default(); 32 * table.peers.len()],
             buckets: Vec::new(),
+            counters: RefCell::new(vec![TunnelCounters::default(); 32 * table.peers.len()]),
             loads: (0..32 * table.peers.len()).map(|_| Load::default()).collect(),
             paths: (0..32 * table.peers.len()).map(|_| Path::default()).collect(),
             rules: Vec::new(),
@@ -191,6 +193,10 @@ impl Tables for Model {
 
     fn load(&self, id: u32) -> Option<&Load> {
         self.loads.get(id as usize)
+    }
+
+    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        self.counters.borrow_mut().get_mut(id as usize).map(change)
     }
 
     fn path(&self, index: u32) -> Option<&Path> {

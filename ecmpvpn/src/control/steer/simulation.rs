@@ -1,11 +1,13 @@
 //! The decision and the daemon's rounds together, on simulated traffic and time.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, how, policy};
+use ecmpvpn_common::layout::{
+    Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how, policy,
+};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -25,6 +27,7 @@ struct Site {
     tunnels: Vec<Tunnel>,
     buckets: Vec<Bucket>,
     loads: Vec<Load>,
+    counters: RefCell<Vec<TunnelCounters>>,
     paths: Vec<Path>,
 }
 
@@ -67,6 +70,7 @@ impl Site {
                 ..Peer::default()
             },
             buckets: (0..BUCKETS).map(bucket).collect(),
+            counters: RefCell::new(vec![TunnelCounters::default(); rates.len()]),
             loads: ids.clone().zip(rates).map(load).collect(),
             paths: ids.map(|id| Path { link: Shared::new(id), tunnels: Shared::new(1 << id) }).collect(),
             tunnels,
@@ -105,6 +109,10 @@ impl Tables for Site {
 
     fn load(&self, id: u32) -> Option<&Load> {
         self.loads.get(id as usize)
+    }
+
+    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        self.counters.borrow_mut().get_mut(id as usize).map(change)
     }
 
     fn path(&self, index: u32) -> Option<&Path> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ecmpvpn_common::decide::Tables;
-use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, RuleSet, Settings, Tunnel};
+use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters};
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::shared::Shared;
@@ -179,6 +179,10 @@ impl Tables for Looked<'_> {
     fn load(&self, _: u32) -> Option<&Load> {
         None
     }
+    fn counted<R>(&self, _: u32, _: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        None
+    }
+
     fn path(&self, _: u32) -> Option<&Path> {
         None
     }

@@ -27,6 +27,9 @@ struct Arguments {
     /// of late
     #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     packets: u32,
+    /// Only the variants whose description contains this, beside the programs that only redirect: "adaptive, 2"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
 }
 
 fn main() -> ExitCode {
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
 /// Whether planning was as fast as it must be.
 fn measure(arguments: &Arguments) -> Result<bool> {
     let in_time = planning::measure(arguments.plans)?;
-    steering::measure(arguments.rounds, arguments.packets)?;
+    steering::measure(arguments.rounds, arguments.packets, &arguments.only)?;
     Ok(in_time)
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -74,7 +74,7 @@ impl Variant {
         let table = SteeringTable {
             rules: (1..=rules).map(|number| rule(PORT + number - rules)).collect(),
             seed: 1,
-            flowlet_gap_us: Some(if pace == Pace::Busy { 4_000_000 } else { 1 }),
+            flowlet_gap_us: (pace == Pace::Paused).then_some(1),
             peers: vec![PeerTable {
                 name: "site-b".to_owned(),
                 policy: policy.unwrap_or(Policy::Hash),
@@ -90,8 +90,17 @@ impl Variant {
         Ok(Self { policy, tunnels, rules, flows, pace, loaded, next: 0, times: Vec::new() })
     }
 
-    /// One round of `packets` packets.
-    fn run(&mut self, packets: u32) -> Result<()> {
+    /// One round of `packets` packets, after one that is not measured: in the time that the others took every flow has
+    /// paused, and its first packet chooses a tunnel anew.
+    fn round(&mut self, packets: u32) -> Result<()> {
+        self.run(packets)?;
+        let time = self.run(packets)?;
+        self.times.push(time.as_secs_f64() * 1e9 / f64::from(packets));
+        Ok(())
+    }
+
+    /// So many packets, and the time that they took.
+    fn run(&mut self, packets: u32) -> Result<Duration> {
         let frame = frame(self.next);
         self.next = if self.flows == 1 { 0 } else { (self.next + packets) % self.flows };
         let name = if self.policy.is_some() { programs::EGRESS } else { programs::BASELINE };
@@ -102,8 +111,7 @@ impl Variant {
         let result = program.test_run(options)?;
         let time = since.elapsed();
         ensure!(result.return_value == TC_ACT_REDIRECT, "{self} returned {}", result.return_value);
-        self.times.push(time.as_secs_f64() * 1e9 / f64::from(packets));
-        Ok(())
+        Ok(time)
     }
 
     fn median(&self) -> f64 {
@@ -166,20 +174,17 @@ fn variants() -> Result<Vec<Variant>> {
 }
 
 /// Measures every variant, all of them in each round, and prints medians.
-pub fn measure(rounds: u32, packets: u32) -> Result<()> {
+pub fn measure(rounds: u32, packets: u32, only: &str) -> Result<()> {
     eprintln!("==> loading the programs");
     let mut variants = variants().context("loading the programs needs root")?;
+    variants.retain(|variant| variant.policy.is_none() || variant.to_string().contains(only));
     eprintln!("==> {rounds} rounds of {packets} packets each for {} variants", variants.len());
-    for round in 0..=rounds {
+    for round in 0..rounds {
         // Another one begins each time, so that none always follows the same.
         let count = variants.len();
         for at in 0..count {
-            variants[(at + round as usize) % count].run(packets)?;
+            variants[(at + round as usize) % count].round(packets)?;
         }
-    }
-    for variant in &mut variants {
-        // The first round only warmed the caches up.
-        variant.times.remove(0);
     }
 
     let base = [variants[0].median(), variants[1].median()];
