@@ -33,7 +33,7 @@ pub trait Tables {
     fn settings(&self) -> Option<&Settings>;
     /// The peer whose prefix matches longest.
     fn peer_of(&self, destination: &Destination) -> Option<u32>;
-    /// The same, if that was found out a moment ago.
+    /// The same, if that was found out a moment ago. None of those stays on the link.
     #[inline(always)]
     fn known_peer_of(&self, destination: &Destination, _: &Settings) -> Option<u32> {
         self.peer_of(destination)
@@ -229,6 +229,8 @@ impl Chosen {
 
 const NO_LIVE_TUNNEL: u8 = 1;
 const BAD_TABLE: u8 = 2;
+/// What [`choose`] says where it cannot look anything up.
+pub const BAD_STATE: u64 = BAD_TABLE as u64;
 
 /// What [`Tables::choose`] does: the tunnel for a packet of a flow, as [`Chosen`] packs it. `size` has its segments, and in
 /// the lower half its bytes. BPF makes a function of its own of it: on the many paths through the parser the verifier then
@@ -437,7 +439,7 @@ pub fn first_rank<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among:
 const PLACE_BITS: u32 = 5;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 /// Above every rank.
-const NO_RANK: u64 = u64::MAX >> 1;
+pub const NO_RANK: u64 = u64::MAX >> 1;
 
 /// What a link costs, times 2^[`PLACE_BITS`]: without `bytes` its level, else when it would deliver them, nanoseconds
 /// from `now`. [`NO_RANK`] without the place if none of `among` leaves by it.

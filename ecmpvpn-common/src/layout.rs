@@ -2,7 +2,7 @@
 //!
 //! Records that both sides write at any time are [`Shared`], and are read and written through mapped memory.
 
-use crate::shared::Shared;
+use crate::shared::{Shared, Whole};
 
 use crate::rendezvous::Candidate;
 
@@ -22,14 +22,10 @@ pub const MAX_RULE_PREFIXES: u32 = MAX_RULES + 3;
 
 /// Names of the maps, in the object and among the pins. At most 15 bytes: the kernel cuts off more.
 pub mod maps {
-    /// Array of one [`super::Settings`].
-    pub const SETTINGS: &str = "SETTINGS";
+    /// Array of one [`super::State`]; mapped.
+    pub const STATE: &str = "STATE";
     /// Longest-prefix match from [`super::Destination`] to the peer's number.
     pub const PREFIXES: &str = "PREFIXES";
-    /// Array of [`super::Peer`], by the peer's number; mapped.
-    pub const PEERS: &str = "PEERS";
-    /// Array of [`super::Tunnel`], by the tunnel's id.
-    pub const TUNNELS: &str = "TUNNELS";
     /// Hash from interface index to tunnel id.
     pub const TUNNEL_IDS: &str = "TUNNEL_IDS";
     /// Array of [`super::Bucket`]; mapped.
@@ -40,10 +36,6 @@ pub mod maps {
     pub const REASONS: &str = "REASONS";
     /// Array of [`super::Health`], by the tunnel's id; mapped. The programs do not look at it.
     pub const HEALTH: &str = "HEALTH";
-    /// Array of [`super::Load`], by the tunnel's id; mapped.
-    pub const LOADS: &str = "LOADS";
-    /// Array of [`super::Path`]: the links of a peer, [`super::MAX_TUNNELS_PER_PEER`] a peer; mapped.
-    pub const PATHS: &str = "PATHS";
     /// Array of [`super::Rule`], by the rule's number; mapped.
     pub const RULES: &str = "RULES";
     /// Array of [`super::RuleSet`], by [`super::rule_fields`]; mapped.
@@ -62,18 +54,14 @@ pub mod maps {
     /// it.
     pub const MEMBERS: &str = "MEMBERS";
     /// Every map that is pinned.
-    pub const ALL: [&str; 19] = [
-        SETTINGS,
+    pub const ALL: [&str; 15] = [
+        STATE,
         PREFIXES,
-        PEERS,
-        TUNNELS,
         TUNNEL_IDS,
         BUCKETS,
         COUNTERS,
         REASONS,
         HEALTH,
-        LOADS,
-        PATHS,
         RULES,
         RULE_FIELDS,
         RULE_SOURCES,
@@ -101,7 +89,8 @@ pub mod programs {
 
 /// Names of the programs' constants, set at load.
 pub mod globals {
-    /// 1 for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, and the choice is written to `skb->cb`.
+    /// 1 or 2 for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header. With 2 the time is what the packet says that
+    /// it is (`skb->tstamp`), unless that is 0, and the choice is written to `skb->cb`.
     pub const TEST_RUN: &str = "TEST_RUN";
     /// In test runs: so many flows, at most 2^24, that the packet belongs to in turn, repetition by repetition; 0: the
     /// packet stays as it is given.
@@ -131,6 +120,33 @@ pub const fn tunnel_id(peer: u32, slot: u32) -> u32 {
     peer * MAX_TUNNELS_PER_PEER + slot
 }
 
+/// Number of peers that there may be tunnels for, times [`MAX_TUNNELS_PER_PEER`].
+pub const MAX_TUNNELS: u32 = MAX_PEERS * MAX_TUNNELS_PER_PEER;
+/// Entries of [`State::known`]; a power of two.
+pub const KNOWN: u32 = 256;
+
+/// What the programs look at with every packet, but for the buckets: in one record, since each look-up in a map costs
+/// about as much as the whole flow hash.
+#[repr(C)]
+pub struct State {
+    /// What holds for all peers.
+    pub settings: Whole<Settings>,
+    /// Number of [`Self::peers`] that there are.
+    pub peer_count: Shared<u32>,
+    /// Zero.
+    pub padding: u32,
+    /// Where IPv4 destinations of late belong; see [`crate::known`].
+    pub known: [Shared<u64>; KNOWN as usize],
+    /// By the peer's number.
+    pub peers: [Peer; MAX_PEERS as usize],
+    /// By the tunnel's id.
+    pub tunnels: [Whole<Tunnel>; MAX_TUNNELS as usize],
+    /// By the tunnel's id.
+    pub loads: [Load; MAX_TUNNELS as usize],
+    /// The links of each peer, [`MAX_TUNNELS_PER_PEER`] a peer.
+    pub paths: [Path; MAX_TUNNELS as usize],
+}
+
 /// What holds for all peers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,10 +163,10 @@ pub struct Settings {
     pub tick_ns: u32,
     /// Grows with each change of [`maps::PREFIXES`]; odd while they change.
     pub prefixes_version: u32,
-    /// As many leading bits as the longest IPv4 prefix has, network byte order: addresses that differ only beyond them
-    /// have the same peer.
+    /// As many leading bits as the longest IPv4 prefix has, at least 16, network byte order: addresses that differ only
+    /// beyond them have the same peer, and all of them stay on the link or none does.
     pub ipv4_mask: u32,
-    /// The same for IPv6.
+    /// The same for IPv6; at least 10 bits.
     pub ipv6_mask: [u32; 4],
 }
 
@@ -197,7 +213,7 @@ pub struct Peer {
     pub tunnel_count: Shared<u32>,
     /// A bucket without a packet for so long may move: then nothing that it sent can be overtaken. Nanoseconds.
     pub gap_ns: Shared<u32>,
-    /// Number of its links in [`maps::PATHS`].
+    /// Number of its links in [`State::paths`].
     pub path_count: Shared<u32>,
     /// Rules that apply to it, a bit each.
     pub rules: Shared<u64>,
@@ -527,6 +543,8 @@ const _: () = {
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Health>() == 40);
     assert!(size_of::<TunnelCounters>() == 64);
+    assert!(size_of::<State>() == 48 + 8 + 256 * 8 + 64 * 112 + 2048 * (40 + 56 + 8));
+    assert!(KNOWN.is_power_of_two());
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);
 };
@@ -535,9 +553,7 @@ const _: () = {
 #[cfg(feature = "aya")]
 mod pod {
     #![allow(clippy::undocumented_unsafe_blocks, reason = "the module says it once for all")]
-    unsafe impl aya::Pod for super::Settings {}
     unsafe impl aya::Pod for super::Destination {}
-    unsafe impl aya::Pod for super::Tunnel {}
     unsafe impl aya::Pod for super::TunnelCounters {}
 }
 

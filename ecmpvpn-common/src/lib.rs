@@ -14,6 +14,7 @@ pub mod account;
 pub mod arrivals;
 pub mod decide;
 pub mod flow;
+pub mod known;
 pub mod layout;
 pub mod load;
 pub mod packet;

@@ -7,7 +7,7 @@ use crate::account::{Put, put};
 use crate::decide::{Moment, Steer, Tables, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
 use crate::layout::{Destination, Peer, Settings, policy, settings_flags, tunnel_id};
-use crate::packet::{Packet, Segments, Transport, protocol, refuse_link_scope};
+use crate::packet::{Packet, Segments, Transport, protocol};
 
 /// Puts the packet onto its bucket's tunnel and notes that, as `decide` does. `None`: nothing was done, ask `decide`.
 /// `segments` tells what it is on the wire.
@@ -58,7 +58,6 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
     let [a, b, c, d] = ports.to_ne_bytes();
     (key.sport, key.dport) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
     let destination = Destination { family: u32::from(key.family), address: key.dst };
-    refuse_link_scope(&destination).ok()?;
     let settings = tables.settings()?;
     if settings.hash_fields != fields::FIVE_TUPLE || settings.flags & settings_flags::SYMMETRIC != 0 {
         return None;

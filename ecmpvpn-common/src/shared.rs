@@ -63,6 +63,55 @@ impl Shared<u32> {
     }
 }
 
+/// A record that is written as a whole, word by word, while others look at it: they may see some words of the former one.
+#[repr(transparent)]
+pub struct Whole<T>(UnsafeCell<T>);
+
+// SAFETY: a `T` is plain words, which are read and written one by one; whoever asks for a reference answers for it.
+unsafe impl<T: Copy + Send> Sync for Whole<T> {}
+
+impl<T: Copy> Whole<T> {
+    const WORDS: usize = size_of::<T>() / size_of::<u32>();
+    const FITS: () = assert!(size_of::<T>().is_multiple_of(size_of::<u32>()) && align_of::<T>() >= align_of::<u32>());
+
+    /// With a first value.
+    pub const fn new(value: T) -> Self {
+        let () = Self::FITS;
+        Self(UnsafeCell::new(value))
+    }
+
+    /// What it is now.
+    pub fn get(&self) -> T {
+        let mut copy = core::mem::MaybeUninit::<T>::uninit();
+        let (from, to) = (self.0.get().cast::<u32>(), copy.as_mut_ptr().cast::<u32>());
+        for word in 0..Self::WORDS {
+            // SAFETY: both have so many words, and are aligned for them.
+            unsafe { to.add(word).write(from.add(word).read_volatile()) };
+        }
+        // SAFETY: every word is written, and any words are a valid `T`: the record has plain integers only.
+        unsafe { copy.assume_init() }
+    }
+
+    /// Makes it `value`.
+    pub fn set(&self, value: T) {
+        let (from, to) = ((&raw const value).cast::<u32>(), self.0.get().cast::<u32>());
+        for word in 0..Self::WORDS {
+            // SAFETY: as in `get`.
+            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+        }
+    }
+
+    /// For BPF programs, which look at single words. On the host [`Self::get`] is the way.
+    ///
+    /// # Safety
+    /// A word that is looked at twice may have changed meanwhile.
+    #[inline(always)]
+    pub unsafe fn look(&self) -> &T {
+        // SAFETY: the pointer is valid and aligned; the caller answers for changes.
+        unsafe { &*self.0.get() }
+    }
+}
+
 impl<T: Word> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self::new(self.get())
@@ -78,6 +127,13 @@ impl<T: Word + core::fmt::Debug> core::fmt::Debug for Shared<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_record_is_what_was_written() {
+        let record = Whole::new((1u32, [2u32; 3]));
+        record.set((7, [8, 9, 10]));
+        assert_eq!(record.get(), (7, [8, 9, 10]));
+    }
 
     #[test]
     fn bits_are_set_and_cleared() {

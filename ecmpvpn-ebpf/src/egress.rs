@@ -13,7 +13,7 @@ use ecmpvpn_common::packet::{Parsed, Segments, parse};
 use ecmpvpn_common::quick::quick;
 
 use crate::bench::vary;
-use crate::skb::{Skb, is_test_run};
+use crate::skb::{Skb, tells};
 use crate::tables::{Maps, count_reason};
 
 /// What is found in a packet, on this CPU: the stack has no room for it.
@@ -31,9 +31,9 @@ struct Found {
 pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
-    let maps = Maps { now: if is_test_run() { skb.sent_ns() } else { 0 } };
+    let Some(maps) = Maps::at(if tells() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
     if let Some(steer) = quick(&skb, |transport| skb.segments(transport), &maps) {
-        if is_test_run() {
+        if tells() {
             skb.set_cb(test_run::QUICK, 1);
         }
         return redirect(&skb, &steer);
@@ -71,7 +71,7 @@ extern "C" fn ecmpvpn_find(context: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
-    if is_test_run() {
+    if tells() {
         skb.set_cb(test_run::TUNNEL, steer.tunnel + 1);
         skb.set_cb(test_run::BUCKET, steer.bucket);
         skb.set_cb(test_run::HOW, steer.how);
@@ -84,7 +84,7 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
 fn refuse(context: &TcContext, skb: &Skb<'_>, reason: u32) -> i32 {
     count_reason(reason);
     debug!(context, "not steered, reason {}", reason);
-    if is_test_run() {
+    if tells() {
         skb.set_cb(test_run::TUNNEL, 0);
         skb.set_cb(test_run::REASON, reason);
     }

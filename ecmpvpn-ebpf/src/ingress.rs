@@ -3,11 +3,10 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use ecmpvpn_common::decide::Tables as _;
 use ecmpvpn_common::packet::{Parsed, Transport, parse};
 
 use crate::skb::Skb;
-use crate::tables::{Maps, tunnel_id};
+use crate::tables::{count, tunnel_id};
 
 /// Counts packets and bytes as they arrived, before the kernel merged them.
 #[classifier]
@@ -17,11 +16,9 @@ pub fn ecmpvpn_ingress(context: TcContext) -> i32 {
     // Headers matter only for what was merged.
     let transport = if skb.is_gso() { parse(&skb).ok().map(|Parsed { transport, .. }| transport) } else { None };
     let segments = skb.segments(transport.unwrap_or(Transport { protocol: 0, offset: 0 }));
-    let counted = Maps { now: 0 }.counted(tunnel, |counters| {
+    count(tunnel, |counters| {
         counters.rx_packets += u64::from(segments.packets);
         counters.rx_bytes += u64::from(segments.bytes);
     });
-    // Every tunnel that has an id has counters.
-    let _ = counted;
     TC_ACT_UNSPEC
 }

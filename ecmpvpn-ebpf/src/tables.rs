@@ -11,23 +11,21 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
 use ecmpvpn_common::account;
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::decide::{self, Tables};
-use ecmpvpn_common::flow::FlowKey;
+use ecmpvpn_common::flow::{FlowKey, IPV4};
+use ecmpvpn_common::known;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, TunnelSet,
+    Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelSet,
 };
+use ecmpvpn_common::rendezvous::NONE;
 use ecmpvpn_common::rules;
 
-use crate::known;
+use crate::known_ipv6;
 
 #[map]
-static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static PREFIXES: LpmTrie<Destination, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-#[map]
-static PEERS: Array<Peer> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static TUNNELS: Array<Tunnel> = Array::with_max_entries(1, 0);
 #[map]
 static TUNNEL_IDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
@@ -38,10 +36,6 @@ static COUNTERS: PerCpuArray<TunnelCounters> = PerCpuArray::with_max_entries(1, 
 static HEALTH: Array<Health> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(layout::REASONS, 0);
-#[map]
-static LOADS: Array<Load> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static PATHS: Array<Path> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(layout::MAX_RULES, BPF_F_MMAPABLE);
 #[map]
@@ -62,9 +56,26 @@ static ARRIVALS: PerCpuHashMap<Arrival, ArrivalCounters> = PerCpuHashMap::with_m
 static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FOLLOWED, BPF_F_NO_PREALLOC);
 
 /// The maps, as the decision sees them.
-pub struct Maps {
+pub struct Maps<'a> {
+    state: &'a State,
     /// The clock's reading; 0 to ask the kernel.
-    pub now: u64,
+    now: u64,
+}
+
+impl Maps<'_> {
+    /// With the clock's reading, or 0 to ask the kernel. There always is a state; the verifier does not know.
+    #[inline(always)]
+    pub fn at(now: u64) -> Option<Self> {
+        STATE.get(0).map(|state| Self { state, now })
+    }
+}
+
+/// The id cut to what there are tunnels for. The maps hold no other ids; of a comparison the compiler may keep a copy that
+/// the verifier does not connect with the index.
+#[inline(always)]
+fn within_tunnels(id: u32) -> usize {
+    const { assert!(layout::MAX_TUNNELS.is_power_of_two() && layout::MAX_PEERS.is_power_of_two()) };
+    (id & (layout::MAX_TUNNELS - 1)) as usize
 }
 
 /// The key of a single address.
@@ -73,7 +84,7 @@ fn whole(address: &Destination) -> Key<Destination> {
     Key::new(8 * size_of::<Destination>() as u32, *address)
 }
 
-impl Tables for Maps {
+impl Tables for Maps<'_> {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper takes nothing.
@@ -91,34 +102,44 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
-        SETTINGS.get(0)
+        // SAFETY: what is decided by a word that changes is right for the former or the present settings.
+        Some(unsafe { self.state.settings.look() })
     }
 
     #[inline(always)]
     fn peer_of(&self, destination: &Destination) -> Option<u32> {
-        let settings = SETTINGS.get(0)?;
-        known::peer_of(destination, settings).or_else(|| {
+        let settings = self.settings()?;
+        self.known_peer_of(destination, settings).or_else(|| {
             // SAFETY: the reference is valid; read here and not again later.
             let version = unsafe { ptr::read_volatile(&raw const settings.prefixes_version) };
             let peer = PREFIXES.get(whole(destination)).copied()?;
-            known::remember(destination, settings, version, peer);
+            if destination.family == u32::from(IPV4) {
+                known::remember(&self.state.known, settings, destination.address[0], version, peer);
+            } else {
+                known_ipv6::remember(&destination.address, settings, version, peer);
+            }
             Some(peer)
         })
     }
 
     #[inline(always)]
     fn known_peer_of(&self, destination: &Destination, settings: &Settings) -> Option<u32> {
-        known::peer_of(destination, settings)
+        if destination.family == u32::from(IPV4) {
+            known::peer_of(&self.state.known, settings, destination.address[0])
+        } else {
+            known_ipv6::peer_of(&destination.address, settings)
+        }
     }
 
     #[inline(always)]
     fn peer(&self, peer: u32) -> Option<&Peer> {
-        PEERS.get(peer)
+        Some(&self.state.peers[(peer & (layout::MAX_PEERS - 1)) as usize])
     }
 
     #[inline(always)]
     fn tunnel(&self, id: u32) -> Option<&Tunnel> {
-        TUNNELS.get(id)
+        // SAFETY: as in `settings`.
+        Some(unsafe { self.state.tunnels[within_tunnels(id)].look() })
     }
 
     #[inline(always)]
@@ -128,19 +149,17 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn load(&self, id: u32) -> Option<&Load> {
-        LOADS.get(id)
+        Some(&self.state.loads[within_tunnels(id)])
     }
 
     #[inline(always)]
     fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
-        let counters = COUNTERS.get_ptr_mut(id)?;
-        // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
-        Some(change(unsafe { &mut *counters }))
+        count(id, change)
     }
 
     #[inline(always)]
     fn path(&self, index: u32) -> Option<&Path> {
-        PATHS.get(index)
+        Some(&self.state.paths[within_tunnels(index)])
     }
 
     #[inline(always)]
@@ -224,7 +243,7 @@ impl Tables for Maps {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, size: u64, now: u64) -> u64 {
-    decide::choose(&Maps { now }, peer, hash, rule, size)
+    Maps::at(now).map_or(decide::BAD_STATE, |maps| decide::choose(&maps, peer, hash, rule, size))
 }
 
 /// As above.
@@ -233,7 +252,7 @@ extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, size: u64, now: u6
 extern "C" fn ecmpvpn_first_rule(key: *const FlowKey, marks: u64, among: u64) -> u32 {
     // SAFETY: the only caller passes a reference. The verifier takes the pointer to be null until it is looked at.
     match unsafe { key.as_ref() } {
-        Some(key) => rules::first(&Maps { now: 0 }, key, marks, among),
+        Some(key) => Maps::at(0).map_or(rules::NONE, |maps| rules::first(&maps, key, marks, among)),
         None => rules::NONE,
     }
 }
@@ -242,21 +261,21 @@ extern "C" fn ecmpvpn_first_rule(key: *const FlowKey, marks: u64, among: u64) ->
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_best(peer: u32, within: u32, among: u32) -> u32 {
-    decide::best(&Maps { now: 0 }, peer, within, among)
+    Maps::at(0).map_or(NONE, |maps| decide::best(&maps, peer, within, among))
 }
 
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_settle(id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-    account::settle(&Maps { now }, id, now, before, bytes, expected)
+    Maps::at(now).map_or(0, |maps| account::settle(&maps, id, now, before, bytes, expected))
 }
 
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_first_rank(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
-    decide::first_rank(&Maps { now }, peer, within, among, now, bytes)
+    Maps::at(now).map_or(decide::NO_RANK, |maps| decide::first_rank(&maps, peer, within, among, now, bytes))
 }
 
 /// As above.
@@ -270,21 +289,21 @@ extern "C" fn ecmpvpn_one_of(slots: u32, within: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_rank(path: u32, among: u32, now: u64, bytes: u32) -> u64 {
-    decide::rank(&Maps { now }, path, among, now, bytes)
+    Maps::at(now).map_or(decide::NO_RANK, |maps| decide::rank(&maps, path, among, now, bytes))
 }
 
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_least(peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
-    decide::least(&Maps { now }, peer, within, among, now, current)
+    Maps::at(now).map_or(NONE, |maps| decide::least(&maps, peer, within, among, now, current))
 }
 
 /// As above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_earliest(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
-    decide::earliest(&Maps { now }, peer, within, among, now, bytes)
+    Maps::at(now).map_or(NONE, |maps| decide::earliest(&maps, peer, within, among, now, bytes))
 }
 
 /// The id of the tunnel whose device has this index.
@@ -294,11 +313,18 @@ pub fn tunnel_id(ifindex: u32) -> Option<u32> {
     unsafe { TUNNEL_IDS.get(ifindex) }.copied()
 }
 
+/// Applies `change` to this CPU's counters of a tunnel.
+#[inline(always)]
+pub fn count<R>(tunnel: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
+    COUNTERS.get_ptr_mut(tunnel).map(|counters| change(unsafe { &mut *counters }))
+}
+
 /// Counts a packet that was not put onto a tunnel, for the reason of this number.
 #[inline(always)]
 pub fn count_reason(reason: u32) {
     if let Some(counter) = REASONS.get_ptr_mut(reason) {
-        // SAFETY: as in `counted`.
+        // SAFETY: as in `count`.
         unsafe { *counter += 1 };
     }
 }
@@ -306,6 +332,6 @@ pub fn count_reason(reason: u32) {
 /// This CPU's counters of a tunnel on a member; `None`: the packet is no tunnel's.
 #[inline(always)]
 pub fn arrivals<'a>(arrival: &Arrival) -> Option<&'a mut ArrivalCounters> {
-    // SAFETY: as in `counted`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
+    // SAFETY: as in `count`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
     ARRIVALS.get_ptr_mut(arrival).map(|counters| unsafe { &mut *counters })
 }

@@ -169,7 +169,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         Err(reason) => return Ok(Answer { verdict: Err(reason), ..answer }),
     };
     answer.key = parsed.key;
-    let settings = view.settings()?;
+    let settings = view.settings();
     answer.hash = parsed.key.hash(settings.seed, settings.hash_fields, settings.flags & settings_flags::SYMMETRIC != 0);
     answer.peer = tables.peer_of(&parsed.destination);
     let Some(record) = answer.peer.and_then(|peer| view.peer(peer)) else {

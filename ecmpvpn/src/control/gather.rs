@@ -65,7 +65,7 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
         steering_device: config.steering.device.to_string(),
         policy: policy(&view),
         backend: backend(&links, &tunnels).to_string(),
-        hook: view.hook()?.to_string(),
+        hook: view.hook().to_string(),
         balance: Balance::of(tunnels.iter().map(|tunnel| (tunnel.tx_bytes, tunnel.weight))),
         tunnels,
         members: members.into_values().collect(),

@@ -10,13 +10,14 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED, member_flags};
-use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, Settings, maps, programs, settings_flags};
+use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, maps, programs, settings_flags};
 
 use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from, name_of, replace_clsact, replace_tcx};
 use super::error::os_error;
+use super::mapped;
 use super::{DataplaneError, Device, Hook, Pins};
 
 /// How often, and how long apart, it is tried to attach where a link of ours is on its way out.
@@ -81,9 +82,7 @@ impl Arrivals {
             opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
         };
         let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
-        let settings: Array<_, Settings> =
-            Map::Array(data(maps::SETTINGS)?).try_into().map_err(typed(maps::SETTINGS))?;
-        let flags = settings.get(&0, 0).map_err(|error| DataplaneError::new("reading map SETTINGS", error))?.flags;
+        let flags = mapped::state(data)?.state().settings.get().flags;
         Ok(Self {
             pins: pins.clone(),
             hook: if flags & settings_flags::CLSACT == 0 { Hook::Tcx } else { Hook::Clsact },

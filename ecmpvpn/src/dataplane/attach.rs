@@ -3,14 +3,14 @@
 use std::mem;
 use std::path::Path;
 
-use aya::maps::Array;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
-use ecmpvpn_common::layout::{Settings, Tunnel, maps, programs, settings_flags, tunnel_flags, tunnel_id};
+use ecmpvpn_common::layout::{Settings, State, Tunnel, maps, programs, settings_flags, tunnel_flags, tunnel_id};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::error::os_error;
+use super::mapped::Mapped;
 use super::{DataplaneError, Device, Loaded, Pins, View};
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
@@ -197,33 +197,31 @@ pub(super) fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError>
     }
 }
 
-fn mark_settings(loaded: &mut Loaded, flags: u32) -> Result<(), DataplaneError> {
-    let failed = |error| DataplaneError::new("writing to map SETTINGS", error);
-    let mut map: Array<_, Settings> = loaded.map_mut(maps::SETTINGS)?.try_into().map_err(failed)?;
-    let mut settings = map.get(&0, 0).map_err(failed)?;
-    settings.flags |= flags;
-    map.set(0, settings, 0).map_err(failed)
+fn mark_settings(loaded: &Loaded, flags: u32) -> Result<(), DataplaneError> {
+    let state = Mapped::<State>::new(maps::STATE, loaded.array_data(maps::STATE)?)?;
+    let record = &state.state().settings;
+    record.set(Settings { flags: record.get().flags | flags, ..record.get() });
+    Ok(())
 }
 
-fn mark_tunnel(loaded: &mut Loaded, id: u32) -> Result<(), DataplaneError> {
+fn mark_tunnel(loaded: &Loaded, id: u32) -> Result<(), DataplaneError> {
     mark_settings(loaded, settings_flags::CLSACT)?;
-    let failed = |error| DataplaneError::new("writing to map TUNNELS", error);
-    let mut map: Array<_, Tunnel> = loaded.map_mut(maps::TUNNELS)?.try_into().map_err(failed)?;
-    let mut tunnel = map.get(&id, 0).map_err(failed)?;
-    tunnel.flags |= tunnel_flags::CLSACT_ADDED;
-    map.set(id, tunnel, 0).map_err(failed)
+    let state = Mapped::<State>::new(maps::STATE, loaded.array_data(maps::STATE)?)?;
+    let record = &state.state().tunnels[id as usize];
+    record.set(Tunnel { flags: record.get().flags | tunnel_flags::CLSACT_ADDED, ..record.get() });
+    Ok(())
 }
 
 /// Takes clsact filters off, and the qdiscs that were added for them. Devices that are gone took theirs along.
 pub fn detach(view: &View) -> Result<(), DataplaneError> {
-    let settings = view.settings()?;
+    let settings = view.settings();
     if settings.flags & settings_flags::CLSACT == 0 {
         return Ok(());
     }
     let mut first = Ok(());
     let added = settings.flags & settings_flags::CLSACT_ADDED != 0;
     first = first.and(detach_from(settings.steering_ifindex, TcAttachType::Egress, programs::EGRESS, added));
-    for (_, tunnel) in view.tunnel_records()? {
+    for (_, tunnel) in view.tunnel_records() {
         let added = tunnel.flags & tunnel_flags::CLSACT_ADDED != 0;
         first = first.and(detach_from(tunnel.ifindex, TcAttachType::Ingress, programs::INGRESS, added));
     }

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use aya::maps::HashMap;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap};
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel, maps,
-    tunnel_flags, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Settings, State, Tunnel, maps, tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -37,28 +36,23 @@ pub fn fill(
     table: &SteeringTable,
     tunnels: &BTreeMap<InterfaceName, u32>,
 ) -> Result<(), DataplaneError> {
-    let mut map: Array<_, Settings> = typed(loaded.map_mut(maps::SETTINGS)?.try_into(), maps::SETTINGS)?;
-    written(map.set(0, settings, 0), maps::SETTINGS)?;
-
-    let mut peers = Mapped::<Peer>::new(maps::PEERS, loaded.array_data(maps::PEERS)?)?;
+    let mut state = Mapped::<State>::new(maps::STATE, loaded.array_data(maps::STATE)?)?;
+    let state = &mut state.entries_mut()[0];
+    state.settings.set(*settings);
+    state.peer_count.set(u32::try_from(table.peers.len()).unwrap_or(u32::MAX));
     let mut buckets = Mapped::<Bucket>::new(maps::BUCKETS, loaded.array_data(maps::BUCKETS)?)?;
-    let mut loads = Mapped::<Load>::new(maps::LOADS, loaded.array_data(maps::LOADS)?)?;
-    let mut paths = Mapped::<Path>::new(maps::PATHS, loaded.array_data(maps::PATHS)?)?;
-    for ((number, peer), record) in (0..).zip(&table.peers).zip(peers.entries_mut()) {
+    for (number, peer) in (0..).zip(&table.peers) {
         let base = number * BUCKETS_PER_PEER;
-        *record = peer_record(peer, base, table.flowlet_gap_us);
+        state.peers[number as usize] = peer_record(peer, base, table.flowlet_gap_us);
         let rows = tunnel_records(peer, tunnels)?;
         let candidates: Vec<Candidate> = rows.iter().map(Tunnel::candidate).collect();
         set_homes(&mut buckets.entries_mut()[base as usize..][..BUCKETS_PER_PEER as usize], &candidates);
 
-        for slot in 0..rows.len() {
-            let id = number * MAX_TUNNELS_PER_PEER + u32::try_from(slot).unwrap_or(u32::MAX);
-            loads.entries_mut()[id as usize] = first_load(id);
-            paths.entries_mut()[id as usize] = Path { link: Shared::new(id), tunnels: Shared::new(1 << slot) };
-        }
-        let mut map: Array<_, Tunnel> = typed(loaded.map_mut(maps::TUNNELS)?.try_into(), maps::TUNNELS)?;
         for (slot, row) in (0..).zip(&rows) {
-            written(map.set(tunnel_id(number, slot), row, 0), maps::TUNNELS)?;
+            let id = tunnel_id(number, slot);
+            state.tunnels[id as usize].set(*row);
+            state.loads[id as usize] = first_load(id);
+            state.paths[id as usize] = Path { link: Shared::new(id), tunnels: Shared::new(1 << slot) };
         }
         let mut map: HashMap<_, u32, u32> = typed(loaded.map_mut(maps::TUNNEL_IDS)?.try_into(), maps::TUNNEL_IDS)?;
         for (slot, row) in (0..).zip(&rows) {
@@ -74,7 +68,7 @@ pub fn fill(
     let placed = rules::place(&table.rules).map_err(|error| DataplaneError::Mismatch(error.to_string()))?;
     let tables = RuleTables::of(&placed, &names);
     RuleMaps::new(|name| loaded.duplicate(name))?.write(&tables)?;
-    for (rules, record) in tables.peers.iter().zip(peers.entries()) {
+    for (rules, record) in tables.peers.iter().zip(&state.peers) {
         record.rules.set(*rules);
     }
     Ok(())

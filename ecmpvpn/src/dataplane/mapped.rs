@@ -6,7 +6,7 @@ use std::ptr;
 use std::slice;
 
 use aya::maps::MapData;
-use ecmpvpn_common::layout::{Bucket, Health, Load, Path, Peer, Rule, RuleSet, TunnelSet};
+use ecmpvpn_common::layout::{Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Peer, Rule, RuleSet, State, TunnelSet, maps};
 
 use super::DataplaneError;
 
@@ -16,16 +16,12 @@ use super::DataplaneError;
 /// Every field that is written after the map was filled is a `Shared`, and any bytes are a valid value.
 pub unsafe trait Record {}
 
-// SAFETY: what changes is shared; the rest is written before any program is attached.
-unsafe impl Record for Peer {}
+// SAFETY: what changes is shared or whole; the rest is written before any program is attached.
+unsafe impl Record for State {}
 // SAFETY: its fields are shared, but for the padding.
 unsafe impl Record for Bucket {}
 // SAFETY: its fields are shared.
 unsafe impl Record for Health {}
-// SAFETY: its fields are shared, but for the padding.
-unsafe impl Record for Load {}
-// SAFETY: its fields are shared.
-unsafe impl Record for Path {}
 // SAFETY: its fields are shared.
 unsafe impl Record for Rule {}
 // SAFETY: its field is shared.
@@ -83,6 +79,29 @@ impl<T: Record> Mapped<T> {
         // SAFETY: as above.
         unsafe { slice::from_raw_parts_mut(self.entries, self.count) }
     }
+}
+
+impl Mapped<State> {
+    /// The one that there is.
+    pub fn state(&self) -> &State {
+        &self.entries()[0]
+    }
+
+    /// The peers that there are.
+    pub fn peers(&self) -> &[Peer] {
+        let peers = &self.state().peers;
+        &peers[..peers.len().min(self.state().peer_count.get() as usize)]
+    }
+
+    /// Their tunnels' loads.
+    pub fn loads(&self) -> &[Load] {
+        &self.state().loads[..self.peers().len() * MAX_TUNNELS_PER_PEER as usize]
+    }
+}
+
+/// Maps the state that is pinned.
+pub fn state(open: impl FnOnce(&str) -> Result<MapData, DataplaneError>) -> Result<Mapped<State>, DataplaneError> {
+    Mapped::new(maps::STATE, &open(maps::STATE)?)
 }
 
 impl<T> Drop for Mapped<T> {

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 pub use arrivals::{ArrivalView, Arrivals, OuterTunnel};
 pub use attach::Hook;
 pub use error::DataplaneError;
-pub use object::{Loaded, Options, tick_ns};
+pub use object::{Loaded, Options, TestRun, tick_ns};
 pub use pins::Pins;
 pub use rules::RuleMaps;
 pub use snapshot::{Snapshot, monotonic_ns};

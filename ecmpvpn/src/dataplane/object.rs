@@ -38,15 +38,34 @@ pub struct Options {
     pub log: bool,
     /// Attach this way; `None`: by tcx where the kernel has it.
     pub hook: Option<Hook>,
-    /// Load for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header, the choice is left in `skb->cb`.
-    pub test_run: bool,
+    /// Load for `BPF_PROG_TEST_RUN`.
+    pub test_run: TestRun,
     /// See [`globals::FLOWS`].
     pub flows: u32,
 }
 
+/// See [`globals::TEST_RUN`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TestRun {
+    /// Packets come from the network.
+    #[default]
+    No = 0,
+    /// To measure time: nothing is done that is not done for packets from the network.
+    Timed = 1,
+    /// To see what is chosen.
+    Told = 2,
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { hash_fields: fields::FIVE_TUPLE, symmetric: false, log: false, hook: None, test_run: false, flows: 0 }
+        Self {
+            hash_fields: fields::FIVE_TUPLE,
+            symmetric: false,
+            log: false,
+            hook: None,
+            test_run: TestRun::No,
+            flows: 0,
+        }
     }
 }
 
@@ -71,17 +90,13 @@ impl Loaded {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(1);
         let mut loaded = Self {
             ebpf: EbpfLoader::new()
-                .override_global(globals::TEST_RUN, &u8::from(options.test_run), true)
+                .override_global(globals::TEST_RUN, &(options.test_run as u8), true)
                 .override_global(globals::FLOWS, &options.flows, true)
                 .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
                 // Room for what a reload may add; memory is taken as entries come.
                 .map_max_entries(maps::PREFIXES, PREFIXES)
-                .map_max_entries(maps::PEERS, peers)
-                .map_max_entries(maps::TUNNELS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::COUNTERS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::HEALTH, peers * MAX_TUNNELS_PER_PEER)
-                .map_max_entries(maps::LOADS, peers * MAX_TUNNELS_PER_PEER)
-                .map_max_entries(maps::PATHS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::TUNNEL_IDS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
                 .map_max_entries(maps::ARRIVALS, count(tunnels.len() + SPARE_TUNNELS).saturating_mul(MAX_FOLLOWED))
@@ -198,7 +213,7 @@ impl Programs {
 
 /// Loads this version's programs onto the pinned maps. They are attached to nothing yet.
 pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Programs, DataplaneError> {
-    let (test_run, level) = (u8::from(options.test_run), if options.log { u8::MAX } else { 0 });
+    let (test_run, level) = (options.test_run as u8, if options.log { u8::MAX } else { 0 });
     let mut loader = EbpfLoader::new();
     loader.override_global(globals::TEST_RUN, &test_run, true).override_global(LOG_LEVEL, &level, true);
     for name in maps::ALL {

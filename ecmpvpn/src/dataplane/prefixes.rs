@@ -1,8 +1,11 @@
 //! The peers' prefixes in the maps, and what lets the programs remember where destinations belong.
 
+use std::sync::atomic::{Ordering, fence};
+
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
 use ecmpvpn_common::layout::{Destination, Settings, maps};
+use ecmpvpn_common::shared::Whole;
 use ipnet::IpNet;
 
 use super::DataplaneError;
@@ -17,23 +20,28 @@ pub(super) fn settings(table: &SteeringTable) -> Settings {
     Settings { prefixes_version: FIRST_VERSION, ipv4_mask, ipv6_mask, ..Settings::default() }
 }
 
-/// As many leading bits of an address as decide about its peer, as the maps have addresses.
+/// As many leading bits of an address as decide about its peer and whether it stays on the link, as the maps have
+/// addresses.
 fn masks(table: &SteeringTable) -> (u32, [u32; 4]) {
     let longest = |of_family: fn(&IpNet) -> bool| {
         let prefixes = table.peers.iter().flat_map(|peer| &peer.prefixes).filter(|prefix| of_family(prefix));
         prefixes.max_by_key(|prefix| prefix.prefix_len()).map(|prefix| destination(prefix.netmask()).address)
     };
+    let least = |octets: [u8; 4]| u32::from_ne_bytes(octets);
     let ipv4 = longest(|prefix| matches!(prefix, IpNet::V4(_))).unwrap_or_default();
-    (ipv4[0], longest(|prefix| matches!(prefix, IpNet::V6(_))).unwrap_or_default())
+    let mut ipv6 = longest(|prefix| matches!(prefix, IpNet::V6(_))).unwrap_or_default();
+    // 169.254.0.0/16 and fe80::/10; multicast is less.
+    ipv6[0] |= least([255, 0xc0, 0, 0]);
+    (ipv4[0] | least([255, 255, 0, 0]), ipv6)
 }
 
-/// Makes the prefixes those of `table` while packets flow. `write` writes the settings.
+/// Makes the prefixes those of `table` while packets flow.
 pub(super) fn change(
     map: &mut LpmTrie<MapData, Destination, u32>,
     table: &SteeringTable,
-    mut settings: Settings,
-    mut write: impl FnMut(Settings) -> Result<(), DataplaneError>,
+    record: &Whole<Settings>,
 ) -> Result<(), DataplaneError> {
+    let mut settings = record.get();
     let reading = |error| DataplaneError::new(format!("reading map {}", maps::PREFIXES), error);
     let writing = |error| DataplaneError::new(format!("writing to map {}", maps::PREFIXES), error);
     let wanted: Vec<(Key<Destination>, u32)> = (0..)
@@ -54,7 +62,7 @@ pub(super) fn change(
     }
     // Nothing is remembered while they change, and nothing that was remembered before counts after it.
     settings.prefixes_version = changing;
-    write(settings)?;
+    record.set(settings);
     for (key, number) in &wanted {
         map.insert(key, *number, 0).map_err(writing)?;
     }
@@ -62,9 +70,12 @@ pub(super) fn change(
         map.remove(key).map_err(writing)?;
     }
     (settings.ipv4_mask, settings.ipv6_mask) = masks(table);
-    write(settings)?;
+    record.set(settings);
+    // What was written so far is seen by those who see what follows.
+    fence(Ordering::SeqCst);
     settings.prefixes_version = changing.wrapping_add(1);
-    write(settings)
+    record.set(settings);
+    Ok(())
 }
 
 /// What tells prefixes apart.
@@ -96,7 +107,9 @@ mod tests {
             let (ipv4, ipv6) = masks(&table(prefixes));
             (ipv4.to_ne_bytes(), ipv6.map(u32::from_be))
         };
-        assert_eq!(found(&["10.0.0.0/8", "10.20.0.0/18"]), ([255, 255, 192, 0], [0; 4]));
-        assert_eq!(found(&["0.0.0.0/0", "fd00::/48", "fd00:1::/33"]), ([0; 4], [u32::MAX, 0xffff_0000, 0, 0]));
+        assert_eq!(found(&["10.0.0.0/8", "10.20.0.0/18"]), ([255, 255, 192, 0], [0xffc0_0000, 0, 0, 0]));
+        assert_eq!(found(&["0.0.0.0/0", "fd00::/48"]), ([255, 255, 0, 0], [u32::MAX, 0xffff_0000, 0, 0]));
+        // What stays on the link is told apart by the first bits.
+        assert_eq!(found(&["::/0"]), ([255, 255, 0, 0], [0xffc0_0000, 0, 0, 0]));
     }
 }

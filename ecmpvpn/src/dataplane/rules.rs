@@ -163,7 +163,7 @@ impl View {
     /// # Errors
     /// The map cannot be read.
     pub fn tunnel_names(&self) -> Result<TunnelNames, DataplaneError> {
-        let records: BTreeMap<u32, _> = self.tunnel_records()?.into_iter().collect();
+        let records: BTreeMap<u32, _> = self.tunnel_records().into_iter().collect();
         let name =
             |id: u32| InterfaceName::new(&text(&records.get(&id).filter(|tunnel| tunnel.ifindex != 0)?.name)).ok();
         let peers = (0..).map_while(|peer| self.peer(peer).map(|_| peer));

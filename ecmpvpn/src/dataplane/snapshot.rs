@@ -43,13 +43,13 @@ impl<'a> Snapshot<'a> {
         let peers: Vec<Peer> = (0..).map_while(|peer| view.peer(peer)).cloned().collect();
         let slots = peers.len() * MAX_TUNNELS_PER_PEER as usize;
         let mut tunnels = vec![Tunnel::default(); slots];
-        for (id, tunnel) in view.tunnel_records()? {
+        for (id, tunnel) in view.tunnel_records() {
             tunnels[id as usize] = tunnel;
         }
         let numbers = 0..u32::try_from(peers.len()).unwrap_or(u32::MAX);
         Ok(Self {
             now: monotonic_ns(),
-            settings: view.settings()?,
+            settings: view.settings(),
             prefixes,
             loads: numbers
                 .clone()

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Settings, Tunnel,
-    TunnelCounters, maps, settings_flags, tunnel_flags, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, maps,
+    settings_flags, tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
 use super::arrivals;
 use super::attach::{Attached, attach_again};
 use super::fill::{FIRST_WEIGHT, first_load, gap_ns, padded};
-use super::mapped::Mapped;
+use super::mapped::{self, Mapped};
 use super::object::{Programs, replace_programs, tick_ns};
 use super::prefixes;
 use super::view::text;
@@ -37,11 +37,10 @@ pub fn slots(pins: &Pins) -> Result<Option<Slots>, DataplaneError> {
     }
     let maps = Maps::open(pins)?;
     let mut peers = Vec::new();
-    for (number, peer) in (0..).zip(maps.peers.entries()) {
+    for (number, peer) in (0..).zip(maps.state.peers()) {
         let count = peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER);
-        let names: Result<Vec<String>, DataplaneError> =
-            (0..count).map(|slot| Ok(text(&maps.tunnel(tunnel_id(number, slot))?.name))).collect();
-        peers.push((text(&peer.name), names?));
+        let names = (0..count).map(|slot| text(&maps.tunnel(tunnel_id(number, slot)).name)).collect();
+        peers.push((text(&peer.name), names));
     }
     Ok(Some(peers))
 }
@@ -93,7 +92,7 @@ fn apply(
 ) -> Result<Hook, DataplaneError> {
     let mut maps = Maps::open(pins)?;
     maps.fits(table)?;
-    let settings = maps.settings()?;
+    let settings = maps.settings();
     let hook = if settings.flags & settings_flags::CLSACT != 0 { Hook::Clsact } else { Hook::Tcx };
     for (number, peer) in (0..).zip(&table.peers) {
         let before = former.and_then(|table| table.peers.get(number as usize));
@@ -106,13 +105,13 @@ fn apply(
             let pin = pins.tunnel_link(tunnel_id(number, row.slot));
             let device = &peer.tunnels[row.slot as usize].0;
             let attached = attach_again(hook, &mut programs.ingress, device, false, &pin, row.same_device)?;
-            maps.note_qdisc(tunnel_id(number, row.slot), attached)?;
+            maps.note_qdisc(tunnel_id(number, row.slot), attached);
         }
         maps.set_homes(number, &rows);
-        maps.peers.entries()[number as usize].tunnel_count.set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+        maps.state.peers()[number as usize].tunnel_count.set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
         maps.set_policy(number, before, peer);
         if former.is_none_or(|former| former.flowlet_gap_us != table.flowlet_gap_us) {
-            maps.peers.entries()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
+            maps.state.peers()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
         }
         maps.set_paths(number, &rows);
         maps.enliven(number, &rows);
@@ -124,7 +123,7 @@ fn apply(
     } else {
         Attached { qdisc_added: false }
     };
-    maps.set_settings(table, steering.ifindex, attached)?;
+    maps.set_settings(table, steering.ifindex, attached);
     if replaced {
         arrivals::replace(pins, &mut programs.arrival)?;
         Programs::keep(pins)?;
@@ -147,16 +146,12 @@ struct Row {
 
 /// The maps that are written to.
 struct Maps {
-    settings: Array<MapData, Settings>,
-    tunnels: Array<MapData, Tunnel>,
     tunnel_ids: HashMap<MapData, u32, u32>,
     prefixes: LpmTrie<MapData, Destination, u32>,
     counters: PerCpuArray<MapData, TunnelCounters>,
-    peers: Mapped<Peer>,
+    state: Mapped<State>,
     buckets: Mapped<Bucket>,
     health: Mapped<Health>,
-    loads: Mapped<Load>,
-    paths: Mapped<Path>,
 }
 
 fn reading(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
@@ -174,21 +169,17 @@ impl Maps {
             MapData::from_pin(&path).map_err(|e| DataplaneError::new(format!("opening {}", path.display()), e))
         };
         Ok(Self {
-            settings: Map::Array(data(maps::SETTINGS)?).try_into().map_err(reading(maps::SETTINGS))?,
-            tunnels: Map::Array(data(maps::TUNNELS)?).try_into().map_err(reading(maps::TUNNELS))?,
             tunnel_ids: Map::HashMap(data(maps::TUNNEL_IDS)?).try_into().map_err(reading(maps::TUNNEL_IDS))?,
             prefixes: Map::LpmTrie(data(maps::PREFIXES)?).try_into().map_err(reading(maps::PREFIXES))?,
             counters: Map::PerCpuArray(data(maps::COUNTERS)?).try_into().map_err(reading(maps::COUNTERS))?,
-            peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
+            state: mapped::state(data)?,
             buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
             health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
-            loads: Mapped::new(maps::LOADS, &data(maps::LOADS)?)?,
-            paths: Mapped::new(maps::PATHS, &data(maps::PATHS)?)?,
         })
     }
 
     fn fits(&self, table: &SteeringTable) -> Result<(), DataplaneError> {
-        let names = self.peers.entries().iter().map(|peer| text(&peer.name));
+        let names = self.state.peers().iter().map(|peer| text(&peer.name));
         if !names.eq(table.peers.iter().map(|peer| peer.name.clone())) {
             let text =
                 "the peers are not those that the maps were made for: `ecmpvpn down` and `ecmpvpn run` make them anew";
@@ -197,12 +188,12 @@ impl Maps {
         Ok(())
     }
 
-    fn settings(&self) -> Result<Settings, DataplaneError> {
-        self.settings.get(&0, 0).map_err(reading(maps::SETTINGS))
+    fn settings(&self) -> Settings {
+        self.state.state().settings.get()
     }
 
-    fn tunnel(&self, id: u32) -> Result<Tunnel, DataplaneError> {
-        self.tunnels.get(&id, 0).map_err(reading(maps::TUNNELS))
+    fn tunnel(&self, id: u32) -> Tunnel {
+        self.state.state().tunnels[id as usize].get()
     }
 
     fn rows(
@@ -221,7 +212,7 @@ impl Maps {
             )));
         }
         let row = |(slot, (name, weight)): (u32, &(InterfaceName, Option<u16>))| {
-            let former = self.tunnel(tunnel_id(number, slot))?;
+            let former = self.tunnel(tunnel_id(number, slot));
             let ifindex = match (tunnels.get(name), weight) {
                 (_, Some(0)) => 0,
                 (Some(ifindex), _) => *ifindex,
@@ -260,7 +251,7 @@ impl Maps {
     fn retire(&mut self, number: u32, rows: &[Row], pins: &Pins) -> Result<(), DataplaneError> {
         let gone = |row: &&Row| row.record.ifindex == 0 || row.is_new;
         let dead = rows.iter().filter(gone).fold(0, |bits, row| bits | 1 << row.slot);
-        let peer = &self.peers.entries()[number as usize];
+        let peer = &self.state.peers()[number as usize];
         peer.live.set_bits(dead, false);
         peer.open.set_bits(dead, false);
         for row in rows.iter().filter(|row| !row.same_device) {
@@ -285,7 +276,7 @@ impl Maps {
                 .map_err(|error| DataplaneError::new("counting the CPUs", error))?;
             self.counters.set(id, zeros, 0).map_err(writing(maps::COUNTERS))?;
             self.health.entries()[id as usize].clear();
-            let (load, first) = (&self.loads.entries()[id as usize], first_load(id));
+            let (load, first) = (&self.state.loads()[id as usize], first_load(id));
             load.cost.set(first.cost.get());
             load.weighted_cost.set(first.weighted_cost.get());
             for word in [&load.free_ns, &load.level_ns, &load.stamp_ns, &load.rebalance_moves] {
@@ -295,7 +286,7 @@ impl Maps {
             load.link.set(first.link.get());
         }
         if row.record != row.former {
-            self.tunnels.set(id, row.record, 0).map_err(writing(maps::TUNNELS))?;
+            self.state.state().tunnels[id as usize].set(row.record);
         }
         if row.record.ifindex != 0 && !row.same_device {
             self.tunnel_ids.insert(row.record.ifindex, id, 0).map_err(writing(maps::TUNNEL_IDS))?;
@@ -303,13 +294,12 @@ impl Maps {
         Ok(())
     }
 
-    fn note_qdisc(&mut self, id: u32, attached: Attached) -> Result<(), DataplaneError> {
-        if !attached.qdisc_added {
-            return Ok(());
+    fn note_qdisc(&self, id: u32, attached: Attached) {
+        if attached.qdisc_added {
+            let record = self.tunnel(id);
+            let flags = record.flags | tunnel_flags::CLSACT_ADDED;
+            self.state.state().tunnels[id as usize].set(Tunnel { flags, ..record });
         }
-        let mut record = self.tunnel(id)?;
-        record.flags |= tunnel_flags::CLSACT_ADDED;
-        self.tunnels.set(id, record, 0).map_err(writing(maps::TUNNELS))
     }
 
     /// Each bucket goes home to the tunnel that it ranks first now: with weights and tunnels as before to the same one.
@@ -318,7 +308,7 @@ impl Maps {
         if rows.iter().all(|row| row.record.candidate() == row.former.candidate()) {
             return;
         }
-        let first = self.peers.entries()[number as usize].bucket_base as usize;
+        let first = self.state.peers()[number as usize].bucket_base as usize;
         let buckets = self.buckets.entries()[first..].iter().take(BUCKETS_PER_PEER as usize);
         for (within, bucket) in (0..).zip(buckets) {
             let home = u8::try_from(home(within, &now)).unwrap_or(0);
@@ -330,7 +320,7 @@ impl Maps {
 
     fn set_policy(&self, number: u32, before: Option<&PeerTable>, peer: &PeerTable) {
         if before.is_none_or(|before| before.policy != peer.policy) {
-            self.peers.entries()[number as usize].policy.set(policy_number(peer.policy));
+            self.state.peers()[number as usize].policy.set(policy_number(peer.policy));
         }
     }
 
@@ -341,25 +331,25 @@ impl Maps {
         }
         let mut links: Vec<(u32, u32)> = Vec::new();
         for row in rows.iter().filter(|row| row.record.ifindex != 0) {
-            let link = self.loads.entries()[tunnel_id(number, row.slot) as usize].link.get();
+            let link = self.state.loads()[tunnel_id(number, row.slot) as usize].link.get();
             match links.iter_mut().find(|(other, _)| *other == link) {
                 Some((_, tunnels)) => *tunnels |= 1 << row.slot,
                 None => links.push((link, 1 << row.slot)),
             }
         }
         let first = tunnel_id(number, 0) as usize;
-        for (path, (link, tunnels)) in self.paths.entries()[first..].iter().zip(&links) {
+        for (path, (link, tunnels)) in self.state.state().paths[first..].iter().zip(&links) {
             path.link.set(*link);
             path.tunnels.set(*tunnels);
         }
         let count = u32::try_from(links.len()).unwrap_or(0);
-        self.peers.entries()[number as usize].path_count.set(count);
+        self.state.peers()[number as usize].path_count.set(count);
     }
 
     /// Lets a peer whose tunnels are all new use them; else probing has to find its new ones alive first.
     fn enliven(&self, number: u32, rows: &[Row]) {
         let new = rows.iter().filter(|row| row.is_new).fold(0, |bits, row| bits | 1 << row.slot);
-        let peer = &self.peers.entries()[number as usize];
+        let peer = &self.state.peers()[number as usize];
         peer.open.set_bits(new, true);
         if !rows.iter().any(|row| row.record.ifindex != 0 && !row.is_new) {
             peer.live.set_bits(new, true);
@@ -367,26 +357,14 @@ impl Maps {
     }
 
     fn set_prefixes(&mut self, table: &SteeringTable) -> Result<(), DataplaneError> {
-        let settings = self.settings()?;
-        let map = &mut self.settings;
-        prefixes::change(&mut self.prefixes, table, settings, |settings| {
-            map.set(0, settings, 0).map_err(writing(maps::SETTINGS))
-        })
+        prefixes::change(&mut self.prefixes, table, &self.state.state().settings)
     }
 
-    fn set_settings(
-        &mut self,
-        table: &SteeringTable,
-        steering_ifindex: u32,
-        attached: Attached,
-    ) -> Result<(), DataplaneError> {
+    fn set_settings(&self, table: &SteeringTable, steering_ifindex: u32, attached: Attached) {
         let added = if attached.qdisc_added { settings_flags::CLSACT_ADDED } else { 0 };
-        let former = self.settings()?;
+        let former = self.settings();
         let settings =
             Settings { seed: table.seed, steering_ifindex, flags: former.flags | added, tick_ns: tick_ns(), ..former };
-        if settings == former {
-            return Ok(());
-        }
-        self.settings.set(0, settings, 0).map_err(writing(maps::SETTINGS))
+        self.state.state().settings.set(settings);
     }
 }

@@ -2,28 +2,25 @@
 
 use std::time::Duration;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray};
+use aya::maps::{Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, Tunnel, TunnelCounters, maps,
+    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, State, Tunnel, TunnelCounters, maps,
     settings_flags, tunnel_id,
 };
+use ecmpvpn_common::shared::Whole;
 
-use super::mapped::Mapped;
+use super::mapped::{self, Mapped};
 use super::{DataplaneError, Hook, Pins};
 use crate::config::Policy;
 use crate::plan::rules::policy_number;
 
 /// A site's maps.
 pub struct View {
-    settings: Array<MapData, Settings>,
-    tunnels: Array<MapData, Tunnel>,
     counters: PerCpuArray<MapData, TunnelCounters>,
     reasons: PerCpuArray<MapData, u64>,
-    peers: Mapped<Peer>,
+    state: Mapped<State>,
     buckets: Mapped<Bucket>,
     health: Mapped<Health>,
-    loads: Mapped<Load>,
-    paths: Mapped<Path>,
 }
 
 /// A remote site.
@@ -89,36 +86,25 @@ impl View {
             opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
         };
         let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
-        let array = |name| data(name).map(Map::Array);
         let per_cpu = |name| data(name).map(Map::PerCpuArray);
         Ok(Self {
-            settings: array(maps::SETTINGS)?.try_into().map_err(typed(maps::SETTINGS))?,
-            tunnels: array(maps::TUNNELS)?.try_into().map_err(typed(maps::TUNNELS))?,
             counters: per_cpu(maps::COUNTERS)?.try_into().map_err(typed(maps::COUNTERS))?,
             reasons: per_cpu(maps::REASONS)?.try_into().map_err(typed(maps::REASONS))?,
-            peers: Mapped::new(maps::PEERS, &data(maps::PEERS)?)?,
+            state: mapped::state(data)?,
             buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
             health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
-            loads: Mapped::new(maps::LOADS, &data(maps::LOADS)?)?,
-            paths: Mapped::new(maps::PATHS, &data(maps::PATHS)?)?,
         })
     }
 
     /// How the programs are attached.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn hook(&self) -> Result<Hook, DataplaneError> {
-        let clsact = self.settings()?.flags & settings_flags::CLSACT != 0;
-        Ok(if clsact { Hook::Clsact } else { Hook::Tcx })
+    pub fn hook(&self) -> Hook {
+        let clsact = self.settings().flags & settings_flags::CLSACT != 0;
+        if clsact { Hook::Clsact } else { Hook::Tcx }
     }
 
     /// What holds for all peers.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn settings(&self) -> Result<Settings, DataplaneError> {
-        self.settings.get(&0, 0).map_err(|error| DataplaneError::new("reading map SETTINGS", error))
+    pub fn settings(&self) -> Settings {
+        self.state.state().settings.get()
     }
 
     /// The remote sites, by number.
@@ -129,7 +115,7 @@ impl View {
             tunnels: peer.tunnel_count.get(),
             policy: Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == peer.policy.get()),
         };
-        self.peers.entries().iter().map(view).collect()
+        self.state.peers().iter().map(view).collect()
     }
 
     /// All tunnels with their counts.
@@ -147,36 +133,33 @@ impl View {
                 ifindex: tunnel.ifindex,
                 weight: tunnel.weight,
                 flags: tunnel.flags,
-                live: self.peers.entries()[peer as usize].live.get() >> slot & 1 == 1,
+                live: self.state.peers()[peer as usize].live.get() >> slot & 1 == 1,
                 buckets: held[id as usize],
                 last_handshake: self.last_handshake(id),
                 counters: self.counters(id)?,
                 rebalance_moves: self.load(id).map_or(0, |load| load.rebalance_moves.get()),
             })
         };
-        self.tunnel_records()?.into_iter().map(view).collect()
+        self.tunnel_records().into_iter().map(view).collect()
     }
 
     /// Writes a tunnel's record.
-    pub(super) fn set_tunnel_record(&mut self, id: u32, record: &Tunnel) -> Result<(), DataplaneError> {
-        self.tunnels.set(id, record, 0).map_err(|error| DataplaneError::new("writing to map TUNNELS", error))
+    pub(super) fn set_tunnel_record(&self, id: u32, record: Tunnel) {
+        self.state.state().tunnels[id as usize].set(record);
     }
 
     /// The tunnels' records, by id.
-    pub(super) fn tunnel_records(&self) -> Result<Vec<(u32, Tunnel)>, DataplaneError> {
-        let mut records = Vec::new();
-        for (peer, record) in (0..).zip(self.peers.entries()) {
-            for slot in 0..record.tunnel_count.get().min(MAX_TUNNELS_PER_PEER) {
-                let id = tunnel_id(peer, slot);
-                let tunnel = self.tunnels.get(&id, 0);
-                let tunnel = tunnel.map_err(|error| DataplaneError::new("reading map TUNNELS", error))?;
-                // A slot whose tunnel was taken away.
-                if tunnel.ifindex != 0 {
-                    records.push((id, tunnel));
-                }
-            }
-        }
-        Ok(records)
+    pub(super) fn tunnel_records(&self) -> Vec<(u32, Tunnel)> {
+        let slots = |(number, peer): (u32, &Peer)| {
+            (0..peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER)).map(move |slot| tunnel_id(number, slot))
+        };
+        let ids = (0..).zip(self.state.peers()).flat_map(slots);
+        // A slot whose tunnel was taken away has no interface.
+        ids.filter_map(|id| Some((id, self.tunnel_record(id)?))).collect()
+    }
+
+    fn tunnel_record(&self, id: u32) -> Option<Tunnel> {
+        self.state.state().tunnels.get(id as usize).map(Whole::get).filter(|tunnel| tunnel.ifindex != 0)
     }
 
     fn last_handshake(&self, id: u32) -> Option<Duration> {
@@ -216,8 +199,8 @@ impl View {
 
     /// How many buckets use each tunnel, by id.
     fn held(&self) -> Vec<u32> {
-        let mut held = vec![0; self.peers.entries().len() * MAX_TUNNELS_PER_PEER as usize];
-        for number in (0..).take(self.peers.entries().len()) {
+        let mut held = vec![0; self.state.peers().len() * MAX_TUNNELS_PER_PEER as usize];
+        for number in (0..).take(self.state.peers().len()) {
             for bucket in self.buckets(number) {
                 let slot = u32::from(bucket.tunnel.get()) % MAX_TUNNELS_PER_PEER;
                 held[tunnel_id(number, slot) as usize] += 1;
@@ -244,25 +227,25 @@ impl View {
     /// Says whether a tunnel carries traffic: one write, which the next packet sees. Returns what it was before;
     /// `None` if there is no such tunnel.
     pub fn set_live(&self, peer: u32, slot: u32, live: bool) -> Option<bool> {
-        self.tunnels.get(&tunnel_id(peer, slot), 0).ok().filter(|tunnel| tunnel.ifindex != 0)?;
-        let peer = self.peers.entries().get(peer as usize).filter(|peer| slot < peer.tunnel_count.get())?;
+        self.tunnel_record(tunnel_id(peer, slot))?;
+        let peer = self.state.peers().get(peer as usize).filter(|peer| slot < peer.tunnel_count.get())?;
         Some(peer.live.set_bits(1 << slot, live) >> slot & 1 == 1)
     }
 
     /// A remote site's record, by number; its shared words may be set.
     pub fn peer(&self, peer: u32) -> Option<&Peer> {
-        self.peers.entries().get(peer as usize)
+        self.state.peers().get(peer as usize)
     }
 
     /// A tunnel's load, by the tunnel's id; its words may be set.
     pub fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.entries().get(id as usize)
+        self.state.loads().get(id as usize)
     }
 
     /// A peer's links, [`Peer::path_count`] of which count; their words may be set.
     pub fn paths(&self, peer: u32) -> &[Path] {
         let first = tunnel_id(peer, 0) as usize;
-        self.paths.entries().get(first..first + MAX_TUNNELS_PER_PEER as usize).unwrap_or_default()
+        self.state.state().paths.get(first..first + MAX_TUNNELS_PER_PEER as usize).unwrap_or_default()
     }
 
     /// A peer's buckets; their words may be set.

@@ -17,14 +17,14 @@ impl View {
     /// There is no such tunnel, or the map cannot be written.
     pub fn set_weight(&mut self, peer: u32, slot: u32, weight: u16, learned: bool) -> Result<usize, DataplaneError> {
         let id = tunnel_id(peer, slot);
-        let found = self.tunnel_records()?.into_iter().find(|(there, tunnel)| *there == id && tunnel.ifindex != 0);
+        let found = self.tunnel_records().into_iter().find(|(there, tunnel)| *there == id && tunnel.ifindex != 0);
         let Some((_, mut record)) = found else {
             return Err(DataplaneError::Mismatch(format!("peer {peer} has no tunnel in slot {slot}")));
         };
         record.weight = weight;
         record.inverse_weight = inverse_weight(weight);
         record.flags = record.flags & !tunnel_flags::AUTO_WEIGHT | if learned { tunnel_flags::AUTO_WEIGHT } else { 0 };
-        self.set_tunnel_record(id, &record)?;
+        self.set_tunnel_record(id, record);
         self.weigh_links(peer)?;
         self.set_homes(peer)
     }
@@ -74,7 +74,7 @@ impl View {
     /// What ranks a peer's tunnels, by slot.
     pub fn candidates(&self, peer: u32) -> Result<Vec<Option<Candidate>>, DataplaneError> {
         let mut candidates = vec![None; MAX_TUNNELS_PER_PEER as usize];
-        for (id, tunnel) in self.tunnel_records()? {
+        for (id, tunnel) in self.tunnel_records() {
             if id / MAX_TUNNELS_PER_PEER == peer && tunnel.ifindex != 0 {
                 candidates[(id % MAX_TUNNELS_PER_PEER) as usize] = Some(tunnel.candidate());
             }

@@ -166,7 +166,7 @@ fn steers(expected: Hook, asked: Option<Hook>) -> Result<()> {
 
     // Everything that `start` held in this process is gone; what is left works through its pins.
     let view = View::open(&stage.pins)?;
-    ensure!(view.hook()? == expected);
+    ensure!(view.hook() == expected);
     ensure!(matches!(stage.start(asked), Err(DataplaneError::AlreadyThere { .. })));
 
     let (flows, counts) = stage.send("10.20.0.9:4000")?;

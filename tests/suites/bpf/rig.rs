@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use ecmpvpn::config::{InterfaceName, Policy};
-use ecmpvpn::dataplane::{Loaded, Options, Pins, View};
+use ecmpvpn::dataplane::{Loaded, Options, Pins, TestRun, View};
 use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -108,7 +108,7 @@ impl Rig {
         options: &Options,
     ) -> anyhow::Result<Self> {
         let bpffs = Bpffs::new()?;
-        let mut loaded = Loaded::new(table, 100, ifindexes, &Options { test_run: true, ..options.clone() })?;
+        let mut loaded = Loaded::new(table, 100, ifindexes, &Options { test_run: TestRun::Told, ..options.clone() })?;
         let pins = Pins::below(&bpffs.root(), "rig");
         std::fs::create_dir_all(pins.dir())?;
         loaded.pin(&pins)?;

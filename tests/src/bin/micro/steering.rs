@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use ecmpvpn::config::{InterfaceName, Policy, Rule};
-use ecmpvpn::dataplane::{Loaded, Options};
+use ecmpvpn::dataplane::{Loaded, Options, TestRun};
 use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
 use serde_json::json;
@@ -82,7 +82,8 @@ impl Variant {
                 tunnels: names.into_iter().map(|name| (name, Some(1))).collect(),
             }],
         };
-        let options = Options { test_run: true, flows: if flows == 1 { 0 } else { flows }, ..Options::default() };
+        let options =
+            Options { test_run: TestRun::Timed, flows: if flows == 1 { 0 } else { flows }, ..Options::default() };
         let mut loaded = Loaded::new(&table, 100, &ifindexes, &options)?;
         if policy.is_none() {
             loaded.program_mut(programs::BASELINE)?.load().context("loading the program that only redirects")?;

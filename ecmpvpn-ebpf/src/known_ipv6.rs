@@ -1,0 +1,54 @@
+//! Where IPv6 destinations of late belong; for IPv4 see `ecmpvpn_common::known`. An address does not fit a word, so each CPU
+//! remembers by itself.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use ecmpvpn_common::layout::Settings;
+
+const BITS: u32 = 8;
+
+#[map]
+static KNOWN_IPV6: PerCpuArray<Known> = PerCpuArray::with_max_entries(1 << BITS, 0);
+
+/// A range of destinations that no prefix divides, and its peer.
+struct Known {
+    /// Its first address.
+    address: [u32; 4],
+    /// See [`Settings::prefixes_version`]: what was found in another version counts no more.
+    version: u32,
+    peer: u32,
+}
+
+/// The destination's peer, if it is known.
+#[inline(always)]
+pub fn peer_of(destination: &[u32; 4], settings: &Settings) -> Option<u32> {
+    let address = range_of(destination, settings);
+    let version = settings.prefixes_version;
+    // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
+    let known = unsafe { KNOWN_IPV6.get_ptr(place(&address))?.as_ref()? };
+    (version & 1 == 0 && known.version == version && known.address == address).then_some(known.peer)
+}
+
+/// Keeps what the prefixes said in a version, which was looked at before them: if they have changed since, this counts
+/// no more.
+#[inline(always)]
+pub fn remember(destination: &[u32; 4], settings: &Settings, version: u32, peer: u32) {
+    let address = range_of(destination, settings);
+    if let Some(known) = KNOWN_IPV6.get_ptr_mut(place(&address)) {
+        // SAFETY: as above.
+        unsafe { known.write(Known { address, version, peer }) };
+    }
+}
+
+#[inline(always)]
+fn range_of(destination: &[u32; 4], settings: &Settings) -> [u32; 4] {
+    let [a, b, c, d] = *destination;
+    let [mask_a, mask_b, mask_c, mask_d] = settings.ipv6_mask;
+    [a & mask_a, b & mask_b, c & mask_c, d & mask_d]
+}
+
+#[inline(always)]
+fn place(address: &[u32; 4]) -> u32 {
+    let [a, b, c, d] = *address;
+    (a ^ b ^ c ^ d).wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS)
+}
