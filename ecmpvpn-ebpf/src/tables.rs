@@ -71,10 +71,13 @@ impl Maps<'_> {
 }
 
 /// The id cut to what there are tunnels for. The maps hold no other ids; of a comparison the compiler may keep a copy that
-/// the verifier does not connect with the index.
+/// the verifier does not connect with the index. It goes through memory, or the compiler would cut before it puts the id
+/// together, and kernels before 6.4 do not see that the parts are bounded then.
 #[inline(always)]
 fn within_tunnels(id: u32) -> usize {
     const { assert!(layout::MAX_TUNNELS.is_power_of_two() && layout::MAX_PEERS.is_power_of_two()) };
+    // SAFETY: the reference is valid.
+    let id = unsafe { ptr::read_volatile(&raw const id) };
     (id & (layout::MAX_TUNNELS - 1)) as usize
 }
 
