@@ -23,11 +23,11 @@ pub const FORGOTTEN_NS: u64 = 1_000_000_000;
 pub trait Tables {
     /// The monotonic clock, nanoseconds.
     fn now(&self) -> u64;
-    /// What the monotonic clock was at the last tick, nanoseconds: less than `tick_ns` ago.
+    /// What the monotonic clock is, up to `tick_ns` too early or too late, nanoseconds; if that is cheaper to know.
     #[inline(always)]
-    fn ticked(&self, tick_ns: u32) -> u64 {
+    fn ticked(&self, tick_ns: u32) -> Option<u64> {
         let now = self.now();
-        now - now % u64::from(if tick_ns == 0 { 1 } else { tick_ns })
+        Some(now - now % u64::from(if tick_ns == 0 { 1 } else { tick_ns }))
     }
     /// What holds for all peers.
     fn settings(&self) -> Option<&Settings>;
@@ -302,22 +302,23 @@ pub fn is_sprayed(policy: u32, flags: u8) -> bool {
 /// When a bucket's packet comes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    /// Up to a tick too early, nanoseconds of the monotonic clock.
+    /// Up to a tick too early or too late, nanoseconds of the monotonic clock.
     pub at: u64,
-    /// Up to a tick too late: what its bucket keeps.
+    /// Up to two ticks too late, never too early: what its bucket keeps.
     pub stamp: u64,
     /// The pause before it, or less: nothing is overtaken by a flow that is taken to have paused too short.
     pub idle: u64,
 }
 
 impl Moment {
-    /// Reads the clock: the exact one costs as much as all the rest of a decision and is read only where the cheap one,
-    /// which ticks, cannot tell whether a pause is shorter than `gap`. Where gaps are not clearly longer than a tick
-    /// too much would be taken for too short.
+    /// Reads the clock: the exact one costs as much as all the rest of a decision and is read only where the ticks cannot
+    /// tell whether a pause is shorter than `gap`.
     #[inline(always)]
     pub fn now<T: Tables + ?Sized>(tables: &T, tick: u32, gap: u32, last: u64) -> Self {
-        if tick != 0 && gap >> 1 >= tick {
-            let at = tables.ticked(tick);
+        if tick != 0
+            && gap >= tick
+            && let Some(at) = tables.ticked(tick)
+        {
             let stamp = at + u64::from(tick);
             let idle = stamp.saturating_sub(last);
             if idle < u64::from(gap) {

@@ -2,6 +2,7 @@
 //!
 //! Records that both sides write at any time are [`Shared`], and are read and written through mapped memory.
 
+use crate::clock::Clock;
 use crate::shared::{Shared, Whole};
 
 use crate::rendezvous::Candidate;
@@ -131,6 +132,8 @@ pub const KNOWN: u32 = 256;
 pub struct State {
     /// What holds for all peers.
     pub settings: Whole<Settings>,
+    /// The programs' own.
+    pub clock: Clock,
     /// Number of [`Self::peers`] that there are.
     pub peer_count: Shared<u32>,
     /// Zero.
@@ -159,7 +162,7 @@ pub struct Settings {
     pub flags: u32,
     /// Index of the steering device.
     pub steering_ifindex: u32,
-    /// How far the cheap clock may be behind the exact one, nanoseconds; 0: there is no cheap one.
+    /// How far apart the kernel's ticks are, nanoseconds; 0: not known.
     pub tick_ns: u32,
     /// Grows with each change of [`maps::PREFIXES`]; odd while they change.
     pub prefixes_version: u32,
@@ -290,7 +293,7 @@ impl Tunnel {
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
-    /// When it last had a packet, nanoseconds of the monotonic clock; never earlier than it was, but up to
+    /// When it last had a packet, nanoseconds of the monotonic clock; never earlier than it was, but up to two
     /// [`Settings::tick_ns`] later.
     pub last_ns: Shared<u64>,
     /// Bytes of all its packets, modulo 2^32.
@@ -543,7 +546,7 @@ const _: () = {
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Health>() == 40);
     assert!(size_of::<TunnelCounters>() == 64);
-    assert!(size_of::<State>() == 48 + 8 + 256 * 8 + 64 * 112 + 2048 * (40 + 56 + 8));
+    assert!(size_of::<State>() == 48 + 16 + 8 + 256 * 8 + 64 * 112 + 2048 * (40 + 56 + 8));
     assert!(KNOWN.is_power_of_two());
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);

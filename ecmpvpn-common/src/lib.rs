@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod account;
 pub mod arrivals;
+pub mod clock;
 pub mod decide;
 pub mod flow;
 pub mod known;

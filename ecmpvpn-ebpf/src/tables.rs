@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
@@ -90,17 +90,25 @@ fn whole(address: &Destination) -> Key<Destination> {
 impl Tables for Maps<'_> {
     #[inline(always)]
     fn now(&self) -> u64 {
-        // SAFETY: the helper takes nothing.
-        if self.now == 0 { unsafe { bpf_ktime_get_ns() } } else { self.now }
+        if self.now != 0 {
+            return self.now;
+        }
+        // SAFETY: the helpers take nothing. The exact clock first: a tick that begins meanwhile makes no time too early.
+        let (now, ticks) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64()) };
+        if let Some(settings) = self.settings() {
+            self.state.clock.tell(ticks, settings.tick_ns, now);
+        }
+        now
     }
 
     #[inline(always)]
-    fn ticked(&self, tick_ns: u32) -> u64 {
+    fn ticked(&self, tick_ns: u32) -> Option<u64> {
         if self.now == 0 {
-            // SAFETY: the helper takes nothing.
-            return unsafe { bpf_ktime_get_coarse_ns() };
+            // SAFETY: the helper takes nothing; it is a look at memory and no call (`do_misc_fixups()`,
+            // kernel/bpf/verifier.c).
+            return self.state.clock.at(unsafe { bpf_jiffies64() }, tick_ns);
         }
-        self.now - self.now % u64::from(tick_ns)
+        Some(self.now - self.now % u64::from(tick_ns))
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use super::rate::{self, Rate, Reading};
 use crate::config::Config;
 use crate::control::gather::outer_endpoints;
 use crate::control::underlay::{self, Carriers};
-use crate::dataplane::{TunnelView, View};
+use crate::dataplane::{TunnelView, View, tick_ns};
 use crate::host::observe::{Links, outgoing_interface};
 
 /// Assumed until a link was busy, bits a second.
@@ -202,7 +202,8 @@ impl Underlay {
             if config.steering.flowlet_gap_us.is_none()
                 && let Some(peer) = view.peer(number)
             {
-                peer.gap_ns.set(u32::try_from(gap(&trips).as_nanos()).unwrap_or(u32::MAX));
+                let gap = gap(&trips, Duration::from_nanos(u64::from(tick_ns())));
+                peer.gap_ns.set(u32::try_from(gap.as_nanos()).unwrap_or(u32::MAX));
             }
         }
     }
@@ -241,11 +242,14 @@ fn round_trip(view: &View, id: u32) -> Option<RoundTrip> {
 /// A pause after which a flow may change tunnels: what the slowest tunnel takes longer than the quickest, queues and
 /// their swings included. Source: FLARE (Sinha et al., "Harnessing TCP's burstiness with flowlet switching",
 /// Workshop on Hot Topics in Networks 2004) asks for more than the paths' difference in delay.
-fn gap(trips: &[RoundTrip]) -> Duration {
+fn gap(trips: &[RoundTrip], tick: Duration) -> Duration {
     let slowest = trips.iter().map(|trip| trip.smoothed + 2 * trip.jitter).max();
     let quickest = trips.iter().map(|trip| trip.least).min();
     match (slowest, quickest) {
-        (Some(slowest), Some(quickest)) => slowest.saturating_sub(quickest).clamp(*GAP.start(), *GAP.end()),
+        (Some(slowest), Some(quickest)) => {
+            // Shorter pauses than a tick cost an exact look at the clock with each packet.
+            slowest.saturating_sub(quickest).clamp(tick.max(*GAP.start()), *GAP.end())
+        }
         _ => UNKNOWN_GAP,
     }
 }
@@ -298,10 +302,12 @@ mod tests {
 
     #[test]
     fn the_gap_covers_what_paths_differ_by() {
-        assert_eq!(gap(&[]), UNKNOWN_GAP);
-        assert_eq!(gap(&[trip(10, 10, 0), trip(15, 15, 0)]), Duration::from_millis(5));
-        assert_eq!(gap(&[trip(10, 30, 5), trip(10, 12, 1)]), Duration::from_millis(30));
-        assert_eq!(gap(&[trip(10, 10, 0)]), *GAP.start());
-        assert_eq!(gap(&[trip(10, 2000, 9)]), *GAP.end());
+        let gap_of = |trips: &[RoundTrip]| gap(trips, Duration::from_millis(1));
+        assert_eq!(gap_of(&[]), UNKNOWN_GAP);
+        assert_eq!(gap_of(&[trip(10, 10, 0), trip(15, 15, 0)]), Duration::from_millis(5));
+        assert_eq!(gap_of(&[trip(10, 30, 5), trip(10, 12, 1)]), Duration::from_millis(30));
+        assert_eq!(gap_of(&[trip(10, 10, 0)]), *GAP.start());
+        assert_eq!(gap_of(&[trip(10, 2000, 9)]), *GAP.end());
+        assert_eq!(gap(&[trip(10, 10, 0)], Duration::from_millis(4)), Duration::from_millis(4));
     }
 }
