@@ -68,8 +68,8 @@ pub trait Tables {
         rules::first(self, key, marks, among)
     }
 
-    /// The tunnel for a packet; see [`choose`].
-    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64) -> u64 {
+    /// The tunnel for a packet; see [`choose`]. The last is the exact clock's reading, if it was read, or 0.
+    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64, _: u64) -> u64 {
         choose(self, peer, hash, rule, size)
     }
 
@@ -192,8 +192,17 @@ pub fn classify<P: Packet + ?Sized, T: Tables + ?Sized>(
 /// Why that cannot be.
 #[inline(always)]
 pub fn steer<T: Tables + ?Sized>(flow: &Flow, segments: Segments, tables: &T) -> Result<Steer, Reason> {
+    steer_at(flow, segments, tables, 0)
+}
+
+/// The same; `now` is the exact clock's reading, if it was read, or 0.
+///
+/// # Errors
+/// As above.
+#[inline(always)]
+pub fn steer_at<T: Tables + ?Sized>(flow: &Flow, segments: Segments, tables: &T, now: u64) -> Result<Steer, Reason> {
     let size = u64::from(segments.packets) << 32 | u64::from(segments.bytes);
-    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size))?;
+    let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size, now))?;
     let id = tunnel_id(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
     Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })

@@ -110,7 +110,7 @@ pub mod test_run {
     pub const HOW: usize = 2;
     /// The number of the [`super::Reason`] why the packet was not put onto a tunnel.
     pub const REASON: usize = 3;
-    /// 1 if it was steered by [`crate::quick`].
+    /// 1 if it was steered by [`crate::quick`], 2 if its bucket stayed where it was.
     pub const QUICK: usize = 4;
 }
 

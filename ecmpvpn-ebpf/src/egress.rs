@@ -10,7 +10,7 @@ use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, classify, steer};
 use ecmpvpn_common::layout::{Reason, test_run};
 use ecmpvpn_common::packet::{Parsed, Segments, parse};
-use ecmpvpn_common::quick::quick;
+use ecmpvpn_common::quick::{Steered, quick};
 
 use crate::bench::vary;
 use crate::skb::{Skb, tells};
@@ -32,11 +32,15 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let Some(maps) = Maps::at(if tells() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
-    if let Some(steer) = quick(&skb, |transport| skb.segments(transport), &maps) {
-        if tells() {
-            skb.set_cb(test_run::QUICK, 1);
+    match quick(&skb, |transport| skb.segments(transport), &maps) {
+        Some(Ok(Steered { steer, stayed })) => {
+            if tells() {
+                skb.set_cb(test_run::QUICK, 1 + u32::from(stayed));
+            }
+            return redirect(&skb, &steer);
         }
-        return redirect(&skb, &steer);
+        Some(Err(reason)) => return refuse(&context, &skb, reason as u32),
+        None => {}
     }
     let refused = ecmpvpn_find(context.as_ptr().cast());
     if refused != 0 {

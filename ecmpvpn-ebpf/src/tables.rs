@@ -210,8 +210,8 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64) -> u64 {
-        ecmpvpn_choose(peer, hash, rule, size, self.now)
+    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64, now: u64) -> u64 {
+        ecmpvpn_choose(peer, hash, rule, size, if self.now == 0 { now } else { self.now })
     }
 
     #[inline(always)]

@@ -90,8 +90,8 @@ pub struct Rig {
     pub pins: Pins,
     /// Firewall mark of the packets.
     pub mark: u32,
-    /// Packets that were steered without asking the whole decision.
-    pub quick: u32,
+    /// Packets that were steered without asking the whole decision: those whose bucket chose, and those whose stayed.
+    pub quick: [u32; 2],
     /// The clock that the egress program reads, nanoseconds; 0: the kernel's.
     pub now: u64,
     _bpffs: Bpffs,
@@ -113,7 +113,7 @@ impl Rig {
         std::fs::create_dir_all(pins.dir())?;
         loaded.pin(&pins)?;
         let view = View::open(&pins)?;
-        Ok(Self { loaded, view, pins, mark: 0, quick: 0, now: 0, _bpffs: bpffs })
+        Ok(Self { loaded, view, pins, mark: 0, quick: [0, 0], now: 0, _bpffs: bpffs })
     }
 
     /// Runs the egress program on a packet that begins with its network header.
@@ -123,7 +123,10 @@ impl Rig {
         let (returned, cb) = self.run(programs::EGRESS, packet, gso)?;
         match (returned, cb[test_run::TUNNEL]) {
             (REDIRECT, tunnel @ 1..) => {
-                self.quick += cb[test_run::QUICK];
+                match cb[test_run::QUICK] {
+                    0 => {}
+                    how => self.quick[how as usize - 1] += 1,
+                }
                 Ok(Outcome::Steered { tunnel: tunnel - 1, bucket: cb[test_run::BUCKET], how: cb[test_run::HOW] })
             }
             (UNSPEC, 0) => Ok(Outcome::Refused(cb[test_run::REASON])),
