@@ -93,11 +93,6 @@ pub trait Tables {
         one_of(slots, within)
     }
 
-    /// What one link costs; see [`rank`].
-    fn rank(&self, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
-        rank(self, path, among, now, bytes)
-    }
-
     /// The slot among some whose link is the least loaded, or [`NONE`]; see [`least`].
     fn least(&self, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
         least(self, peer, within, among, now, current)
@@ -438,7 +433,7 @@ pub fn first_rank<T: Tables + ?Sized>(tables: &T, peer: u32, within: u32, among:
             break;
         }
         let place = u64::from(i.wrapping_sub(start) & PLACE_MASK);
-        let ranked = tables.rank(tunnel_id(peer, i), among, now, bytes) | place;
+        let ranked = rank(tables, tunnel_id(peer, i), among, now, bytes) | place;
         // Both are below 2^63: the sign of the difference tells which is lower.
         let difference = ranked.wrapping_sub(first);
         first = first.wrapping_add(difference & (difference.cast_signed() >> 63).cast_unsigned());
@@ -454,21 +449,20 @@ pub const NO_RANK: u64 = u64::MAX >> 1;
 /// What a link costs, times 2^[`PLACE_BITS`]: without `bytes` its level, else when it would deliver them, nanoseconds
 /// from `now`. [`NO_RANK`] without the place if none of `among` leaves by it.
 #[inline(always)]
-pub fn rank<T: Tables + ?Sized>(tables: &T, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
+fn rank<T: Tables + ?Sized>(tables: &T, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
     const NONE: u64 = NO_RANK & !(PLACE_MASK as u64);
     let Some(path) = tables.path(path) else { return NONE };
     let Some(load) = tables.load(path.link.get()) else { return NONE };
-    if path.tunnels.get() & among == 0 {
-        return NONE;
-    }
     let level = load::level(load, now);
-    let cost = if bytes == 0 {
-        level
-    } else {
-        let queued = load::free_at(load, now) - now + load::time_of(load, bytes);
-        queued + u64::from(load.delay_ns.get()) + (level >> LEVEL_SHARE_BITS)
-    };
-    cost << (PLACE_BITS + 1) >> 1
+    let mut cost = level;
+    if bytes != 0 {
+        cost = load::waits(load, now) + load::time_of(load, bytes) + u64::from(load.delay_ns.get());
+        cost += level >> LEVEL_SHARE_BITS;
+    }
+    let leaving = u64::from(path.tunnels.get() & among);
+    // All ones if none does.
+    let none = ((leaving | leaving.wrapping_neg()) >> 63).wrapping_sub(1);
+    (cost | none) << (PLACE_BITS + 1) >> 1
 }
 
 /// The level's share of the cost when delivery counts: enough to break ties, too little to outweigh a queued packet.

@@ -13,8 +13,9 @@ pub const LAYOUT_VERSION: u32 = 4;
 pub const MAX_PEERS: u32 = 64;
 /// Tunnels of one peer: its live ones fit one word.
 pub const MAX_TUNNELS_PER_PEER: u32 = 32;
-/// A power of two.
-pub const BUCKETS_PER_PEER: u32 = 65_536;
+/// A power of two. So few that one peer's fill half a mebibyte: with twice as many, 1,000,000 flows cost a quarter more a
+/// packet on a processor whose second cache is as large (docs/benchmarks.md).
+pub const BUCKETS_PER_PEER: u32 = 32_768;
 /// Rules: those that apply to a packet fit one word.
 pub const MAX_RULES: u32 = 64;
 /// Prefixes of rules: one each, all addresses of each family, and one more, since kernels before 6.11 take no new value

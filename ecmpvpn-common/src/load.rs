@@ -53,34 +53,44 @@ pub fn weighted_time_of(load: &Load, bytes: u32) -> u64 {
     (u64::from(bytes) * u64::from(load.weighted_cost.get())) >> COST_BITS
 }
 
+/// How long another packet would wait for the link, were it given one at `now`, nanoseconds.
+#[must_use]
+#[inline(always)]
+pub fn waits(load: &Load, now: u64) -> u64 {
+    at_most(positive(load.free_ns.get().wrapping_sub(now)), MAX_QUEUE_NS)
+}
+
 /// When the link would be free for another packet, were it given one at `now`.
 #[must_use]
 #[inline(always)]
 pub fn free_at(load: &Load, now: u64) -> u64 {
-    let free = load.free_ns.get();
-    if free <= now {
-        now
-    } else if free - now > MAX_QUEUE_NS {
-        now + MAX_QUEUE_NS
-    } else {
-        free
-    }
+    now + waits(load, now)
 }
 
 /// The level at `now`, nanoseconds.
 #[must_use]
 #[inline(always)]
 pub fn level(load: &Load, now: u64) -> u64 {
-    decayed(load.level_ns.get(), now.saturating_sub(load.stamp_ns.get()))
+    decayed(load.level_ns.get(), positive(now.wrapping_sub(load.stamp_ns.get())))
+}
+
+/// `x`, or 0 where a difference is negative. As all that looks at a link, it has no branch of its own: a verifier would
+/// follow each one for each link.
+#[inline(always)]
+fn positive(x: u64) -> u64 {
+    x & !(x.cast_signed() >> 63).cast_unsigned()
+}
+
+/// The lesser one, of two below 2^63.
+#[inline(always)]
+fn at_most(x: u64, most: u64) -> u64 {
+    most - positive(most.wrapping_sub(x))
 }
 
 #[inline(always)]
 fn decayed(level: u64, elapsed: u64) -> u64 {
-    let halvings = elapsed >> HALF_LIFE_BITS;
-    if halvings > 63 {
-        return 0;
-    }
-    let level = level >> halvings;
+    // Levels are below 2^63.
+    let level = level >> at_most(elapsed >> HALF_LIFE_BITS, 63);
     // Within a half-life 1 - 0.6931 x + 0.1931 x^2: off by less than 1%, and right in its slope where x is small, so
     // that many short steps decay as one long one does.
     let steps = elapsed >> STEP_BITS & 0xff;
@@ -140,7 +150,7 @@ mod tests {
         assert_eq!(free_at(&load, 100 * MS), 102 * MS);
         assert_eq!(free_at(&load, 101 * MS), 102 * MS);
         assert_eq!(free_at(&load, 200 * MS), 200 * MS);
-        load.free_ns.set(u64::MAX);
+        load.free_ns.set(u64::MAX >> 1);
         assert_eq!(free_at(&load, 200 * MS), 200 * MS + MAX_QUEUE_NS);
     }
 
@@ -154,7 +164,7 @@ mod tests {
             assert_eq!(level(&load, halvings * HALF_LIFE_NS), start >> halvings);
         }
         assert_eq!(level(&load, 64 * HALF_LIFE_NS), 0);
-        assert_eq!(level(&load, u64::MAX), 0);
+        assert_eq!(level(&load, u64::MAX >> 1), 0);
         let mut last = start;
         for elapsed in (0..10 * HALF_LIFE_NS).step_by(300_000) {
             let exact = start as f64 * (-(elapsed as f64) / HALF_LIFE_NS as f64).exp2();

@@ -235,11 +235,6 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn rank(&self, path: u32, among: u32, now: u64, bytes: u32) -> u64 {
-        ecmpvpn_rank(path, among, now, bytes)
-    }
-
-    #[inline(always)]
     fn least(&self, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
         ecmpvpn_least(peer, within, among, now, current)
     }
@@ -294,13 +289,6 @@ extern "C" fn ecmpvpn_first_rank(peer: u32, within: u32, among: u32, now: u64, b
 #[inline(never)]
 extern "C" fn ecmpvpn_one_of(slots: u32, within: u32) -> u32 {
     decide::one_of(slots, within)
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_rank(path: u32, among: u32, now: u64, bytes: u32) -> u64 {
-    Maps::at(now).map_or(decide::NO_RANK, |maps| decide::rank(&maps, path, among, now, bytes))
 }
 
 /// As above.

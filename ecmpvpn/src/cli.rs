@@ -287,14 +287,21 @@ pub struct RunArgs {
 pub struct ReloadArgs {}
 
 /// `confirm`
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(
     after_help = "Example: sudo ecmpvpn confirm",
     after_long_help = "Example, on a host that is reached over the port to be bonded:\n  \
         sudo ecmpvpn run --take-management-port --confirm 60 &\n  \
         sudo ecmpvpn confirm        (in a new session, which shows that there is a way in)"
 )]
-pub struct ConfirmArgs {}
+pub struct ConfirmArgs {
+    /// Of `run --confirm`: undo everything of this site unless it is confirmed in time
+    #[arg(long, value_name = "SITE", hide = true, requires = "within")]
+    pub guard: Option<String>,
+    /// Seconds
+    #[arg(long, value_name = "SECONDS", hide = true, requires = "guard")]
+    pub within: Option<u32>,
+}
 
 /// `down`
 #[derive(Args, Clone, Copy, Debug)]

@@ -31,7 +31,7 @@ use stage::Kind;
 type Test = fn(Kind) -> Result<()>;
 
 fn main() {
-    let each: [(&str, Test); 13] = [
+    let each: [(&str, Test); 14] = [
         ("killed_and_started_again_nothing_is_forgotten", outlive::killed_and_started_again_nothing_is_forgotten),
         ("a_reload_adds_and_removes_tunnels", change::a_reload_adds_and_removes_tunnels),
         ("a_reload_that_cannot_be_changes_nothing", change::a_reload_that_cannot_be_changes_nothing),
@@ -39,6 +39,7 @@ fn main() {
         ("systemd_is_told", outlive::systemd_is_told),
         ("cycles_leave_nothing_behind", cycles::a_few_leave_nothing_behind),
         ("unconfirmed_everything_is_undone", outlive::unconfirmed_everything_is_undone),
+        ("unconfirmed_and_killed_everything_is_undone", outlive::unconfirmed_and_killed_everything_is_undone),
         ("keys_are_renewed_without_a_lost_packet", rotate::keys_are_renewed_without_a_lost_packet),
         ("renewing_that_does_not_work_is_undone", rotate::what_does_not_work_is_undone),
         ("renewing_that_is_cut_off_goes_on", rotate::cut_off_it_goes_on),

@@ -16,7 +16,7 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use crate::cli::{Cli, Command, ConfirmArgs, DownArgs, ReloadArgs};
+use crate::cli::{Cli, Command, DownArgs, ReloadArgs};
 use crate::config::{self, Config, ConfigError};
 use crate::control::gather::GatherError;
 use crate::control::names::{self, NameError};
@@ -32,7 +32,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Run(args) => run::run(&cli.config, args).await,
         Command::Reload(ReloadArgs {}) => reload::run(&cli.config).await,
         Command::Rotate(args) => rotate::run(&cli.config, &args).await,
-        Command::Confirm(ConfirmArgs {}) => confirm::run(&cli.config),
+        Command::Confirm(args) => confirm::run(&cli.config, &args).await,
         Command::Down(DownArgs {}) => down::run(&cli.config).await,
         Command::Stats(args) => stats::run(&cli.config, args).await,
         Command::Explain(args) => explain::run(&cli.config, &args).await,

@@ -1,6 +1,7 @@
 //! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
 
 pub mod arrivals;
+pub mod confirm;
 mod converge;
 pub mod explain;
 pub mod gather;

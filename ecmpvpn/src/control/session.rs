@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
 
 use crate::config::{Config, InterfaceName};
+use crate::control::confirm::Confirmation;
 use crate::control::converge::{self, NotTakenOver};
 use crate::control::health::{Health, Understanding};
 use crate::control::mend::Mender;
@@ -26,8 +26,6 @@ use crate::plan::{Backend, Plan};
 
 /// How long `down` waits for a running `run` to take its changes back.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// How often the word of `ecmpvpn confirm` is looked for.
-const CONFIRM_POLL: Duration = Duration::from_millis(200);
 /// How often the userspace tunnels' handshakes are written down.
 const HANDSHAKES_EVERY: Duration = Duration::from_secs(1);
 
@@ -181,6 +179,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
     if let Some(dir) = places.pins.of_other_versions().into_iter().next() {
         return Err(SessionError::OtherVersion { site, dir });
     }
+    let mut confirmation = Confirmation::ask(&run_dir, &options.file, options.confirm)?;
     let links = match go_on(&config, &mut plan, &mut journal, places, options).await? {
         Some(links) => links,
         None => match bring_up(&plan, &mut journal, places, options).await {
@@ -192,7 +191,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
         },
     };
     let mut up = Up { config, plan, links };
-    let mut confirmation = Confirmation::ask(&run_dir, options)?;
+    confirmation.begin()?;
     leave_applied(&up, places);
     announce(&up);
     let understanding = Understanding::default();
@@ -243,16 +242,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
         tracing::info!("{site} stays up; the next `ecmpvpn run` goes on with it, `ecmpvpn down` takes it down");
         return Ok(());
     }
-    notify::stopping("taking it down");
-    tracing::info!("taking {site} down");
-    // Before the tunnels end; `undo` tries again what fails here, and goes on.
-    if let Err(error) = dataplane::remove(&places.pins) {
-        tracing::warn!("{error}");
-    }
-    if let Some(userspace) = up.links.userspace {
-        userspace.stop().await;
-    }
-    let undone = undo(&mut journal, places).await;
+    let undone = stop(up, &mut journal, places).await;
     end = match (end, undone) {
         (Ok(()), Err(error)) => Err(error),
         (end, _) => end,
@@ -272,41 +262,18 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
     }
 }
 
-/// The word that `run --confirm` waits for: `ecmpvpn confirm` removes a file.
-struct Confirmation {
-    file: PathBuf,
-    /// Until when, and how many seconds that is; `None`: it came, or none is asked for.
-    until: Option<(Instant, u32)>,
-}
-
-impl Confirmation {
-    fn ask(run_dir: &RunDir, options: &Options) -> Result<Self, SessionError> {
-        let file = run_dir.path().join("unconfirmed");
-        let Some(seconds) = options.confirm else { return Ok(Self { file, until: None }) };
-        let io = |source| SessionError::Io { operation: "asking to be confirmed", source };
-        std::fs::write(&file, "").map_err(io)?;
-        tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` comes before");
-        Ok(Self { file, until: Some((Instant::now() + Duration::from_secs(u64::from(seconds)), seconds)) })
+/// Takes down what is up.
+async fn stop(up: Up, journal: &mut Journal, places: &Places) -> Result<usize, SessionError> {
+    notify::stopping("taking it down");
+    tracing::info!("taking {} down", up.plan.site);
+    // Before the tunnels end; `undo` tries again what fails here, and goes on.
+    if let Err(error) = dataplane::remove(&places.pins) {
+        tracing::warn!("{error}");
     }
-
-    fn is_awaited(&self) -> bool {
-        self.until.is_some()
+    if let Some(userspace) = up.links.userspace {
+        userspace.stop().await;
     }
-
-    /// Returns when the time is over without the word, else never.
-    async fn is_missing(&mut self) -> u32 {
-        while let Some((until, seconds)) = self.until {
-            if !self.file.exists() {
-                tracing::info!("confirmed: it stays up");
-                self.until = None;
-            } else if Instant::now() >= until {
-                return seconds;
-            } else {
-                tokio::time::sleep(CONFIRM_POLL).await;
-            }
-        }
-        std::future::pending().await
-    }
+    undo(journal, places).await
 }
 
 /// Waits for a signal. Meanwhile writes down what only this process knows: the userspace tunnels' handshakes.

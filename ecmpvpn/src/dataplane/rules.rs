@@ -60,6 +60,11 @@ impl RuleMaps {
     /// # Errors
     /// A map cannot be read.
     pub fn read(&self, view: &View) -> Result<RuleTables, DataplaneError> {
+        let peers: Vec<u64> = (0..).map_while(|peer| view.peer(peer)).map(|peer| peer.rules.get()).collect();
+        if peers.iter().all(|rules| *rules == 0) {
+            // What else there is belongs to no rule.
+            return Ok(RuleTables::empty(peers.len()));
+        }
         let marks = self.marks.iter().collect::<Result<_, _>>().map_err(failed("reading", maps::RULE_MARKS))?;
         Ok(RuleTables {
             fields: self.fields.entries().iter().map(|set| set.rules.get()).collect(),
@@ -68,7 +73,7 @@ impl RuleMaps {
             marks,
             records: self.records.entries().iter().map(|rule| (rule.policy.get(), rule.flags.get())).collect(),
             tunnels: self.tunnels.entries().iter().map(|set| set.tunnels.get()).collect(),
-            peers: (0..).map_while(|peer| view.peer(peer)).map(|peer| peer.rules.get()).collect(),
+            peers,
         })
     }
 
@@ -84,19 +89,28 @@ impl RuleMaps {
         from: &[Placed],
         to: &[Placed],
     ) -> Result<(), DataplaneError> {
-        let added = to.iter().filter(|placed| from.iter().all(|old| old.bit != placed.bit));
-        let both: Vec<Placed> = from.iter().chain(added).cloned().collect();
+        let lacks = |rules: &[Placed], placed: &Placed| rules.iter().all(|other| other.bit != placed.bit);
+        let added: Vec<&Placed> = to.iter().filter(|placed| lacks(from, placed)).collect();
+        let some_go = from.iter().any(|placed| lacks(to, placed));
         let wanted = RuleTables::of(to, names);
         // No packet looks at bits that its peer's mask lacks.
-        self.write(&RuleTables::of(&both, names))?;
+        if !some_go {
+            self.write(&wanted)?;
+        } else if !added.is_empty() {
+            let both: Vec<Placed> = from.iter().chain(added).cloned().collect();
+            self.write(&RuleTables::of(&both, names))?;
+        }
         fence(Ordering::SeqCst);
         for (peer, rules) in (0..).zip(&wanted.peers) {
             if let Some(peer) = view.peer(peer) {
                 peer.rules.set(*rules);
             }
         }
-        wait_for_programs();
-        self.write(&wanted)
+        if some_go {
+            wait_for_programs();
+            self.write(&wanted)?;
+        }
+        Ok(())
     }
 
     /// Writes what differs; all but the peers' masks.

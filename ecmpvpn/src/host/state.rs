@@ -141,7 +141,12 @@ impl RunDir {
         root.join(site).join(APPLIED)
     }
 
-    /// It is there while a running process waits to be confirmed.
+    /// As [`Self::unconfirmed_path`].
+    pub fn unconfirmed(&self) -> PathBuf {
+        Self::unconfirmed_path(&self.root, &self.site)
+    }
+
+    /// It is there while what `run --confirm` brought up, or is bringing up, waits to be confirmed.
     pub fn unconfirmed_path(root: &Path, site: &str) -> PathBuf {
         root.join(site).join(UNCONFIRMED)
     }

@@ -8,7 +8,7 @@ use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
 use ecmpvpn_common::decide::Tables as _;
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{Bucket, Load, Reason, bucket_flags, how, tunnel_id};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, bucket_flags, how, tunnel_id};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::{Parsed, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -355,7 +355,8 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow:
     for load in [rig.view.load(1).context("a load")?, model.load_record(1)] {
         load.link.set(u32::from(!shared));
     }
-    let (bucket, flags) = (random.word() & 0xffff, random.of(&[0, bucket_flags::SPRAY, bucket_flags::WHOLE]));
+    let (bucket, flags) =
+        (random.word() & (BUCKETS_PER_PEER - 1), random.of(&[0, bucket_flags::SPRAY, bucket_flags::WHOLE]));
     for bucket in [&rig.view.buckets(0)[bucket as usize], model.bucket_record(bucket)] {
         bucket.flags.set(flags);
     }

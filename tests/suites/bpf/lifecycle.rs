@@ -20,7 +20,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn::config::InterfaceName;
 use ecmpvpn::dataplane::{self, DataplaneError, Device, Hook, Loaded, Options, Pins, View};
 use ecmpvpn::plan::SteeringTable;
-use ecmpvpn_common::layout::programs;
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, programs};
 use lab::netns::Netns;
 
 use super::build::{UDP, udp, v4};
@@ -227,7 +227,7 @@ fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
     ensure!(stage.send(target)?.0 == *flows, "flows did not return");
     ensure!(count(view)? == 2 * moved);
     let held: u32 = view.tunnels()?.iter().map(|tunnel| tunnel.buckets).sum();
-    ensure!(held == 65_536, "{held} buckets");
+    ensure!(held == BUCKETS_PER_PEER, "{held} buckets");
 
     stage.steering.packets()?;
     for slot in 0..3 {
@@ -332,7 +332,7 @@ pub fn the_largest_table_fits() -> Result<()> {
     for port in 0..2_000 {
         match rig.egress(&v4("10.1.0.1", "10.63.0.1", UDP, &udp(port, 1, 0)), (0, 0))? {
             Outcome::Steered { tunnel, bucket, how } => {
-                ensure!(tunnel / 32 == 63 && bucket / 65_536 == 63 && how == 0, "{tunnel} {bucket}");
+                ensure!(tunnel / 32 == 63 && bucket / BUCKETS_PER_PEER == 63 && how == 0, "{tunnel} {bucket}");
                 last = last.max(tunnel);
             }
             refused @ Outcome::Refused(_) => anyhow::bail!("{refused:?}"),

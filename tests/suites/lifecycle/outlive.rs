@@ -186,6 +186,32 @@ pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
     assert_clean(&lab, &before)
 }
 
+/// `--confirm` without the word, and without the process that would undo everything.
+pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let site = &lab.sites[0];
+    let before = site.dump()?;
+    let is_up = || Ok::<_, anyhow::Error>(site.gateway.query("ip", "link show")?.contains("ecmp0:"));
+    let mut run = lab.start_with(0, &["--confirm", "3"])?;
+    run.wait_until_said("is up:")?;
+    ensure!(run.stop(Signal::KILL)?.code().is_none());
+    ensure!(kind == Kind::Userspace || is_up()?, "it ended with its process");
+    let left = before.wait_for_same(Duration::from_secs(60), || site.dump())?;
+    ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
+
+    // Confirmed although the process is gone: it stays as it is.
+    let mut run = lab.start_with(0, &["--confirm", "6"])?;
+    run.wait_until_said("is up:")?;
+    ensure!(run.stop(Signal::KILL)?.code().is_none());
+    let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    std::thread::sleep(Duration::from_secs(8));
+    ensure!(kind == Kind::Userspace || is_up()?, "it is down though it was confirmed");
+    let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
+    ensure!(code == 0 && complaint.contains("changes were undone"), "`down` ended with {code}: {complaint}");
+    assert_clean(&lab, &before)
+}
+
 /// Readiness, reloading, the watchdog and the end, on a real socket.
 pub fn systemd_is_told(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;

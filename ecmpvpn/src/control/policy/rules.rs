@@ -19,11 +19,16 @@ impl Live {
     /// # Errors
     /// There are too many, one names an unknown tunnel, or the maps cannot be written.
     pub fn set_rules(&mut self, wanted: &[Rule]) -> Result<(), PolicyError> {
+        let now = self.rules()?;
+        self.replace_rules(now, wanted)
+    }
+
+    /// The same; `now` are in force.
+    fn replace_rules(&mut self, mut now: Vec<Placed>, wanted: &[Rule]) -> Result<(), PolicyError> {
         for tunnel in wanted.iter().flat_map(|rule| &rule.tunnels) {
             self.known(tunnel)?;
         }
         let wanted: Vec<Rule> = wanted.iter().map(|rule| canonical(rule, &self.names)).collect();
-        let mut now = self.rules()?;
         for step in steps(&now, &wanted)? {
             self.rule_maps.change(&self.view, &self.names, &now, &step)?;
             now = step;
@@ -39,7 +44,8 @@ impl Live {
         for tunnel in &rule.tunnels {
             self.known(tunnel)?;
         }
-        let mut rules = self.wanted()?;
+        let now = self.rules()?;
+        let mut rules = without_places(&now);
         let rule = canonical(rule, &self.names);
         if let Some(there) = rules.iter().position(|there| *there == rule) {
             return Err(PolicyError::There { number: there + 1 });
@@ -49,7 +55,7 @@ impl Live {
             return Err(PolicyError::NoSuchRule { number: at + 1, count: rules.len() });
         }
         rules.insert(at, rule);
-        self.set_rules(&rules)?;
+        self.replace_rules(now, &rules)?;
         Ok(at)
     }
 
@@ -58,12 +64,17 @@ impl Live {
     /// # Errors
     /// There is none, or the maps cannot be written.
     pub fn delete_rule(&mut self, at: usize) -> Result<Rule, PolicyError> {
-        let mut rules = self.wanted()?;
+        let now = self.rules()?;
+        self.delete(now, at)
+    }
+
+    fn delete(&mut self, now: Vec<Placed>, at: usize) -> Result<Rule, PolicyError> {
+        let mut rules = without_places(&now);
         if at >= rules.len() {
             return Err(PolicyError::NoSuchRule { number: at + 1, count: rules.len() });
         }
         let rule = rules.remove(at);
-        self.set_rules(&rules)?;
+        self.replace_rules(now, &rules)?;
         Ok(rule)
     }
 
@@ -76,12 +87,13 @@ impl Live {
         for tunnel in &pin.tunnels {
             self.known(tunnel)?;
         }
-        let mut rules = self.wanted()?;
+        let now = self.rules()?;
+        let mut rules = without_places(&now);
         let pin = canonical(pin, &self.names);
         let former = rules.iter().position(|there| there.pin && is_for_same(there, &pin));
         let former = former.map(|at| rules.remove(at));
         rules.insert(0, pin);
-        self.set_rules(&rules)?;
+        self.replace_rules(now, &rules)?;
         Ok(former)
     }
 
@@ -91,13 +103,9 @@ impl Live {
     /// There is none, or the maps cannot be written.
     pub fn unpin(&mut self, flows: &Rule) -> Result<Rule, PolicyError> {
         let flows = canonical(flows, &self.names);
-        let rules = self.rules()?;
-        let at = rules.iter().position(|there| there.rule.pin && is_for_same(&there.rule, &flows));
-        self.delete_rule(at.ok_or(PolicyError::NoSuchPin)?)
-    }
-
-    fn wanted(&self) -> Result<Vec<Rule>, PolicyError> {
-        Ok(self.rules()?.into_iter().map(|placed| placed.rule).collect())
+        let now = self.rules()?;
+        let at = now.iter().position(|there| there.rule.pin && is_for_same(&there.rule, &flows));
+        self.delete(now, at.ok_or(PolicyError::NoSuchPin)?)
     }
 
     fn known(&self, tunnel: &InterfaceName) -> Result<(), PolicyError> {
@@ -106,6 +114,11 @@ impl Live {
         }
         self.tunnel(tunnel).map(|_| ())
     }
+}
+
+/// The rules, in order.
+fn without_places(rules: &[Placed]) -> Vec<Rule> {
+    rules.iter().map(|placed| placed.rule.clone()).collect()
 }
 
 /// Whether two rules ask for the same flows.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ecmpvpn_common::decide::{Tables, Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how, policy,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
+    policy,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -16,7 +17,7 @@ use ecmpvpn_common::shared::Shared;
 use super::flows::{Flows, Records};
 use super::paths::Placed;
 
-const BUCKETS: u32 = 65_536;
+const BUCKETS: u32 = BUCKETS_PER_PEER;
 const MS: u64 = 1_000_000;
 
 /// One peer with a tunnel a link.
