@@ -196,7 +196,17 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     run.wait_until_said("is up:")?;
     ensure!(run.stop(Signal::KILL)?.code().is_none());
     ensure!(kind == Kind::Userspace || is_up()?, "it ended with its process");
-    let left = before.wait_for_same(Duration::from_secs(60), || site.dump())?;
+    // While devices go, looking at them may fail.
+    let settled = || {
+        for _ in 0..40 {
+            if let Ok(dump) = site.dump() {
+                return Ok(dump);
+            }
+            std::thread::sleep(SETTLE / 20);
+        }
+        site.dump()
+    };
+    let left = before.wait_for_same(Duration::from_secs(60), settled)?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
 
     // Confirmed although the process is gone: it stays as it is.
