@@ -3,6 +3,7 @@
 #[path = "ports/arrivals.rs"]
 mod arrivals;
 
+use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -54,9 +55,10 @@ fn goodput(ports: Option<Vec<[u16; 2]>>) -> Result<(f64, String)> {
         let of = |name: &str| tunnel[name].clone();
         let [name, member, state, deaths] = ["name", "member", "state", "deaths"].map(of);
         let [bytes, flowlets, rebalanced] = ["tx_bytes", "flowlet_moves", "rebalance_moves"].map(of);
-        told += &format!(
+        write!(
+            told,
             "; {name} on {member} is {state}, died {deaths} times, sent {bytes} bytes, {flowlets} and {rebalanced} moves"
-        );
+        )?;
     }
     draws.sort_by(f64::total_cmp);
     Ok((draws[DRAWS / 2], told))
