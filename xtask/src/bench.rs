@@ -36,7 +36,7 @@ enum What {
         options: Vec<String>,
     },
     #[command(flatten)]
-    Health(Health),
+    Long(Long),
     /// Traffic over one tunnel, over kernel ECMP and by ecmpvpn, side by side
     Goodput {
         /// The virtual machine's kernel series
@@ -51,9 +51,9 @@ enum What {
     },
 }
 
-/// The failover suite, asked for more than the tests take time for, on kernel WireGuard in the virtual machine.
+/// Tests that are asked for more than an ordinary run takes time for, on kernel WireGuard in the virtual machine.
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
-enum Health {
+enum Long {
     /// Time from the first lost packet to traffic flowing again when a tunnel dies, in each direction
     Failover {
         /// Tunnels that die, in each direction
@@ -72,24 +72,41 @@ enum Health {
         #[arg(long, value_enum, default_value = "6.12")]
         kernel: Series,
     },
+    /// Started, killed, started again, reloaded and taken down, and nothing may be left behind
+    Cycles {
+        /// How often
+        #[arg(long, default_value_t = 500)]
+        cycles: u32,
+        /// The virtual machine's kernel series
+        #[arg(long, value_enum, default_value = "6.12")]
+        kernel: Series,
+    },
 }
 
-fn health(what: Health) -> Result<i32> {
-    let (series, name, value, filter) = match what {
-        Health::Failover { trials, kernel } => (kernel, "ECMPVPN_TRIALS", trials, "kernel_and_bond::a_blackholed"),
-        Health::Soak { seconds, kernel } => (kernel, "ECMPVPN_SOAK", seconds, "kernel_and_bond::full_and_lossy"),
+fn long(what: Long) -> Result<i32> {
+    // One CPU where nothing is measured: on it no code can be stale (`vm::death`).
+    let (series, cpus, suite, variable, value, filter) = match what {
+        Long::Failover { trials, kernel } => {
+            (kernel, 2, "failover", "ECMPVPN_TRIALS", trials, "kernel_and_bond::a_blackholed")
+        }
+        Long::Soak { seconds, kernel } => {
+            (kernel, 2, "failover", "ECMPVPN_SOAK", seconds, "kernel_and_bond::full_and_lossy")
+        }
+        Long::Cycles { cycles, kernel } => {
+            (kernel, 1, "lifecycle", "ECMPVPN_CYCLES", cycles, "kernel_and_bond::cycles_five_hundred")
+        }
     };
     build(&[Part::Lab, Part::Vm])?;
-    let suite = crate::test::suite("failover")?;
+    let program = crate::test::suite(suite)?;
     let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
     let request = Request {
         series,
-        cpus: 2,
+        cpus,
         memory_mib: 2048,
         timeout: LIMIT,
-        copies: vec![(built("ecmpvpn"), inside("ecmpvpn")), (suite, inside("failover"))],
-        env: vec![format!("{name}={value}"), "ECMPVPN_REQUIRE=wireguard,bonding".to_owned()],
-        command: ["failover", filter, "--nocapture"].map(str::to_owned).to_vec(),
+        copies: vec![(built("ecmpvpn"), inside("ecmpvpn")), (program, inside(suite))],
+        env: vec![format!("{variable}={value}"), "ECMPVPN_REQUIRE=wireguard,bonding".to_owned()],
+        command: [suite, filter, "--include-ignored", "--nocapture"].map(str::to_owned).to_vec(),
     };
     vm::run(&request, None, &mut to_stdout)
 }
@@ -101,7 +118,7 @@ pub fn main(args: Args) -> Result<i32> {
             build(&[])?;
             here(Cmd::root(built("ecmpvpn-micro")).args(&options), &mut Results::new("micro", &options)?)
         }
-        What::Health(what) => health(what),
+        What::Long(what) => long(what),
         What::Goodput { kernel, here, options } => goodput(kernel, here, options),
     }
 }

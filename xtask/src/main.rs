@@ -57,11 +57,12 @@ enum Task {
         cargo xtask test --only unit\n  \
         cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
     Test(test::Args),
-    /// Measure goodput between two sites in a virtual machine, and what planning and steering cost
+    /// Measure goodput between two sites in a virtual machine and what planning and steering cost, and run long tests
     #[command(after_help = "Examples:\n  \
         cargo xtask bench micro\n  \
         cargo xtask bench goodput\n  \
-        cargo xtask bench goodput --case adaptive --runs 1 --seconds 6")]
+        cargo xtask bench goodput --case adaptive --runs 1 --seconds 6\n  \
+        cargo xtask bench cycles --cycles 20")]
     Bench(bench::Args),
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \

@@ -15,8 +15,8 @@ use super::{ALL, Kind, TUNNELS, asked, deaths, settle, told, views, wait_until_l
 const OPEN: Duration = Duration::from_millis(500);
 /// Flows of the stream: some on each tunnel, or the seed is to blame.
 const FLOWS: usize = 32;
-/// Datagrams a second, all flows.
-const RATE: u32 = 1000;
+/// Datagrams a second, all flows: few enough for one emulated CPU, or what is measured is how late that is.
+const RATE: u32 = 250;
 const MEDIAN: Duration = Duration::from_millis(300);
 const WORST: Duration = Duration::from_millis(500);
 
@@ -76,7 +76,7 @@ pub fn a_blackholed_tunnel_is_left_and_taken_again(kind: Kind) -> Result<()> {
     let deaths = deaths(&lab, 0, &settled)?;
     let holes = |tunnel: usize| i64::try_from(2 * (trials - tunnel.min(trials)).div_ceil(TUNNELS));
     let expected = (0..TUNNELS).map(holes).collect::<Result<Vec<i64>, _>>()?;
-    ensure!(deaths == expected, "the tunnels died {deaths:?} times and not {expected:?}");
+    ensure!(deaths == expected, "the tunnels died {deaths:?} times and not {expected:?}:{}", told(&running));
     Ok(())
 }
 

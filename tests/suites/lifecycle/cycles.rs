@@ -1,7 +1,7 @@
 //! Started, killed, gone on with and taken down, over and over: nothing grows.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::loaded_maps;
@@ -74,7 +74,12 @@ fn cycle(kind: Kind, count: usize) -> Result<()> {
     // The first one loads modules and fills caches.
     let descriptors = once(&lab)?;
     let memory = kernel_memory()?;
+    let since = Instant::now();
     for number in 1..count {
+        if number % 10 == 0 {
+            let (took, memory) = (since.elapsed().as_secs(), kernel_memory()?);
+            eprintln!("{number} of {count} cycles, {took} s; kernel memory {memory} KiB");
+        }
         let open = once(&lab)?;
         ensure!(open <= descriptors + 2, "cycle {number} has {open} descriptors open, the first had {descriptors}");
     }
@@ -93,6 +98,7 @@ fn cycle(kind: Kind, count: usize) -> Result<()> {
     }
     ensure!(in_kernel() <= objects, "{objects} programs and maps before, {} after", in_kernel());
     let now = kernel_memory()?;
+    eprintln!("kernel memory {memory} KiB after the first cycle, {now} KiB after {count}");
     ensure!(now <= memory + MEMORY, "the kernel held {memory} KiB after the first cycle, {now} KiB after {count}");
     Ok(())
 }

@@ -224,9 +224,11 @@ impl Probed {
         // The last one that lives is not left.
         let leave = self.understanding.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
         self.tunnel.withhold(leave);
+        // Before the verdict: with it a dead tunnel's begin anew.
+        let signs = self.tunnel.signs(time);
         let Step { send, turn } = self.tunnel.poll(time, peer_answers);
         if let Some(turn) = turn {
-            self.turned(turn, self.tunnel.signs(time), view);
+            self.turned(turn, signs, view);
         }
         if let Some(sequence) = send {
             self.send(sequence, time, leave && !self.tunnel.live());
