@@ -98,17 +98,33 @@ pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bon
 
 /// Releases a member and gives it back what it had.
 pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
-    let Some(link) = member.find(netlink).await? else { return Ok(()) };
+    match let_go(netlink, member, bond).await? {
+        Some(link) => saved.restore(netlink, &link).await,
+        None => Ok(()),
+    }
+}
+
+/// The part of [`release`] that waits for nothing: the member becomes usable in its own time.
+pub async fn begin_release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
+    match let_go(netlink, member, bond).await? {
+        Some(link) => saved.restore_device(netlink, &link).await,
+        None => Ok(()),
+    }
+}
+
+/// Takes a member out of its bond. The device, unless it is gone or another's now.
+async fn let_go(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result<Option<Link>> {
+    let Some(link) = member.find(netlink).await? else { return Ok(None) };
     match link.master {
         Some(master) if bond.ifindex == Some(master) => {
             let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).nocontroller().build();
             netlink.set_link(message).await?;
         }
         // Somebody has given it to another device meanwhile: that is theirs now.
-        Some(_) => return Ok(()),
+        Some(_) => return Ok(None),
         None => {}
     }
-    saved.restore(netlink, &link).await
+    Ok(Some(link))
 }
 
 /// Waits until every member carries traffic, at most `patience`. What is missing then, in words.

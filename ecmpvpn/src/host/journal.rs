@@ -275,8 +275,13 @@ impl Journal {
     pub async fn undo(&mut self, netlink: &Netlink, on_undo: &mut dyn FnMut(&Undo)) -> Result<usize, UndoErrors> {
         let mut failures = Vec::new();
         let mut undone = 0;
+        let mut members_are_released = false;
         while let Some(undo) = self.contents.undo.last().cloned() {
             on_undo(&undo);
+            if matches!(undo, Undo::ReleaseMember { .. }) && !members_are_released {
+                members_are_released = true;
+                self.release_members(netlink).await;
+            }
             match super::undo::undo(&undo, netlink).await {
                 Ok(()) => undone += 1,
                 Err(e) => failures.push(format!("{undo}: {e}")),
@@ -293,6 +298,17 @@ impl Journal {
             _ => {}
         }
         if failures.is_empty() { Ok(undone) } else { Err(UndoErrors(failures)) }
+    }
+
+    /// Releases the members that are to be released next, so that they become usable at the same time and not one after
+    /// the other. Each is still undone in its turn, which also tells of what fails here.
+    async fn release_members(&self, netlink: &Netlink) {
+        for undo in self.contents.undo.iter().rev() {
+            let Undo::ReleaseMember { member, bond, saved } = undo else { return };
+            if let Err(error) = super::bond::begin_release(netlink, member, bond, saved).await {
+                tracing::debug!("{undo}, the first time: {error}");
+            }
+        }
     }
 
     fn save(&self) -> Result<(), JournalError> {

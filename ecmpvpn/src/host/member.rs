@@ -110,6 +110,19 @@ impl MemberState {
 
     /// Gives all of it back to the released member. Goes on past failures and returns the first.
     pub async fn restore(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
+        let mut result = self.restore_device(netlink, member).await;
+        if self.up {
+            self.settle(netlink, member.index).await?;
+        }
+        for neighbour in &self.neighbours {
+            result =
+                result.and(again(netlink, RouteNetlinkMessage::NewNeighbour(neighbour.message()?), NLM_F_EXCL).await);
+        }
+        result.and(self.restore_routes(netlink).await)
+    }
+
+    /// Its state, MTU and addresses, which wait for nothing. May be repeated.
+    pub async fn restore_device(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
         let mut result = Ok(());
         let set_mtu = LinkMessageBuilder::<LinkUnspec>::new().index(member.index).mtu(self.mtu).build();
         result = result.and(netlink.set_link(set_mtu).await);
@@ -124,14 +137,7 @@ impl MemberState {
         if let Some(mtu) = &self.ipv6_mtu {
             result = result.and(sysctl::write_if_there(&format!("ipv6/conf/{}/mtu", member.name), mtu));
         }
-        if self.up {
-            self.settle(netlink, member.index).await?;
-        }
-        for neighbour in &self.neighbours {
-            result =
-                result.and(again(netlink, RouteNetlinkMessage::NewNeighbour(neighbour.message()?), NLM_F_EXCL).await);
-        }
-        result.and(self.restore_routes(netlink).await)
+        result
     }
 
     /// Waits until the link-local addresses are there again and duplicate address detection is over; adds those that

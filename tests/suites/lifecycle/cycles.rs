@@ -69,6 +69,9 @@ fn once(lab: &Lab) -> Result<usize> {
 
 fn cycle(kind: Kind, count: usize) -> Result<()> {
     let lab = kind.lab(3)?;
+    // It stays up: a bond without a partner would be waited for each time.
+    let mut far = lab.start(1)?;
+    far.wait_until_said("is up:")?;
     let before = lab.sites[0].dump()?;
     let objects = in_kernel();
     // The first one loads modules and fills caches.
