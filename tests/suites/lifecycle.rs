@@ -58,8 +58,12 @@ fn main() {
     }
     trials.extend(kernel.map(|(name, test)| trial(name, Kind::Kernel, test)));
     for kind in [Kind::Userspace, Kind::Kernel] {
-        // By name only: it takes its time.
-        trials.push(trial("cycles_five_hundred", kind, cycles::many_leave_nothing_behind).with_ignored_flag(true));
+        // By name only: they take their time.
+        let long: [(&str, Test); 2] = [
+            ("cycles_five_hundred", cycles::many_leave_nothing_behind),
+            ("unconfirmed_and_hung_everything_is_undone", outlive::unconfirmed_and_hung_everything_is_undone),
+        ];
+        trials.extend(long.map(|(name, test)| trial(name, kind, test).with_ignored_flag(true)));
     }
     let mut arguments = Arguments::from_args();
     // A stream that competes with another test for the processor may lose packets.

@@ -55,15 +55,15 @@ impl Confirmation {
     }
 
     /// Everything is up: the time begins.
-    pub fn begin(&mut self) -> Result<(), SessionError> {
-        if let Some(seconds) = self.seconds {
-            let io = |source| SessionError::Io { operation: "asking to be confirmed", source };
-            fs::write(&self.file, "up").map_err(io)?;
-            tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` comes before");
-            self.until = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
-            self.begun = true;
+    pub fn begin(&mut self) {
+        let Some(seconds) = self.seconds else { return };
+        self.until = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
+        self.begun = true;
+        // Without it the guard counts from when it began, and only where this process is gone.
+        if let Err(error) = fs::write(&self.file, "up") {
+            tracing::warn!("writing {}: {error}", self.file.display());
         }
-        Ok(())
+        tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` comes before");
     }
 
     /// Whether the word may still come.
@@ -131,9 +131,21 @@ pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), Sess
         // One that is there brings up, waits, or undoes by itself.
         let within = if is_there { asked + GRACE } else { asked };
         if (up || !is_there) && since.elapsed() >= within {
-            return session::down(site, places).await.map(drop);
+            return undo(site, places).await;
         }
         tokio::time::sleep(POLL).await;
     }
     Ok(())
+}
+
+/// Takes everything down. Who runs it is asked to end, and made to where that does not help.
+async fn undo(site: &str, places: &Places) -> Result<(), SessionError> {
+    let Err(error) = session::down(site, places).await else { return Ok(()) };
+    match RunDir::holder(&places.run_root, site)? {
+        Some(hung) => {
+            hung.kill().map_err(|source| SessionError::Io { operation: "ending a process that hangs", source })?;
+            session::down(site, places).await.map(drop)
+        }
+        None => Err(error),
+    }
 }

@@ -191,7 +191,7 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
         },
     };
     let mut up = Up { config, plan, links };
-    confirmation.begin()?;
+    confirmation.begin();
     leave_applied(&up, places);
     announce(&up);
     let understanding = Understanding::default();

@@ -202,6 +202,11 @@ impl Holder {
         Ok(pidfd_send_signal(&self.process, Signal::HUP)?)
     }
 
+    /// Ends it, whatever it is doing.
+    pub fn kill(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.process, Signal::KILL)?)
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         // Its descriptor is readable then.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use ecmpvpn_common::layout::programs;
-use lab::sites::{Lab, binary};
+use lab::dump::Dump;
+use lab::sites::{Lab, Site, binary};
 use lab::traffic::TcpLoad;
 use memchr::memmem;
 use rustix::process::Signal;
@@ -186,6 +187,17 @@ pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
     assert_clean(&lab, &before)
 }
 
+/// While devices go, looking at them may fail.
+fn dump_of_changing(site: &Site) -> Result<Dump> {
+    for _ in 0..40 {
+        if let Ok(dump) = site.dump() {
+            return Ok(dump);
+        }
+        std::thread::sleep(SETTLE / 20);
+    }
+    site.dump()
+}
+
 /// `--confirm` without the word, and without the process that would undo everything.
 pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
@@ -196,17 +208,7 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     run.wait_until_said("is up:")?;
     ensure!(run.stop(Signal::KILL)?.code().is_none());
     ensure!(kind == Kind::Userspace || is_up()?, "it ended with its process");
-    // While devices go, looking at them may fail.
-    let settled = || {
-        for _ in 0..40 {
-            if let Ok(dump) = site.dump() {
-                return Ok(dump);
-            }
-            std::thread::sleep(SETTLE / 20);
-        }
-        site.dump()
-    };
-    let left = before.wait_for_same(Duration::from_secs(60), settled)?;
+    let left = before.wait_for_same(Duration::from_secs(60), || dump_of_changing(site))?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
 
     // Confirmed although the process is gone: it stays as it is.
@@ -220,6 +222,21 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
     ensure!(code == 0 && complaint.contains("changes were undone"), "`down` ended with {code}: {complaint}");
     assert_clean(&lab, &before)
+}
+
+/// `--confirm` without the word, and with a process that reacts to nothing any more.
+pub fn unconfirmed_and_hung_everything_is_undone(kind: Kind) -> Result<()> {
+    let lab = kind.lab(3)?;
+    let before = lab.sites[0].dump()?;
+    let mut run = lab.start_with(0, &["--confirm", "2"])?;
+    run.wait_until_said("is up:")?;
+    run.signal(Signal::STOP)?;
+    // The guard gives it half a minute to undo everything by itself, and another one to end when it is asked to.
+    let left = before.wait_for_same(Duration::from_secs(120), || dump_of_changing(&lab.sites[0]))?;
+    ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
+    let status = run.wait()?;
+    ensure!(status.code().is_none(), "it ended with {status}");
+    Ok(())
 }
 
 /// Readiness, reloading, the watchdog and the end, on a real socket.
