@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::session::{self, Places, SessionError};
 use crate::host::RunDir;
+use crate::host::state::StateError;
 
 /// How often the word is looked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -140,12 +141,13 @@ pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), Sess
 
 /// Takes everything down. Who runs it is asked to end, and made to where that does not help.
 async fn undo(site: &str, places: &Places) -> Result<(), SessionError> {
-    let Err(error) = session::down(site, places).await else { return Ok(()) };
-    match RunDir::holder(&places.run_root, site)? {
-        Some(hung) => {
-            hung.kill().map_err(|source| SessionError::Io { operation: "ending a process that hangs", source })?;
-            session::down(site, places).await.map(drop)
-        }
-        None => Err(error),
+    let asked_in_vain = match session::down(site, places).await {
+        Err(SessionError::State(StateError::DoesNotStop { pid, .. })) => pid,
+        done => return done.map(drop),
+    };
+    // Another one that runs by now has nothing to do with this.
+    if let Some(hung) = RunDir::holder(&places.run_root, site)?.filter(|holder| holder.pid == asked_in_vain) {
+        hung.kill().map_err(|source| SessionError::Io { operation: "ending a process that hangs", source })?;
     }
+    session::down(site, places).await.map(drop)
 }
