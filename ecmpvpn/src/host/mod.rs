@@ -26,6 +26,7 @@ mod moved;
 pub mod netlink;
 pub mod observe;
 mod preflight;
+pub mod queues;
 mod route;
 mod saved;
 pub mod state;

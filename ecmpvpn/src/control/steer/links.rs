@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ecmpvpn_common::layout::{Load, MAX_TUNNELS_PER_PEER, tunnel_flags};
+use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
-use futures_util::TryStreamExt as _;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcStats2};
 use rtnetlink::Handle;
 
 use super::SteerError;
 use super::paths::{self, Placed};
-use super::queue::{self, Queue};
-use super::rate::{self, Rate, Reading};
+use super::queue::{self, Drift, Queue};
+use super::rate::{self, Rate};
 use crate::config::Config;
 use crate::control::gather::outer_endpoints;
 use crate::control::underlay::{self, Carriers};
 use crate::dataplane::{TunnelView, View, tick_ns};
 use crate::host::observe::{Links, outgoing_interface};
+use crate::host::queues::Queues;
 
 /// Assumed until a link was busy, bits a second.
 const NOMINAL: u64 = 1_000_000_000;
@@ -42,6 +41,8 @@ pub struct Underlay {
     /// Share of what leaves that is inner packets.
     inner_share: f64,
     last: Option<Instant>,
+    /// By the tunnel that the link has its record from.
+    drifts: BTreeMap<u32, Drift>,
 }
 
 impl Underlay {
@@ -78,6 +79,7 @@ impl Underlay {
                 tracing::debug!(tunnel = tunnel.id, link = ?self.interfaces.get(&tunnel.id), "tunnel's link");
             }
             self.placed = placed;
+            self.drifts.clear();
         }
         self.tunnels = tunnels;
         self.level_out();
@@ -86,28 +88,9 @@ impl Underlay {
     }
 
     /// Reads the links' queues and tells the programs. Whether anything was sent since the last time.
-    pub async fn measure(&mut self, view: &View, handle: &Handle) -> Result<bool, SteerError> {
-        let mut readings = BTreeMap::<u32, Reading>::new();
-        let mut queues = std::pin::pin!(handle.qdisc().get().execute());
-        while let Some(queue) = queues.try_next().await? {
-            let Ok(interface) = u32::try_from(queue.header.index) else { continue };
-            if queue.header.parent != TcHandle::ROOT || !self.rates.contains_key(&interface) {
-                continue;
-            }
-            let reading = readings.entry(interface).or_default();
-            for attribute in &queue.attributes {
-                if let TcAttribute::Stats2(stats) = attribute {
-                    for stat in stats {
-                        match stat {
-                            TcStats2::Basic(basic) => reading.sent = basic.bytes,
-                            TcStats2::Queue(queue) => reading.waiting = queue.backlog,
-                            _ => {}
-                        }
-                    }
-                }
-            }
-        }
+    pub fn measure(&mut self, view: &View, queues: &mut Queues) -> Result<bool, SteerError> {
         let now = Instant::now();
+        let readings = queues.read(|interface| self.rates.contains_key(&interface)).map_err(SteerError::Queues)?;
         let elapsed = self.last.replace(now).map(|last| now - last);
         let mut traffic = false;
         for (interface, reading) in readings {
@@ -160,9 +143,9 @@ impl Underlay {
     }
 
     /// Brings the programs' reckoning of the queues nearer to what truly waits on each link.
-    fn write_queues(&self, view: &View) {
+    fn write_queues(&mut self, view: &View) {
         let now = monotonic_ns();
-        let mut groups: BTreeMap<u32, Vec<(&Load, Queue)>> = BTreeMap::new();
+        let mut peers: BTreeMap<u32, BTreeMap<u32, Queue>> = BTreeMap::new();
         for tunnel in self.placed.iter().filter(|tunnel| paths::link_of(tunnel, &self.placed) == tunnel.id) {
             let rate = self.interfaces.get(&tunnel.id).and_then(|interface| self.rates.get(interface));
             if let (Some(load), Some(rate)) = (view.load(tunnel.id), rate)
@@ -171,15 +154,15 @@ impl Underlay {
                 let waiting = f64::from(rate.waiting()) * self.inner_share;
                 let real = (waiting as u64 * u64::from(load.cost.get())) >> COST_BITS;
                 let reckoned = free_at(load, now) - now;
-                groups.entry(tunnel.peer).or_default().push((load, Queue { reckoned, real }));
+                peers.entry(tunnel.peer).or_default().insert(tunnel.id, Queue { reckoned, real });
             }
         }
-        for group in groups.values() {
-            let queues: Vec<Queue> = group.iter().map(|(_, queue)| *queue).collect();
-            for ((load, queue), corrected) in group.iter().zip(queue::corrected(&queues)) {
-                // By the difference: packets may have come meanwhile.
-                let free = free_at(load, now).saturating_add(corrected);
-                load.free_ns.set(free.saturating_sub(queue.reckoned));
+        for queues in peers.values() {
+            for (link, by) in queue::corrections(queues, &mut self.drifts) {
+                if let Some(load) = view.load(link) {
+                    // By the difference: packets may have come meanwhile.
+                    load.free_ns.set(free_at(load, now).saturating_add_signed(by));
+                }
             }
         }
     }

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins, View};
+use crate::host::queues::Queues;
 use flows::Flows;
 use links::Underlay;
 
@@ -40,9 +41,12 @@ enum SteerError {
     /// The maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// Links, routes and queues.
-    #[error("reading the host's links and queues")]
+    /// Links and routes.
+    #[error("reading the host's links and routes")]
     Netlink(#[from] rtnetlink::Error),
+    /// What waits on the links.
+    #[error("reading what waits in the links' queues")]
+    Queues(#[source] std::io::Error),
     /// No socket.
     #[error("opening a netlink socket")]
     Socket(#[from] std::io::Error),
@@ -67,12 +71,13 @@ async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> 
     let (connection, handle, _) = rtnetlink::new_connection()?;
     // Ends with `handle`.
     tokio::spawn(connection);
+    let mut queues = Queues::open()?;
     let mut underlay = Underlay::default();
     let mut flows = Flows::default();
     let mut round = Instant::now();
     underlay.look_up(config, &view, &handle).await?;
     loop {
-        let traffic = underlay.measure(&view, &handle).await?;
+        let traffic = underlay.measure(&view, &mut queues)?;
         if round.elapsed() >= ROUND {
             let elapsed = round.elapsed();
             round = Instant::now();

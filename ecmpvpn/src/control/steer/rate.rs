@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::host::queues::Reading;
+
 /// Bytes waiting at both ends of an interval: the link never idled in between.
 const BUSY_BYTES: u32 = 3_000;
 /// Readings that the rate is the mean of; with more it follows slowly. A reading swings with the shaper's bursts.
@@ -45,15 +47,6 @@ pub fn level_out(rates: &mut [f64]) {
         }
         from += count;
     }
-}
-
-/// A link's interface as it is now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Bytes that left, link-layer header included.
-    pub sent: u64,
-    /// Bytes that wait in its queueing discipline.
-    pub waiting: u32,
 }
 
 /// The estimate for one link.

@@ -1,0 +1,162 @@
+//! What interfaces' queues have sent and what waits in them, read many times a second.
+//!
+//! One dump over a socket of its own, without a runtime in between: the kernel answers within the call, so that the figures
+//! are as old as the call, and most of what it tells of other interfaces is skipped unread.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcStats2};
+use rtnetlink::packet_core::{
+    ErrorBuffer, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ALIGNTO, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage,
+    Parseable as _,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt};
+
+/// The kernel sends no longer part of a dump. Source: `netlink_dump()`, `net/netlink/af_netlink.c`.
+const LONGEST: usize = 32 << 10;
+/// The kernel answers at once; should it not, nobody may wait for ever.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// An interface's root queueing discipline as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Bytes that left, link-layer header included.
+    pub sent: u64,
+    /// Bytes that wait in it.
+    pub waiting: u32,
+}
+
+/// A socket to ask by.
+#[derive(Debug)]
+pub struct Queues {
+    socket: OwnedFd,
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Queues {
+    /// Opens the socket in the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { socket, request: Vec::new(), buffer: vec![0; LONGEST], sequence: 0 })
+    }
+
+    /// Reads the root queueing disciplines of the interfaces with these indices; those that have none are left out.
+    pub fn read(&mut self, wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Reading>> {
+        self.ask()?;
+        let mut readings = BTreeMap::new();
+        loop {
+            let (length, _) = recv(&self.socket, &mut self.buffer[..], RecvFlags::empty())?;
+            let mut rest = &self.buffer[..length];
+            while !rest.is_empty() {
+                let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+                // Else it is what came too late for an earlier question.
+                if message.sequence_number() == self.sequence {
+                    match message.message_type() {
+                        NLMSG_DONE => return Ok(readings),
+                        NLMSG_ERROR => return Err(error(message.payload())),
+                        _ => readings.extend(queue(message.payload(), &wanted)?),
+                    }
+                }
+                rest =
+                    rest.get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn ask(&mut self) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()));
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        self.request.resize(request.buffer_len(), 0);
+        request.serialize(&mut self.request);
+        send(&self.socket, &self.request, SendFlags::empty())?;
+        Ok(())
+    }
+}
+
+fn error(payload: &[u8]) -> io::Error {
+    let code = ErrorBuffer::new_checked(payload).ok().and_then(|error| error.code());
+    code.map_or(io::ErrorKind::InvalidData.into(), |code| io::Error::from_raw_os_error(code.get().wrapping_neg()))
+}
+
+/// An interface and its root queue, where it is wanted.
+fn queue(payload: &[u8], wanted: impl Fn(u32) -> bool) -> io::Result<Option<(u32, Reading)>> {
+    let header = TcHeader::parse(payload).map_err(io::Error::other)?;
+    let Some(interface) = u32::try_from(header.index).ok().filter(|interface| wanted(*interface)) else {
+        return Ok(None);
+    };
+    if header.parent != TcHandle::ROOT {
+        return Ok(None);
+    }
+    let mut reading = Reading::default();
+    for attribute in TcMessage::parse(payload).map_err(io::Error::other)?.attributes {
+        let TcAttribute::Stats2(stats) = attribute else { continue };
+        for stat in stats {
+            match stat {
+                TcStats2::Basic(basic) => reading.sent = basic.bytes,
+                TcStats2::Queue(queue) => reading.waiting = queue.backlog,
+                _ => {}
+            }
+        }
+    }
+    Ok(Some((interface, reading)))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::tc::{TcStatsBasic, TcStatsQueue};
+    use rtnetlink::packet_core::Emitable as _;
+
+    use super::*;
+
+    fn message(interface: i32, parent: TcHandle) -> Vec<u8> {
+        let (mut basic, mut waiting) = (TcStatsBasic::default(), TcStatsQueue::default());
+        (basic.bytes, waiting.backlog) = (1 << 40, 3_000);
+        let mut message = TcMessage::with_index(interface);
+        message.header.parent = parent;
+        message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
+        message.attributes.push(TcAttribute::Stats2(vec![TcStats2::Basic(basic), TcStats2::Queue(waiting)]));
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn root_queues_of_wanted_interfaces_are_read() {
+        let of = |interface, parent| queue(&message(interface, parent), |wanted| wanted == 7).unwrap();
+        assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000 })));
+        assert_eq!(of(8, TcHandle::ROOT), None);
+        assert_eq!(of(-1, TcHandle::ROOT), None);
+        // One of a card's many queues.
+        assert_eq!(of(7, TcHandle::from(0x0001_0001)), None);
+        assert!(queue(&[0; 7], |_| true).is_err());
+        let cut = message(7, TcHandle::ROOT);
+        assert!(queue(&cut[..cut.len() - 8], |_| true).is_err());
+    }
+
+    #[test]
+    fn the_kernel_answers_again_and_again() {
+        let mut queues = Queues::open().unwrap();
+        let all: Vec<u32> = queues.read(|_| true).unwrap().into_keys().collect();
+        for _ in 0..3 {
+            assert_eq!(queues.read(|_| true).unwrap().into_keys().collect::<Vec<_>>(), all);
+        }
+        assert!(queues.read(|_| false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_error_is_the_kernels() {
+        let refused = (-libc::EPERM).to_ne_bytes();
+        assert_eq!(error(&refused).raw_os_error(), Some(libc::EPERM));
+        assert_eq!(error(&[]).kind(), io::ErrorKind::InvalidData);
+    }
+}
