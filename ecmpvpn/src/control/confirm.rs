@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::session::{self, Places, SessionError};
+use super::syslog::{self, Severity};
 use crate::host::RunDir;
 use crate::host::state::StateError;
 
@@ -114,11 +115,28 @@ pub fn confirm(site: &str, places: &Places) -> io::Result<bool> {
     }
 }
 
-/// What the guard does: waits until the word comes, and where it does not, sees that everything is undone.
+/// What the guard does: waits until the word comes, and where it does not, sees that everything is undone, and says so in
+/// the system's log: whoever started `run` may have been cut off.
 ///
 /// # Errors
 /// It cannot be undone.
 pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), SessionError> {
+    let done = wait_or_undo(site, places, seconds).await;
+    let unconfirmed = format!("{site} was not confirmed within {seconds} s");
+    match &done {
+        Ok(false) => {}
+        Ok(true) => syslog::tell(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
+        Err(error) => {
+            let why = super::arrivals::chain(error);
+            let text = format!("{unconfirmed}, and undoing failed, which `ecmpvpn down` tries again: {why}");
+            syslog::tell(Severity::Error, &text);
+        }
+    }
+    done.map(drop)
+}
+
+/// Whether it was undone.
+async fn wait_or_undo(site: &str, places: &Places, seconds: u32) -> Result<bool, SessionError> {
     let file = RunDir::unconfirmed_path(&places.run_root, site);
     let asked = Duration::from_secs(u64::from(seconds));
     let mut since = Instant::now();
@@ -132,11 +150,12 @@ pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), Sess
         // One that is there brings up, waits, or undoes by itself.
         let within = if is_there { asked + GRACE } else { asked };
         if (up || !is_there) && since.elapsed() >= within {
-            return undo(site, places).await;
+            undo(site, places).await?;
+            return Ok(true);
         }
         tokio::time::sleep(POLL).await;
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Takes everything down. Who runs it is asked to end, and made to where that does not help.

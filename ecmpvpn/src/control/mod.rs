@@ -16,4 +16,5 @@ pub mod reload;
 pub mod rotate;
 pub mod session;
 mod steer;
+mod syslog;
 pub mod underlay;
