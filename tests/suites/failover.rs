@@ -65,8 +65,9 @@ impl Kind {
 type Test = fn(Kind) -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 4] = [
+    let tests: [(&str, Test); 5] = [
         ("a_blackholed_tunnel_is_left_and_taken_again", blackhole::a_blackholed_tunnel_is_left_and_taken_again),
+        ("a_standstill_of_all_tunnels_kills_none", blackhole::a_standstill_of_all_tunnels_kills_none),
         ("tcp_survives_and_full_tunnels_do_not_die", blackhole::tcp_survives_and_full_tunnels_do_not_die),
         ("without_any_tunnel_traffic_is_refused", blackhole::without_any_tunnel_traffic_is_refused),
         ("a_tunnel_started_anew_leaves_the_others_alone", watch::a_tunnel_started_anew_leaves_the_others_alone),

@@ -83,20 +83,19 @@ enum Long {
     },
 }
 
+/// What the test programs are told to run.
+const FAILOVER: [&str; 5] = ["kernel_and_bond::", "--skip", "full_and_lossy", "--skip", "started_anew"];
+const SOAK: [&str; 1] = ["kernel_and_bond::full_and_lossy"];
+const CYCLES: [&str; 1] = ["kernel_and_bond::cycles_five_hundred"];
+
 fn long(what: Long) -> Result<i32> {
     // One CPU where nothing is measured: on it no code can be stale (`vm::death`).
-    let (series, cpus, suite, variable, value, filter) = match what {
-        Long::Failover { trials, kernel } => {
-            (kernel, 2, "failover", "ECMPVPN_TRIALS", trials, "kernel_and_bond::a_blackholed")
-        }
-        Long::Soak { seconds, kernel } => {
-            (kernel, 2, "failover", "ECMPVPN_SOAK", seconds, "kernel_and_bond::full_and_lossy")
-        }
-        Long::Cycles { cycles, kernel } => {
-            (kernel, 1, "lifecycle", "ECMPVPN_CYCLES", cycles, "kernel_and_bond::cycles_five_hundred")
-        }
+    let (series, cpus, suite, variable, value, which) = match what {
+        Long::Failover { trials, kernel } => (kernel, 2, "failover", "ECMPVPN_TRIALS", trials, &FAILOVER[..]),
+        Long::Soak { seconds, kernel } => (kernel, 2, "failover", "ECMPVPN_SOAK", seconds, &SOAK[..]),
+        Long::Cycles { cycles, kernel } => (kernel, 1, "lifecycle", "ECMPVPN_CYCLES", cycles, &CYCLES[..]),
     };
-    build(&[Part::Lab, Part::Vm])?;
+    build(&[Part::Lab, Part::Vm], Profile::Dev)?;
     let program = crate::test::suite(suite)?;
     let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
     let request = Request {
@@ -104,9 +103,13 @@ fn long(what: Long) -> Result<i32> {
         cpus,
         memory_mib: 2048,
         timeout: LIMIT,
-        copies: vec![(built("ecmpvpn"), inside("ecmpvpn")), (program, inside(suite))],
+        copies: vec![(built("ecmpvpn", Profile::Dev), inside("ecmpvpn")), (program, inside(suite))],
         env: vec![format!("{variable}={value}"), "ECMPVPN_REQUIRE=wireguard,bonding".to_owned()],
-        command: [suite, filter, "--include-ignored", "--nocapture"].map(str::to_owned).to_vec(),
+        command: [&[suite, "--include-ignored", "--nocapture"], which]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
     };
     vm::run(&request, None, &mut to_stdout)
 }
@@ -115,30 +118,41 @@ fn long(what: Long) -> Result<i32> {
 pub fn main(args: Args) -> Result<i32> {
     match args.what {
         What::Micro { options } => {
-            build(&[])?;
-            here(Cmd::root(built("ecmpvpn-micro")).args(&options), &mut Results::new("micro", &options)?)
+            build(&[], Profile::Release)?;
+            here(
+                Cmd::root(built("ecmpvpn-micro", Profile::Release)).args(&options),
+                &mut Results::new("micro", &options)?,
+            )
         }
         What::Long(what) => long(what),
         What::Goodput { kernel, here, options } => goodput(kernel, here, options),
     }
 }
 
+/// What is measured is what is installed; tests run with what they are built with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    Dev,
+    Release,
+}
+
 /// Builds what is to be measured and the measuring programs.
-fn build(needed: &[Part]) -> Result<()> {
+fn build(needed: &[Part], profile: Profile) -> Result<()> {
     setup::ensure(&[&[Part::Build, Part::Ebpf], needed].concat())?;
     build_ebpf::build_ebpf(None)?;
     let step = sh::step("building ecmpvpn and the measuring programs (a few minutes the first time)");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        // What must be fast is optimised in this profile too.
         .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bins"])
+        .args((profile == Profile::Release).then_some("--release"))
         .dir(&sh::root())
         .run()?;
     step.done("");
     Ok(())
 }
 
-fn built(name: &str) -> PathBuf {
-    sh::target().join("debug").join(name)
+fn built(name: &str, profile: Profile) -> PathBuf {
+    let directory = if profile == Profile::Release { "release" } else { "debug" };
+    sh::target().join(directory).join(name)
 }
 
 /// Runs a measuring program on this machine; its exit status.
@@ -155,8 +169,8 @@ fn here(program: Cmd, results: &mut Results) -> Result<i32> {
 }
 
 fn goodput(kernel: Series, on_this: bool, options: Vec<String>) -> Result<i32> {
-    build(if on_this { &[Part::Lab] } else { &[Part::Lab, Part::Vm] })?;
-    let (program, bench) = (built("ecmpvpn"), built("ecmpvpn-bench"));
+    build(if on_this { &[Part::Lab] } else { &[Part::Lab, Part::Vm] }, Profile::Release)?;
+    let (program, bench) = (built("ecmpvpn", Profile::Release), built("ecmpvpn-bench", Profile::Release));
     let mut results = Results::new("goodput", &options)?;
     if on_this {
         return here(Cmd::root(bench).arg("--ecmpvpn").arg(program).args(&options), &mut results);

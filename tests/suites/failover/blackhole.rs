@@ -108,6 +108,44 @@ fn report(outages: &[lab::traffic::Outage], holes: &[(usize, Instant, Instant)],
     Ok(())
 }
 
+/// For a moment nothing comes through in one direction: no tunnel dies, and what is sent after it arrives.
+pub fn a_standstill_of_all_tunnels_kills_none(kind: Kind) -> Result<()> {
+    /// Longer than one tunnel alone would be given, shorter than all of them are.
+    const LASTS: Duration = Duration::from_millis(450);
+    const LEAST: Duration = Duration::from_millis(300);
+    // From the command to the route.
+    const ON_THE_WAY: Duration = Duration::from_millis(100);
+    // Until datagrams come from every flow again.
+    const ROUND: Duration = Duration::from_millis(FLOWS as u64 * 1_000 / RATE as u64);
+    let lab = kind.lab()?;
+    let mut running = lab.run()?;
+    let views = views(&lab)?;
+    let settled = settle(&lab, &views, &mut running)?;
+    for sender in [0, 1] {
+        let path = if sender == 0 { lab.path_v4() } else { lab.path_v4().reversed() };
+        let stream = Stream::start(path, FLOWS, RATE)?;
+        thread::sleep(ROUND);
+        let mut hole = Hole::prepare(&lab, sender, &[0, 1, 2, 3])?;
+        hole.open()?;
+        thread::sleep(LASTS);
+        let closed = Instant::now() + ON_THE_WAY;
+        hole.fill()?;
+        thread::sleep(ROUND * 4);
+        let outages = stream.stop()?.outages();
+        ensure!(outages.len() == FLOWS, "{} of {FLOWS} flows were interrupted: {outages:?}", outages.len());
+        let first = outages.iter().map(|outage| outage.from).min().context("no interruption")?;
+        let last = outages.iter().map(|outage| outage.last).max().context("no interruption")?;
+        eprintln!("nothing came through for {} ms", (last - first).as_millis());
+        ensure!(last - first >= LEAST, "the hole was too short to try anything");
+        ensure!(last <= closed, "datagrams were lost until {:?} after the hole:{}", last - closed, told(&running));
+    }
+    for site in [0, 1] {
+        let deaths = deaths(&lab, site, &settled)?;
+        ensure!(deaths == [0; TUNNELS], "the tunnels of site {site} died {deaths:?} times:{}", told(&running));
+    }
+    Ok(())
+}
+
 /// TCP on every tunnel fills the links; a tunnel dies under it, and no other.
 pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;

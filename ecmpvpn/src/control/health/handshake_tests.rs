@@ -16,7 +16,7 @@ fn play(tunnel: &mut Tunnel, from: Nanos, to: Nanos, mut each: impl FnMut(&mut T
     let mut turns = Vec::new();
     for now in (from * 10..to * 10).map(|tenth| tenth * SECOND / 10) {
         each(tunnel, now);
-        turns.extend(tunnel.poll(now, false).turn.map(|turn| (now / SECOND, turn)));
+        turns.extend(tunnel.poll(now).turn.map(|turn| (now / SECOND, turn)));
     }
     turns
 }
@@ -43,7 +43,7 @@ fn a_site_that_never_shakes_hands_is_given_up_and_found_again() {
 
 /// Answers every probe at once.
 fn answer(tunnel: &mut Tunnel, now: Nanos) -> Option<Turn> {
-    let step = tunnel.poll(now, false);
+    let step = tunnel.poll(now);
     if let Some(sequence) = step.send {
         tunnel.answered(sequence, now + 1_000_000);
     }

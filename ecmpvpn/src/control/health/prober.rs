@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::estimate::RoundTrip;
 use super::socket::Socket;
-use super::tunnel::{Fault, Settings, Signs, Step, Tunnel, Turn};
+use super::tunnel::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
 use super::understanding::Understanding;
 use super::watchdog::Watchdog;
 use super::wire::{self, Message};
@@ -162,13 +162,16 @@ impl Prober {
         for (at, ready) in ready.iter().enumerate() {
             if *ready || now() >= self.tunnels[at].wake {
                 let peer = self.tunnels[at].peer;
-                let others = |is: fn(&Tunnel) -> bool| self.tunnels.iter().any(|t| t.peer == peer && is(&t.tunnel));
-                let (answering, living) = (others(Tunnel::ever_answered), others(Tunnel::live));
-                let mut rest = self.tunnels.iter().enumerate().filter(|(other, t)| *other != at && t.peer == peer);
-                let alternative = rest.any(|(_, other)| other.tunnel.live());
+                let rest = self.tunnels.iter().enumerate().filter(|(other, t)| *other != at && t.peer == peer);
+                let rest = rest.map(|(_, other)| &other.tunnel);
+                let others = Others {
+                    answered: rest.clone().any(Tunnel::ever_answered),
+                    evidence: rest.clone().filter_map(Tunnel::evidence).max(),
+                };
+                let alternative = rest.clone().any(Tunnel::live);
                 self.tunnels[at].look_at_handshake(&self.view, self.ahead);
-                self.tunnels[at].step(&self.view, answering, alternative);
-                self.start_anew(at, living);
+                self.tunnels[at].step(&self.view, others, alternative);
+                self.start_anew(at, alternative);
             }
             next = next.min(self.tunnels[at].wake);
         }
@@ -207,7 +210,7 @@ impl Prober {
 }
 
 impl Probed {
-    fn step(&mut self, view: &View, peer_answers: bool, alternative: bool) {
+    fn step(&mut self, view: &View, others: Others, alternative: bool) {
         self.reopen();
         // Before anything is judged: an answer that has come counts, however late this thread is.
         self.take_answers();
@@ -224,9 +227,10 @@ impl Probed {
         // The last one that lives is not left.
         let leave = self.understanding.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
         self.tunnel.withhold(leave);
+        self.tunnel.beside(others, time);
         // Before the verdict: with it a dead tunnel's begin anew.
         let signs = self.tunnel.signs(time);
-        let Step { send, turn } = self.tunnel.poll(time, peer_answers);
+        let Step { send, turn } = self.tunnel.poll(time);
         if let Some(turn) = turn {
             self.turned(turn, signs, view);
         }
@@ -357,10 +361,11 @@ fn shown(signs: Signs) -> String {
     let ago = |at: Option<Nanos>| at.map_or("never".to_owned(), |ago| format!("{} ms ago", ago / MILLISECOND));
     let round_trip = signs.round_trip.map_or("unknown".to_owned(), |time| format!("{} ms", time / MILLISECOND));
     format!(
-        "probes missed: {}; last sent of what has come through: {}; last answer: {}; last word of the other end: {}; \
-         round trips: {round_trip}",
+        "probes missed: {}; last sent of what has come through: {}, through the best other tunnel: {}; last answer: {}; \
+         last word of the other end: {}; round trips: {round_trip}",
         signs.missed,
         ago(Some(signs.evidence)),
+        ago(signs.others),
         ago(signs.answer),
         ago(signs.report),
     )

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Nanos;
 use super::estimate::RoundTrip;
-use super::tunnel::{Fault, Settings, Tunnel, Turn};
+use super::tunnel::{Fault, Others, Settings, Tunnel, Turn};
 use super::wire::Received;
 
 const MS: Nanos = 1_000_000;
@@ -24,12 +24,14 @@ struct Scene<'a> {
     /// Between our data packets, and between the far end's; 0: none are sent.
     data: [Nanos; 2],
     settings: Settings,
+    /// Whether there is another tunnel between them, which nothing befalls.
+    beside: bool,
 }
 
 impl Default for Scene<'_> {
     fn default() -> Self {
         let clear = || Box::new(|_| Some(MS / 2));
-        Self { there: clear(), back: clear(), far_reports: true, data: [0, 0], settings: DEFAULT }
+        Self { there: clear(), back: clear(), far_reports: true, data: [0, 0], settings: DEFAULT, beside: true }
     }
 }
 
@@ -82,7 +84,11 @@ impl Scene<'_> {
                     if now >= end.wake {
                         end.tunnel.received(end.received, now);
                     }
-                    let step = end.tunnel.poll(now, false);
+                    if self.beside {
+                        let sent = now - (now + 63 * MS) % self.settings.interval;
+                        end.tunnel.beside(Others { answered: false, evidence: Some(sent) }, now);
+                    }
+                    let step = end.tunnel.poll(now);
                     end.turns.extend(step.turn.map(|turn| (now, turn)));
                     packets.extend(step.send.map(|sequence| Packet::Probe(sequence, end.tunnel.report(now))));
                     end.wake = end.tunnel.next_poll(now);
@@ -168,6 +174,41 @@ fn a_dead_tunnel_is_found_within_its_time_and_comes_back() {
                 assert!((400..=800).contains(&back), "{delay} {offset}: back after {back} ms");
                 assert!(tunnel.live());
             }
+        }
+    }
+}
+
+#[test]
+fn what_befalls_all_tunnels_at_once_is_given_longer() {
+    for offset in (0..100).step_by(7) {
+        for far_reports in [true, false] {
+            let from = 10 * SECOND + offset * MS;
+            let play = |lasts: Nanos| {
+                let there = hole(MS, from, from + lasts);
+                Scene { there, far_reports, beside: false, ..Scene::default() }.play(20 * SECOND).0
+            };
+            assert_eq!(play(750 * MS), [], "{offset} {far_reports}");
+            let turns = play(5 * SECOND);
+            let [(down, Turn::Down(_)), (_, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+            assert!((800..=1_050).contains(&((down - from) / MS)), "{offset}: after {} ms", (down - from) / MS);
+        }
+    }
+}
+
+#[test]
+fn after_a_standstill_the_tunnel_that_answers_last_is_not_dead() {
+    let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
+    let mut unanswered = Vec::new();
+    // All stand still for 700 ms from the second second on; the other one's answers come 40 ms before this one's.
+    let (still, others_go_on, goes_on) = (2 * SECOND, 2_700 * MS, 2_740 * MS);
+    for now in (1_000..4_000).map(|ms| ms * MS) {
+        let others = if (still..others_go_on).contains(&now) { still } else { now };
+        tunnel.beside(Others { answered: true, evidence: Some(others) }, now);
+        let step = tunnel.poll(now);
+        assert_eq!(step.turn, None, "at {} ms", now / MS);
+        unanswered.extend(step.send);
+        if !(still..goes_on).contains(&now) {
+            unanswered.drain(..).for_each(|sequence| tunnel.answered(sequence, now));
         }
     }
 }
@@ -267,14 +308,15 @@ fn told_of_arrivals(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
     let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
     let begin = 2 * SECOND;
     for now in (1_000..2_000).map(|ms| ms * MS) {
-        let step = tunnel.poll(now, false);
+        let step = tunnel.poll(now);
         step.send.into_iter().for_each(|sequence| tunnel.answered(sequence, now + MS));
     }
     (0..longest / MS).map(|ms| begin + ms * MS).find(|now| {
         if now.is_multiple_of(200 * MS) {
             tunnel.reported(Received { count: now / MS, age }, *now);
         }
-        tunnel.poll(*now, false).turn.is_some()
+        tunnel.beside(Others { answered: true, evidence: Some(*now) }, *now);
+        tunnel.poll(*now).turn.is_some()
     })
 }
 
@@ -312,7 +354,10 @@ fn what_never_answered_stays_in_use_until_another_tunnel_answers() {
     let (turns, mut tunnel) = Scene { there: Box::new(|_| None), ..Scene::default() }.play(60 * SECOND);
     assert_eq!(turns, []);
     assert!(tunnel.live() && !tunnel.ever_answered());
-    assert!(matches!(tunnel.poll(60 * SECOND, true).turn, Some(Turn::Down(_))));
+    let others = Others { answered: true, evidence: Some(60 * SECOND) };
+    tunnel.beside(others, 60 * SECOND);
+    tunnel.beside(others, 60 * SECOND + 50 * MS);
+    assert!(matches!(tunnel.poll(60 * SECOND + 50 * MS).turn, Some(Turn::Down(_))));
 }
 
 #[test]
@@ -334,14 +379,14 @@ fn probes_that_waited_for_a_handshake_do_not_count_as_round_trips() {
 fn a_stalled_process_does_not_blame_the_tunnels() {
     let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
     let answer = |tunnel: &mut Tunnel, now: Nanos| {
-        if let Some(sequence) = tunnel.poll(now, false).send {
+        if let Some(sequence) = tunnel.poll(now).send {
             tunnel.answered(sequence, now + MS);
         }
     };
     (0..50).for_each(|i| answer(&mut tunnel, SECOND + i * 100 * MS));
     // Two seconds later it runs again, and its last probe was answered.
     for i in 0..50 {
-        let step = tunnel.poll(8 * SECOND + i * 100 * MS, false);
+        let step = tunnel.poll(8 * SECOND + i * 100 * MS);
         assert_eq!(step.turn, None);
         step.send.into_iter().for_each(|sequence| tunnel.answered(sequence, 8 * SECOND + i * 100 * MS + MS));
     }

@@ -8,6 +8,9 @@
 //! are sent. The tunnel is dead when `down_after` are missed, and as many intervals less a half one, and a round trip, have
 //! passed since the last evidence: with the defaults 150 to 250 ms after the first packet was dropped, and a round trip
 //! more. Where probes are lost while the tunnel lives, more must be missed: so many as are not lost in a row by that chance.
+//!
+//! A tunnel is left for another one. Where all to a site fall silent together there is none to be had, and what they share
+//! has more likely come to a halt for a moment than each of them died: they get [`TOGETHER`] times as long.
 
 use std::collections::VecDeque;
 
@@ -32,6 +35,8 @@ const REPORTS_HOLD: Nanos = 3_000 * MILLISECOND;
 /// A session is dead 180 s after its handshake; probes have WireGuard renew it after 120 s. Where nothing answers probes,
 /// that is the only sign that there is.
 const HANDSHAKE_HOLDS: Nanos = 190_000 * MILLISECOND;
+/// Times a tunnel's patience, where no other one of the site has fared better: to leave it gains nothing.
+const TOGETHER: Nanos = 4;
 /// More probes than this are not waited for.
 const MOST_OUTSTANDING: usize = 512;
 
@@ -85,6 +90,15 @@ pub struct Step {
     pub turn: Option<Turn>,
 }
 
+/// The other tunnels to the same site.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Others {
+    /// One of them has answered a probe, at any time.
+    pub answered: bool,
+    /// When the latest thing was sent that is known to have come through one of them.
+    pub evidence: Option<Nanos>,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     sequence: u16,
@@ -107,6 +121,8 @@ pub struct Signs {
     pub missed: usize,
     /// How long ago the latest thing was sent that is known to have come through.
     pub evidence: Nanos,
+    /// The same of the tunnel to that site that has fared best of the others.
+    pub others: Option<Nanos>,
     /// How long ago the last answer to a probe came.
     pub answer: Option<Nanos>,
     /// How long ago the far side's last report came.
@@ -132,6 +148,9 @@ pub struct Tunnel {
     next_at: Nanos,
     /// When the latest thing was sent that is known to have come through, with word of it back.
     evidence: Nanos,
+    others: Others,
+    /// Since when another tunnel has fared better.
+    behind_since: Option<Nanos>,
     /// When the last answer to a probe came.
     answered: Option<Nanos>,
     /// Answers to probes sent before this tell nothing of the round trip: they waited for a handshake.
@@ -162,6 +181,8 @@ impl Tunnel {
             next_sequence: 0,
             next_at: first,
             evidence: first,
+            others: Others::default(),
+            behind_since: None,
             answered: None,
             fresh_from: None,
             streak: 0,
@@ -182,6 +203,11 @@ impl Tunnel {
     /// Since when it has been in that state.
     pub fn since(&self) -> Nanos {
         self.since
+    }
+
+    /// When the latest thing was sent that is known to have come through; `None`: nothing ever was.
+    pub fn evidence(&self) -> Option<Nanos> {
+        self.ever_answered().then_some(self.evidence)
     }
 
     /// Whether it ever answered.
@@ -230,6 +256,14 @@ impl Tunnel {
         self.withheld = withheld;
     }
 
+    /// How the others fare until `now`.
+    pub fn beside(&mut self, others: Others, now: Nanos) {
+        self.others = others;
+        let lag = self.settings.interval + self.round_trip.smoothed().unwrap_or(0);
+        let behind = others.evidence.is_some_and(|others| others >= self.evidence + lag);
+        self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
+    }
+
     /// Packets received from the tunnel until `now`.
     pub fn received(&mut self, count: u64, now: Nanos) {
         self.received = Some(match self.received {
@@ -267,6 +301,7 @@ impl Tunnel {
         Signs {
             missed: self.missed(now),
             evidence: ago(self.evidence),
+            others: self.others.evidence.map(ago),
             answer: self.answered.map(ago),
             report: self.far.map(|(_, at)| ago(at)),
             round_trip: self.round_trip.smoothed(),
@@ -317,15 +352,25 @@ impl Tunnel {
         if self.fault() == Fault::Unanswered { patience * 3 / 2 } else { patience }
     }
 
-    /// Whether it is dead now; `others`: another tunnel to the same site has answered.
-    fn dead(&self, now: Nanos, others: bool) -> Option<Fault> {
+    /// The same at `now`, if that is all that is known then of the other tunnels.
+    fn patience_beside(&self, now: Nanos) -> Nanos {
+        // Not at once: when all that stood still goes on, the answers of one come before those of another.
+        let ahead_for = self.behind_since.map(|since| now.saturating_sub(since));
+        let alone = ahead_for.is_some_and(|time| time >= self.settings.interval / 2);
+        if alone { self.patience() } else { self.patience() * TOGETHER }
+    }
+
+    /// Whether it is dead now.
+    fn dead(&self, now: Nanos) -> Option<Fault> {
         let stale = |at: Nanos| now.saturating_sub(at.max(self.began)) >= HANDSHAKE_HOLDS;
         if !self.ever_answered() && self.handshake.is_some_and(stale) {
             return Some(Fault::NoHandshake);
         }
         // Where nothing ever answered the far side may not be up yet, or may not answer probes at all.
-        let known = self.ever_answered() || (others && now.saturating_sub(self.since) >= FIRST_ANSWER);
-        let dead = known && self.missed(now) >= self.enough() && now.saturating_sub(self.evidence) >= self.patience();
+        let known = self.ever_answered() || (self.others.answered && now.saturating_sub(self.since) >= FIRST_ANSWER);
+        let dead = known
+            && self.missed(now) >= self.enough()
+            && now.saturating_sub(self.evidence) >= self.patience_beside(now);
         dead.then(|| self.fault())
     }
 
@@ -334,8 +379,8 @@ impl Tunnel {
         (self.settings.interval / 5).max(LEAST_GAP).min(self.settings.interval)
     }
 
-    /// What is to be done at `now`; `others`: another tunnel to the same site has answered.
-    pub fn poll(&mut self, now: Nanos, others: bool) -> Step {
+    /// What is to be done at `now`.
+    pub fn poll(&mut self, now: Nanos) -> Step {
         let late = LATE.max(2 * self.settings.interval);
         while self
             .outstanding
@@ -354,7 +399,7 @@ impl Tunnel {
         let turn = if self.live && self.withheld {
             Some(Turn::Left)
         } else if self.live {
-            self.dead(now, others).map(Turn::Down)
+            self.dead(now).map(Turn::Down)
         } else {
             let shaken = self.unshaken && !self.withheld && self.handshake.is_some_and(|at| at > self.since);
             (shaken || self.streak >= self.settings.up_after).then_some(Turn::Up)
@@ -370,9 +415,12 @@ impl Tunnel {
             self.fresh_from = None;
             self.round_trip.restart();
         }
-        let gap = if missed && self.live { self.gap_when_missed() } else { self.settings.interval };
+        // Where all stands still, more probes only add to what there is to do when it goes on.
+        let soon = self.behind_since.is_some() || now.saturating_sub(self.evidence) < self.patience();
+        let hurry = missed && self.live && soon;
+        let gap = if hurry { self.gap_when_missed() } else { self.settings.interval };
         let last = self.outstanding.back().map_or(0, |sent| sent.at);
-        if missed && self.live {
+        if hurry {
             self.next_at = self.next_at.min(last + gap);
         }
         let send = (now >= self.next_at).then(|| {
@@ -394,7 +442,7 @@ impl Tunnel {
     pub fn next_poll(&self, now: Nanos) -> Nanos {
         let timeout = self.timeout();
         let overdue = self.outstanding.iter().map(|sent| sent.at + timeout).find(|at| *at > now);
-        let judged = self.evidence + self.patience();
+        let judged = self.evidence + self.patience_beside(now);
         let judged = (self.live && judged > now && self.missed(now) > 0).then_some(judged);
         // What arrives is looked at shortly before it is reported, so that the report can tell how long ago it came.
         let look = self.next_at.saturating_sub(self.gap_when_missed());
