@@ -1,7 +1,6 @@
 //! Follows the members of the bonds that carry the tunnels, so that what arrives on each is counted.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::time::Duration;
 
 use ecmpvpn_common::layout::tunnel_id;
@@ -12,6 +11,7 @@ use crate::config::{Config, InterfaceName};
 use crate::control::gather::GatherError;
 use crate::control::underlay::bonds;
 use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
+use crate::host::chain;
 use crate::host::observe::Links;
 use crate::plan::Plan;
 
@@ -77,12 +77,4 @@ async fn members(config: &Config, handle: &Handle) -> Result<Vec<Device>, Gather
     let members = bonds(&links, handle, config).await.into_iter().flat_map(|bond| links.members(bond));
     let device = |ifindex, name: &str| Some(Device { name: InterfaceName::new(name).ok()?, ifindex });
     Ok(members.filter_map(|link| device(link.ifindex, &link.name)).collect())
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| (*error).source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -127,7 +127,7 @@ pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), Sess
         Ok(false) => {}
         Ok(true) => syslog::tell(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
         Err(error) => {
-            let why = super::arrivals::chain(error);
+            let why = crate::host::chain(error);
             let text = format!("{unconfirmed}, and undoing failed, which `ecmpvpn down` tries again: {why}");
             syslog::tell(Severity::Error, &text);
         }

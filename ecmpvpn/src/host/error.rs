@@ -1,6 +1,8 @@
 //! What can go wrong on the host, each with what to do about it.
 
+use std::error::Error;
 use std::io;
+use std::iter::successors;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,6 +11,11 @@ use ipnet::IpNet;
 use super::journal::{JournalError, UndoErrors};
 use super::state::StateError;
 use crate::config::InterfaceName;
+
+/// An error and its causes, in one line.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
 
 /// Why the host does not match the plan.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::error::chain;
 use super::member::MemberState;
 use super::netlink::{Link, Netlink};
 use super::saved::Saved;
@@ -288,7 +289,7 @@ impl Journal {
             }
             self.contents.undo.pop();
             if let Err(e) = self.save() {
-                failures.push(error_chain(&e));
+                failures.push(chain(&e));
             }
         }
         match fs::remove_file(&self.path) {
@@ -321,16 +322,6 @@ impl Journal {
         };
         write().map_err(|source| JournalError::Io { operation: "writing", path: self.path.clone(), source })
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn boot_id() -> String {

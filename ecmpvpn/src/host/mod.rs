@@ -39,7 +39,7 @@ pub mod wireguard;
 pub use alteration::{Alteration, Part};
 pub use bring_up::{HostLinks, Options, TakenDown, apply, bring_up, changes, changes_since, take_down};
 pub use change::Change;
-pub use error::{Conflict, HostError, Lacks};
+pub use error::{Conflict, HostError, Lacks, chain};
 pub use journal::{Journal, Undo};
 pub use made::Made;
 pub use management::check_management;
