@@ -14,7 +14,7 @@ use crate::config::InterfaceName;
 
 /// An error and its causes, in one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    successors(Some(error), |error| (*error).source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Why the host does not match the plan.
