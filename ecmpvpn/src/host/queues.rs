@@ -53,19 +53,8 @@ impl Queues {
         let mut readings = BTreeMap::new();
         loop {
             let (length, _) = recv(&self.socket, &mut self.buffer[..], RecvFlags::empty())?;
-            let mut rest = &self.buffer[..length];
-            while !rest.is_empty() {
-                let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
-                // Else it is what came too late for an earlier question.
-                if message.sequence_number() == self.sequence {
-                    match message.message_type() {
-                        NLMSG_DONE => return Ok(readings),
-                        NLMSG_ERROR => return Err(error(message.payload())),
-                        _ => readings.extend(queue(message.payload(), &wanted)?),
-                    }
-                }
-                rest =
-                    rest.get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..).unwrap_or_default();
+            if take(&self.buffer[..length], self.sequence, &wanted, &mut readings)? {
+                return Ok(readings);
             }
         }
     }
@@ -81,6 +70,29 @@ impl Queues {
         send(&self.socket, &self.request, SendFlags::empty())?;
         Ok(())
     }
+}
+
+/// Takes the readings of a datagram that answers the question of this number; whether the answer ends with it.
+fn take(
+    datagram: &[u8],
+    sequence: u32,
+    wanted: impl Fn(u32) -> bool,
+    readings: &mut BTreeMap<u32, Reading>,
+) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+        // Else it is what came too late for an earlier question.
+        if message.sequence_number() == sequence {
+            match message.message_type() {
+                NLMSG_DONE => return Ok(true),
+                NLMSG_ERROR => return Err(error(message.payload())),
+                _ => readings.extend(queue(message.payload(), &wanted)?),
+            }
+        }
+        rest = rest.get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 fn error(payload: &[u8]) -> io::Error {
@@ -141,6 +153,33 @@ mod tests {
         assert!(queue(&[0; 7], |_| true).is_err());
         let cut = message(7, TcHandle::ROOT);
         assert!(queue(&cut[..cut.len() - 8], |_| true).is_err());
+    }
+
+    /// A netlink message of this type and number.
+    fn numbered(kind: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        let mut bytes =
+            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 2], &sequence.to_ne_bytes(), &[0; 4]].concat();
+        bytes.extend_from_slice(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn what_came_too_late_for_an_earlier_question_is_no_answer() {
+        let taken = |datagram: &[Vec<u8>]| {
+            let mut readings = BTreeMap::new();
+            take(&datagram.concat(), 5, |_| true, &mut readings)
+                .map(|last| (last, readings.into_keys().collect::<Vec<_>>()))
+        };
+        let of = |interface, sequence| numbered(libc::RTM_NEWQDISC, sequence, &message(interface, TcHandle::ROOT));
+        let end = |sequence| numbered(NLMSG_DONE, sequence, &[0; 4]);
+        assert_eq!(taken(&[of(1, 4), end(4), of(2, 5)]).unwrap(), (false, vec![2]));
+        assert_eq!(taken(&[of(2, 5), of(3, 5), end(5), of(4, 5)]).unwrap(), (true, vec![2, 3]));
+        let refused = (-libc::EPERM).to_ne_bytes();
+        assert!(taken(&[numbered(NLMSG_ERROR, 4, &refused)]).is_ok());
+        assert!(taken(&[numbered(NLMSG_ERROR, 5, &refused)]).is_err());
+        assert!(taken(&[vec![0; 7]]).is_err());
     }
 
     #[test]
