@@ -221,6 +221,13 @@ impl Lab {
         Path { from: &a.host, source: a.host_v4(), to: &b.host, destination: b.host_v4() }
     }
 
+    /// From A's gateway itself to B's, by their addresses in the LANs, IPv4.
+    pub fn path_of_gateways_v4(&self) -> Path<'_> {
+        let [a, b] = &self.sites;
+        let address = |site: &Site| Ipv4Addr::new(10, site.number, 0, 1).into();
+        Path { from: &a.gateway, source: address(a), to: &b.gateway, destination: address(b) }
+    }
+
     /// From A's LAN host to B's, IPv6.
     pub fn path_v6(&self) -> Path<'_> {
         let [a, b] = &self.sites;

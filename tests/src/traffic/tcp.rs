@@ -15,6 +15,10 @@ use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
 /// After the senders have stopped, what is still in buffers has this long to arrive.
 const DRAIN: Duration = Duration::from_secs(20);
+/// The receiving end looks this often for what has arrived. Woken by each segment, it would take more of an emulated
+/// machine than the segment does, and traffic would be slower for being measured. It is short beside the round trips
+/// of full links, so that windows stay open.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// When a sender stops.
 #[derive(Clone, Copy, Debug)]
@@ -94,12 +98,13 @@ impl TcpLoad {
         let total = || counters.iter().map(|c| c.load(Ordering::Relaxed)).sum::<u64>();
         let start = Instant::now();
         let (flows, window_bytes, window) = thread::scope(|scope| -> Result<_> {
-            let mut running = Vec::with_capacity(pairs.len());
-            for ((source, sender, receiver), counter) in pairs.into_iter().zip(&counters) {
-                let sending = scope.spawn(move || send(sender, self.until, start));
-                let receiving = scope.spawn(move || receive(receiver, counter, self.until, start));
-                running.push((source, sending, receiving));
-            }
+            let (ends, receivers): (Vec<_>, Vec<_>) =
+                pairs.into_iter().map(|(source, sender, receiver)| ((source, sender), receiver)).unzip();
+            let receiving = scope.spawn(|| receive(receivers, &counters, self.until, start));
+            let sending: Vec<_> = ends
+                .into_iter()
+                .map(|(source, sender)| (source, scope.spawn(move || send(sender, self.until, start))))
+                .collect();
             let mut measured = None;
             if let Until::Time(time) = self.until {
                 interrupt::sleep(self.warm_up.saturating_sub(start.elapsed()));
@@ -107,12 +112,12 @@ impl TcpLoad {
                 interrupt::sleep(time.saturating_sub(start.elapsed()));
                 measured = Some((total() - before, from.elapsed()));
             }
-            let mut flows = Vec::with_capacity(running.len());
-            for (source, sending, receiving) in running {
+            // Its complaint comes first: when it gives up, the senders fail as well.
+            let received = receiving.join().expect("the receiver does not panic")?;
+            let mut flows = Vec::with_capacity(sending.len());
+            for ((source, sending), received) in sending.into_iter().zip(received) {
                 let sent = sending.join().expect("the sender does not panic");
-                let received = receiving.join().expect("the receiver does not panic");
                 let sent = sent.with_context(|| format!("sending from {source} to {}", path.destination))?;
-                let received = received.with_context(|| format!("receiving from {source}"))?;
                 flows.push(TcpFlow { source, sent, received });
             }
             let (bytes, window) = measured.unwrap_or_else(|| (total(), start.elapsed()));
@@ -172,29 +177,48 @@ fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> 
     Ok(sent)
 }
 
-/// Bytes read until the end of the stream.
-fn receive(mut socket: TcpStream, counter: &AtomicU64, until: Until, start: Instant) -> io::Result<u64> {
+/// Bytes read from each connection until the end of its stream.
+fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start: Instant) -> Result<Vec<u64>> {
     let mut block = vec![0; 64 << 10];
-    let mut received = 0_u64;
-    loop {
-        match socket.read(&mut block) {
-            Ok(0) => return Ok(received),
-            Ok(length) => {
-                received += length as u64;
-                counter.fetch_add(length as u64, Ordering::Relaxed);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if timed_out(&e) => {
-                let limit = match until {
-                    Until::Time(time) => time + DRAIN,
-                    Until::Bytes(_) => Duration::ZERO,
-                };
-                if start.elapsed() >= limit {
-                    let why = format!("{received} bytes came, then nothing for {} s", CALL_LIMIT.as_secs());
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+    let mut open: Vec<(TcpStream, &AtomicU64)> = sockets.into_iter().zip(counters).collect();
+    for (socket, _) in &open {
+        socket.set_nonblocking(true)?;
+    }
+    let limit = match until {
+        Until::Time(time) => time + DRAIN,
+        Until::Bytes(_) => Duration::ZERO,
+    };
+    let mut last = Instant::now();
+    while !open.is_empty() {
+        thread::sleep(LOOK);
+        let mut failed = None;
+        open.retain_mut(|(socket, counter)| {
+            loop {
+                match socket.read(&mut block) {
+                    Ok(0) => return false,
+                    Ok(length) => {
+                        last = Instant::now();
+                        counter.fetch_add(length as u64, Ordering::Relaxed);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+                    Err(e) => {
+                        failed = Some(e);
+                        return false;
+                    }
                 }
             }
-            Err(e) => return Err(e),
+        });
+        if let Some(error) = failed {
+            return Err(error).context("receiving");
         }
+        ensure!(
+            last.elapsed() < CALL_LIMIT || start.elapsed() < limit,
+            "{} of {} connections did not end, and nothing came on them for {} s; received: {counters:?} bytes",
+            open.len(),
+            counters.len(),
+            CALL_LIMIT.as_secs()
+        );
     }
+    Ok(counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect())
 }

@@ -8,7 +8,7 @@ use lab::traffic::TcpLoad;
 
 use crate::contest::{Contest, Contestant, Counters, MEMBERS, PAUSE};
 use crate::report::{Row, Sample, Target};
-use crate::{Arguments, Case};
+use crate::{Arguments, Case, Ends};
 
 /// Flows of the transfer over one tunnel, which one flow fills already.
 const ON_ONE_TUNNEL: usize = 3;
@@ -69,6 +69,10 @@ pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
         }
     };
     for bulk in &mut series {
+        bulk.title += match arguments.ends {
+            Ends::Gateways => ", between the gateways",
+            Ends::Hosts => ", between LAN hosts",
+        };
         bulk.runs = arguments.runs(bulk.runs);
         if let Some(policy) = arguments.policy {
             bulk.title = format!("{}, with policy {policy}", bulk.title);
@@ -92,6 +96,10 @@ impl Bulk {
         let mut rates = self.rates.clone();
         rates.swap(0, first);
         contest.lab.shape_each(&rates)?;
+        let path = match arguments.ends {
+            Ends::Gateways => contest.lab.path_of_gateways_v4(),
+            Ends::Hosts => contest.lab.path_v4(),
+        };
 
         let mut rows = vec![Row::new(Contestant::OneTunnel, ON_ONE_TUNNEL, None)];
         for (flows, target) in &self.flows {
@@ -105,10 +113,10 @@ impl Bulk {
             for row in &mut rows {
                 interrupt::check()?;
                 let (goodput, gained) = contest.with(row.contestant, || {
-                    let before = Counters::read(&contest.lab)?;
-                    let report = TcpLoad::timed(row.flows, arguments.seconds).run(contest.lab.path_v4())?;
+                    let before = Counters::read(&contest.lab, path)?;
+                    let report = TcpLoad::timed(row.flows, arguments.seconds).run(path)?;
                     interrupt::sleep(PAUSE);
-                    Ok((report.goodput(), Counters::read(&contest.lab)?.since(&before)))
+                    Ok((report.goodput(), Counters::read(&contest.lab, path)?.since(&before)))
                 })?;
                 let ratio = goodput / *one_tunnel.get_or_insert(goodput);
                 let sample = Sample { goodput, ratio, gained };

@@ -1,12 +1,13 @@
 //! A lab, and who competes in it.
 
-use std::path::Path;
+use std::path::Path as FsPath;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::netns::Netns;
 use lab::sites::{Lab, Options, Running, Underlay};
 use lab::skip::Feature;
+use lab::traffic::Path;
 use serde_json::Value;
 
 /// Members of the bond, and tunnels.
@@ -42,7 +43,7 @@ pub struct Contest {
 
 impl Contest {
     /// Builds it with each member limited to its rate, and each tunnel made slower by its delay at site A.
-    pub fn new(program: &Path, policy: &'static str, rates: &[f64], delays: &[f64], extra: &str) -> Result<Self> {
+    pub fn new(program: &FsPath, policy: &'static str, rates: &[f64], delays: &[f64], extra: &str) -> Result<Self> {
         let real = [Feature::WireGuard, Feature::Bonding].iter().all(|feature| feature.missing().is_none());
         let (underlay, backend) = if real { (Underlay::Bonded, "kernel") } else { (Underlay::Routed, "userspace") };
         let options = Options {
@@ -58,7 +59,9 @@ impl Contest {
         for site in &lab.sites {
             // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
             // Flows that come through a network card keep theirs.
-            site.host.sysctl("net/core/txrehash", "0")?;
+            for end in [&site.host, &site.gateway] {
+                end.sysctl("net/core/txrehash", "0")?;
+            }
         }
         let running = lab.run()?;
         lab.shape_each(rates)?;
@@ -98,20 +101,20 @@ impl Drop for Contest {
 pub struct Counters {
     /// What each tunnel's device sent at site A, bytes.
     pub sent: Vec<u64>,
-    /// Segments that A's host sent again.
+    /// Segments that the sending end sent again.
     pub retransmitted: u64,
-    /// Segments that B's host received.
+    /// Segments that the receiving end received.
     pub segments: u64,
-    /// Segments that B's host received after a gap.
+    /// Segments that the receiving end received after a gap.
     pub out_of_order: u64,
     /// Buckets that the program moved at a gap, and while busy.
     pub moves: [u64; 2],
 }
 
 impl Counters {
-    /// What they are now.
-    pub fn read(lab: &Lab) -> Result<Self> {
-        let [a, b] = &lab.sites;
+    /// What they are now, for traffic over `path`.
+    pub fn read(lab: &Lab, path: Path<'_>) -> Result<Self> {
+        let a = &lab.sites[0];
         let sent = lab.tunnels.iter().map(|tunnel| Ok(a.device(&tunnel.name)?.tx_bytes)).collect::<Result<_>>()?;
         let stats = lab.stats(0)?;
         let moves = |field: &str| {
@@ -120,9 +123,9 @@ impl Counters {
         };
         Ok(Self {
             sent,
-            retransmitted: kernel_counter(&a.host, "snmp", "Tcp:", "RetransSegs")?,
-            segments: kernel_counter(&b.host, "snmp", "Tcp:", "InSegs")?,
-            out_of_order: kernel_counter(&b.host, "netstat", "TcpExt:", "TCPOFOQueue")?,
+            retransmitted: kernel_counter(path.from, "snmp", "Tcp:", "RetransSegs")?,
+            segments: kernel_counter(path.to, "snmp", "Tcp:", "InSegs")?,
+            out_of_order: kernel_counter(path.to, "netstat", "TcpExt:", "TCPOFOQueue")?,
             moves: [moves("flowlet_moves"), moves("rebalance_moves")],
         })
     }

@@ -38,6 +38,15 @@ enum Case {
     Custom,
 }
 
+/// Where long flows begin and end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Ends {
+    /// At the gateways themselves: two network namespaces.
+    Gateways,
+    /// At a host in the LAN behind each gateway, whose packets the gateways forward: four.
+    Hosts,
+}
+
 /// Measures goodput between two sites in network namespaces, and cleans up.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -57,6 +66,9 @@ struct Arguments {
     /// Length of each transfer, of which the first quarter is not measured
     #[arg(long, default_value_t = 10.0, value_name = "S")]
     seconds: f64,
+    /// Where long flows of adaptive, spray, unequal and custom begin and end
+    #[arg(long, value_enum, default_value = "gateways")]
+    ends: Ends,
     /// Other numbers of flows than the case's own
     #[arg(long, value_delimiter = ',', value_name = "N")]
     flows: Vec<usize>,

@@ -134,7 +134,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
 /// One run.
 fn datagrams(contest: &Contest, seconds: f64) -> Result<Sample> {
     let path = contest.lab.path_v4();
-    let before = Counters::read(&contest.lab)?;
+    let before = Counters::read(&contest.lab, path)?;
     let report = thread::scope(|scope| {
         let bulk = scope.spawn(move || TcpLoad::timed(TCP_FLOWS, seconds).run(path));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
@@ -146,7 +146,7 @@ fn datagrams(contest: &Contest, seconds: f64) -> Result<Sample> {
         report
     })?;
     interrupt::sleep(PAUSE);
-    let gained = Counters::read(&contest.lab)?.since(&before);
+    let gained = Counters::read(&contest.lab, path)?.since(&before);
     Ok(Sample {
         sent: report.sent().into(),
         received: report.received().into(),

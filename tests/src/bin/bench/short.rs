@@ -79,12 +79,12 @@ fn transfers(lab: &Lab, rate: f64, seed: u64) -> Result<Sample> {
         }
         let work = || {
             interrupt::sleep(WARM_UP);
-            let before = Counters::read(lab)?;
+            let before = Counters::read(lab, lab.path_v4())?;
             #[expect(clippy::cast_precision_loss, reason = "a small number")]
             let gap = BYTES as f64 * 8.0 / (rate * 1e6 * f64::from(MEMBERS) * SHARE);
             let load = ShortLoad { count: TRANSFERS, bytes: BYTES, mean_gap: Duration::from_secs_f64(gap), seed };
             let times = load.run(lab.path_v4())?;
-            anyhow::Ok((times, Counters::read(lab)?.since(&before)))
+            anyhow::Ok((times, Counters::read(lab, lab.path_v4())?.since(&before)))
         };
         let result = work();
         stop.store(true, Ordering::Relaxed);
@@ -103,14 +103,14 @@ fn long_flows(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     let mut long: Vec<Option<(TcpStream, TcpStream)>> = lab.tunnels.iter().map(|_| None).collect();
     for _ in 0..TRIALS {
         interrupt::check()?;
-        let before = Counters::read(lab)?;
+        let before = Counters::read(lab, lab.path_v4())?;
         let Some((_, mut sender, mut receiver)) = connect_all(1, lab.path_v4())?.pop() else { continue };
         thread::scope(|scope| {
             let receiving = scope.spawn(|| receiver.read_exact(&mut vec![0; TRIAL]));
             sender.write_all(&vec![0; TRIAL])?;
             receiving.join().expect("the receiver does not panic")
         })?;
-        let sent = Counters::read(lab)?.since(&before).sent;
+        let sent = Counters::read(lab, lab.path_v4())?.since(&before).sent;
         let most = (0..sent.len()).max_by_key(|tunnel| sent[*tunnel]).unwrap_or(0);
         ensure!(sent[most] >= TRIAL as u64 / 2, "a trial of {TRIAL} bytes was sent as {sent:?}");
         long[most].get_or_insert((sender, receiver));
