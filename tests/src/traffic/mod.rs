@@ -24,7 +24,7 @@ use crate::netns::Netns;
 pub use icmp::{PingReport, ping, wait_for_reply};
 pub use short::ShortLoad;
 pub use stream::{Outage, Stream, StreamReport};
-pub use tcp::{TcpFlow, TcpLoad, TcpReport, Until, connect_all};
+pub use tcp::{LOOK, TcpFlow, TcpLoad, TcpReport, Until, connect_all};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
 /// No single socket call takes longer.

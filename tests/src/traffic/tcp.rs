@@ -18,7 +18,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// The receiving end looks this often for what has arrived. Woken by each segment, it would take more of an emulated
 /// machine than the segment does, and traffic would be slower for being measured. It is short beside the round trips
 /// of full links, so that windows stay open.
-const LOOK: Duration = Duration::from_millis(10);
+pub const LOOK: Duration = Duration::from_millis(10);
 
 /// When a sender stops.
 #[derive(Clone, Copy, Debug)]
