@@ -15,9 +15,9 @@ use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
 /// After the senders have stopped, what is still in buffers has this long to arrive.
 const DRAIN: Duration = Duration::from_secs(20);
-/// The receiving end looks this often for what has arrived. Woken by each segment, it would take more of an emulated
-/// machine than the segment does, and traffic would be slower for being measured. It is short beside the round trips
-/// of full links, so that windows stay open.
+/// The receiving end looks this often for what has arrived: being woken by each segment took a tenth of an emulated
+/// machine's time, and made traffic slower for being measured. Short beside the round trips of full links, so that windows
+/// stay open.
 pub const LOOK: Duration = Duration::from_millis(10);
 
 /// When a sender stops.
@@ -191,27 +191,19 @@ fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start:
     let mut last = Instant::now();
     while !open.is_empty() {
         thread::sleep(LOOK);
-        let mut failed = None;
-        open.retain_mut(|(socket, counter)| {
-            loop {
-                match socket.read(&mut block) {
-                    Ok(0) => return false,
-                    Ok(length) => {
-                        last = Instant::now();
-                        counter.fetch_add(length as u64, Ordering::Relaxed);
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
-                    Err(e) => {
-                        failed = Some(e);
-                        return false;
-                    }
-                }
+        let mut still = Vec::with_capacity(open.len());
+        for (mut socket, counter) in open {
+            let before = counter.load(Ordering::Relaxed);
+            let ended = take(&mut socket, &mut block, counter)
+                .with_context(|| format!("receiving, after {} bytes", counter.load(Ordering::Relaxed)))?;
+            if ended || counter.load(Ordering::Relaxed) > before {
+                last = Instant::now();
             }
-        });
-        if let Some(error) = failed {
-            return Err(error).context("receiving");
+            if !ended {
+                still.push((socket, counter));
+            }
         }
+        open = still;
         ensure!(
             last.elapsed() < CALL_LIMIT || start.elapsed() < limit,
             "{} of {} connections did not end, and nothing came on them for {} s; received: {counters:?} bytes",
@@ -221,4 +213,17 @@ fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start:
         );
     }
     Ok(counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect())
+}
+
+/// Takes what has arrived; whether the stream has ended.
+fn take(socket: &mut TcpStream, block: &mut [u8], counter: &AtomicU64) -> io::Result<bool> {
+    loop {
+        match socket.read(block) {
+            Ok(0) => return Ok(true),
+            Ok(length) => _ = counter.fetch_add(length as u64, Ordering::Relaxed),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
 }
