@@ -11,4 +11,5 @@ pub mod packet;
 pub mod sites;
 pub mod skip;
 pub mod stalls;
+pub mod topology;
 pub mod traffic;

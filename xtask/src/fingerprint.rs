@@ -18,6 +18,9 @@ pub const SOURCES: [&str; 5] = [
     "xtask/src/build_ebpf.rs",
 ];
 
+/// What FNV-1a begins with.
+const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
 /// A hash of the names and contents of all [`SOURCES`] in `workspace`, in hexadecimal.
 ///
 /// # Errors
@@ -28,13 +31,23 @@ pub fn fingerprint(workspace: &Path) -> io::Result<String> {
         collect(&workspace.join(source), &mut files)?;
     }
     files.sort();
-    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut hash = OFFSET;
     for file in files {
         let name = file.strip_prefix(workspace).unwrap_or(&file);
         absorb(&mut hash, name.as_os_str().as_encoded_bytes());
         absorb(&mut hash, &fs::read(&file)?);
     }
     Ok(format!("{hash:016x}"))
+}
+
+/// A hash of several texts, in hexadecimal.
+#[allow(dead_code, reason = "the build script of ecmpvpn, which includes this file, has no use for it")]
+pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = OFFSET;
+    for text in texts {
+        absorb(&mut hash, text.as_bytes());
+    }
+    format!("{hash:016x}")
 }
 
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {

@@ -6,12 +6,13 @@ mod count;
 mod demo;
 mod fingerprint;
 mod lint;
+mod machines;
 mod packages;
 mod setup;
 mod sh;
+mod sim;
 mod test;
 mod toolchain;
-mod virtually;
 mod vm;
 
 use std::process::ExitCode;
@@ -64,6 +65,13 @@ enum Task {
         cargo xtask bench goodput --case adaptive --runs 1 --seconds 6\n  \
         cargo xtask bench cycles --cycles 20")]
     Bench(bench::Args),
+    /// Run a command or a suite in simulated time: real kernel, WireGuard, bond and programs, where only links take time
+    #[command(after_help = "Examples:\n  \
+        cargo xtask sim -- ip -V\n  \
+        cargo xtask sim --suite failover -- blackholed\n  \
+        cargo xtask sim --seed 7 -- target/release/ecmpvpn-bench --case adaptive\n  \
+        cargo xtask sim        (a shell, in real time)")]
+    Sim(sim::Args),
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \
         cargo xtask vm -- ip -V\n  \
@@ -86,6 +94,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::main(args),
         Task::Test(args) => Ok(test::main(&args)),
         Task::Bench(args) => bench::main(args),
+        Task::Sim(args) => sim::main(args),
         Task::Vm(args) => vm::main(args),
     };
     match done {

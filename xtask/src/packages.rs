@@ -31,6 +31,25 @@ pub const VM: &[Package] = &[
     package("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
 
+/// To run the simulation, and to build its kernel. Its source is beside these: `sim::kernel` knows the package.
+pub const SIM: &[Package] = &[
+    package("busybox-static", "busybox"),
+    package("make", "make"),
+    package("gcc", "cc"),
+    package("libc6-dev", "/usr/include/stdlib.h"),
+    package("patch", "patch"),
+    package("binutils", "strip"),
+    package("flex", "flex"),
+    package("bison", "bison"),
+    package("bc", "bc"),
+    package("libelf-dev", "/usr/include/gelf.h"),
+    package("libssl-dev", "/usr/include/openssl/ssl.h"),
+    package("dwarves", "pahole"),
+    package("xz-utils", "xz"),
+    package("kmod", "depmod"),
+    package("python3-minimal", "python3"),
+];
+
 /// Arguments of the cargo that installs cargo-deny. Not optimised: it reads a lock file, and this takes half as long.
 pub const CARGO_DENY_INSTALL: [&str; 6] = ["install", "--locked", "--debug", "cargo-deny", "--version", "0.20.2"];
 

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::packages::{self, Package};
 use crate::sh::{self, Cmd};
-use crate::toolchain;
+use crate::vm::kernel::Series;
+use crate::{sim, toolchain};
 
 /// Arguments of `cargo xtask setup`.
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,9 @@ pub struct Args {
     /// Leave out what only the virtual machine needs
     #[arg(long)]
     no_vm: bool,
+    /// Leave out the simulation, whose kernel takes 6 to 12 minutes to build
+    #[arg(long)]
+    no_sim: bool,
 }
 
 /// Something that a task may need.
@@ -30,6 +34,8 @@ pub enum Part {
     Ebpf,
     /// Tools for the lab in namespaces.
     Lab,
+    /// The simulation's kernel, and what it is built with.
+    Sim,
     /// QEMU and the tools that make a root file system.
     Vm,
     /// cargo-deny.
@@ -41,6 +47,9 @@ pub fn main(args: &Args) -> Result<i32> {
     let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab, Part::Lint];
     if !args.no_vm {
         parts.push(Part::Vm);
+    }
+    if !args.no_sim {
+        parts.push(Part::Sim);
     }
     if args.check {
         let missing = missing(&parts);
@@ -74,7 +83,19 @@ pub fn ensure(parts: &[Part]) -> Result<()> {
         cargo().args(packages::CARGO_DENY_INSTALL).quiet().retried(2)?;
         step.done("");
     }
+    if parts.contains(&Part::Sim) {
+        simulation()?;
+    }
     Ok(())
+}
+
+/// The simulation's kernel: its source from apt unless it is there, then the kernel, unless it is built already.
+fn simulation() -> Result<()> {
+    if sim::kernel::built(Series::V6_12).is_none() && sim::kernel::version(Series::V6_12).is_err() {
+        let package = sim::kernel::package(Series::V6_12);
+        apt_install(&[package.as_str()], "the source of the simulation's kernel")?;
+    }
+    sim::kernel::get(Series::V6_12).map(drop)
 }
 
 /// What `parts` need and this machine lacks, in words.
@@ -91,6 +112,9 @@ fn missing(parts: &[Part]) -> Vec<String> {
     if parts.contains(&Part::Lint) && !has_cargo_deny() {
         missing.push("cargo-deny".to_owned());
     }
+    if parts.contains(&Part::Sim) && sim::kernel::built(Series::V6_12).is_none() {
+        missing.push("the simulation's kernel, which is built in 6 to 12 minutes".to_owned());
+    }
     missing
 }
 
@@ -99,6 +123,7 @@ fn missing_packages(parts: &[Part]) -> Vec<Package> {
         Part::Build => packages::BUILD,
         Part::Lab => packages::LAB,
         Part::Vm => packages::VM,
+        Part::Sim => packages::SIM,
         Part::Ebpf | Part::Lint => &[],
     };
     parts.iter().flat_map(of).filter(|package| !is_there(package.brings)).copied().collect()

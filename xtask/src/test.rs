@@ -13,14 +13,12 @@ use crate::setup;
 use crate::sh::{self, Cmd};
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::to_stdout;
-use crate::{build_ebpf, lint, virtually};
+use crate::{build_ebpf, lint, machines};
 
 /// The package that holds the suites.
 const SUITES: &str = "ecmpvpn-tests";
-/// Suites that the running kernel is not asked to run: too much of what they need is missing on most.
-const ONLY_IN_VM: &[&str] = &[];
-/// Suites that no kernel makes a difference to.
-const NOT_IN_VM: &[&str] = &["cli", "userspace"];
+/// Suites that the running kernel is not asked to run: they are about links whose time is simulated.
+const ONLY_SIMULATED: &[&str] = &["labs"];
 
 /// What can be run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -31,7 +29,9 @@ enum Part {
     Unit,
     /// The integration suites on the running kernel, as root.
     Suites,
-    /// The integration suites in virtual machines.
+    /// The integration suites in simulated time, with kernel WireGuard and a real bond.
+    Sim,
+    /// The integration suites in emulated machines with Debian's own kernels.
     Vm,
 }
 
@@ -120,7 +120,9 @@ impl Tally {
 pub fn main(args: &Args) -> i32 {
     let mut tally = Tally::default();
     let mut parts = vec![setup::Part::Build, setup::Part::Ebpf];
-    parts.extend((args.runs(Part::Suites) || args.runs(Part::Vm)).then_some(setup::Part::Lab));
+    let has_suites = [Part::Suites, Part::Sim, Part::Vm].into_iter().any(|part| args.runs(part));
+    parts.extend(has_suites.then_some(setup::Part::Lab));
+    parts.extend(args.runs(Part::Sim).then_some(setup::Part::Sim));
     parts.extend(args.runs(Part::Vm).then_some(setup::Part::Vm));
     parts.extend(args.runs(Part::Lint).then_some(setup::Part::Lint));
     let mut suites = Vec::new();
@@ -128,7 +130,7 @@ pub fn main(args: &Args) -> i32 {
         && tally.stage("build", || {
             build_ebpf::build_ebpf(None)?;
             cargo().arg("build").run()?;
-            if args.runs(Part::Suites) || args.runs(Part::Vm) {
+            if has_suites {
                 suites = build_suites()?;
             }
             Ok(Counts::default())
@@ -145,20 +147,20 @@ pub fn main(args: &Args) -> i32 {
         tally.stage("unit tests", || unit(args));
     }
     if args.runs(Part::Suites) {
-        for suite in suites.iter().filter(|suite| !ONLY_IN_VM.contains(&suite.name.as_str())) {
+        for suite in suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&suite.name.as_str())) {
             tally.stage(format!("{} here", suite.name), || here(suite, args));
         }
     }
-    if args.runs(Part::Vm) {
-        let suites: Vec<&Suite> = suites.iter().filter(|suite| !NOT_IN_VM.contains(&suite.name.as_str())).collect();
-        let kernels: Vec<Series> = kernel::ALL.into_iter().filter(|series| args.runs_kernel(*series)).collect();
-        let since = Instant::now();
-        let ran = virtually::run(&suites, &kernels, &args.filter, &mut |stage| {
-            tally.add(stage);
-        });
-        if ran.is_err() {
-            tally.add(("virtual machines".to_owned(), ran.map(|()| Counts::default()), since.elapsed()));
-        }
+    let kernels = kernel::ALL.into_iter().filter(|series| args.runs(Part::Vm) && args.runs_kernel(*series));
+    let kernels: Vec<Series> = kernels.collect();
+    let since = Instant::now();
+    let wanted =
+        machines::Wanted { suites: &suites, simulated: args.runs(Part::Sim), kernels: &kernels, filter: &args.filter };
+    let ran = machines::run(wanted, &mut |stage| {
+        tally.add(stage);
+    });
+    if ran.is_err() {
+        tally.add(("simulation and emulated machines".to_owned(), ran.map(|()| Counts::default()), since.elapsed()));
     }
     tally.finish()
 }

@@ -17,8 +17,8 @@ use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, maps, programs, settings_flag
 
 use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from, name_of, replace_clsact, replace_tcx};
 use super::error::os_error;
-use super::mapped;
 use super::{DataplaneError, Device, Hook, Pins};
+use super::{enomem, mapped};
 
 /// How often, and how long apart, it is tried to attach where a link of ours is on its way out.
 const RELEASE_LOOKS: u32 = 20;
@@ -160,11 +160,11 @@ impl Arrivals {
                 Err(error) => return Err(DataplaneError::new("reading map ARRIVALS", error)),
             }
             let counters = ArrivalCounters { tunnel: tunnel.id, ..ArrivalCounters::default() };
-            let values = PerCpuValues::try_from(vec![counters; cpus]);
-            let values = values.map_err(|error| failed(MapError::from(error)))?;
             let known = self.counters.get(&tunnel.on(ifindex), 0);
             if !known.is_ok_and(|cpus| cpus.iter().all(|cpu| cpu.tunnel == tunnel.id)) {
-                self.counters.insert(tunnel.on(ifindex), values, 0).map_err(failed)?;
+                let values = || PerCpuValues::try_from(vec![counters; cpus]).map_err(MapError::from);
+                let insert = || self.counters.insert(tunnel.on(ifindex), values()?, 0);
+                enomem::retried(insert).map_err(failed)?;
             }
         }
         Ok(())
@@ -197,7 +197,7 @@ impl Arrivals {
     }
 
     fn write_down(&mut self, ifindex: u32, flags: u32) -> Result<(), DataplaneError> {
-        let written = self.members.insert(ifindex, flags, 0);
+        let written = enomem::retried(|| self.members.insert(ifindex, flags, 0));
         written.map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
     }
 

@@ -38,6 +38,17 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
+    /// The kernel lacks something that the verifier needs for these programs.
+    #[error("loading {program}: {lack}")]
+    Lacks {
+        /// The program's name.
+        program: String,
+        /// What is missing, and how a kernel comes to have it.
+        lack: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Anything else that failed.
     #[error("{operation}")]
     Failed {
@@ -67,7 +78,7 @@ pub enum DataplaneError {
 impl DataplaneError {
     /// Whether the host lacks something: a privilege or a kernel feature.
     pub fn is_host_lacking(&self) -> bool {
-        matches!(self, Self::NotPermitted { .. } | Self::Unsupported { .. })
+        matches!(self, Self::NotPermitted { .. } | Self::Unsupported { .. } | Self::Lacks { .. })
     }
 
     /// Why `operation` failed, told by the kernel's error code.

@@ -14,7 +14,7 @@ use ecmpvpn_common::shared::Shared;
 use ipnet::IpNet;
 
 use super::mapped::Mapped;
-use super::{DataplaneError, Loaded, RuleMaps};
+use super::{DataplaneError, Loaded, RuleMaps, enomem};
 use crate::config::InterfaceName;
 use crate::plan::rules::{self, RuleTables, TunnelNames, policy_number};
 use crate::plan::{PeerTable, SteeringTable};
@@ -60,7 +60,7 @@ pub fn fill(
         }
         let mut map: LpmTrie<_, Destination, u32> = typed(loaded.map_mut(maps::PREFIXES)?.try_into(), maps::PREFIXES)?;
         for prefix in &peer.prefixes {
-            written(map.insert(&prefix_key(*prefix), number, 0), maps::PREFIXES)?;
+            written(enomem::retried(|| map.insert(&prefix_key(*prefix), number, 0)), maps::PREFIXES)?;
         }
     }
     let names: TunnelNames =

@@ -7,6 +7,7 @@
 
 mod arrivals;
 mod attach;
+mod enomem;
 mod error;
 mod fill;
 mod mapped;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -24,6 +25,8 @@ const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 const SPARE_TUNNELS: usize = 8;
 /// Entries of the longest-prefix match: more than any configuration may have.
 const PREFIXES: u32 = MAX_PEERS * 1024;
+/// Where a kernel with type information shows it.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Lines of the verifier's log that an error shows.
 const LOG_LINES: usize = 12;
 
@@ -265,15 +268,48 @@ fn load_error(error: EbpfError) -> DataplaneError {
     DataplaneError::new("loading the eBPF maps", error)
 }
 
+/// What the kernel lacks, told by the verifier's `log` and by whether the kernel has type information (`has_btf`); `None`:
+/// nothing that is known of.
+fn lack(log: &str, has_btf: bool) -> Option<&'static str> {
+    if !has_btf && log.contains("invalid args into func#") {
+        return Some(
+            "this kernel has no type information, which programs with global functions need: use one that was built with \
+             CONFIG_DEBUG_INFO_BTF=y, as all common distributions' are",
+        );
+    }
+    log.contains("misaligned packet access").then_some(
+        "this kernel refuses unaligned loads of packet data: use one of an architecture with efficient unaligned access \
+         (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS), as x86-64 and arm64 have",
+    )
+}
+
 fn program_error(name: &str, error: ProgramError) -> DataplaneError {
     match error {
         // EPERM is the lack of a capability; EACCES and EINVAL come from the verifier.
         ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() != Some(libc::EPERM) => {
             let log = verifier_log.to_string();
+            if let Some(lack) = lack(&log, Path::new(BTF).exists()) {
+                return DataplaneError::Lacks { program: name.to_owned(), lack, source: io_error };
+            }
             let lines: Vec<&str> = log.trim_end().lines().collect();
             let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
             DataplaneError::Refused { program: name.to_owned(), log, source: io_error }
         }
         error => DataplaneError::new(format!("loading program {name}"), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_feature_is_told_from_the_verifiers_log() {
+        let btf = "0: R1=ctx() R10=fp0\nCaller passes invalid args into func#8 ('decide')\nprocessed 60 insns";
+        assert!(lack(btf, false).is_some_and(|lack| lack.contains("CONFIG_DEBUG_INFO_BTF")));
+        assert_eq!(lack(btf, true), None);
+        let aligned = "misaligned packet access off 0+14+2 size 4\nprocessed 9 insns";
+        assert!(lack(aligned, true).is_some_and(|lack| lack.contains("UNALIGNED")));
+        assert_eq!(lack("invalid access to packet, off=0 size=4", false), None);
     }
 }

@@ -8,8 +8,8 @@ use ecmpvpn_common::layout::{Destination, Settings, maps};
 use ecmpvpn_common::shared::Whole;
 use ipnet::IpNet;
 
-use super::DataplaneError;
 use super::fill::{destination, prefix_key};
+use super::{DataplaneError, enomem};
 use crate::plan::SteeringTable;
 
 /// Everything zero but what tells of the table's prefixes.
@@ -64,7 +64,7 @@ pub(super) fn change(
     settings.prefixes_version = changing;
     record.set(settings);
     for (key, number) in &wanted {
-        map.insert(key, *number, 0).map_err(writing)?;
+        enomem::retried(|| map.insert(key, *number, 0)).map_err(writing)?;
     }
     for (key, _) in there.iter().filter(|(key, _)| !wanted.iter().any(|(other, _)| parts(other) == parts(key))) {
         map.remove(key).map_err(writing)?;

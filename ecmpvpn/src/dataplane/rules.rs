@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::fill::prefix_key;
 use super::mapped::Mapped;
 use super::view::text;
-use super::{DataplaneError, Pins, View};
+use super::{DataplaneError, Pins, View, enomem};
 use crate::config::InterfaceName;
 use crate::plan::rules::{Placed, RuleTables, TunnelNames};
 
@@ -135,7 +135,7 @@ impl RuleMaps {
             self.marks.remove(mark).map_err(failed)?;
         }
         for (mark, rules) in wanted.marks.iter().filter(|(mark, rules)| there.get(mark) != Some(rules)) {
-            self.marks.insert(mark, rules, 0).map_err(failed)?;
+            enomem::retried(|| self.marks.insert(mark, rules, 0)).map_err(failed)?;
         }
         Ok(())
     }
@@ -225,7 +225,8 @@ fn write_prefixes(
         trie.remove(&prefix_key(*prefix)).map_err(failed("writing to", name))?;
     }
     for (prefix, rules) in wanted.iter().filter(|(prefix, rules)| there.get(prefix) != Some(rules)) {
-        trie.insert(&prefix_key(*prefix), rules, 0).map_err(failed("writing to", name))?;
+        let insert = || trie.insert(&prefix_key(*prefix), rules, 0);
+        enomem::retried(insert).map_err(failed("writing to", name))?;
     }
     Ok(())
 }

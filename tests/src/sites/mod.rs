@@ -28,6 +28,7 @@ use tempfile::TempDir;
 
 use crate::dump::{Dump, PINS, RUN_DIR};
 use crate::netns::{Netns, unique};
+use crate::topology::{Quality, Wires};
 use crate::traffic::{Path, wait_for_reply};
 
 pub use hole::Hole;
@@ -49,6 +50,11 @@ pub struct Options {
     pub tunnels: usize,
     /// Each link's rate in each direction, 10^6 bits a second; `None`: unshaped.
     pub rate: Option<f64>,
+    /// Each link's queue in each direction, bytes; `None`: what it sends in 50 ms, but not less than 64 KiB.
+    pub queue: Option<u32>,
+    /// What happens to packets on each link, in each direction; `None`: the ports are joined directly, and links cannot be
+    /// delayed, cut or unplugged.
+    pub wires: Option<Quality>,
     /// UDP ports of the tunnels at A and B; `None`: as `init` plans them.
     pub ports: Option<Vec<[u16; 2]>>,
     /// `health.interval_ms`
@@ -66,6 +72,8 @@ impl Default for Options {
             members: 3,
             tunnels: 3,
             rate: None,
+            queue: None,
+            wires: None,
             ports: None,
             probe_ms: 100,
             extra: String::new(),
@@ -189,6 +197,8 @@ pub struct Lab {
     pub tunnels: Vec<LabTunnel>,
     /// How it was built.
     pub options: Options,
+    /// The links, numbered as the members are, where [`Options::wires`] asks for them.
+    wires: Option<Wires>,
     /// The program under test.
     binary: PathBuf,
     dir: TempDir,
@@ -199,9 +209,9 @@ impl Lab {
     pub fn new(options: Options, binary: &FsPath) -> Result<Self> {
         let sites = [Site::new(0)?, Site::new(1)?];
         let dir = tempfile::Builder::new().prefix("ecmpvpn-lab-").tempdir()?;
-        let mut lab = Self { sites, tunnels: Vec::new(), options, binary: binary.to_owned(), dir };
+        let mut lab = Self { sites, tunnels: Vec::new(), options, wires: None, binary: binary.to_owned(), dir };
         config::generate(&mut lab)?;
-        underlay::build(&lab)?;
+        underlay::build(&mut lab)?;
         for site in &lab.sites {
             for ns in [&site.gateway, &site.host] {
                 wait_until_usable(ns)?;
@@ -247,6 +257,14 @@ impl Lab {
     /// Lifts the links' limits.
     pub fn unshape(&self) -> Result<()> {
         underlay::unshape(self)
+    }
+
+    /// The links, which can be delayed, cut and unplugged.
+    ///
+    /// # Errors
+    /// The lab was built without wires.
+    pub fn wires(&self) -> Result<&Wires> {
+        self.wires.as_ref().context("this lab's ports are joined directly")
     }
 
     /// Starts `ecmpvpn run` at both sites and waits until traffic crosses.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{Lab, Site};
+use crate::topology::{Wires, shaper};
 
 /// What joins the gateways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +19,21 @@ pub enum Underlay {
 /// The routing table of link 0 and, counted on, of the others.
 const TABLE: u32 = 700;
 
-pub(super) fn build(lab: &Lab) -> Result<()> {
+pub(super) fn build(lab: &mut Lab) -> Result<()> {
     let [a, b] = &lab.sites;
     let members = 0..lab.options.members;
-    let far_end = b.gateway.name();
-    let link = |member| format!("link add u{member} type veth peer name u{member} netns {far_end}");
-    a.gateway.apply("ip", &members.clone().map(link).collect::<Vec<_>>())?;
+    if let Some(quality) = lab.options.wires {
+        let mut wires = Wires::new("wires")?;
+        for member in members.clone() {
+            let port = format!("u{member}");
+            wires.join([(&port, &a.gateway), (&port, &b.gateway)], [quality; 2])?;
+        }
+        lab.wires = Some(wires);
+    } else {
+        let far_end = b.gateway.name();
+        let link = |member| format!("link add u{member} type veth peer name u{member} netns {far_end}");
+        a.gateway.apply("ip", &members.clone().map(link).collect::<Vec<_>>())?;
+    }
     for (end, (site, far)) in [(a, b), (b, a)].into_iter().enumerate() {
         let up = |member| format!("link set u{member} up");
         let mut commands: Vec<String> = members.clone().map(up).collect();
@@ -37,13 +47,11 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
 
 /// Limits each link to its rate, 10^6 bits a second, in each direction.
 pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
-    let shaper = |(member, rate): (usize, &f64)| {
-        // A queue of 50 ms, but not less than some packets of each of a few flows, bytes.
-        let queue = (rate * 1e6 / 8.0 * 0.05).max(65_536.0).round();
-        format!("qdisc replace dev u{member} root tbf rate {rate}mbit burst 16k limit {queue}")
+    let command = |(member, rate): (usize, &f64)| {
+        format!("qdisc replace dev u{member} root {}", shaper(*rate, lab.options.queue))
     };
     for site in &lab.sites {
-        site.gateway.apply("tc", &rates.iter().enumerate().map(shaper).collect::<Vec<_>>())?;
+        site.gateway.apply("tc", &rates.iter().enumerate().map(command).collect::<Vec<_>>())?;
     }
     Ok(())
 }

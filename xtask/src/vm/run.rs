@@ -284,7 +284,7 @@ fn console_text(console: &Path) -> String {
 }
 
 /// The line in which the kernel says why it panicked, without its time stamp.
-fn panic_line(console: &str) -> Option<String> {
+pub fn panic_line(console: &str) -> Option<String> {
     let line = console.lines().find(|line| line.contains("Kernel panic"))?;
     Some(line[line.find("Kernel panic")?..].trim_end().to_owned())
 }
@@ -308,10 +308,14 @@ impl Drop for Killed {
 }
 
 /// A directory for one run's files, named after this process; those of dead processes are swept up on the way.
-struct RunDir(PathBuf);
+pub struct RunDir(PathBuf);
 
 impl RunDir {
-    fn new(dir: &Path) -> Result<Self> {
+    /// A new one below `dir`.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(dir: &Path) -> Result<Self> {
         let runs = dir.join("runs");
         fs::create_dir_all(&runs)?;
         for entry in fs::read_dir(&runs)?.flatten() {
@@ -323,6 +327,11 @@ impl RunDir {
         }
         let prefix = format!("{}-", std::process::id());
         Ok(Self(tempfile::Builder::new().prefix(&prefix).tempdir_in(&runs)?.keep()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 

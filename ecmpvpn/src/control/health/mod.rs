@@ -60,6 +60,8 @@ pub enum HealthError {
 struct Request {
     tunnel: InterfaceName,
     remedy: Remedy,
+    /// It has never had a handshake yet.
+    first: bool,
 }
 
 /// Probing, which ends when this is dropped.
@@ -93,9 +95,10 @@ impl Health {
 
     /// Starts tunnels anew that stay dead. Never ends.
     pub async fn watch(&mut self, plan: &Plan, userspace: Option<&Userspace>) -> Infallible {
-        while let Some(Request { tunnel, remedy }) = self.requests.recv().await {
+        while let Some(Request { tunnel, remedy, first }) = self.requests.recv().await {
             let Some(planned) = plan.tunnels.iter().find(|planned| planned.name == tunnel) else { continue };
             match remedy::apply(plan, planned, remedy, userspace).await {
+                Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::told(remedy)),
                 Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::told(remedy)),
                 Err(error) => {
                     let error = anyhow::Error::new(error);

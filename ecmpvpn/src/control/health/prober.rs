@@ -13,7 +13,7 @@ use super::estimate::RoundTrip;
 use super::socket::Socket;
 use super::tunnel::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
 use super::understanding::Understanding;
-use super::watchdog::Watchdog;
+use super::watchdog::{Remedy, Watchdog};
 use super::wire::{self, Message};
 use super::{Nanos, Request};
 use crate::config::{Config, InterfaceName};
@@ -32,6 +32,15 @@ const NO_ANSWER_AT_ALL: Nanos = 10_000 * MILLISECOND;
 const HANDSHAKES: Nanos = 5_000 * MILLISECOND;
 /// Packets taken from one socket before the others get a turn.
 const BATCH: usize = 64;
+/// Where there is no session yet, the end that does not lead sends its first probe so much later, and by a random time
+/// below the second; a handshake takes a round trip.
+const FOLLOWS: Nanos = 400 * MILLISECOND;
+const FOLLOWS_SCATTER: Nanos = 200 * MILLISECOND;
+/// Without any handshake after this and a random time below the second, the leading end begins one anew, each time after
+/// twice as long up to the third: WireGuard's own retry after 5 s may cross the other end's each time.
+const LEAD: Nanos = 1_500 * MILLISECOND;
+const LEAD_SCATTER: Nanos = 1_000 * MILLISECOND;
+const LEAD_AT_MOST: Nanos = 60_000 * MILLISECOND;
 /// Ahead of what ordinary programs do. Probes are few, and late ones cost a tunnel its good name.
 const NICE: i32 = -15;
 
@@ -53,6 +62,10 @@ struct Probed {
     watchdog: Watchdog,
     understanding: Understanding,
     handshake_at: Nanos,
+    /// When this end begins a handshake anew because there has been none yet; `None`: that is the other end's.
+    lead_at: Option<Nanos>,
+    /// How long after that the next time.
+    lead_after: Nanos,
 }
 
 /// All tunnels of a plan.
@@ -82,6 +95,7 @@ impl Prober {
             up_after: config.health.up_after,
         };
         let live = view.peers();
+        let in_kernel = plan.backend == Backend::Kernel;
         let began = now();
         let count = plan.tunnels.len().max(1) as u64;
         let probed = |(at, planned): (u64, &crate::plan::Tunnel)| {
@@ -90,8 +104,13 @@ impl Prober {
             let round_trip = view
                 .health(peer, slot)
                 .map(|health| RoundTrip::restored(from_us(health.rtt_us.get()), from_us(health.rtt_jitter_us.get())));
+            let leads = planned.private_key.public_key().as_bytes() < planned.public_key.as_bytes();
             // Spread over the interval: a burst would measure itself.
-            let first = began + settings.interval * at / count;
+            let mut first = began + settings.interval * at / count;
+            if !leads && handshake_age(&view, &planned.name, peer, slot, in_kernel).is_none() {
+                // The first packet begins a handshake. Two that are begun at once would come to nothing.
+                first += FOLLOWS + random() % FOLLOWS_SCATTER;
+            }
             Some(Probed {
                 name: planned.name.clone(),
                 peer,
@@ -105,7 +124,9 @@ impl Prober {
                 identifier: u16::try_from(random() & 0xffff).unwrap_or_default(),
                 secret: random(),
                 tunnel: Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first),
-                watchdog: Watchdog::default(),
+                watchdog: Watchdog::new(leads, random()),
+                lead_at: (leads && in_kernel).then(|| first + LEAD + random() % LEAD_SCATTER),
+                lead_after: LEAD,
                 understanding: understanding.clone(),
                 handshake_at: first + HANDSHAKES,
             })
@@ -182,9 +203,16 @@ impl Prober {
     fn start_anew(&mut self, at: usize, others: bool) {
         let probed = &mut self.tunnels[at];
         let dead = (!probed.tunnel.live()).then(|| probed.tunnel.since());
-        let Some(remedy) = probed.watchdog.poll(now(), dead, others) else { return };
+        let Some(remedy) = probed.watchdog.poll(now(), dead, others) else {
+            if probed.leads_now() {
+                let request = Request { tunnel: probed.name.clone(), remedy: Remedy::Handshake, first: true };
+                // Nobody may be there to do it any more.
+                let _ = self.requests.send(request);
+            }
+            return;
+        };
         // Nobody may be there to do it any more.
-        if self.requests.send(Request { tunnel: probed.name.clone(), remedy }).is_ok()
+        if self.requests.send(Request { tunnel: probed.name.clone(), remedy, first: false }).is_ok()
             && let Some(health) = self.view.health(probed.peer, probed.slot)
         {
             health.restarts.set(health.restarts.get().wrapping_add(1));
@@ -241,6 +269,23 @@ impl Probed {
         self.wake = self.tunnel.next_poll(time);
     }
 
+    /// Whether this end is to begin a handshake anew now, since there has been none at all yet.
+    fn leads_now(&mut self) -> bool {
+        let time = now();
+        let Some(at) = self.lead_at else { return false };
+        let has_answered = self.tunnel.ever_answered();
+        if !has_answered && time < at {
+            return false;
+        }
+        if has_answered || kernel::last_handshake(self.name.as_str()).is_some() {
+            self.lead_at = None;
+            return false;
+        }
+        self.lead_after = (2 * self.lead_after).min(LEAD_AT_MOST);
+        self.lead_at = Some(time + self.lead_after + random() % LEAD_SCATTER);
+        true
+    }
+
     /// The only sign of life where nothing answers probes.
     fn look_at_handshake(&mut self, view: &View, in_kernel: bool) {
         let time = now();
@@ -248,12 +293,7 @@ impl Probed {
             return;
         }
         self.handshake_at = time + HANDSHAKES;
-        let age = if in_kernel {
-            kernel::last_handshake(self.name.as_str()).map(|age| Nanos::try_from(age.as_nanos()).unwrap_or(Nanos::MAX))
-        } else {
-            let at = view.health(self.peer, self.slot).map_or(0, |health| health.last_handshake_ns.get());
-            (at != 0).then(|| boot_time_ns().saturating_sub(at))
-        };
+        let age = handshake_age(view, &self.name, self.peer, self.slot, in_kernel);
         self.tunnel.shaken(age.map_or(0, |age| time.saturating_sub(age)));
     }
 
@@ -345,6 +385,15 @@ impl Probed {
         health.rtt_jitter_us.set(in_us(round_trip.smoothed().map(|_| round_trip.deviation())));
         health.loss_ppm.set(self.tunnel.loss().ppm());
     }
+}
+
+/// Time since a tunnel's last handshake; `None`: there was none that is known of.
+fn handshake_age(view: &View, name: &InterfaceName, peer: u32, slot: u32, in_kernel: bool) -> Option<Nanos> {
+    if in_kernel {
+        return kernel::last_handshake(name.as_str()).map(|age| Nanos::try_from(age.as_nanos()).unwrap_or(Nanos::MAX));
+    }
+    let at = view.health(peer, slot).map_or(0, |health| health.last_handshake_ns.get());
+    (at != 0).then(|| boot_time_ns().saturating_sub(at))
 }
 
 fn told(fault: Fault) -> &'static str {

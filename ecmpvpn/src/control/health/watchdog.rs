@@ -1,4 +1,9 @@
 //! When a tunnel that stays dead is started anew. Pure.
+//!
+//! Both ends watch, and what one does must not undo what the other has just done: handshake initiations that cross leave
+//! both ends waiting for a response that the other one drops (`wg_noise_handshake_consume_initiation()`,
+//! drivers/net/wireguard/noise.c). So one end leads and the other comes later, and both at a moment of their own
+//! ([`Watchdog::new`]).
 
 use super::Nanos;
 
@@ -6,6 +11,10 @@ const SECOND: Nanos = 1_000_000_000;
 /// Dead for so long, a tunnel is started anew; the next times come after twice as long each.
 const FIRST: Nanos = 5 * SECOND;
 const LONGEST: Nanos = 300 * SECOND;
+/// The end that does not lead acts so much later.
+const FOLLOWS: Nanos = 2 * SECOND + SECOND / 2;
+/// Each end acts later by a random time below this.
+const SCATTER: Nanos = SECOND;
 /// So often the handshake alone is tried.
 const HANDSHAKES: u32 = 2;
 
@@ -25,24 +34,32 @@ pub enum Remedy {
 pub struct Watchdog {
     tried: u32,
     next: Nanos,
+    /// How much later than others this one acts.
+    lag: Nanos,
 }
 
 impl Watchdog {
+    /// One of the end that `leads`, or of the other. `random`: any number, another one for each tunnel and end.
+    pub fn new(leads: bool, random: u64) -> Self {
+        let lag = random % SCATTER + if leads { 0 } else { FOLLOWS };
+        Self { lag, ..Self::default() }
+    }
+
     /// What is due at `now` for a tunnel that is `dead` since then, `None` for one that lives; `others`: another
     /// tunnel to the same site lives, so that the site can be reached.
     pub fn poll(&mut self, now: Nanos, dead: Option<Nanos>, others: bool) -> Option<Remedy> {
         let Some(since) = dead else {
-            *self = Self::default();
+            *self = Self { lag: self.lag, ..Self::default() };
             return None;
         };
         if self.tried == 0 {
-            self.next = since + FIRST;
+            self.next = since + FIRST + self.lag;
         }
         if now < self.next {
             return None;
         }
         self.tried = self.tried.saturating_add(1);
-        self.next = now + (FIRST << self.tried.min(10)).min(LONGEST);
+        self.next = now + (FIRST << self.tried.min(10)).min(LONGEST) + self.lag;
         Some(if others && self.tried > HANDSHAKES { Remedy::Interface } else { Remedy::Handshake })
     }
 }
@@ -63,6 +80,24 @@ mod tests {
         let found = times(true);
         assert_eq!(found[..4], [(5, Handshake), (15, Handshake), (35, Interface), (75, Interface)]);
         assert!(found.windows(2).all(|pair| pair[1].0 - pair[0].0 <= 300), "{found:?}");
+    }
+
+    #[test]
+    fn the_ends_of_a_tunnel_never_act_together() {
+        // Both have found it dead at the same moment.
+        let acts = |leads, random| {
+            let mut dog = Watchdog::new(leads, random);
+            let at = |tenth: Nanos| tenth * SECOND / 10;
+            (0..1_500).map(at).filter(|now| dog.poll(*now, Some(0), true).is_some()).collect::<Vec<_>>()
+        };
+        for random in [0, 7, SCATTER - 1, 123 * SCATTER + SCATTER / 2] {
+            for other in [0, SCATTER / 3, SCATTER - 1] {
+                let (leader, follower) = (acts(true, random), acts(false, other));
+                assert!(leader.len() >= 4 && follower.len() >= 4);
+                let apart = |at: &Nanos| leader.iter().map(|lead| lead.abs_diff(*at)).min();
+                assert!(follower.iter().all(|at| apart(at) >= Some(SECOND / 2)), "{leader:?} {follower:?}");
+            }
+        }
     }
 
     #[test]
