@@ -302,6 +302,7 @@ impl Lab {
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
         let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
+            underlay::wait_for_members(self, patience)?;
             for tunnel in &self.tunnels {
                 let [a, b] = tunnel.addresses;
                 wait_for_reply(&self.sites[0].gateway, a.into(), b.into(), patience)

@@ -1,6 +1,10 @@
 //! The links between the gateways.
 
-use anyhow::Result;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
 
 use super::{Lab, Site};
 use crate::topology::{Wires, shaper};
@@ -56,6 +60,39 @@ pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
     Ok(())
 }
 
+/// Waits until both ends of every link of the bonds carry packets, by the kernel's own word. Until then a bond changes the
+/// ports it uses, and drops what comes meanwhile.
+pub(super) fn wait_for_members(lab: &Lab, patience: Duration) -> Result<()> {
+    if lab.options.underlay != Underlay::Bonded {
+        return Ok(());
+    }
+    let start = Instant::now();
+    for site in &lab.sites {
+        loop {
+            let text =
+                site.gateway.run(|| fs::read_to_string("/proc/thread-self/net/bonding/bond0")).unwrap_or_default();
+            if carrying(&text) == usize::from(lab.options.members) {
+                break;
+            }
+            ensure!(start.elapsed() < patience, "the bond of {} does not come together:\n{text}", site.name);
+            sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+/// How many members of a bond collect and distribute at both ends, in what the kernel shows of it. Source: IEEE 802.1AX,
+/// 6.4.2.3: bit 4 of a port's state is Collecting, bit 5 Distributing.
+fn carrying(text: &str) -> usize {
+    const BOTH: u8 = 1 << 4 | 1 << 5;
+    let member = |part: &str| {
+        let states = part.lines().filter_map(|line| line.trim().strip_prefix("port state: "));
+        let states: Vec<u8> = states.filter_map(|state| state.parse().ok()).collect();
+        states.len() == 2 && states.iter().all(|state| state & BOTH == BOTH)
+    };
+    text.split("Slave Interface: ").skip(1).filter(|part| member(part)).count()
+}
+
 /// Lifts the limits.
 pub(super) fn unshape(lab: &Lab) -> Result<()> {
     let lift = |member| format!("qdisc del dev u{member} root");
@@ -77,4 +114,21 @@ fn routed(lab: &Lab, end: usize, site: &Site, far: &Site) -> Vec<String> {
         format!("rule add pref 1000 {flow} lookup {}", table(tunnel.members[end]))
     }));
     commands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_carry_at_both_ends_are_counted() {
+        let member = |actor: u8, partner: u8| {
+            format!(
+                "Slave Interface: u0\nMII Status: up\ndetails actor lacp pdu:\n    system priority: 65535\n    \
+                 port state: {actor}\ndetails partner lacp pdu:\n    port state: {partner}\n\n"
+            )
+        };
+        let text = format!("802.3ad info\n{}{}{}", member(63, 63), member(63, 15), member(7, 1));
+        assert_eq!((carrying(&text), carrying("")), (1, 0));
+    }
 }
