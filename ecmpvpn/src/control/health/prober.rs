@@ -6,11 +6,10 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::estimate::RoundTrip;
-use super::socket::Socket;
+use super::socket::{Clocks, Socket};
 use super::tunnel::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
 use super::understanding::Understanding;
 use super::watchdog::{Remedy, Watchdog};
@@ -96,7 +95,7 @@ impl Prober {
         };
         let live = view.peers();
         let in_kernel = plan.backend == Backend::Kernel;
-        let began = now();
+        let began = Clocks::read().monotonic;
         let count = plan.tunnels.len().max(1) as u64;
         let probed = |(at, planned): (u64, &crate::plan::Tunnel)| {
             let (peer, slot) = (u32::try_from(planned.peer).ok()?, u32::try_from(planned.slot).ok()?);
@@ -144,7 +143,8 @@ impl Prober {
         }
         let mut ready = vec![true; self.tunnels.len()];
         loop {
-            let wait = self.step(&ready).saturating_sub(now());
+            let (next, time) = self.step(&ready);
+            let wait = next.saturating_sub(time);
             match self.wait(stop, wait) {
                 Ok(Some(which)) => ready = which,
                 Ok(None) => return,
@@ -177,11 +177,13 @@ impl Prober {
         Ok(Some(open().map(|socket| socket.is_some() && ready.next() == Some(true)).collect()))
     }
 
-    /// Everything that is due. When to be called again.
-    fn step(&mut self, ready: &[bool]) -> Nanos {
+    /// Everything that is due. When to be called again, and the time at the end. Clocks are read once for each tunnel that
+    /// has something to do, and no more often: where reading them is a system call, that was most of what probing cost.
+    fn step(&mut self, ready: &[bool]) -> (Nanos, Nanos) {
         let mut next = Nanos::MAX;
+        let mut clocks = Clocks::read();
         for (at, ready) in ready.iter().enumerate() {
-            if *ready || now() >= self.tunnels[at].wake {
+            if *ready || clocks.monotonic >= self.tunnels[at].wake {
                 let peer = self.tunnels[at].peer;
                 let rest = self.tunnels.iter().enumerate().filter(|(other, t)| *other != at && t.peer == peer);
                 let rest = rest.map(|(_, other)| &other.tunnel);
@@ -190,21 +192,22 @@ impl Prober {
                     evidence: rest.clone().filter_map(Tunnel::evidence).max(),
                 };
                 let alternative = rest.clone().any(Tunnel::live);
-                self.tunnels[at].look_at_handshake(&self.view, self.ahead);
-                self.tunnels[at].step(&self.view, others, alternative);
-                self.start_anew(at, alternative);
+                self.tunnels[at].look_at_handshake(&self.view, self.ahead, clocks.monotonic);
+                self.tunnels[at].step(&self.view, others, alternative, clocks);
+                self.start_anew(at, alternative, clocks.monotonic);
+                clocks = Clocks::read();
             }
             next = next.min(self.tunnels[at].wake);
         }
-        self.tell_of_silence();
-        next
+        self.tell_of_silence(clocks.monotonic);
+        (next, clocks.monotonic)
     }
 
-    fn start_anew(&mut self, at: usize, others: bool) {
+    fn start_anew(&mut self, at: usize, others: bool, time: Nanos) {
         let probed = &mut self.tunnels[at];
         let dead = (!probed.tunnel.live()).then(|| probed.tunnel.since());
-        let Some(remedy) = probed.watchdog.poll(now(), dead, others) else {
-            if probed.leads_now() {
+        let Some(remedy) = probed.watchdog.poll(time, dead, others) else {
+            if probed.leads_now(time) {
                 let request = Request { tunnel: probed.name.clone(), remedy: Remedy::Handshake, first: true };
                 // Nobody may be there to do it any more.
                 let _ = self.requests.send(request);
@@ -220,8 +223,8 @@ impl Prober {
     }
 
     /// Says once of a site that none of its tunnels ever answered.
-    fn tell_of_silence(&mut self) {
-        if self.silence_told || now() - self.began < NO_ANSWER_AT_ALL {
+    fn tell_of_silence(&mut self, time: Nanos) {
+        if self.silence_told || time - self.began < NO_ANSWER_AT_ALL {
             return;
         }
         self.silence_told = true;
@@ -238,15 +241,15 @@ impl Prober {
 }
 
 impl Probed {
-    fn step(&mut self, view: &View, others: Others, alternative: bool) {
-        self.reopen();
+    fn step(&mut self, view: &View, others: Others, alternative: bool, clocks: Clocks) {
+        let time = clocks.monotonic;
+        self.reopen(time);
         // Before anything is judged: an answer that has come counts, however late this thread is.
-        self.take_answers();
+        self.take_answers(clocks);
         if self.blind.is_some() {
             self.wake = self.reopen_at;
             return;
         }
-        let time = now();
         if time >= self.wake
             && let Ok(counters) = view.tunnel_counters(self.peer, self.slot)
         {
@@ -270,8 +273,7 @@ impl Probed {
     }
 
     /// Whether this end is to begin a handshake anew now, since there has been none at all yet.
-    fn leads_now(&mut self) -> bool {
-        let time = now();
+    fn leads_now(&mut self, time: Nanos) -> bool {
         let Some(at) = self.lead_at else { return false };
         let has_answered = self.tunnel.ever_answered();
         if !has_answered && time < at {
@@ -287,8 +289,7 @@ impl Probed {
     }
 
     /// The only sign of life where nothing answers probes.
-    fn look_at_handshake(&mut self, view: &View, in_kernel: bool) {
-        let time = now();
+    fn look_at_handshake(&mut self, view: &View, in_kernel: bool, time: Nanos) {
         if self.tunnel.ever_answered() || time < self.handshake_at {
             return;
         }
@@ -297,32 +298,32 @@ impl Probed {
         self.tunnel.shaken(age.map_or(0, |age| time.saturating_sub(age)));
     }
 
-    fn reopen(&mut self) {
-        if self.socket.is_some() || now() < self.reopen_at {
+    fn reopen(&mut self, time: Nanos) {
+        if self.socket.is_some() || time < self.reopen_at {
             return;
         }
         match Socket::open(&self.name, self.near, self.far) {
             Ok(socket) => (self.socket, self.blind) = (Some(socket), None),
             // The device is gone, or is not what it was: that is the tunnel's fault.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL)) => {
-                self.reopen_at = now() + REOPEN;
+                self.reopen_at = time + REOPEN;
             }
-            Err(error) => self.cannot_probe(&error),
+            Err(error) => self.cannot_probe(&error, time),
         }
     }
 
-    fn cannot_probe(&mut self, error: &io::Error) {
-        self.reopen_at = now() + REOPEN;
+    fn cannot_probe(&mut self, error: &io::Error, time: Nanos) {
+        self.reopen_at = time + REOPEN;
         if self.blind.replace(error.kind()) != Some(error.kind()) {
             tracing::error!("{} is not probed, and stays as it is: {error}", self.name);
         }
     }
 
-    fn take_answers(&mut self) {
+    fn take_answers(&mut self, clocks: Clocks) {
         let Some(socket) = &self.socket else { return };
         let mut buffer = [0; 128];
         for _ in 0..BATCH {
-            let Ok((length, arrival)) = socket.receive(&mut buffer, now()) else { return };
+            let Ok((length, arrival)) = socket.receive(&mut buffer, clocks) else { return };
             match wire::parse(&buffer[..length], self.identifier, self.secret) {
                 Some(Message::Answer(sequence)) => {
                     self.tunnel.answered(sequence, arrival);
@@ -351,7 +352,7 @@ impl Probed {
             Some(libc::EPERM | libc::EACCES) => {
                 self.tunnel.not_sent(sequence);
                 self.socket = None;
-                self.cannot_probe(&error);
+                self.cannot_probe(&error, time);
             }
             _ => tracing::trace!("probing {}: {error}", self.name),
         }
@@ -420,11 +421,6 @@ fn shown(signs: Signs) -> String {
     )
 }
 
-fn now() -> Nanos {
-    let now = clock_gettime(ClockId::Monotonic);
-    Nanos::try_from(now.tv_sec).unwrap_or(0) * SECOND + Nanos::try_from(now.tv_nsec).unwrap_or(0)
-}
-
 fn in_us(time: Option<Nanos>) -> u32 {
     // At least 1: 0 stands for not known.
     time.map_or(0, |time| u32::try_from(time / MICROSECOND).unwrap_or(u32::MAX).max(1))
@@ -438,7 +434,7 @@ fn from_us(us: u32) -> Nanos {
 fn random() -> u64 {
     let mut bytes = [0; 8];
     if File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).is_err() {
-        return now();
+        return Clocks::read().monotonic;
     }
     u64::from_ne_bytes(bytes)
 }

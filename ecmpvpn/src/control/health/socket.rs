@@ -48,8 +48,8 @@ impl Socket {
         Ok(())
     }
 
-    /// The next packet's length and when it arrived, by the clock that shows `now`. `WouldBlock`: there is none.
-    pub fn receive(&self, buffer: &mut [u8], now: Nanos) -> io::Result<(usize, Nanos)> {
+    /// The next packet's length and when it arrived, by the monotonic clock. `WouldBlock`: there is none.
+    pub fn receive(&self, buffer: &mut [u8], now: Clocks) -> io::Result<(usize, Nanos)> {
         let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let mut control = [0_u64; 8];
         // SAFETY: a msghdr is integers and pointers, of which all zeroes is a valid value.
@@ -61,8 +61,8 @@ impl Socket {
         // SAFETY: the header points to memory of the lengths that it says, which lives until the call returns.
         let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-        let waited = arrival(&message).map_or(0, |at| wall_clock().saturating_sub(at).min(LONGEST_WAIT));
-        Ok((length, now.saturating_sub(waited)))
+        let waited = arrival(&message).map_or(0, |at| now.wall.saturating_sub(at).min(LONGEST_WAIT));
+        Ok((length, now.monotonic.saturating_sub(waited)))
     }
 }
 
@@ -85,9 +85,24 @@ fn arrival(message: &libc::msghdr) -> Option<Nanos> {
     nanos(at.tv_sec, at.tv_nsec)
 }
 
-fn wall_clock() -> Nanos {
-    let now = clock_gettime(ClockId::Realtime);
-    nanos(now.tv_sec, now.tv_nsec).unwrap_or(0)
+/// Both clocks at one moment, nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// That by which probes are judged.
+    pub monotonic: Nanos,
+    /// That by which the kernel marks packets.
+    pub wall: Nanos,
+}
+
+impl Clocks {
+    /// Now.
+    pub fn read() -> Self {
+        let read = |clock| {
+            let now = clock_gettime(clock);
+            nanos(now.tv_sec, now.tv_nsec).unwrap_or(0)
+        };
+        Self { monotonic: read(ClockId::Monotonic), wall: read(ClockId::Realtime) }
+    }
 }
 
 fn nanos(seconds: i64, nanoseconds: i64) -> Option<Nanos> {
