@@ -37,6 +37,14 @@ impl Kind {
         }
     }
 
+    /// Of a link that is to be full, 10^6 bits a second: what carries the tunnels must not be the limit.
+    fn rate(self) -> f64 {
+        match self {
+            Self::Userspace => 8.0,
+            Self::Kernel => 100.0,
+        }
+    }
+
     fn needs(self) -> &'static [Feature] {
         match self {
             Self::Userspace => &[Feature::Tun],

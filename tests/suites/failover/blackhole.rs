@@ -16,7 +16,7 @@ use super::{ALL, Kind, TUNNELS, asked, deaths, settle, told, views, wait_until_l
 const OPEN: Duration = Duration::from_millis(500);
 /// Flows of the stream: some on each tunnel, or the seed is to blame.
 const FLOWS: usize = 32;
-/// Datagrams a second, all flows: few enough for one emulated CPU, or what is measured is how late that is.
+/// Datagrams a second, all flows: few enough for a process that carries the tunnels itself.
 const RATE: u32 = 250;
 const MEDIAN: Duration = Duration::from_millis(300);
 const WORST: Duration = Duration::from_millis(500);
@@ -167,7 +167,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = settle(&lab, &views, &mut running)?;
-    lab.shape(8.0)?;
+    lab.shape(kind.rate())?;
     for sender in [0, 1] {
         let path: Path<'_> = if sender == 0 { lab.path_v4() } else { lab.path_v6().reversed() };
         thread::scope(|scope| -> Result<()> {
