@@ -84,18 +84,18 @@ pub fn ensure(parts: &[Part]) -> Result<()> {
         step.done("");
     }
     if parts.contains(&Part::Sim) {
-        simulation()?;
+        simulation(Series::V6_12)?;
     }
     Ok(())
 }
 
 /// The simulation's kernel: its source from apt unless it is there, then the kernel, unless it is built already.
-fn simulation() -> Result<()> {
-    if sim::kernel::built(Series::V6_12).is_none() && sim::kernel::version(Series::V6_12).is_err() {
-        let package = sim::kernel::package(Series::V6_12);
+pub fn simulation(series: Series) -> Result<()> {
+    if sim::kernel::built(series).is_none() && sim::kernel::version(series).is_err() {
+        let package = sim::kernel::package(series);
         apt_install(&[package.as_str()], "the source of the simulation's kernel")?;
     }
-    sim::kernel::get(Series::V6_12).map(drop)
+    sim::kernel::get(series).map(drop)
 }
 
 /// What `parts` need and this machine lacks, in words.

@@ -44,7 +44,7 @@ pub struct Args {
     /// Run only these suites
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
-    /// Virtual machines with only these kernels
+    /// Simulation and emulated machines with only these kernels
     #[arg(long, value_enum)]
     kernel: Vec<Series>,
     /// Passed to every test runner: part of a test's name, or options
@@ -151,11 +151,11 @@ pub fn main(args: &Args) -> i32 {
             tally.stage(format!("{} here", suite.name), || here(suite, args));
         }
     }
-    let kernels = kernel::ALL.into_iter().filter(|series| args.runs(Part::Vm) && args.runs_kernel(*series));
-    let kernels: Vec<Series> = kernels.collect();
+    let series =
+        |part| kernel::ALL.into_iter().filter(|one| args.runs(part) && args.runs_kernel(*one)).collect::<Vec<_>>();
+    let (simulated, emulated) = (series(Part::Sim), series(Part::Vm));
     let since = Instant::now();
-    let wanted =
-        machines::Wanted { suites: &suites, simulated: args.runs(Part::Sim), kernels: &kernels, filter: &args.filter };
+    let wanted = machines::Wanted { suites: &suites, simulated: &simulated, kernels: &emulated, filter: &args.filter };
     let ran = machines::run(wanted, &mut |stage| {
         tally.add(stage);
     });

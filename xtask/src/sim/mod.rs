@@ -47,6 +47,7 @@ pub struct Args {
 /// `cargo xtask sim`; returns the command's exit status.
 pub fn main(args: Args) -> Result<i32> {
     setup::ensure(&[Part::Lab, Part::Sim])?;
+    setup::simulation(args.kernel)?;
     let (mut env, mut command) = (args.env, args.command);
     if let Some(name) = &args.suite {
         setup::ensure(&[Part::Build, Part::Ebpf])?;

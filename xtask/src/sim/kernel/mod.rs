@@ -13,9 +13,9 @@ use crate::sh::{self, Cmd};
 use crate::vm::kernel::Series;
 
 /// What the kernel has beside the architecture's defaults.
-const CONFIG: &str = include_str!("kernel.config");
-/// What is changed in its source.
-const PATCH: &str = include_str!("kernel.patch");
+const CONFIG: &str = include_str!("config");
+/// What is changed in the source of every series.
+const COMMON_PATCH: &str = include_str!("common.patch");
 /// Changes whenever a kernel has to be built anew although the three above are the same.
 const RECIPE: &str = "2";
 /// Where an own kernel source may be named: `linux-source-6.12.tar.xz` or the like.
@@ -86,6 +86,22 @@ pub fn get(series: Series) -> Result<PathBuf> {
     Ok(linux)
 }
 
+/// What is changed in the source of one series.
+fn own_patch(series: Series) -> &'static str {
+    match series {
+        Series::V6_12 => include_str!("6.12.patch"),
+        Series::V6_1 => include_str!("6.1.patch"),
+    }
+}
+
+/// What a series is asked for in vain: it came later.
+fn not_there_yet(series: Series) -> &'static [&'static str] {
+    match series {
+        Series::V6_12 => &[],
+        Series::V6_1 => &["CONFIG_NETKIT=y"],
+    }
+}
+
 /// Where the source is.
 fn source(series: Series) -> Result<PathBuf> {
     let path = std::env::var_os(SOURCE).map_or_else(|| packaged_source(series), PathBuf::from);
@@ -112,7 +128,7 @@ pub fn version(series: Series) -> Result<String> {
 }
 
 fn home(series: Series, version: &str) -> Result<PathBuf> {
-    let key = fingerprint::of([RECIPE, version, CONFIG, PATCH]);
+    let key = fingerprint::of([RECIPE, version, CONFIG, COMMON_PATCH, own_patch(series)]);
     Ok(cache()?.join("sim").join(format!("{}-{key}", series.name())))
 }
 
@@ -121,15 +137,14 @@ fn build(series: Series, home: &Path, linux: &Path) -> Result<()> {
     let tar =
         Cmd::new("tar").args(["-x", "--strip-components=1", "-f"]).arg(source(series)?).arg("-C").arg(work.path());
     tar.quiet().run()?;
-    for (name, text) in [("ecmpvpn.config", CONFIG), ("ecmpvpn.patch", PATCH)] {
-        fs::write(work.path().join(name), text)?;
-    }
+    fs::write(work.path().join("ecmpvpn.config"), CONFIG)?;
+    fs::write(work.path().join("ecmpvpn.patch"), [COMMON_PATCH, own_patch(series)].concat())?;
     let log = home.join("build.log");
     let configure = "patch -p1 --forward <ecmpvpn.patch && make ARCH=um defconfig && \
                      ARCH=um scripts/kconfig/merge_config.sh -m .config ecmpvpn.config && make ARCH=um olddefconfig";
     Cmd::new("sh").args(["-c", configure]).dir(work.path()).quiet().run()?;
     let config = fs::read_to_string(work.path().join(".config"))?;
-    let missing = missing(&config);
+    let missing: Vec<_> = missing(&config).into_iter().filter(|line| !not_there_yet(series).contains(line)).collect();
     ensure!(missing.is_empty(), "this source does not take {}", missing.join(" "));
     compile(work.path(), &log).with_context(|| format!("see {}", log.display()))?;
     let partial = home.join("linux.partial");
