@@ -22,6 +22,11 @@ impl Wires {
         Ok(Self { ns: Netns::new(name)?, count: 0 })
     }
 
+    /// Where the wires are: what crosses them can be looked at there.
+    pub fn namespace(&self) -> &Netns {
+        &self.ns
+    }
+
     /// Joins two ports, which are made: a name and a namespace each. The number of the wire, counted from 0.
     pub fn join(&mut self, ports: [(&str, &Netns); 2], qualities: [Quality; 2]) -> Result<u8> {
         let wire = self.count;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+mod fault;
 pub mod kernel;
 pub mod run;
 
@@ -17,7 +18,10 @@ use run::{Clock, Request};
 
 /// Arguments of `cargo xtask sim`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Let time pass as it does outside: the CPU's work takes time, and idle moments are waited for
     #[arg(long)]
     real: bool,
@@ -44,8 +48,22 @@ pub struct Args {
     command: Vec<String>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Random faults by seed under numbered traffic, and what must hold meanwhile
+    #[command(after_help = "Examples:\n  \
+        cargo xtask sim fault --seed 7 --minutes 120\n  \
+        cargo xtask sim fault --seeds 1..20\n  \
+        cargo xtask sim fault --self-test\n\n\
+        Exit status: 0 all held, 1 something broke, 2 it could not be tried")]
+    Fault(fault::Args),
+}
+
 /// `cargo xtask sim`; returns the command's exit status.
 pub fn main(args: Args) -> Result<i32> {
+    if let Some(What::Fault(args)) = &args.what {
+        return fault::main(args);
+    }
     setup::ensure(&[Part::Lab, Part::Sim])?;
     setup::simulation(args.kernel)?;
     let (mut env, mut command) = (args.env, args.command);

@@ -1,0 +1,402 @@
+//! What goes wrong, where, when and for how long: a pure function of the seed.
+//!
+//! Faults that stop something follow one another, each with the time that it may take to recover from, so that whatever
+//! breaks has one cause. Loss and delays lie over them, and a link may be cut while nobody watches.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::bounds;
+use crate::defect::Defect;
+use crate::random::Random;
+
+/// Links between the sites.
+pub const LINKS: u8 = 3;
+/// Traffic flows for so long before the first fault.
+pub const LEAD: Duration = Duration::from_secs(3);
+/// And at least for so long after the last one is over.
+const TAIL: Duration = Duration::from_secs(2);
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+/// Which way over a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    FromA,
+    FromB,
+    Both,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::FromA, Self::FromB, Self::Both];
+
+    /// The sites that send that way, 0 for A.
+    pub fn senders(self) -> &'static [usize] {
+        match self {
+            Self::FromA => &[0],
+            Self::FromB => &[1],
+            Self::Both => &[0, 1],
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromA => "from a to b",
+            Self::FromB => "from b to a",
+            Self::Both => "both ways",
+        })
+    }
+}
+
+/// What a configuration changes to before `reload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    Nothing,
+    /// One tunnel's weight at one site.
+    Weight { tunnel: u8, weight: u8 },
+    /// A prefix behind the peer comes, or goes again, at one site.
+    Prefix,
+    /// The last tunnel goes, or comes again, at both sites.
+    Tunnel,
+    /// One tunnel's UDP port at this site, and the other site is told; `draw` says which.
+    Port { tunnel: u8, draw: u16 },
+}
+
+/// Something that goes wrong, or that somebody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// One link loses everything and keeps its carrier.
+    Cut { link: u8, way: Way },
+    /// All links do, both ways.
+    CutAll,
+    /// One link loses its carrier at both ends.
+    Pull { link: u8 },
+    /// All links do.
+    PullAll,
+    /// One link loses some packets.
+    Loss { link: u8, way: Way, percent: u8 },
+    /// A link takes longer, or all links do.
+    Delay { link: Option<u8>, ms: u8 },
+    /// `run` gets SIGKILL, and is started again.
+    Kill { site: usize },
+    /// A gateway is taken down and brought up again with nothing left of before; after SIGKILL, if it `crashed`.
+    Restart { site: usize, crashed: bool },
+    /// Both gateways lose what they had at once, and are brought up again at once.
+    PowerCut,
+    /// `ecmpvpn reload` with a changed configuration.
+    Reload { site: usize, change: Change },
+    /// A gateway has another address on its bond for a while, in place of its own.
+    Move { site: usize },
+    /// A gateway has none.
+    Unaddress { site: usize },
+    /// On purpose: what has to be found.
+    Sabotage { defect: Defect, site: usize },
+}
+
+impl Fault {
+    /// What it is counted under.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Cut { way: Way::Both, .. } => "link cut both ways",
+            Self::Cut { .. } => "link cut one way",
+            Self::CutAll => "all links cut",
+            Self::Pull { .. } => "member pulled",
+            Self::PullAll => "all members pulled",
+            Self::Loss { .. } => "loss",
+            Self::Delay { .. } => "delay step",
+            Self::Kill { .. } => "SIGKILL",
+            Self::Restart { .. } => "far end restarted",
+            Self::PowerCut => "both ends restarted",
+            Self::Reload { .. } => "reload",
+            Self::Move { .. } => "endpoint moved",
+            Self::Unaddress { .. } => "address removed",
+            Self::Sabotage { .. } => "sabotage",
+        }
+    }
+}
+
+/// Sites as they are told.
+pub const SITES: [&str; 2] = ["a", "b"];
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cut { link, way } => write!(f, "link {link} is cut {way}"),
+            Self::CutAll => write!(f, "all links are cut both ways"),
+            Self::Pull { link } => write!(f, "link {link} is pulled out of its ports"),
+            Self::PullAll => write!(f, "all links are pulled out of their ports"),
+            Self::Loss { link, way, percent } => write!(f, "link {link} loses {percent}% {way}"),
+            Self::Delay { link: Some(link), ms } => write!(f, "link {link} takes {ms} ms"),
+            Self::Delay { link: None, ms } => write!(f, "all links take {ms} ms"),
+            Self::Kill { site } => write!(f, "SIGKILL for `run` of {}", SITES[*site]),
+            Self::Restart { site, crashed: true } => write!(f, "{} crashes and is taken down", SITES[*site]),
+            Self::PowerCut => write!(f, "both sites crash and are taken down"),
+            Self::Restart { site, crashed: false } => write!(f, "{} is taken down", SITES[*site]),
+            Self::Reload { site, change } => {
+                let site = SITES[*site];
+                match change {
+                    Change::Nothing => write!(f, "{site} reloads, nothing changed"),
+                    Change::Weight { tunnel, weight } => write!(f, "{site} reloads, wg{tunnel} with weight {weight}"),
+                    Change::Prefix => write!(f, "{site} reloads, one prefix more or less"),
+                    Change::Tunnel => write!(f, "{site} and its peer reload, one tunnel more or less"),
+                    Change::Port { tunnel, .. } => {
+                        write!(f, "{site} and its peer reload, wg{tunnel} with another port")
+                    }
+                }
+            }
+            Self::Move { site } => write!(f, "{} moves to another address", SITES[*site]),
+            Self::Unaddress { site } => write!(f, "{} loses its address", SITES[*site]),
+            Self::Sabotage { defect, site } => write!(f, "sabotage at {}: {}", SITES[*site], defect.told()),
+        }
+    }
+}
+
+/// One fault in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When it begins, from the first datagram on.
+    pub at: Duration,
+    /// How long it lasts; zero for what is done at once.
+    pub lasts: Duration,
+    pub fault: Fault,
+}
+
+impl Event {
+    /// When it is over.
+    pub fn end(&self) -> Duration {
+        self.at + self.lasts
+    }
+}
+
+/// All that follows from a seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    pub seed: u64,
+    /// Tunnels between the sites.
+    pub tunnels: u8,
+    /// UDP port of the first tunnel; the others' follow from it.
+    pub first_port: u16,
+    /// The first source port of the traffic, of each direction.
+    pub source_ports: [u16; 2],
+    /// B's `run` is started so much later than A's.
+    pub stagger: Duration,
+    /// In order of time.
+    pub events: Vec<Event>,
+    /// How long traffic flows.
+    pub length: Duration,
+    /// Whether each site is ended by SIGKILL and `down`, and not by SIGTERM.
+    pub ends_killed: [bool; 2],
+}
+
+impl Schedule {
+    /// The schedule of `seed` for about `length`, with a defect early in it.
+    pub fn new(seed: u64, length: Duration, defect: Option<Defect>) -> Self {
+        let mut setting = Random::new(seed, "setting");
+        let tunnels = 3 + setting.index(2);
+        let port =
+            |random: &mut Random, from: u16, count: u64| from + u16::try_from(random.below(count)).expect("small");
+        let mut schedule = Self {
+            seed,
+            tunnels,
+            first_port: port(&mut setting, 20_000, 10_000),
+            source_ports: [port(&mut setting, 40_000, 5_000), port(&mut setting, 50_000, 5_000)],
+            stagger: setting.between(300 * MS, 1_500 * MS),
+            events: Vec::new(),
+            length,
+            ends_killed: [setting.chance(50), setting.chance(50)],
+        };
+        let mut faults = Faults { random: Random::new(seed, "faults"), tunnels };
+        let mut at = LEAD + faults.random.between(Duration::ZERO, 2 * S);
+        if let Some(defect) = defect {
+            let events = defect.events(at, &mut faults.random);
+            at = events.iter().map(Event::end).max().unwrap_or(at) + 5 * S;
+            schedule.events.extend(events);
+        }
+        loop {
+            let events = faults.next(at);
+            let over = events.iter().map(|event| event.end() + bounds::recovery(event)).max().unwrap_or(at);
+            if over + TAIL > length {
+                break;
+            }
+            schedule.events.extend(events);
+            at = over + faults.random.between(2 * S, 5 * S);
+        }
+        schedule.events.sort_by_key(|event| event.at);
+        schedule
+    }
+}
+
+/// Draws faults.
+struct Faults {
+    random: Random,
+    tunnels: u8,
+}
+
+/// What can be drawn, and how often.
+#[derive(Clone, Copy)]
+enum Draw {
+    Cut,
+    CutAll,
+    Pull,
+    PullAll,
+    Loss,
+    Delay,
+    Kill,
+    KillAndCut,
+    Restart,
+    PowerCut,
+    Reload,
+    Move,
+    Unaddress,
+}
+
+const DRAWS: [(u64, Draw); 13] = [
+    (20, Draw::Cut),
+    (6, Draw::CutAll),
+    (12, Draw::Pull),
+    (3, Draw::PullAll),
+    (8, Draw::Loss),
+    (8, Draw::Delay),
+    (8, Draw::Kill),
+    (6, Draw::KillAndCut),
+    (8, Draw::Restart),
+    (3, Draw::PowerCut),
+    (12, Draw::Reload),
+    (6, Draw::Move),
+    (4, Draw::Unaddress),
+];
+
+impl Faults {
+    /// What begins at `at`: one fault, and what lies over it.
+    fn next(&mut self, at: Duration) -> Vec<Event> {
+        let draw = self.random.weighed(&DRAWS);
+        let random = &mut self.random;
+        let (link, site) = (random.index(LINKS), usize::from(random.index(2)));
+        let (lasts, fault) = match draw {
+            Draw::Cut => (random.between_octaves(200 * MS, 12 * S), Fault::Cut { link, way: *random.pick(&Way::ALL) }),
+            Draw::CutAll => (random.between_octaves(100 * MS, 25 * S), Fault::CutAll),
+            Draw::Pull => (random.between_octaves(200 * MS, 12 * S), Fault::Pull { link }),
+            Draw::PullAll => (random.between_octaves(200 * MS, 12 * S), Fault::PullAll),
+            Draw::Loss => (random.between(2 * S, 10 * S), self.loss()),
+            Draw::Delay => (random.between(2 * S, 10 * S), self.delay()),
+            Draw::Kill | Draw::KillAndCut => (random.between_octaves(200 * MS, 10 * S), Fault::Kill { site }),
+            Draw::Restart => {
+                (random.between_octaves(500 * MS, 10 * S), Fault::Restart { site, crashed: random.chance(50) })
+            }
+            Draw::PowerCut => (random.between_octaves(500 * MS, 10 * S), Fault::PowerCut),
+            Draw::Reload => (Duration::ZERO, Fault::Reload { site, change: self.change() }),
+            Draw::Move => (random.between(3 * S, 10 * S), Fault::Move { site }),
+            Draw::Unaddress => (random.between_octaves(200 * MS, 12 * S), Fault::Unaddress { site }),
+        };
+        let event = Event { at, lasts, fault };
+        let mut events = vec![event];
+        if matches!(draw, Draw::KillAndCut) {
+            // A tunnel dies while nobody watches it at one end, and is still dead when somebody does again.
+            let from = at + lasts / 2;
+            let more = self.random.between(4 * S, 8 * S);
+            let fault = Fault::Cut { link, way: *self.random.pick(&Way::ALL) };
+            events.push(Event { at: from, lasts: (event.end() + more).saturating_sub(from), fault });
+        } else if !matches!(draw, Draw::Loss | Draw::Delay) && self.random.chance(30) {
+            let fault = if self.random.chance(50) { self.loss() } else { self.delay() };
+            let before = self.random.between(500 * MS, 2 * S);
+            let after = self.random.between(500 * MS, 6 * S);
+            events.push(Event { at: at.saturating_sub(before), lasts: before + lasts + after, fault });
+        }
+        events
+    }
+
+    fn loss(&mut self) -> Fault {
+        let link = self.random.index(LINKS);
+        let percent = 1 + self.random.index(10);
+        Fault::Loss { link, way: *self.random.pick(&Way::ALL), percent }
+    }
+
+    fn delay(&mut self) -> Fault {
+        let link = self.random.chance(60).then(|| self.random.index(LINKS));
+        Fault::Delay { link, ms: 3 + self.random.index(78) }
+    }
+
+    fn change(&mut self) -> Change {
+        // The last tunnel may not be there.
+        let tunnel = self.random.index(self.tunnels - 1);
+        let change = self.random.weighed(&[
+            (1, Change::Nothing),
+            (2, Change::Weight { tunnel, weight: 0 }),
+            (2, Change::Prefix),
+            (3, Change::Tunnel),
+            (2, Change::Port { tunnel, draw: 0 }),
+        ]);
+        match change {
+            Change::Weight { tunnel, .. } => Change::Weight { tunnel, weight: 1 + self.random.index(4) },
+            Change::Port { tunnel, .. } => {
+                Change::Port { tunnel, draw: u16::try_from(self.random.below(8_000)).expect("small") }
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const FIVE_MINUTES: Duration = Duration::from_secs(300);
+
+    fn is_over_others(event: &Event) -> bool {
+        matches!(event.fault, Fault::Loss { .. } | Fault::Delay { .. })
+    }
+
+    #[test]
+    fn a_schedule_follows_from_its_seed_alone() {
+        let schedule = |seed| Schedule::new(seed, FIVE_MINUTES, None);
+        assert_eq!(schedule(7), schedule(7));
+        assert_ne!(schedule(7).events, schedule(8).events);
+        // A longer one begins as a shorter one does.
+        let long = Schedule::new(7, 24 * FIVE_MINUTES, None);
+        let short = schedule(7);
+        assert_eq!(long.events[..short.events.len()], short.events);
+        assert!(long.events.len() > 20 * short.events.len());
+    }
+
+    #[test]
+    fn every_kind_of_fault_comes_and_none_too_late() {
+        let mut kinds = BTreeSet::new();
+        for seed in 0..50 {
+            let schedule = Schedule::new(seed, FIVE_MINUTES, None);
+            assert!(schedule.events.len() >= 8, "{:?}", schedule.events);
+            assert!(schedule.events.is_sorted_by_key(|event| event.at));
+            for event in &schedule.events {
+                kinds.insert(event.fault.kind());
+                assert!(event.at >= S && event.end() + bounds::recovery(event) <= FIVE_MINUTES, "{event:?}");
+            }
+        }
+        assert_eq!(kinds.len(), 13, "{kinds:?}");
+    }
+
+    #[test]
+    fn what_stops_something_has_its_time_to_recover() {
+        for seed in 0..50 {
+            let events = Schedule::new(seed, FIVE_MINUTES, None).events;
+            let alone: Vec<&Event> = events.iter().filter(|event| !is_over_others(event)).collect();
+            for pair in alone.windows(2) {
+                // A link that is cut while nobody watches is part of the same fault.
+                let together = matches!(pair[0].fault, Fault::Kill { .. }) && pair[1].at < pair[0].end();
+                assert!(together || pair[0].end() + bounds::recovery(pair[0]) < pair[1].at, "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_defect_comes_first() {
+        for defect in [Defect::Clear, Defect::Reorder, Defect::Recovery, Defect::Restore] {
+            let schedule = Schedule::new(1, FIVE_MINUTES, Some(defect));
+            assert!(matches!(schedule.events[0].fault, Fault::Sabotage { defect: found, .. } if found == defect));
+            assert!(schedule.events[0].at < 6 * S);
+        }
+    }
+}
