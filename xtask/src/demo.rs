@@ -1,66 +1,83 @@
 //! `cargo xtask demo`: everything from a bare machine to a table of what ecmpvpn does.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Part};
 use crate::sh::{self, Cmd};
+use crate::sim::run::{Clock, Request};
 use crate::vm::kernel::Series;
-use crate::vm::run::{Request, to_stdout};
-use crate::{build_ebpf, vm};
+use crate::vm::run::to_stdout;
+use crate::{build_ebpf, sim};
 
-/// How long the demonstration may take in the virtual machine.
+/// How long the demonstration may take in the simulation, of this machine's time.
 const LIMIT: Duration = Duration::from_secs(900);
+/// The simulation's links: what the usual recipe is published for. Transfers are short, as each simulated second at these
+/// rates takes several of this machine's.
+const SIMULATED: [&str; 6] = ["--rate", "1000", "--delay", "0.5", "--seconds", "0.5"];
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// In the virtual machine, with kernel WireGuard and a real LACP bond, whatever the running kernel has
+    /// In the simulation: kernel WireGuard, a real LACP bond, 3 links of 1 Gbit/s, whatever the running kernel has
     #[arg(long)]
-    vm: bool,
-    /// The virtual machine's kernel series
-    #[arg(long, value_enum, default_value = "6.12", requires = "vm")]
-    kernel: Series,
+    sim: bool,
     /// Passed to the demonstration; `-- --help` shows what it takes
     #[arg(last = true)]
     options: Vec<String>,
 }
 
 /// `cargo xtask demo`; returns the exit status.
-pub fn main(args: Args) -> Result<i32> {
+pub fn main(args: &Args) -> Result<i32> {
     let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab];
-    parts.extend(args.vm.then_some(Part::Vm));
+    parts.extend(args.sim.then_some(Part::Sim));
     setup::ensure(&parts)?;
     build_ebpf::build_ebpf(None)?;
     let step = sh::step("building ecmpvpn and its demonstration (a few minutes the first time)");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         // What the demonstration needs fast is optimised in this profile too; a release build takes far longer.
-        .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bins"])
+        .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bin", "ecmpvpn", "--bin", "ecmpvpn-demo"])
         .dir(&sh::root())
         .run()?;
     step.done("");
     let built = |name: &str| sh::target().join("debug").join(name);
     let (program, demo) = (built("ecmpvpn"), built("ecmpvpn-demo"));
-
-    if args.vm {
-        let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
-        let words = ["ecmpvpn-demo", "--ecmpvpn", "/usr/local/bin/ecmpvpn"].map(str::to_owned);
-        let request = Request {
-            series: args.kernel,
-            cpus: 2,
-            memory_mib: 2048,
-            timeout: LIMIT,
-            copies: vec![(program, inside("ecmpvpn")), (demo, inside("ecmpvpn-demo"))],
-            env: Vec::new(),
-            command: words.into_iter().chain(args.options).collect(),
-        };
-        return vm::run(&request, None, &mut to_stdout);
+    if args.sim {
+        return simulated(&program, &demo, &args.options);
     }
     if !sh::is_root() {
         sh::note("sudo is needed: the demonstration makes network namespaces");
     }
-    let status = Cmd::root(demo).arg("--ecmpvpn").arg(program).args(&args.options).status()?;
-    Ok(status.code().unwrap_or(1))
+    // It takes the place of this process: a signal reaches it, and whoever started this waits until it has taken
+    // everything down.
+    let mut demo = Cmd::root(demo).arg("--ecmpvpn").arg(program).args(&args.options).into_inner();
+    Err(demo.exec()).with_context(|| format!("starting {} as root", demo.get_program().display()))
+}
+
+/// Everything that is made there goes with the simulation, which ends with this process.
+fn simulated(program: &Path, demo: &Path, options: &[String]) -> Result<i32> {
+    let mut command: Vec<String> =
+        [demo, Path::new("--ecmpvpn"), program].map(|word| word.display().to_string()).into();
+    command.extend(SIMULATED.map(str::to_owned));
+    command.extend_from_slice(options);
+    let request = Request {
+        series: Series::V6_12,
+        clock: Clock::Simulated { seed: 1 },
+        memory_mib: 2048,
+        timeout: LIMIT,
+        env: Vec::new(),
+        command,
+    };
+    let mut unread = false;
+    let status = sim::run(&request, &mut |bytes| {
+        let written = to_stdout(bytes);
+        unread = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
+        written
+    });
+    // As on the running kernel: that nobody reads on is an end like another.
+    if unread { Ok(0) } else { status }
 }

@@ -50,7 +50,7 @@ enum Task {
     /// Build two sites on this machine, show ecmpvpn between them, take everything down again
     #[command(after_help = "Examples:\n  \
         cargo xtask demo\n  \
-        cargo xtask demo --vm      (kernel WireGuard and a real LACP bond, on any machine)")]
+        cargo xtask demo --sim     (kernel WireGuard, a real LACP bond and 3 x 1 Gbit/s, in simulated time)")]
     Demo(demo::Args),
     /// Run every test, on this kernel and in virtual machines
     #[command(after_help = "Examples:\n  \
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
             0
         }),
         Task::Setup(args) => setup::main(&args),
-        Task::Demo(args) => demo::main(args),
+        Task::Demo(args) => demo::main(&args),
         Task::Test(args) => Ok(test::main(&args)),
         Task::Bench(args) => bench::main(args),
         Task::Sim(args) => sim::main(args),

@@ -83,7 +83,10 @@ impl<'a> Hole<'a> {
             return Ok(());
         }
         let mut commands: Vec<String> = self.rules.drain(..).map(|rule| format!("rule del {rule}")).collect();
-        commands.extend(["rule add pref 0 lookup local".to_owned(), format!("rule del pref {LOCAL} lookup local")]);
+        commands.extend([
+            "rule add pref 0 lookup local protocol kernel".to_owned(),
+            format!("rule del pref {LOCAL} lookup local"),
+        ]);
         self.lab.sites[self.receiver].gateway.apply("ip", &commands)
     }
 }

@@ -1,0 +1,111 @@
+//! One tunnel cut under traffic: whom it hits, and for how long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lab::interrupt;
+use lab::sites::{Hole, Lab};
+use lab::traffic::{Outage, Stream};
+
+use crate::say;
+
+/// The tunnel that is cut.
+const TUNNEL: usize = 1;
+/// Flows of the stream: some on each tunnel, but once in 400,000 runs.
+const FLOWS: usize = 32;
+/// Datagrams a second, all flows.
+const RATE: u32 = 1_000;
+/// How long the cut lasts.
+const OPEN: Duration = Duration::from_secs(5);
+/// Of the stream before and after it.
+const AROUND: Duration = Duration::from_millis(500);
+
+/// What became of the flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The tunnel that was cut.
+    pub tunnel: String,
+    /// How long.
+    pub open: Duration,
+    /// Flows in all.
+    pub flows: usize,
+    /// Those that lost something.
+    pub hit: usize,
+    /// Those of them that stood still until the tunnel was whole again.
+    pub dead: usize,
+    /// From the first datagram that was lost until the flows that were hit were all being carried again, if they were
+    /// before the tunnel was whole again.
+    pub gap: Option<Duration>,
+}
+
+/// Cuts a tunnel under a numbered stream of datagrams, A to B.
+pub fn under_traffic(lab: &Lab, who: &str) -> Result<Cut> {
+    interrupt::check()?;
+    let tunnel = lab.tunnels[TUNNEL].name.clone();
+    say::step(&format!("{who}: cutting {tunnel} for {} s under {FLOWS} flows", OPEN.as_secs()));
+    let stream = Stream::start(lab.path_v4(), FLOWS, RATE)?;
+    interrupt::sleep(AROUND);
+    let from = Instant::now();
+    let hole = Hole::dig(lab, 0, &[TUNNEL])?;
+    interrupt::sleep(OPEN);
+    let to = Instant::now();
+    hole.fill()?;
+    interrupt::sleep(AROUND);
+    interrupt::check()?;
+    let cut = judge(tunnel, &stream.stop()?.outages(), (from, to));
+    ensure!(cut.hit > 0, "{who}: none of {FLOWS} flows was on {}", cut.tunnel);
+    say::note(&cut.outcome());
+    Ok(cut)
+}
+
+/// What these outages are to a tunnel that was cut between these two moments.
+fn judge(tunnel: String, outages: &[Outage], (from, to): (Instant, Instant)) -> Cut {
+    let during: Vec<&Outage> = outages.iter().filter(|outage| (from..to).contains(&outage.from)).collect();
+    let mut until = BTreeMap::new();
+    for outage in &during {
+        let until = until.entry(outage.flow).or_insert(outage.to);
+        *until = outage.to.max(*until);
+    }
+    let dead: BTreeSet<usize> = until.iter().filter(|(_, until)| **until >= to).map(|(flow, _)| *flow).collect();
+    // All flows of a tunnel move by one write: what counts is the first datagram of any of them after the last lost one.
+    let first = during.iter().map(|outage| outage.from).min();
+    let last = during.iter().map(|outage| outage.last).max();
+    let next = last.and_then(|last| during.iter().map(|outage| outage.to).filter(|to| *to > last).min());
+    let gap = if dead.is_empty() { first.zip(next).map(|(first, next)| next - first) } else { None };
+    Cut { tunnel, open: to - from, flows: FLOWS, hit: until.len(), dead: dead.len(), gap }
+}
+
+impl Cut {
+    /// In words.
+    pub fn outcome(&self) -> String {
+        let Self { flows, hit, dead, open, .. } = self;
+        match self.gap {
+            Some(gap) => format!("{hit} of {flows} flows interrupted, carried again after {} ms", gap.as_millis()),
+            None => format!("no recovery within {} s; {dead} of {flows} flows dead", open.as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_that_come_back_in_time_are_told_from_those_that_do_not() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let outage = |flow, from, last, to| Outage { flow, from: at(from), last: at(last), to: at(to), lost: 1 };
+        let judge = |outages: &[Outage]| judge("wg1".to_owned(), outages, (at(500), at(5_500)));
+
+        let moved = judge(&[outage(3, 510, 690, 720), outage(7, 520, 700, 730), outage(1, 100, 110, 120)]);
+        assert_eq!((moved.hit, moved.dead, moved.gap), (2, 0, Some(Duration::from_millis(210))));
+        assert_eq!(moved.outcome(), "2 of 32 flows interrupted, carried again after 210 ms");
+
+        let stuck = judge(&[outage(3, 510, 5_510, 5_520), outage(7, 520, 700, 730)]);
+        assert_eq!((stuck.hit, stuck.dead, stuck.gap), (2, 1, None));
+        assert_eq!(stuck.outcome(), "no recovery within 5 s; 1 of 32 flows dead");
+
+        assert_eq!(judge(&[]).hit, 0);
+    }
+}

@@ -1,0 +1,111 @@
+//! The two labs, built and taken down one after the other.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::interrupt;
+use lab::sites::{Lab, Options, Running};
+use lab::traffic::TcpLoad;
+use rustix::process::Signal;
+
+use crate::cut::{self, Cut};
+use crate::left::Left;
+use crate::plan::{MEMBERS, Plan};
+use crate::say;
+use crate::seen::{Planned, Usual, Way};
+use crate::transfer::{links_of_tunnels, row};
+
+/// The links' rate where the machine can fill it, Mbit/s.
+const MAX_RATE: f64 = 20.0;
+/// Share of what the machine can carry that the links together may ask of it.
+const USABLE: f64 = 0.4;
+/// How long a gateway may take to look as before.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// The usual recipe, and one tunnel of it by itself. Finds out the links' rate if nobody gave one.
+pub fn usual_recipe(plan: &mut Plan, left: &mut Left) -> Result<Usual> {
+    say::step("building two sites as the usual recipe has them: equal ports at both ends of a tunnel, an ECMP route");
+    within(plan.with_equal_ports(), plan, left, |lab, _, plan| {
+        let found_out = plan.rate.is_none();
+        if found_out {
+            let rate = affordable_rate(lab)?;
+            say::step(&format!("limiting each of the {MEMBERS} links to {rate} Mbit/s in each direction"));
+            lab.shape(rate)?;
+            plan.rate = Some(rate);
+        }
+        let usual = (|| {
+            let links = links_of_tunnels(lab)?;
+            Ok(Usual { links, one_tunnel: row(lab, Way::OneTunnel, plan)?, recipe: row(lab, Way::UsualRecipe, plan)? })
+        })();
+        if found_out {
+            lab.unshape()?;
+        }
+        usual
+    })
+}
+
+/// What the links may carry so that they are the limit, and not this machine's processors, which do the work of both
+/// sites; Mbit/s.
+fn affordable_rate(lab: &Lab) -> Result<f64> {
+    say::step("finding out what this machine can carry without limits");
+    // Few flows: without limits many would fight for the processors, and lose more than they carry.
+    let capacity = TcpLoad::timed(usize::from(MEMBERS), 3.0).run(lab.path_v4())?.goodput();
+    interrupt::check()?;
+    say::note(&format!("{capacity:.0} Mbit/s"));
+    Ok((capacity * USABLE / f64::from(MEMBERS)).floor().clamp(2.0, MAX_RATE))
+}
+
+/// ECMP over the ports that `ecmpvpn init` plans, and ecmpvpn itself; and what a cut tunnel does to each.
+pub fn planned_ports(plan: &mut Plan, left: &mut Left) -> Result<Planned> {
+    say::step("building two sites as `ecmpvpn init` plans them: ports by which each tunnel has a link of its own");
+    within(plan.with_planned_ports(), plan, left, |lab, running, plan| {
+        let links = links_of_tunnels(lab)?;
+        let ecmp = row(lab, Way::Ecmp, plan)?;
+        let ecmpvpn = row(lab, Way::Ecmpvpn, plan)?;
+        let cuts = cuts(lab, running)?;
+        Ok(Planned { links, ecmp, ecmpvpn, cuts })
+    })
+}
+
+/// A cut tunnel under ECMP's traffic, and the same under ecmpvpn's.
+fn cuts(lab: &Lab, running: &mut [Running; 2]) -> Result<[Cut; 2]> {
+    let every: Vec<usize> = (0..lab.tunnels.len()).collect();
+    lab.bypass(&every)?;
+    let ecmp = cut::under_traffic(lab, "ECMP")?;
+    lab.end_bypass()?;
+    // Until the tunnel is taken for alive again.
+    lab.warm_up(running)?;
+    Ok([ecmp, cut::under_traffic(lab, "ecmpvpn")?])
+}
+
+/// Builds a lab, runs ecmpvpn at both sites, does `work`, and takes everything down again.
+fn within<T>(
+    options: Options,
+    plan: &mut Plan,
+    left: &mut Left,
+    work: impl FnOnce(&Lab, &mut [Running; 2], &mut Plan) -> Result<T>,
+) -> Result<T> {
+    interrupt::check()?;
+    let lab = Lab::new(options, &plan.program)?;
+    left.expect_gone(&lab);
+    for ns in lab.sites.iter().flat_map(|site| [&site.host, &site.gateway]) {
+        // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
+        // Flows that come through a network card keep theirs.
+        ns.sysctl("net/core/txrehash", "0")?;
+    }
+    let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
+    interrupt::check()?;
+    say::note("starting `ecmpvpn run` at both");
+    let mut running = lab.run()?;
+    left.expect_ended(&running);
+    let done = interrupt::check().and_then(|()| work(&lab, &mut running, plan));
+    say::step("stopping `ecmpvpn run` at both sites");
+    for (site, one) in running.into_iter().enumerate() {
+        let output = one.output();
+        let status = one.stop(Signal::INT)?;
+        ensure!(status.success(), "`ecmpvpn run` ended with {status}:\n{output}");
+        let left = before[site].wait_for_same(SETTLE, || lab.sites[site].dump())?;
+        ensure!(left.is_none(), "`ecmpvpn run` left at {}:\n{}", lab.sites[site].name, left.unwrap_or_default());
+    }
+    done
+}

@@ -1,0 +1,218 @@
+//! What was seen, in words: every sentence follows from the figures. Pure.
+
+use crate::cut::Cut;
+use crate::plan::MEMBERS;
+use crate::seen::{Row, Seen};
+
+/// Less than this many times as much is nothing gained.
+const NOTHING: f64 = 1.1;
+/// With this share of what all links could carry, they are full.
+const FULL: f64 = 0.95;
+/// Columns of a line.
+const WIDTH: usize = 100;
+
+/// The sentences, in order.
+pub fn of(seen: &Seen) -> [String; 5] {
+    [one_tunnel(seen), usual_recipe(seen), planned_ports(seen), ecmpvpn(seen), cut(&seen.planned.cuts)]
+}
+
+fn one_tunnel(seen: &Seen) -> String {
+    let goodputs = seen.usual.one_tunnel.transfers.iter().map(|transfer| transfer.goodput);
+    let best = goodputs.clone().fold(0.0, f64::max);
+    let worst = goodputs.fold(f64::INFINITY, f64::min);
+    let range = if best < worst * NOTHING { format!("{best:.1}") } else { format!("{worst:.1} to {best:.1}") };
+    format!("One tunnel carries {range} Mbit/s: all its packets take one of the {MEMBERS} links.")
+}
+
+fn usual_recipe(seen: &Seen) -> String {
+    let ratios = seen.ratios(&seen.usual.recipe);
+    let best = ratios.iter().copied().fold(0.0, f64::max);
+    let gain = if best < NOTHING { "gains nothing".to_owned() } else { format!("gains up to {best:.2} times that") };
+    let all = seen.usual.links.len();
+    let why = match distinct(&seen.usual.links).as_slice() {
+        [one] => format!("with equal ports all {all} tunnels leave by link {one}"),
+        some => format!("its {all} tunnels leave by {} of {MEMBERS} links", some.len()),
+    };
+    format!("The usual recipe {gain}: {why}.")
+}
+
+fn planned_ports(seen: &Seen) -> String {
+    let (ecmp, all) = (&seen.planned.ecmp, seen.planned.links.len());
+    let spread = match distinct(&seen.planned.links).len() {
+        some if some == all => "Planned ports give each tunnel a link of its own".to_owned(),
+        some => format!("The planned ports spread {all} tunnels over {some} links"),
+    };
+    // As many flows as links could fill them all.
+    let even = ecmp.transfers.iter().find(|transfer| transfer.flows == usize::from(MEMBERS));
+    let blind = even.map_or_else(String::new, |even| {
+        let luck = luck() * 100.0;
+        let met = even.links_used();
+        format!(
+            "; its hash is blind: {MEMBERS} flows met {met} of {MEMBERS} links, and meet all in {luck:.0}% of all cases"
+        )
+    });
+    format!("{spread}. Kernel ECMP then carries {}{blind}.", times(seen, ecmp))
+}
+
+fn ecmpvpn(seen: &Seen) -> String {
+    let row = &seen.planned.ecmpvpn;
+    let ratios = seen.ratios(row);
+    let filled = row.transfers.iter().zip(&ratios).filter(|(_, ratio)| **ratio >= FULL * f64::from(MEMBERS));
+    let filled: Vec<String> = filled.map(|(transfer, _)| transfer.flows.to_string()).collect();
+    let outcome = match filled.len() {
+        0 => "the links are never full".to_owned(),
+        all if all == ratios.len() => "all links are full each time".to_owned(),
+        _ => format!("all links are full with {}", listed(&filled)),
+    };
+    let lone = row.transfers.iter().zip(&ratios).find(|(transfer, ratio)| transfer.flows == 1 && **ratio >= NOTHING);
+    let lone = lone.map_or("", |_| ". A lone flow is spread over the links once it is found to fill one");
+    format!("ecmpvpn puts flows where there is room, and carries {}: {outcome}{lone}.", times(seen, row))
+}
+
+fn cut([ecmp, ecmpvpn]: &[Cut; 2]) -> String {
+    let became = |who: &str, cut: &Cut| match cut.gap {
+        Some(gap) => format!("{who} carried the {} flows that it hit again after {} ms", cut.hit, gap.as_millis()),
+        None => format!("{who} did not recover, and {} of {} flows stood still all the while", cut.dead, cut.flows),
+    };
+    let (tunnel, seconds) = (&ecmp.tunnel, ecmp.open.as_secs());
+    format!("{tunnel} cut for {seconds} s: {}; {}.", became("ECMP", ecmp), became("ecmpvpn", ecmpvpn))
+}
+
+/// `1.00, 2.00 and 3.00 times as much as one tunnel with 1, 3 and 12 flows`
+fn times(seen: &Seen, row: &Row) -> String {
+    let ratios: Vec<String> = seen.ratios(row).iter().map(|ratio| format!("{ratio:.2}")).collect();
+    let counts: Vec<String> = row.transfers.iter().map(|transfer| transfer.flows.to_string()).collect();
+    format!("{} times as much as one tunnel with {} flows", listed(&ratios), listed(&counts))
+}
+
+/// `a, b and c`
+fn listed(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+/// The chance that as many flows as there are links meet all of them blindly.
+fn luck() -> f64 {
+    (1..=MEMBERS).map(|n| f64::from(n) / f64::from(MEMBERS)).product()
+}
+
+fn distinct(links: &[usize]) -> Vec<usize> {
+    let mut links = links.to_vec();
+    links.sort_unstable();
+    links.dedup();
+    links
+}
+
+/// A sentence as lines of at most [`WIDTH`] columns, indented from the second on.
+pub fn wrapped(sentence: &str) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for word in sentence.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > WIDTH {
+            text.push_str("\n  ");
+            column = 2;
+        } else if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::seen::{Planned, Transfer, Usual, Way};
+
+    /// A way's goodput with 1, 3 and 12 flows, the links used being as many as it is times 10 Mbit/s.
+    fn row(way: Way, goodputs: [f64; 3]) -> Row {
+        let transfer = |(flows, goodput): (usize, f64)| {
+            let links = [10.0, 20.0, 30.0].map(|full| if goodput >= full - 1.0 { 1_000_000 } else { 400 });
+            Transfer { flows, goodput, tunnels: links.into(), links: links.into() }
+        };
+        Row { way, transfers: [1, 3, 12].into_iter().zip(goodputs).map(transfer).collect() }
+    }
+
+    fn seen() -> Seen {
+        let cut = |dead, gap| Cut {
+            tunnel: "wg1".to_owned(),
+            open: Duration::from_millis(5_003),
+            flows: 32,
+            hit: 11,
+            dead,
+            gap,
+        };
+        Seen {
+            title: "3 links".to_owned(),
+            usual: Usual {
+                links: vec![0, 0, 0],
+                one_tunnel: row(Way::OneTunnel, [10.0, 9.9, 10.0]),
+                recipe: row(Way::UsualRecipe, [10.0, 10.0, 9.8]),
+            },
+            planned: Planned {
+                links: vec![2, 1, 0],
+                ecmp: row(Way::Ecmp, [10.0, 19.8, 29.8]),
+                ecmpvpn: row(Way::Ecmpvpn, [24.0, 29.7, 29.9]),
+                cuts: [cut(11, None), cut(0, Some(Duration::from_millis(187)))],
+            },
+        }
+    }
+
+    #[test]
+    fn the_usual_outcome_in_words() {
+        let expected = [
+            "One tunnel carries 10.0 Mbit/s: all its packets take one of the 3 links.",
+            "The usual recipe gains nothing: with equal ports all 3 tunnels leave by link 0.",
+            "Planned ports give each tunnel a link of its own. Kernel ECMP then carries 1.00, 2.00 and 2.98 times as \
+             much as one tunnel with 1, 3 and 12 flows; its hash is blind: 3 flows met 2 of 3 links, and meet all in \
+             22% of all cases.",
+            "ecmpvpn puts flows where there is room, and carries 2.40, 3.00 and 2.99 times as much as one tunnel with \
+             1, 3 and 12 flows: all links are full with 3 and 12. A lone flow is spread over the links once it is \
+             found to fill one.",
+            "wg1 cut for 5 s: ECMP did not recover, and 11 of 32 flows stood still all the while; ecmpvpn carried the \
+             11 flows that it hit again after 187 ms.",
+        ];
+        assert_eq!(of(&seen()), expected);
+    }
+
+    #[test]
+    fn what_turns_out_otherwise_is_said_so() {
+        let mut seen = seen();
+        seen.usual.one_tunnel = row(Way::OneTunnel, [8.0, 10.0, 10.0]);
+        seen.usual.links = vec![1, 0, 1];
+        seen.usual.recipe = row(Way::UsualRecipe, [8.0, 15.0, 20.0]);
+        seen.planned.links = vec![2, 1, 2];
+        seen.planned.ecmp = row(Way::Ecmp, [8.0, 30.0, 30.0]);
+        seen.planned.ecmpvpn = row(Way::Ecmpvpn, [8.0, 20.0, 5.0]);
+        seen.planned.cuts.swap(0, 1);
+        let expected = [
+            "One tunnel carries 8.0 to 10.0 Mbit/s: all its packets take one of the 3 links.",
+            "The usual recipe gains up to 2.00 times that: its 3 tunnels leave by 2 of 3 links.",
+            "The planned ports spread 3 tunnels over 2 links. Kernel ECMP then carries 1.00, 3.00 and 3.00 times as \
+             much as one tunnel with 1, 3 and 12 flows; its hash is blind: 3 flows met 3 of 3 links, and meet all in \
+             22% of all cases.",
+            "ecmpvpn puts flows where there is room, and carries 1.00, 2.00 and 0.50 times as much as one tunnel with \
+             1, 3 and 12 flows: the links are never full.",
+            "wg1 cut for 5 s: ECMP carried the 11 flows that it hit again after 187 ms; ecmpvpn did not recover, and \
+             11 of 32 flows stood still all the while.",
+        ];
+        assert_eq!(of(&seen), expected);
+    }
+
+    #[test]
+    fn lines_are_not_too_long_and_lose_no_word() {
+        for sentence in of(&seen()) {
+            let text = wrapped(&sentence);
+            assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+            assert_eq!(text.split_whitespace().collect::<Vec<_>>().join(" "), sentence);
+        }
+    }
+}
