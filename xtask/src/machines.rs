@@ -3,6 +3,7 @@
 //! An emulated machine has one CPU, on which no code can be stale (`vm::death`).
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ const SIMULATED_CLSACT: [&str; 3] = ["lifecycle", "failover", "ports"];
 /// Suites of the emulated machines, the longest first: what needs a distribution's own kernel, its JIT and its verifier, and
 /// what is attached by clsact where there is no tcx.
 const EMULATED: [&str; 4] = ["host", "namespaces", "bpf", "bond_hash"];
+/// Faults by seed: five simulated minutes, and whether what is broken on purpose is found.
+const FAULTS: [(&str, &[&str]); 2] =
+    [("faults of seed 1", &["--seed", "1", "--minutes", "5"]), ("defects are found", &["--self-test", "--jobs", "1"])];
 /// What the emulated machines leave out unless a filter is given: it takes minutes there, and the simulation runs it.
 const BY_NAME: [&str; 4] = [
     "no_packet_is_lost_by_policy_changes",
@@ -45,6 +49,8 @@ const REPEATS: u32 = 2;
 enum Job<'a> {
     Simulated(&'a Suite, Series),
     Emulated(&'a Suite, Series),
+    /// `cargo xtask sim fault` with these words, by this name.
+    Faults(&'static str, &'static [&'static str]),
 }
 
 /// What is to run.
@@ -56,6 +62,8 @@ pub struct Wanted<'a> {
     pub simulated: &'a [Series],
     /// The emulated machines' kernels.
     pub kernels: &'a [Series],
+    /// Whether faults by seed are tried as well.
+    pub faults: bool,
     /// Passed to each suite.
     pub filter: &'a [String],
 }
@@ -87,7 +95,9 @@ pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
         let suites = if *series == kernel::ALL[0] { &SIMULATED[..] } else { &SIMULATED_CLSACT };
         suites.iter().filter_map(named).map(|suite| Job::Simulated(suite, *series))
     });
-    let jobs: Vec<Job<'_>> = simulated.chain(emulated).collect();
+    let has_faults = wanted.faults && wanted.simulated.contains(&kernel::ALL[0]);
+    let faults = FAULTS.iter().filter(|_| has_faults).map(|(name, words)| Job::Faults(name, words));
+    let jobs: Vec<Job<'_>> = simulated.chain(faults).chain(emulated).collect();
     let jobs = Mutex::new(jobs.into_iter());
     let machines = thread::available_parallelism().map_or(1, usize::from);
     let (sender, results) = mpsc::channel();
@@ -98,6 +108,7 @@ pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
                 while let Some(job) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
                     let ran = match job {
                         Job::Simulated(suite, series) => simulate(suite, series, wanted.filter),
+                        Job::Faults(name, words) => try_faults(name, words),
                         Job::Emulated(suite, series) => emulate(suite, series, accel, wanted.filter),
                     };
                     // The receiver stays until all senders are gone.
@@ -140,6 +151,24 @@ fn simulate(suite: &Suite, series: Series, filter: &[String]) -> Ran {
         Ok(())
     });
     Ran { name, counts: ran.map(|status| watcher.finish(status == 0)), took: since.elapsed(), output }
+}
+
+/// Runs faults by seed, as a user would.
+fn try_faults(name: &str, words: &[&str]) -> Ran {
+    eprintln!("==> {name}");
+    let since = Instant::now();
+    let run = || -> Result<(bool, Vec<u8>)> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let output =
+            command.args(["sim", "fault"]).args(words).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        Ok((output.status.success(), output.stdout))
+    };
+    let (counts, output) = match run() {
+        Ok((true, output)) => (Ok(Counts { passed: 1, ..Counts::default() }), output),
+        Ok((false, output)) => (Ok(Counts::FAILURE), output),
+        Err(error) => (Err(error.context("starting `xtask sim fault`")), Vec::new()),
+    };
+    Ran { name: name.to_owned(), counts, took: since.elapsed(), output }
 }
 
 /// Runs one suite in an emulated machine and keeps its output.

@@ -155,7 +155,13 @@ pub fn main(args: &Args) -> i32 {
         |part| kernel::ALL.into_iter().filter(|one| args.runs(part) && args.runs_kernel(*one)).collect::<Vec<_>>();
     let (simulated, emulated) = (series(Part::Sim), series(Part::Vm));
     let since = Instant::now();
-    let wanted = machines::Wanted { suites: &suites, simulated: &simulated, kernels: &emulated, filter: &args.filter };
+    let wanted = machines::Wanted {
+        suites: &suites,
+        simulated: &simulated,
+        faults: args.suite.is_empty() && args.filter.is_empty(),
+        kernels: &emulated,
+        filter: &args.filter,
+    };
     let ran = machines::run(wanted, &mut |stage| {
         tally.add(stage);
     });

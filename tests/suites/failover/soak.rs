@@ -11,16 +11,17 @@ use lab::traffic::TcpLoad;
 use super::{Kind, asked, deaths, of_tunnels, settle, told, views};
 
 /// A link's rate unless another one is asked for, 10^6 bits a second: what the simulation carries at ease. Long soaks ask
-/// for less, since each packet costs time there that is not simulated.
+/// for less, and for fewer connections, since each packet costs time there that is not simulated.
 const RATE: u32 = 100;
-/// Connections in each direction: enough to fill every link.
-const FLOWS: usize = 24;
+/// Connections in each direction unless another number is asked for: enough to fill every link.
+const FLOWS: u32 = 24;
 /// A link's queue holds what it sends in this time, seconds.
 const QUEUE: f64 = 0.06;
 
 /// Every link full in both directions, and 1% lost besides.
 pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     let (seconds, rate) = (asked("ECMPVPN_SOAK", 15)?, asked("ECMPVPN_RATE", RATE)?);
+    let flows = asked("ECMPVPN_FLOWS", FLOWS)? as usize;
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
@@ -28,7 +29,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     lossy(&lab, rate)?;
     let watch = Watch::begin()?;
     thread::scope(|scope| -> Result<()> {
-        let load = |path| scope.spawn(move || TcpLoad::timed(FLOWS, f64::from(seconds)).run(path));
+        let load = |path| scope.spawn(move || TcpLoad::timed(flows, f64::from(seconds)).run(path));
         let loads = [load(lab.path_v4()), load(lab.path_v4().reversed())];
         for load in loads {
             let goodput = load.join().expect("the load does not panic")?.goodput();
