@@ -97,7 +97,7 @@ pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
     });
     let has_faults = wanted.faults && wanted.simulated.contains(&kernel::ALL[0]);
     let faults = FAULTS.iter().filter(|_| has_faults).map(|(name, words)| Job::Faults(name, words));
-    let jobs: Vec<Job<'_>> = simulated.chain(faults).chain(emulated).collect();
+    let jobs: Vec<Job<'_>> = emulated.chain(simulated).chain(faults).collect();
     let jobs = Mutex::new(jobs.into_iter());
     let machines = thread::available_parallelism().map_or(1, usize::from);
     let (sender, results) = mpsc::channel();
