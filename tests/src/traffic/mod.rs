@@ -8,6 +8,7 @@ mod stream;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod timetable;
 mod udp;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use icmp::{PingReport, ping, wait_for_reply};
 pub use short::ShortLoad;
 pub use stream::{Outage, Stream, StreamReport};
 pub use tcp::{LOOK, TcpFlow, TcpLoad, TcpReport, Until, connect_all};
+pub use timetable::{TimedFlow, Timetable};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
 /// No single socket call takes longer.

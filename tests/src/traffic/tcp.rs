@@ -14,7 +14,7 @@ use crate::interrupt;
 use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
 /// After the senders have stopped, what is still in buffers has this long to arrive.
-const DRAIN: Duration = Duration::from_secs(20);
+pub(super) const DRAIN: Duration = Duration::from_secs(20);
 /// The receiving end looks this often for what has arrived: being woken by each segment took a tenth of an emulated
 /// machine's time, and made traffic slower for being measured. Short beside the round trips of full links, so that windows
 /// stay open.
@@ -152,7 +152,7 @@ pub fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpS
 }
 
 /// Bytes written until it is time to stop; then the connection is closed for writing.
-fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> {
+pub(super) fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> {
     let block = [0x5a; 16 << 10];
     let mut sent = 0_u64;
     loop {
@@ -216,7 +216,7 @@ fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start:
 }
 
 /// Takes what has arrived; whether the stream has ended.
-fn take(socket: &mut TcpStream, block: &mut [u8], counter: &AtomicU64) -> io::Result<bool> {
+pub(super) fn take(socket: &mut TcpStream, block: &mut [u8], counter: &AtomicU64) -> io::Result<bool> {
     loop {
         match socket.read(block) {
             Ok(0) => return Ok(true),

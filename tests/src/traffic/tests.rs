@@ -79,3 +79,29 @@ fn a_hole_is_an_error_and_not_a_hang() {
     assert!(format!("{error:#}").contains("192.0.2.2"), "{error:#}");
     assert!(wait_for_reply(&pair.a, pair.v4().source, pair.v4().destination, Duration::from_secs(1)).is_err());
 }
+
+#[test]
+fn flows_of_a_timetable_come_and_go_when_they_should() {
+    let pair = Pair::new();
+    for (ns, last) in [(&pair.a, 11), (&pair.b, 12)] {
+        ns.ip(&format!("address add 192.0.2.{last}/24 dev v0")).unwrap();
+    }
+    pair.a.tc("qdisc add dev v0 root tbf rate 20mbit burst 16k latency 50ms").unwrap();
+    let milliseconds = Duration::from_millis;
+    let flow = |source: [u8; 4], begin, end| {
+        let path = Path { source: Ipv4Addr::from(source).into(), ..pair.v4() };
+        TimedFlow { path, begin: milliseconds(begin), end: milliseconds(end) }
+    };
+    let flows = vec![flow([192, 0, 2, 11], 3_000, 3_300), flow([192, 0, 2, 1], 0, 300)];
+    let run = |window| Timetable { flows: flows.clone(), window, look: LOOK }.run().unwrap();
+    let report = run(milliseconds(0)..milliseconds(300));
+    assert!(report.goodput() > 2.0 && report.flows[0].source.ip() == flows[0].path.source, "{report:?}");
+    assert!(report.flows.iter().all(|flow| flow.sent == flow.received && flow.sent > 0));
+    // Nobody sends, and what waited in buffers has come.
+    let report = run(milliseconds(2_000)..milliseconds(2_900));
+    assert_eq!(report.window_bytes, 0, "{report:?}");
+    let nowhere = Path { destination: Ipv4Addr::new(198, 51, 100, 1).into(), ..pair.v4() };
+    let flows = vec![TimedFlow { path: nowhere, begin: Duration::ZERO, end: milliseconds(100) }];
+    let error = Timetable { flows, window: Duration::ZERO..Duration::ZERO, look: LOOK }.run().unwrap_err();
+    assert!(format!("{error:#}").contains("198.51.100.1"), "{error:#}");
+}

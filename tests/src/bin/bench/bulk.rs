@@ -1,129 +1,181 @@
 //! Long TCP flows: how much gets across.
 
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::Path as FsPath;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lab::interrupt;
-use lab::traffic::TcpLoad;
+use lab::traffic::{Path, TimedFlow, Timetable};
+use serde_json::{Value, json};
 
-use crate::contest::{Contest, Contestant, Counters, MEMBERS, PAUSE};
-use crate::report::{Row, Sample, Target};
-use crate::{Arguments, Case, Ends};
+use crate::cases::{Series, Wanted};
+use crate::contest::{Contest, Counters};
+use crate::draw;
+use crate::{Arguments, Ends};
 
-/// Flows of the transfer over one tunnel, which one flow fills already.
-const ON_ONE_TUNNEL: usize = 3;
-/// Repetitions unless a target asks for more.
-const RUNS: u32 = 5;
-
-/// A series of measurements in one lab.
-pub struct Bulk {
-    pub title: String,
-    policy: &'static str,
-    rates: Vec<f64>,
-    delays: Vec<f64>,
-    /// Numbers of flows, with what is asked of ecmpvpn at each.
-    flows: Vec<(usize, Option<Target>)>,
-    runs: u32,
+/// One transfer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Mbit/s at the receiver.
+    pub goodput: f64,
+    /// What the counters gained.
+    pub gained: Counters,
 }
 
-/// What a case measures by long TCP flows alone.
-pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Bulk> {
-    let equal = vec![arguments.rate; usize::from(MEMBERS)];
-    let even = Some(Target { median: 2.85, worst: 0.0 });
-    let bulk = |what: &str, policy: &'static str, flows: Vec<(usize, Option<Target>)>| Bulk {
-        title: format!("{what}, {MEMBERS} members of {} Mbit/s", arguments.rate),
-        policy,
-        rates: equal.clone(),
-        delays: vec![],
-        flows,
-        runs: RUNS,
-    };
-    let mut series = match case {
-        Case::Adaptive => vec![bulk("adaptive", "adaptive", [3, 4, 6, 12].map(|flows| (flows, even)).into())],
-        Case::Spray => {
-            let one = Some(Target { median: 2.6, worst: 2.0 });
-            let delayed = Some(Target { median: 0.0, worst: 1.0 });
-            vec![
-                Bulk { runs: 10, ..bulk("spray", "spray", vec![(1, one), (3, even)]) },
-                Bulk {
-                    delays: vec![0.0, 5.0, 0.0],
-                    ..bulk("spray, second tunnel slower by 5 ms", "spray", vec![(1, delayed)])
-                },
-            ]
-        }
-        Case::Unequal => {
-            // 0.9 of 45 Mbit/s, as a ratio to the first tunnel's 20.
-            let target = Some(Target { median: 0.9 * 45.0 / 20.0, worst: 0.0 });
-            vec![Bulk {
-                title: "adaptive, members of 20, 20 and 5 Mbit/s".to_owned(),
-                rates: vec![20.0, 20.0, 5.0],
-                ..bulk("", "adaptive", vec![(12, target)])
-            }]
-        }
-        Case::Short | Case::Reorder | Case::Changes => return Vec::new(),
-        Case::Custom => {
-            let rates = if arguments.rates.is_empty() { equal.clone() } else { arguments.rates.clone() };
-            let title = format!("members of {rates:?} Mbit/s, delays {:?} ms", arguments.delays);
-            let flows = [1, 3, 4, 6, 12].map(|flows| (flows, None)).into();
-            vec![Bulk { title, rates, delays: arguments.delays.clone(), ..bulk("", "adaptive", flows) }]
-        }
-    };
-    for bulk in &mut series {
-        bulk.title += match arguments.ends {
-            Ends::Gateways => ", between the gateways",
-            Ends::Hosts => ", between LAN hosts",
+/// All transfers that one seed drew, in the order of the series' rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Repetition {
+    pub number: u32,
+    pub seed: u64,
+    pub samples: Vec<Sample>,
+}
+
+impl Series {
+    /// Measures these repetitions: each stage's lab is built once.
+    pub fn measure(&self, arguments: &Arguments, program: &FsPath, numbers: &[u32]) -> Result<Vec<Repetition>> {
+        let repetition = |number: &u32| Repetition {
+            number: *number,
+            seed: arguments.seed_of(*number),
+            samples: Vec::with_capacity(self.rows().count()),
         };
-        bulk.runs = arguments.runs(bulk.runs);
-        if let Some(policy) = arguments.policy {
-            bulk.title = format!("{}, with policy {policy}", bulk.title);
-            bulk.policy = policy;
+        let mut repetitions: Vec<Repetition> = numbers.iter().map(repetition).collect();
+        for stage in &self.stages {
+            eprintln!("==> {}: building two sites", self.title);
+            let policy = stage.rows.iter().map(|row| row.policy).find(|policy| !policy.is_empty());
+            let contest = Contest::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.extra)?;
+            for repetition in &mut repetitions {
+                for row in &stage.rows {
+                    interrupt::check()?;
+                    let sample = self.sample(&contest, row, arguments.ends(), repetition.seed)?;
+                    eprintln!("    {}/{}: {}: {}", repetition.number, self.runs, row.name(), sample.words());
+                    repetition.samples.push(sample);
+                }
+            }
         }
-        if !arguments.flows.is_empty() {
-            let target = |flows: usize| bulk.flows.iter().find(|(known, _)| *known == flows).and_then(|(_, t)| *t);
-            bulk.flows = arguments.flows.iter().map(|flows| (*flows, target(*flows))).collect();
-        }
+        Ok(repetitions)
     }
-    series
+
+    /// One transfer, as the seed draws it.
+    fn sample(&self, contest: &Contest, row: &Wanted, ends: Ends, seed: u64) -> Result<Sample> {
+        let lab = &contest.lab;
+        let base = match ends {
+            Ends::Gateways => lab.path_of_gateways_v4(),
+            Ends::Hosts => lab.path_v4(),
+        };
+        if !row.policy.is_empty() {
+            contest.set_policy(row.policy)?;
+        }
+        let [sources, destinations] = [0, 1].map(|site| draw::hosts(seed, lab.sites[site].number));
+        for (ns, addresses) in [(base.from, &sources), (base.to, &destinations)] {
+            let command = |address| format!("address replace {address}/16 dev lan0");
+            ns.apply("ip", &addresses.iter().map(command).collect::<Vec<_>>())?;
+        }
+        let drawn = self.draw(seed, row.flows);
+        let flows = drawn.iter().map(|flow| TimedFlow {
+            path: Path {
+                source: IpAddr::V4(sources[flow.from]),
+                destination: IpAddr::V4(destinations[flow.to]),
+                ..base
+            },
+            begin: flow.begin,
+            end: flow.end,
+        });
+        let timetable = Timetable { flows: flows.collect(), window: self.window(&drawn), look: self.look };
+        let mut gained = None;
+        let mut goodput = 0.0;
+        contest.with(row.contestant, || {
+            let before = Counters::read(lab, base)?;
+            goodput = timetable.run()?.goodput();
+            interrupt::sleep(self.pause);
+            gained = Some(Counters::read(lab, base)?.since(&before));
+            Ok(())
+        })?;
+        Ok(Sample { goodput, gained: gained.context("it was not measured")? })
+    }
 }
 
-impl Bulk {
-    /// Measures; a row for each contestant and number of flows.
-    pub fn run(&self, arguments: &Arguments, program: &Path) -> Result<Vec<Row>> {
-        eprintln!("==> {}: building two sites", self.title);
-        let contest = Contest::new(program, self.policy, &self.rates, &self.delays, &arguments.extra)?;
-        // The first tunnel must be one of the fastest, for ratios.
-        let first = usize::from(contest.lab.tunnels[0].members[0]);
-        let mut rates = self.rates.clone();
-        rates.swap(0, first);
-        contest.lab.shape_each(&rates)?;
-        let path = match arguments.ends {
-            Ends::Gateways => contest.lab.path_of_gateways_v4(),
-            Ends::Hosts => contest.lab.path_v4(),
-        };
+impl Wanted {
+    /// For people.
+    pub fn name(&self) -> String {
+        format!("{}, {} flow{}", self.contestant_name(), self.flows, if self.flows == 1 { "" } else { "s" })
+    }
 
-        let mut rows = vec![Row::new(Contestant::OneTunnel, ON_ONE_TUNNEL, None)];
-        for (flows, target) in &self.flows {
-            if !arguments.without_ecmp {
-                rows.push(Row::new(Contestant::Ecmp, *flows, None));
-            }
-            rows.push(Row::new(Contestant::Ecmpvpn, *flows, *target));
-        }
-        for run in 1..=self.runs {
-            let mut one_tunnel = None;
-            for row in &mut rows {
-                interrupt::check()?;
-                let (goodput, gained) = contest.with(row.contestant, || {
-                    let before = Counters::read(&contest.lab, path)?;
-                    let report = TcpLoad::timed(row.flows, arguments.seconds).run(path)?;
-                    interrupt::sleep(PAUSE);
-                    Ok((report.goodput(), Counters::read(&contest.lab, path)?.since(&before)))
-                })?;
-                let ratio = goodput / *one_tunnel.get_or_insert(goodput);
-                let sample = Sample { goodput, ratio, gained };
-                eprintln!("    {run}/{}: {}, {} flows: {sample}", self.runs, row.contestant.name(), row.flows);
-                row.samples.push(sample);
-            }
-        }
-        Ok(rows)
+    /// The contestant, with its policy if it has one.
+    pub fn contestant_name(&self) -> String {
+        let name = self.contestant.name();
+        if self.policy.is_empty() { name.to_owned() } else { format!("{name}, `{}`", self.policy) }
+    }
+}
+
+impl Sample {
+    /// For people.
+    pub fn words(&self) -> String {
+        let shares: Vec<String> = self.gained.shares().iter().map(|share| format!("{share:.0}")).collect();
+        let [at_gaps, while_busy] = self.gained.moves;
+        format!(
+            "{:.2} Mbit/s; tunnels {}%; {} retransmitted and {} out of order of {}; moves {at_gaps} + {while_busy}",
+            self.goodput,
+            shares.join("/"),
+            self.gained.retransmitted,
+            self.gained.out_of_order,
+            self.gained.segments,
+        )
+    }
+
+    fn json(&self) -> Value {
+        let Counters { sent, retransmitted, segments, out_of_order, moves } = &self.gained;
+        json!({
+            "goodput_mbps": self.goodput,
+            "tunnel_bytes": sent,
+            "retransmitted": retransmitted,
+            "segments": segments,
+            "out_of_order": out_of_order,
+            "moves": moves,
+        })
+    }
+
+    fn of_json(json: &Value) -> Option<Self> {
+        let count = |value: &Value| value.as_u64();
+        let moves: Vec<u64> = json["moves"].as_array()?.iter().map(count).collect::<Option<_>>()?;
+        let gained = Counters {
+            sent: json["tunnel_bytes"].as_array()?.iter().map(count).collect::<Option<_>>()?,
+            retransmitted: count(&json["retransmitted"])?,
+            segments: count(&json["segments"])?,
+            out_of_order: count(&json["out_of_order"])?,
+            moves: moves.try_into().ok()?,
+        };
+        Some(Self { goodput: json["goodput_mbps"].as_f64()?, gained })
+    }
+}
+
+impl Repetition {
+    /// What the report merges: of the series with this title.
+    pub fn json(&self, title: &str) -> Value {
+        let samples: Vec<Value> = self.samples.iter().map(Sample::json).collect();
+        json!({ "series": title, "repetition": self.number, "seed": self.seed, "samples": samples })
+    }
+
+    /// Reads it back: the series' title too.
+    pub fn of_json(json: &Value) -> Option<(String, Self)> {
+        let samples = json["samples"].as_array()?.iter().map(Sample::of_json).collect::<Option<_>>()?;
+        let number = u32::try_from(json["repetition"].as_u64()?).ok()?;
+        Some((json["series"].as_str()?.to_owned(), Self { number, seed: json["seed"].as_u64()?, samples }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repetitions_survive_the_way_through_json() {
+        let gained =
+            Counters { sent: vec![1, 2, u64::MAX], retransmitted: 3, segments: 4, out_of_order: 5, moves: [6, 7] };
+        let sample = Sample { goodput: 274.123_456_789_012_3, gained };
+        let repetition = Repetition { number: 2, seed: 9, samples: vec![sample.clone(), sample] };
+        let text = repetition.json("main").to_string();
+        let back = Repetition::of_json(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!(back, ("main".to_owned(), repetition));
+        assert_eq!(Repetition::of_json(&json!({"series": "main"})), None);
     }
 }

@@ -11,7 +11,7 @@ use lab::traffic::{ShortLoad, UdpLoad};
 use serde_json::{Value, json};
 
 use crate::Arguments;
-use crate::contest::{Contest, MEMBERS, PAUSE};
+use crate::contest::{Contest, Links, PAUSE};
 use crate::report::{self, number, verdict};
 
 /// Changes a run, and the time that they are spread over.
@@ -63,13 +63,13 @@ struct Sample {
 pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{CHANGES} changes of policy under TCP and UDP load");
     eprintln!("==> {title}: building two sites");
-    let contest =
-        Contest::new(program, arguments.policy("adaptive"), &vec![arguments.rate; usize::from(MEMBERS)], &[], "")?;
+    let links = Links::alike(arguments, arguments.rate());
+    let contest = Contest::new(program, arguments.policy("adaptive"), &links, "")?;
     let mut table = report::table(&["run", "changes took", "datagrams", "lost", "dropped by the links", "target"]);
     let mut rows = Vec::new();
     for run in 1..=arguments.runs(RUNS) {
         interrupt::check()?;
-        let sample = one_run(&contest.lab, u64::from(run))?;
+        let sample = one_run(&contest.lab, arguments.seed_of(run))?;
         let quiet = sample.dropped_by_program.as_object().is_some_and(|reasons| reasons.values().all(|n| n == 0));
         let met = u64::from(sample.lost) <= sample.dropped_by_links && quiet;
         let mut cells = vec![comfy_table::Cell::new(run)];

@@ -1,24 +1,35 @@
 //! A lab, and who competes in it.
 
+use std::cell::Cell;
 use std::path::Path as FsPath;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lab::netns::Netns;
 use lab::sites::{Lab, Options, Running, Underlay};
 use lab::skip::Feature;
-use lab::traffic::Path;
+use lab::topology::Quality;
+use lab::traffic::{Path, TcpLoad};
 use serde_json::Value;
+
+use crate::Arguments;
 
 /// Members of the bond, and tunnels.
 pub const MEMBERS: u8 = 3;
+/// The first UDP port of the recipe, at both ends: with a lab's addresses the bond then has all tunnels on one member.
+const PORT: u16 = 5_000;
+/// Before anything is measured all links are filled for so long, seconds: policies learn what links carry.
+const WARM_UP: f64 = 1.5;
+const WARM_UP_FLOWS: usize = 12;
 
 /// Who carries the traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contestant {
     /// The first tunnel by itself.
     OneTunnel,
-    /// The kernel's ECMP over all tunnels, with a layer 4 hash and the same planned ports.
+    /// The published recipe: the kernel's ECMP over tunnels with equal ports at both ends, all on one member of the bond.
+    EqualPorts,
+    /// The kernel's ECMP over all tunnels, with a layer 4 hash and the same planned ports as ecmpvpn.
     Ecmp,
     /// The program under test.
     Ecmpvpn,
@@ -29,21 +40,59 @@ impl Contestant {
     pub fn name(self) -> &'static str {
         match self {
             Self::OneTunnel => "one tunnel",
+            Self::EqualPorts => "kernel ECMP, equal ports",
             Self::Ecmp => "kernel ECMP",
             Self::Ecmpvpn => "ecmpvpn",
         }
     }
 }
 
+/// How the links are.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// Of each tunnel's link in each direction, 10^6 bits a second.
+    pub rates: Vec<f64>,
+    /// By so much each tunnel's link is slower than the quickest, milliseconds; none: all are alike.
+    pub delays: Vec<f64>,
+    /// Percent of the packets that get lost in each direction.
+    pub loss: f64,
+    /// What a link takes each way; `None`: the ports are joined directly.
+    pub wire: Option<Duration>,
+    /// Whether each tunnel has the same port at both ends.
+    pub equal_ports: bool,
+}
+
+impl Links {
+    /// Links of one rate.
+    pub fn alike(arguments: &Arguments, rate: f64) -> Self {
+        // As short as with cables in one town where links are fast, and windows would have to be large.
+        let delay = Duration::from_micros(if rate < 500.0 { 2_000 } else { 500 });
+        Self {
+            rates: vec![rate; usize::from(MEMBERS)],
+            delays: Vec::new(),
+            loss: 0.0,
+            wire: arguments.simulated.then_some(delay),
+            equal_ports: false,
+        }
+    }
+
+    /// What happens on the link of a tunnel.
+    fn quality(&self, wire: Duration, tunnel: usize) -> Quality {
+        let more = self.delays.get(tunnel).copied().unwrap_or(0.0);
+        Quality { loss: self.loss, ..Quality::delayed(wire + Duration::from_secs_f64(more / 1e3)) }
+    }
+}
+
 /// Two sites with `ecmpvpn run` at both.
 pub struct Contest {
     pub lab: Lab,
+    policy: Cell<&'static str>,
     _running: [Running; 2],
 }
 
 impl Contest {
-    /// Builds it with each member limited to its rate, and each tunnel made slower by its delay at site A.
-    pub fn new(program: &FsPath, policy: &'static str, rates: &[f64], delays: &[f64], extra: &str) -> Result<Self> {
+    /// Builds it, and lets it learn what the links carry.
+    pub fn new(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
         let real = [Feature::WireGuard, Feature::Bonding].iter().all(|feature| feature.missing().is_none());
         let (underlay, backend) = if real { (Underlay::Bonded, "kernel") } else { (Underlay::Routed, "userspace") };
         let options = Options {
@@ -52,10 +101,16 @@ impl Contest {
             policy,
             members: MEMBERS,
             tunnels: usize::from(MEMBERS),
+            wires: links.wire.map(Quality::delayed),
+            ports: links.equal_ports.then(|| (PORT..).take(usize::from(MEMBERS)).map(|port| [port; 2]).collect()),
             extra: extra.to_owned(),
             ..Options::default()
         };
         let lab = Lab::new(options, program)?;
+        if links.equal_ports {
+            let on_one = lab.tunnels.iter().all(|tunnel| tunnel.members == lab.tunnels[0].members);
+            ensure!(on_one, "the recipe's tunnels are not all on one member: {:?}", lab.tunnels);
+        }
         for site in &lab.sites {
             // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
             // Flows that come through a network card keep theirs.
@@ -63,22 +118,38 @@ impl Contest {
                 end.sysctl("net/core/txrehash", "0")?;
             }
         }
-        let running = lab.run()?;
-        lab.shape_each(rates)?;
-        for (tunnel, delay) in lab.tunnels.iter().zip(delays).filter(|(_, delay)| **delay > 0.0) {
-            // Before the tunnel, so that the member's shaper still comes last and sets the rate. The limit is far above
-            // what is on its way at once.
-            let netem = format!("qdisc add dev {} root netem delay {delay}ms limit 10000", tunnel.name);
-            lab.sites[0].gateway.tc(&netem)?;
+        if let Some(wire) = links.wire {
+            for (number, tunnel) in lab.tunnels.iter().enumerate() {
+                let quality = links.quality(wire, number);
+                lab.wires()?.set_all(&[(tunnel.members[0], 0, quality), (tunnel.members[0], 1, quality)])?;
+            }
         }
-        Ok(Self { lab, _running: running })
+        let running = lab.run()?;
+        lab.shape_each(&of_members(&lab, links)?)?;
+        if links.wire.is_none() {
+            without_wires(&lab, links)?;
+        }
+        TcpLoad::timed(WARM_UP_FLOWS, WARM_UP).run(lab.path_of_gateways_v4()).context("filling the links")?;
+        Ok(Self { lab, policy: Cell::new(policy), _running: running })
+    }
+
+    /// Has both sites steer by another policy.
+    pub fn set_policy(&self, policy: &'static str) -> Result<()> {
+        if self.policy.replace(policy) == policy {
+            return Ok(());
+        }
+        for site in [0, 1] {
+            let (code, _, complaint) = self.lab.ecmpvpn(site, &["policy", "set", policy])?;
+            ensure!(code == 0, "`ecmpvpn policy set {policy}` ended with {code}: {complaint}");
+        }
+        Ok(())
     }
 
     /// Runs `work` with the traffic on its way over `who`.
     pub fn with<T>(&self, who: Contestant, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let tunnels: Vec<usize> = match who {
             Contestant::OneTunnel => vec![0],
-            Contestant::Ecmp => (0..self.lab.tunnels.len()).collect(),
+            Contestant::Ecmp | Contestant::EqualPorts => (0..self.lab.tunnels.len()).collect(),
             Contestant::Ecmpvpn => return work(),
         };
         self.lab.bypass(&tunnels)?;
@@ -86,6 +157,29 @@ impl Contest {
         self.lab.end_bypass()?;
         result
     }
+}
+
+/// The members' rates, where the tunnels' links are to have these.
+fn of_members(lab: &Lab, links: &Links) -> Result<Vec<f64>> {
+    ensure!(links.rates.len() == usize::from(MEMBERS), "--rates has {} numbers, not {MEMBERS}", links.rates.len());
+    let mut rates = links.rates.clone();
+    if !links.equal_ports {
+        for (tunnel, rate) in lab.tunnels.iter().zip(&links.rates) {
+            rates[usize::from(tunnel.members[0])] = *rate;
+        }
+    }
+    Ok(rates)
+}
+
+/// Delays and losses at site A's tunnels: before the tunnel, so that the member's shaper still comes last and sets the rate.
+fn without_wires(lab: &Lab, links: &Links) -> Result<()> {
+    for (number, tunnel) in lab.tunnels.iter().enumerate() {
+        let quality = links.quality(Duration::ZERO, number);
+        if quality != Quality::default() {
+            lab.sites[0].gateway.tc(&format!("qdisc add dev {} root {}", tunnel.name, quality.discipline()))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Contest {
@@ -97,7 +191,7 @@ impl Drop for Contest {
 }
 
 /// Counters that tell how a transfer went.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// What each tunnel's device sent at site A, bytes.
     pub sent: Vec<u64>,

@@ -10,7 +10,7 @@ use lab::traffic::{TcpLoad, UdpLoad};
 use serde_json::json;
 
 use crate::Arguments;
-use crate::contest::{Contest, Contestant, Counters, MEMBERS, PAUSE};
+use crate::contest::{Contest, Contestant, Counters, Links, PAUSE};
 use crate::report::{self, number, verdict};
 
 /// By so much the second tunnel is slower, milliseconds.
@@ -25,6 +25,7 @@ const TCP_FLOWS: usize = 3;
 /// Share of the datagrams that may be out of order.
 const TARGET: f64 = 1e-4;
 const RUNS: u32 = 5;
+const SECONDS: f64 = 10.0;
 /// Beyond the difference of the delays, what a datagram may be ahead of its predecessors when its bucket is moved while
 /// busy: the time that a full queue of a member takes.
 const QUEUE: Duration = Duration::from_millis(60);
@@ -68,8 +69,9 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
          slower by {DELAY_MS} ms, policy {policy}"
     );
     eprintln!("==> {title}: building two sites");
-    let rates = vec![arguments.rate; usize::from(MEMBERS)];
-    let contest = Contest::new(program, policy, &rates, &[0.0, DELAY_MS, 0.0], &arguments.extra)?;
+    let links = Links { delays: vec![0.0, DELAY_MS, 0.0], ..Links::alike(arguments, arguments.rate()) };
+    let contest = Contest::new(program, policy, &links, &arguments.extra)?;
+    let seconds = arguments.seconds.unwrap_or(SECONDS);
     // What the lab itself does to the order, and what the policy adds to that.
     let contestants = [Contestant::OneTunnel, Contestant::Ecmp, Contestant::Ecmpvpn];
     let mut sums = [Sample::default(); 3];
@@ -77,7 +79,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     for run in 1..=runs {
         for (who, sum) in contestants.into_iter().zip(&mut sums) {
             interrupt::check()?;
-            let sample = contest.with(who, || datagrams(&contest, arguments.seconds))?;
+            let sample = contest.with(who, || datagrams(&contest, seconds))?;
             eprintln!(
                 "    {run}/{runs}: {}: {} of {} out of order, {} lost, moves {} + {}",
                 who.name(),

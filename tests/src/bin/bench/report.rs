@@ -1,93 +1,166 @@
 //! What was measured: a table for people, a line of JSON for programs.
 
-use std::fmt;
+use std::io::BufRead;
 
+use anyhow::{Context as _, Result, ensure};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
+use crate::bulk::{Repetition, Sample};
+use crate::cases::{Series, Wanted};
 use crate::contest::{Contestant, Counters};
+use crate::quantiles::{SHARES, quantiles};
 
 /// What the JSON line begins with; `cargo xtask bench` collects it.
 const JSON: &str = "@json ";
 
-/// What a row's ratios to one tunnel must reach.
-#[derive(Clone, Copy, Debug)]
+/// What a row must reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Target {
-    /// The middle one.
+    /// Ratio to one tunnel: the middle one.
     pub median: f64,
-    /// Each.
+    /// The same: each.
     pub worst: f64,
+    /// Goodput of each, Mbit/s; at least and at most.
+    pub goodput: Option<[f64; 2]>,
 }
 
-/// One transfer.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// Mbit/s at the receiver.
-    pub goodput: f64,
-    /// To one tunnel's in the same repetition.
-    pub ratio: f64,
-    /// What the counters gained.
-    pub gained: Counters,
-}
+impl Target {
+    /// Of the middle ratio.
+    pub fn median(median: f64) -> Self {
+        Self { median, ..Self::default() }
+    }
 
-impl fmt::Display for Sample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shares: Vec<String> = self.gained.shares().iter().map(|share| format!("{share:.0}")).collect();
-        let [at_gaps, while_busy] = self.gained.moves;
-        write!(
-            f,
-            "{:.2} Mbit/s, {:.2}x; tunnels {}%; {} retransmitted and {} out of order of {}; moves {at_gaps} + {while_busy}",
-            self.goodput,
-            self.ratio,
-            shares.join("/"),
-            self.gained.retransmitted,
-            self.gained.out_of_order,
-            self.gained.segments,
-        )
+    /// Of each ratio.
+    pub fn each(worst: f64) -> Self {
+        Self { worst, ..Self::default() }
+    }
+
+    /// Of each goodput.
+    pub fn between(least: f64, most: f64) -> Self {
+        Self { goodput: Some([least, most]), ..Self::default() }
+    }
+
+    fn words(&self) -> String {
+        let mut words = Vec::new();
+        if self.median > 0.0 {
+            words.push(format!("median >= {:.3}", self.median));
+        }
+        if self.worst > 0.0 {
+            words.push(format!("each >= {:.2}", self.worst));
+        }
+        if let Some([least, most]) = self.goodput {
+            words.push(format!("each {least:.0} to {most:.0} Mbit/s"));
+        }
+        words.join(", ")
+    }
+
+    /// Whether one transfer by itself is as it must be.
+    fn is_met_by(&self, goodput: f64, ratio: f64) -> bool {
+        ratio >= self.worst && self.goodput.is_none_or(|[least, most]| (least..=most).contains(&goodput))
     }
 }
 
-/// All transfers of one kind.
-pub struct Row {
-    pub contestant: Contestant,
-    pub flows: usize,
-    pub target: Option<Target>,
-    pub samples: Vec<Sample>,
+/// All transfers of one row.
+struct Row<'a> {
+    wanted: Wanted,
+    /// With its seed and its ratio to one tunnel in the same repetition.
+    samples: Vec<(u64, f64, &'a Sample)>,
 }
 
-/// Least, middle and greatest.
-pub fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
-    let half = values.len() / 2;
-    let median =
-        if values.len().is_multiple_of(2) { middle(half.wrapping_sub(1)).midpoint(middle(half)) } else { middle(half) };
-    [middle(0), median, middle(values.len().wrapping_sub(1))]
-}
-
-impl Row {
-    pub fn new(contestant: Contestant, flows: usize, target: Option<Target>) -> Self {
-        Self { contestant, flows, target, samples: Vec::new() }
+impl Row<'_> {
+    fn ratios(&self) -> impl Iterator<Item = f64> {
+        self.samples.iter().map(|(_, ratio, _)| *ratio)
     }
 
-    fn ratios(&self) -> [f64; 3] {
-        spread(self.samples.iter().map(|sample| sample.ratio))
+    fn goodputs(&self) -> impl Iterator<Item = f64> {
+        self.samples.iter().map(|(.., sample)| sample.goodput)
     }
 
     /// Whether the target is met, and what it is.
     fn verdict(&self) -> Option<(bool, String)> {
-        let Target { median, worst } = self.target?;
-        let [least, middle, _] = self.ratios();
-        let mut wanted = Vec::new();
-        if median > 0.0 {
-            wanted.push(format!("median >= {median:.3}"));
-        }
-        if worst > 0.0 {
-            wanted.push(format!("each >= {worst:.2}"));
-        }
-        Some((middle >= median && least >= worst, wanted.join(", ")))
+        let target = self.wanted.target?;
+        let [median] = quantiles(self.ratios(), [0.5]);
+        Some((median >= target.median && self.missed().next().is_none(), target.words()))
     }
+
+    /// Transfers that by themselves miss the target.
+    fn missed(&self) -> impl Iterator<Item = &(u64, f64, &Sample)> {
+        let target = self.wanted.target.unwrap_or_default();
+        self.samples.iter().filter(move |(_, ratio, sample)| !target.is_met_by(sample.goodput, *ratio))
+    }
+
+    /// A counter's share of all segments.
+    fn share(&self, count: fn(&Counters) -> u64) -> String {
+        let sum = |count: fn(&Counters) -> u64| self.samples.iter().map(|(.., s)| count(&s.gained)).sum::<u64>();
+        #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
+        let percent = sum(count) as f64 / sum(|gained| gained.segments).max(1) as f64 * 100.0;
+        format!("{percent:.2}%")
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let [goodput] = quantiles(self.goodputs(), [0.5]);
+        let mut numbers = vec![self.wanted.flows.to_string(), format!("{goodput:.1}")];
+        numbers.extend(quantiles(self.ratios(), SHARES).map(|ratio| format!("{ratio:.2}")));
+        numbers.extend([self.share(|gained| gained.retransmitted), self.share(|gained| gained.out_of_order)]);
+        let mut cells = vec![Cell::new(self.wanted.contestant_name())];
+        cells.extend(numbers.into_iter().map(number));
+        cells.push(Cell::new(self.verdict().map_or_else(String::new, |(met, wanted)| verdict(&wanted, met))));
+        cells
+    }
+
+    fn json(&self) -> Value {
+        let each = |value: fn(&Counters) -> Value| -> Vec<Value> {
+            self.samples.iter().map(|(.., sample)| value(&sample.gained)).collect()
+        };
+        let [least, tenth, median, ninetieth, greatest] = quantiles(self.ratios(), SHARES);
+        json!({
+            "contestant": self.wanted.contestant.name(),
+            "policy": if self.wanted.policy.is_empty() { Value::Null } else { json!(self.wanted.policy) },
+            "flows": self.wanted.flows,
+            "goodput_mbps": self.goodputs().collect::<Vec<_>>(),
+            "ratio": self.ratios().collect::<Vec<_>>(),
+            "ratio_median": median,
+            "ratio_min": least,
+            "ratio_max": greatest,
+            "ratio_10_percent": tenth,
+            "ratio_90_percent": ninetieth,
+            "retransmitted": each(|gained| json!(gained.retransmitted)),
+            "out_of_order": each(|gained| json!(gained.out_of_order)),
+            "segments": each(|gained| json!(gained.segments)),
+            "moves": each(|gained| json!(gained.moves)),
+            "tunnel_percent": each(|gained| json!(gained.shares())),
+            "target": self.verdict().map(|(met, wanted)| json!({"wanted": wanted, "met": met})),
+        })
+    }
+}
+
+/// The rows of a series. Ratios are to one tunnel with as many flows, or with the first number of flows that it was
+/// measured with.
+fn rows<'a>(series: &Series, repetitions: &'a [Repetition]) -> Vec<Row<'a>> {
+    let wanted: Vec<Wanted> = series.rows().collect();
+    let alone = |flows: Option<usize>| {
+        let is_it =
+            |row: &Wanted| row.contestant == Contestant::OneTunnel && flows.is_none_or(|count| count == row.flows);
+        wanted.iter().position(is_it)
+    };
+    let row = |(place, row): (usize, &Wanted)| {
+        let base = alone(Some(row.flows)).or_else(|| alone(None));
+        let sample = |repetition: &'a Repetition| {
+            let sample = repetition.samples.get(place)?;
+            let base = base.and_then(|base| repetition.samples.get(base)).map_or(f64::NAN, |base| base.goodput);
+            Some((repetition.seed, sample.goodput / base, sample))
+        };
+        Row { wanted: *row, samples: repetitions.iter().filter_map(sample).collect() }
+    };
+    let mut rows: Vec<Row<'a>> = wanted.iter().enumerate().map(row).collect();
+    // One tunnel comes first, and who competes with as many flows stands together.
+    rows.sort_by_key(|row| {
+        let contestant = row.wanted.contestant;
+        let flows = if contestant == Contestant::OneTunnel { 0 } else { row.wanted.flows };
+        (flows, contestant)
+    });
+    rows
 }
 
 /// Prints a line for programs.
@@ -100,10 +173,10 @@ pub fn verdict(wanted: &str, met: bool) -> String {
     format!("{wanted}: {}", if met { "met" } else { "MISSED" })
 }
 
-/// A table without rows.
+/// A table without rows, as Markdown.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(header);
     table
 }
@@ -114,55 +187,118 @@ pub fn number(text: impl Into<String>) -> Cell {
 }
 
 /// Prints a series.
-pub fn show(title: &str, rows: &[Row]) {
-    let header = ["", "flows", "Mbit/s", "ratio", "least", "greatest", "retransmitted", "out of order", "target"];
-    let mut table = table(&header);
-    for row in rows {
-        let [least, median, greatest] = row.ratios();
-        let [_, goodput, _] = spread(row.samples.iter().map(|sample| sample.goodput));
-        let share = |count: fn(&Counters) -> u64| {
-            let sum = |count: fn(&Counters) -> u64| row.samples.iter().map(|sample| count(&sample.gained)).sum::<u64>();
-            #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
-            let percent = sum(count) as f64 / sum(|gained| gained.segments).max(1) as f64 * 100.0;
-            format!("{percent:.2}%")
-        };
-        let verdict = row.verdict().map_or_else(String::new, |(met, wanted)| verdict(&wanted, met));
-        let mut cells = vec![Cell::new(row.contestant.name())];
-        let numbers = [
-            row.flows.to_string(),
-            format!("{goodput:.2}"),
-            format!("{median:.2}"),
-            format!("{least:.2}"),
-            format!("{greatest:.2}"),
-            share(|gained| gained.retransmitted),
-            share(|gained| gained.out_of_order),
-        ];
-        cells.extend(numbers.map(number));
-        cells.push(Cell::new(verdict));
-        table.add_row(cells);
+pub fn show(series: &Series, repetitions: &[Repetition]) {
+    let rows = rows(series, repetitions);
+    let mut table = table(&[
+        "",
+        "flows",
+        "Mbit/s",
+        "least",
+        "10%",
+        "median",
+        "90%",
+        "greatest",
+        "sent again",
+        "out of order",
+        "target",
+    ]);
+    for row in &rows {
+        table.add_row(row.cells());
     }
-    let runs = rows.first().map_or(0, |row| row.samples.len());
-    println!("\n{title}; medians of {runs} runs, ratios to one tunnel in the same run\n{table}\n");
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            let each = |value: fn(&Sample) -> f64| row.samples.iter().map(value).collect::<Vec<_>>();
-            let [least, median, greatest] = row.ratios();
-            json!({
-                "contestant": row.contestant.name(),
-                "flows": row.flows,
-                "goodput_mbps": each(|sample| sample.goodput),
-                "ratio": each(|sample| sample.ratio),
-                "ratio_median": median,
-                "ratio_min": least,
-                "ratio_max": greatest,
-                "retransmitted": row.samples.iter().map(|sample| sample.gained.retransmitted).collect::<Vec<_>>(),
-                "out_of_order": row.samples.iter().map(|sample| sample.gained.out_of_order).collect::<Vec<_>>(),
-                "segments": row.samples.iter().map(|sample| sample.gained.segments).collect::<Vec<_>>(),
-                "moves": row.samples.iter().map(|sample| sample.gained.moves).collect::<Vec<_>>(),
-                "target": row.verdict().map(|(met, wanted)| json!({"wanted": wanted, "met": met})),
-            })
-        })
-        .collect();
-    json(&json!({"series": title, "rows": rows}));
+    let runs = repetitions.len();
+    println!("\n{}; {runs} runs: median goodput, and ratios to one tunnel in the same run\n\n{table}", series.title);
+    for row in rows.iter().filter(|row| row.wanted.target.is_some()) {
+        for (seed, ratio, sample) in row.missed() {
+            println!("\nMISSED by seed {seed}: {}: {ratio:.3}x, {}", row.wanted.name(), sample.words());
+        }
+    }
+    println!();
+    json(&json!({
+        "series": series.title,
+        "seeds": repetitions.iter().map(|repetition| repetition.seed).collect::<Vec<_>>(),
+        "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+    }));
+}
+
+/// Merges the repetitions that stand in `lines`, and prints those of each series.
+pub fn merge(all: &[Series], lines: impl BufRead) -> Result<()> {
+    let mut repetitions = Vec::new();
+    for line in lines.lines() {
+        let line = line.context("reading repetitions")?;
+        let json: Value = serde_json::from_str(&line).with_context(|| format!("a repetition: {line}"))?;
+        repetitions.push(Repetition::of_json(&json).with_context(|| format!("not a repetition: {line}"))?);
+    }
+    for series in all {
+        let own = repetitions.iter().filter(|(title, _)| *title == series.title);
+        let mut own: Vec<Repetition> = own.map(|(_, repetition)| repetition.clone()).collect();
+        // Side by side they end in any order.
+        own.sort_by_key(|repetition| repetition.number);
+        let rows = series.rows().count();
+        ensure!(own.iter().all(|one| one.samples.len() == rows), "a repetition of `{}` is of other rows", series.title);
+        if !own.is_empty() {
+            show(series, &own);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::{Arguments, Case, cases};
+
+    fn series() -> Series {
+        let arguments = Arguments::parse_from(["bench", "--simulated", "--flows", "3"]);
+        cases::of_case(Case::Lossy, &arguments).remove(0)
+    }
+
+    fn repetition(number: u32, goodputs: &[f64]) -> Repetition {
+        let sample = |goodput: &f64| Sample { goodput: *goodput, gained: Counters::default() };
+        Repetition { number, seed: number.into(), samples: goodputs.iter().map(sample).collect() }
+    }
+
+    #[test]
+    fn ratios_are_to_one_tunnel_with_as_many_flows_in_the_same_repetition() {
+        let series = series();
+        let names: Vec<String> = series.rows().map(|row| row.name()).collect();
+        assert_eq!(names[1], "kernel ECMP, 3 flows");
+        let three = series.rows().position(|row| row.contestant == Contestant::OneTunnel && row.flows == 3).unwrap();
+        let mut goodputs = vec![100.0; names.len()];
+        (goodputs[0], goodputs[1], goodputs[three]) = (50.0, 120.0, 60.0);
+        let first = repetition(1, &goodputs);
+        goodputs[three] = 40.0;
+        let all = [first, repetition(2, &goodputs)];
+        let rows = rows(&series, &all);
+        let row = rows.iter().find(|row| row.wanted.contestant == Contestant::Ecmp).unwrap();
+        assert_eq!(row.ratios().collect::<Vec<_>>(), [2.0, 3.0]);
+        assert_eq!(rows[0].ratios().collect::<Vec<_>>(), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn targets_are_of_the_middle_or_of_each() {
+        let row = |target, ratios: &[f64]| {
+            let wanted = Wanted { target: Some(target), ..series().rows().next().unwrap() };
+            let sample: &Sample = Box::leak(Box::new(repetition(1, &[91.5]).samples.remove(0)));
+            Row { wanted, samples: ratios.iter().map(|ratio| (1, *ratio, sample)).collect() }
+        };
+        let verdict = |target, ratios: &[f64]| row(target, ratios).verdict().unwrap();
+        assert_eq!(verdict(Target::each(2.95), &[2.95, 3.0]), (true, "each >= 2.95".to_owned()));
+        assert!(!verdict(Target::each(2.95), &[2.949, 3.0]).0);
+        assert!(verdict(Target::median(2.85), &[1.0, 2.9, 2.9]).0 && !verdict(Target::median(2.85), &[2.0, 3.0]).0);
+        assert_eq!(verdict(Target::between(91.0, 92.0), &[1.0]), (true, "each 91 to 92 Mbit/s".to_owned()));
+        assert!(!verdict(Target::between(92.0, 93.0), &[1.0]).0);
+    }
+
+    #[test]
+    fn merging_refuses_what_is_no_repetition() {
+        let title = series().title;
+        let rows = series().rows().count();
+        let good = repetition(1, &vec![1.0; rows]).json(&title);
+        assert!(merge(&[series()], format!("{good}\n").as_bytes()).is_ok());
+        for bad in ["{}".to_owned(), "no JSON".to_owned(), repetition(1, &[1.0]).json(&title).to_string()] {
+            assert!(merge(&[series()], bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
 }

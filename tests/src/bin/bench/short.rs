@@ -14,8 +14,9 @@ use lab::traffic::{LOOK, ShortLoad, connect_all};
 use serde_json::json;
 
 use crate::Arguments;
-use crate::contest::{Contest, Contestant, Counters, MEMBERS, PAUSE};
-use crate::report::{self, number, spread, verdict};
+use crate::contest::{Contest, Contestant, Counters, Links, MEMBERS, PAUSE};
+use crate::quantiles::spread;
+use crate::report::{self, number, verdict};
 
 /// Transfers a run, and bytes of each.
 const TRANSFERS: usize = 200;
@@ -46,15 +47,15 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let policy = arguments.policy("adaptive");
     let title = format!("{TRANSFERS} transfers of {BYTES} bytes over three busy tunnels, policy {policy}");
     eprintln!("==> {title}: building two sites");
-    let rates = vec![arguments.rate; usize::from(MEMBERS)];
-    let contest = Contest::new(program, policy, &rates, &[], &arguments.extra)?;
+    let rate = arguments.rate();
+    let contest = Contest::new(program, policy, &Links::alike(arguments, rate), &arguments.extra)?;
     let contestants = [Contestant::Ecmp, Contestant::Ecmpvpn];
     let mut samples = contestants.map(|_| Vec::new());
     let runs = arguments.runs(RUNS);
     for run in 1..=runs {
         for (who, samples) in contestants.into_iter().zip(&mut samples) {
             interrupt::check()?;
-            let sample = contest.with(who, || transfers(&contest.lab, arguments.rate, u64::from(run)))?;
+            let sample = contest.with(who, || transfers(&contest.lab, rate, arguments.seed_of(run)))?;
             eprintln!(
                 "    {run}/{runs}: {}: median {:.0} ms, 99th percentile {:.0} ms; tunnels {:.0?}%",
                 who.name(),

@@ -1,0 +1,403 @@
+//! What the cases with long TCP flows measure: tables, the links and rows of each, and what is asked of them. Pure.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::contest::{Contestant, Links, MEMBERS, PAUSE};
+use crate::draw::{self, Drawn};
+use crate::report::Target;
+use crate::{Arguments, Case};
+
+/// The rates of the recipe that is published: there 10 flows went from 890 Mbit/s over one tunnel to 1,620 over three.
+const RECIPE_RATE: f64 = 1_000.0;
+/// Flows of the tables over all numbers of flows.
+const FLOWS: [usize; 8] = [1, 2, 3, 4, 6, 10, 12, 48];
+/// Flows of the main table.
+const EVEN: [usize; 5] = [3, 4, 6, 12, 48];
+/// Flows of one that arrives and leaves.
+const PASSING: usize = 30;
+const POLICIES: [&str; 4] = ["hash", "flowlet", "adaptive", "spray"];
+
+/// Between two transfers in simulated time, where it costs next to nothing: the daemon has forgotten what the last one
+/// carried.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Repetitions unless a case asks for more.
+const RUNS: u32 = 5;
+/// Repetitions of the main table in simulated time.
+const SEEDS: u32 = 20;
+
+/// How flows come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coming {
+    /// All begin nearly together and stay.
+    Together,
+    /// They arrive and leave.
+    Passing,
+}
+
+/// One row of a table, as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    pub contestant: Contestant,
+    /// Of ecmpvpn; empty for the others.
+    pub policy: &'static str,
+    pub flows: usize,
+    pub target: Option<Target>,
+}
+
+/// Rows that are measured in one lab.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub links: Links,
+    pub rows: Vec<Wanted>,
+}
+
+/// One table.
+#[derive(Clone, Debug)]
+pub struct Series {
+    pub title: String,
+    pub stages: Vec<Stage>,
+    pub runs: u32,
+    pub seconds: f64,
+    /// The share of this time at whose end long flows have found their speed.
+    pub settles: f64,
+    pub coming: Coming,
+    /// The receiving end looks this often.
+    pub look: Duration,
+    /// Between two transfers.
+    pub pause: Duration,
+}
+
+impl Series {
+    /// All rows, in the order in which they are measured.
+    pub fn rows(&self) -> impl Iterator<Item = Wanted> {
+        self.stages.iter().flat_map(|stage| stage.rows.iter().copied())
+    }
+
+    /// The flows of a row, as a seed draws them: the same for all contestants with so many flows.
+    pub fn draw(&self, seed: u64, flows: usize) -> Vec<Drawn> {
+        match self.coming {
+            Coming::Together => draw::together(seed, flows, self.seconds),
+            Coming::Passing => draw::coming_and_going(seed, flows, self.seconds),
+        }
+    }
+
+    /// When they are measured: flows that pass are few at both ends of the time.
+    pub fn window(&self, flows: &[Drawn]) -> Range<Duration> {
+        let begin = flows.iter().map(|flow| flow.begin).min().unwrap_or_default();
+        let end = flows.iter().map(|flow| flow.end).max().unwrap_or_default();
+        let time = end.saturating_sub(begin);
+        match self.coming {
+            Coming::Together => begin + time.mul_f64(self.settles)..end,
+            Coming::Passing => begin + time / 6..end.saturating_sub(time / 6),
+        }
+    }
+}
+
+fn one_tunnel(flows: usize, target: Option<Target>) -> Wanted {
+    Wanted { contestant: Contestant::OneTunnel, policy: "", flows, target }
+}
+
+fn ecmp(flows: usize) -> Wanted {
+    Wanted { contestant: Contestant::Ecmp, policy: "", flows, target: None }
+}
+
+fn recipe(flows: usize) -> Wanted {
+    Wanted { contestant: Contestant::EqualPorts, policy: "", flows, target: None }
+}
+
+fn ours(policy: &'static str, flows: usize, target: Option<Target>) -> Wanted {
+    Wanted { contestant: Contestant::Ecmpvpn, policy, flows, target }
+}
+
+/// What a case measures; nothing where it is not about long flows.
+pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Series> {
+    let rate = if case == Case::Recipe { arguments.rate_or(RECIPE_RATE) } else { arguments.rate() };
+    let make = Make { arguments, rate };
+    let mut series = match case {
+        Case::Main => vec![make.main()],
+        Case::Recipe => vec![make.recipe()],
+        Case::Policies => vec![make.policies()],
+        Case::Adaptive => vec![make.adaptive()],
+        Case::Spray => make.spray(),
+        Case::Unequal => vec![make.unequal()],
+        Case::Delayed => [5.0, 20.0].map(|delay| make.delayed(delay)).into(),
+        Case::Lossy => [0.01, 1.0].map(|loss| make.lossy(loss)).into(),
+        Case::Passing => vec![make.passing()],
+        Case::Custom => vec![make.custom()],
+        Case::Short | Case::Reorder | Case::Changes => Vec::new(),
+    };
+    for series in &mut series {
+        series.apply(arguments);
+    }
+    series
+}
+
+/// Makes series, all on links of one rate unless they say otherwise.
+struct Make<'a> {
+    arguments: &'a Arguments,
+    rate: f64,
+}
+
+impl Make<'_> {
+    fn links(&self) -> Links {
+        Links::alike(self.arguments, self.rate)
+    }
+
+    fn series(&self, title: &str, stages: Vec<Stage>) -> Series {
+        Series {
+            title: format!("{title}, {MEMBERS} members of {} Mbit/s", self.rate),
+            stages,
+            runs: RUNS,
+            seconds: self.arguments.seconds(self.rate),
+            coming: Coming::Together,
+            // Half of the way there: else windows of flows that have none yet would not open.
+            look: self.links().wire.map_or(lab::traffic::LOOK, |wire| wire / 2),
+            pause: if self.arguments.simulated { IDLE } else { PAUSE },
+            settles: if self.arguments.simulated { 0.5 } else { 0.25 },
+        }
+    }
+
+    fn one_stage(&self, title: &str, links: Links, rows: Vec<Wanted>) -> Series {
+        self.series(title, vec![Stage { links, rows }])
+    }
+
+    /// All links filled by flows that leave none idle: in simulated time nothing but the links limits them.
+    fn even(&self) -> Target {
+        if self.arguments.simulated { Target::each(2.95) } else { Target::median(2.85) }
+    }
+
+    /// One tunnel's own goodput: what headers leave of the link's rate.
+    fn alone(&self) -> Option<Target> {
+        self.arguments.simulated.then(|| Target::between(0.91 * self.rate, 0.92 * self.rate))
+    }
+
+    fn with_equal_ports(&self, flows: &[usize]) -> Stage {
+        let links = Links { equal_ports: true, ..self.links() };
+        Stage { links, rows: flows.iter().map(|flows| recipe(*flows)).collect() }
+    }
+
+    fn main(&self) -> Series {
+        let mut rows = vec![one_tunnel(1, self.alone())];
+        rows.extend(EVEN.iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, Some(self.even()))]));
+        rows.push(ours("spray", 1, Some(self.even())));
+        let stages = vec![Stage { links: self.links(), rows }, self.with_equal_ports(&[3, 12])];
+        let runs = if self.arguments.simulated { SEEDS } else { RUNS };
+        Series { runs, ..self.series("main", stages) }
+    }
+
+    fn recipe(&self) -> Series {
+        const MANY: usize = 10;
+        let rows = vec![
+            one_tunnel(1, self.alone()),
+            ecmp(MANY),
+            ours("adaptive", MANY, Some(self.even())),
+            ours("spray", 1, Some(self.even())),
+        ];
+        let stages = vec![Stage { links: self.links(), rows }, self.with_equal_ports(&[MANY])];
+        self.series("recipe (published: 890 Mbit/s over one tunnel, 1,620 over three)", stages)
+    }
+
+    fn policies(&self) -> Series {
+        let mut rows = vec![one_tunnel(1, None)];
+        for flows in FLOWS {
+            rows.push(ecmp(flows));
+            rows.extend(POLICIES.map(|policy| ours(policy, flows, None)));
+        }
+        self.one_stage("policies", self.links(), rows)
+    }
+
+    fn adaptive(&self) -> Series {
+        let mut rows = vec![one_tunnel(3, None)];
+        rows.extend([3, 4, 6, 12].iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, Some(self.even()))]));
+        self.one_stage("adaptive", self.links(), rows)
+    }
+
+    fn spray(&self) -> Vec<Series> {
+        let emulated = Target { worst: 2.0, ..Target::median(2.6) };
+        let one = Some(if self.arguments.simulated { self.even() } else { emulated });
+        let three = Some(self.even());
+        let rows = vec![one_tunnel(3, None), ecmp(1), ours("spray", 1, one), ecmp(3), ours("spray", 3, three)];
+        let delayed = vec![one_tunnel(3, None), ecmp(1), ours("spray", 1, Some(Target::each(1.0)))];
+        let links = Links { delays: vec![0.0, 5.0, 0.0], ..self.links() };
+        vec![
+            Series { runs: 10, ..self.one_stage("spray", self.links(), rows) },
+            self.one_stage("spray, second tunnel slower by 5 ms", links, delayed),
+        ]
+    }
+
+    fn unequal(&self) -> Series {
+        let rates: Vec<f64> = [2.0, 2.0, 0.5].map(|share| share * self.rate).into();
+        // 0.9 of the sum, as a ratio to the first tunnel.
+        let target = Some(Target::median(0.9 * rates.iter().sum::<f64>() / rates[0]));
+        let title = format!("adaptive, members of {} Mbit/s", listed(&rates));
+        let rows = vec![one_tunnel(3, None), ecmp(12), ours("adaptive", 12, target)];
+        let series = self.one_stage("", Links { rates, ..self.links() }, rows);
+        Series { title, ..series }
+    }
+
+    fn delayed(&self, delay: f64) -> Series {
+        let links = Links { delays: vec![0.0, delay, 0.0], ..self.links() };
+        let mut rows = vec![one_tunnel(1, None)];
+        for flows in [1, 3, 12] {
+            rows.extend([ecmp(flows), ours("adaptive", flows, None), ours("spray", flows, None)]);
+        }
+        self.one_stage(&format!("delayed, second tunnel slower by {delay} ms"), links, rows)
+    }
+
+    fn lossy(&self, loss: f64) -> Series {
+        let mut rows = Vec::new();
+        for flows in [1, 3, 12] {
+            rows.extend([one_tunnel(flows, None), ecmp(flows)]);
+            rows.extend([ours("adaptive", flows, None), ours("spray", flows, None)]);
+        }
+        self.one_stage(&format!("lossy, {loss}% lost in each direction"), Links { loss, ..self.links() }, rows)
+    }
+
+    fn passing(&self) -> Series {
+        let ours = POLICIES.map(|policy| ours(policy, PASSING, None));
+        let rows = [&[one_tunnel(PASSING, None), ecmp(PASSING)][..], &ours].concat();
+        let series = self.one_stage("passing: flows that arrive and leave", self.links(), rows);
+        Series { coming: Coming::Passing, seconds: 2.0 * series.seconds, ..series }
+    }
+
+    fn custom(&self) -> Series {
+        let Arguments { rates, delays, loss, .. } = self.arguments;
+        let rates = if rates.is_empty() { self.links().rates } else { rates.clone() };
+        let title = format!("members of {} Mbit/s, delays of {} ms, {loss}% lost", listed(&rates), listed(delays));
+        let mut rows = vec![one_tunnel(3, None)];
+        rows.extend([1, 3, 4, 6, 12].iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, None)]));
+        let links = Links { rates, delays: delays.clone(), loss: *loss, ..self.links() };
+        Series { title, ..self.one_stage("", links, rows) }
+    }
+}
+
+/// Numbers as words.
+fn listed(numbers: &[f64]) -> String {
+    if numbers.is_empty() { "0".to_owned() } else { numbers.iter().map(f64::to_string).collect::<Vec<_>>().join("/") }
+}
+
+impl Series {
+    /// Changes it as the options say.
+    fn apply(&mut self, arguments: &Arguments) {
+        self.title += arguments.ends().words();
+        self.runs = arguments.runs(self.runs);
+        if let Some(policy) = arguments.policy {
+            self.title = format!("{}, with policy {policy}", self.title);
+        }
+        for stage in &mut self.stages {
+            stage.rows = applied(&stage.rows, arguments);
+        }
+        self.stages.retain(|stage| !stage.rows.is_empty());
+    }
+}
+
+/// `rows` with other policies and numbers of flows, as the options say.
+fn applied(rows: &[Wanted], arguments: &Arguments) -> Vec<Wanted> {
+    let mut applied = Vec::new();
+    let mut add = |row: Wanted| {
+        let same = |other: &Wanted| Wanted { target: None, ..*other } == Wanted { target: None, ..row };
+        if !applied.iter().any(same) {
+            applied.push(row);
+        }
+    };
+    for row in rows {
+        let mut row = *row;
+        match row.contestant {
+            Contestant::OneTunnel => {
+                add(row);
+                continue;
+            }
+            Contestant::Ecmp | Contestant::EqualPorts if arguments.without_ecmp => continue,
+            Contestant::Ecmpvpn => row.policy = arguments.policy.unwrap_or(row.policy),
+            Contestant::Ecmp | Contestant::EqualPorts => {}
+        }
+        if arguments.flows.is_empty() {
+            add(row);
+        }
+        for flows in &arguments.flows {
+            let is_known = |known: &&Wanted| {
+                known.contestant == row.contestant && known.policy == row.policy && known.flows == *flows
+            };
+            add(Wanted { flows: *flows, target: rows.iter().find(is_known).and_then(|known| known.target), ..row });
+        }
+    }
+    applied
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn series(case: Case, options: &str) -> Vec<Series> {
+        let arguments = Arguments::parse_from(["bench"].into_iter().chain(options.split_whitespace()));
+        of_case(case, &arguments)
+    }
+
+    #[test]
+    fn the_main_table_has_twenty_seeds_and_tight_targets_in_simulated_time() {
+        let [simulated] = &series(Case::Main, "--simulated")[..] else { panic!("one table") };
+        let [emulated] = &series(Case::Main, "")[..] else { panic!("one table") };
+        assert_eq!((simulated.runs, emulated.runs), (20, 5));
+        let target = |series: &Series, policy: &str, flows: usize| {
+            series.rows().find(|row| row.policy == policy && row.flows == flows).unwrap().target
+        };
+        for (policy, flows) in [("adaptive", 3), ("adaptive", 48), ("spray", 1)] {
+            assert_eq!(target(simulated, policy, flows), Some(Target::each(2.95)));
+            assert_eq!(target(emulated, policy, flows), Some(Target::median(2.85)));
+        }
+        assert_eq!(target(simulated, "", 1), Some(Target::between(91.0, 92.0)));
+        assert!(simulated.title.contains("3 members of 100 Mbit/s"), "{}", simulated.title);
+        assert!(simulated.stages[1].links.equal_ports && simulated.stages[0].links.wire.is_some());
+        assert!(emulated.stages[0].links.wire.is_none());
+    }
+
+    #[test]
+    fn how_long_flows_begin_is_not_measured() {
+        let simulated = &series(Case::Main, "--simulated")[0];
+        let emulated = &series(Case::Main, "")[0];
+        let flow =
+            |begin, end| Drawn { begin: Duration::from_secs(begin), end: Duration::from_secs(end), from: 0, to: 0 };
+        let window = |series: &Series, flows: &[Drawn]| {
+            let window = series.window(flows);
+            [window.start.as_secs_f64(), window.end.as_secs_f64()]
+        };
+        assert_eq!(window(simulated, &[flow(1, 4), flow(2, 4)]), [2.5, 4.0]);
+        assert_eq!(window(emulated, &[flow(1, 9), flow(2, 9)]), [3.0, 9.0]);
+        let passing = &series(Case::Passing, "--simulated")[0];
+        assert_eq!(window(passing, &[flow(1, 3), flow(4, 7)]), [2.0, 6.0]);
+    }
+
+    #[test]
+    fn the_recipe_runs_at_its_rates_unless_told_otherwise() {
+        assert_eq!(series(Case::Recipe, "--simulated")[0].stages[0].links.rates, [1_000.0; 3]);
+        assert_eq!(series(Case::Recipe, "--simulated --rate 50")[0].stages[0].links.rates, [50.0; 3]);
+        assert_eq!(series(Case::Unequal, "--simulated")[0].stages[0].links.rates, [200.0, 200.0, 50.0]);
+        assert_eq!(series(Case::Unequal, "")[0].stages[0].links.rates, [20.0, 20.0, 5.0]);
+    }
+
+    #[test]
+    fn options_change_rows_and_each_is_there_once() {
+        let rows = |options| {
+            let series = series(Case::Policies, options);
+            series[0].rows().map(|row| (row.contestant, row.policy, row.flows)).collect::<Vec<_>>()
+        };
+        assert_eq!(rows("").len(), 1 + 8 * 5);
+        let few = rows("--flows 3,7 --policy spray --without-ecmp");
+        let ours = |flows| (Contestant::Ecmpvpn, "spray", flows);
+        assert_eq!(few, [(Contestant::OneTunnel, "", 1), ours(3), ours(7)]);
+        let without = series(Case::Main, "--without-ecmp");
+        assert_eq!(without[0].stages.len(), 1, "no lab for rows that are left out");
+    }
+
+    #[test]
+    fn a_number_of_flows_keeps_its_target() {
+        let series = series(Case::Main, "--simulated --flows 6,7");
+        let targets =
+            series[0].rows().filter(|row| row.policy == "adaptive").map(|row| (row.flows, row.target.is_some()));
+        assert_eq!(targets.collect::<Vec<_>>(), [(6, true), (7, false)]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Tests of the suites that are asked for more than an ordinary run takes time for, on kernel WireGuard over a bond.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{Kept, LIMIT, Place, Profile, build, built};
+use crate::setup::{self, Part};
+use crate::sh::Cmd;
+use crate::sim::run::Clock;
+use crate::vm::kernel::{self, Series};
+use crate::vm::run::to_stdout;
+use crate::{sim, vm};
+
+/// Where, and from which random numbers.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Setting {
+    #[command(flatten)]
+    place: Place,
+    /// In the simulation, what is drawn at random follows from this number
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with_all = ["kernel", "here"])]
+    seed: u64,
+}
+
+/// What can be run.
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+pub enum Long {
+    /// Time from the first lost packet to traffic flowing again when a tunnel dies, in each direction
+    Failover {
+        /// Tunnels that die, in each direction
+        #[arg(long, default_value_t = 20)]
+        trials: u32,
+        #[command(flatten)]
+        setting: Setting,
+    },
+    /// Full links that lose 1%, and no tunnel may be taken for dead
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+        #[command(flatten)]
+        setting: Setting,
+    },
+    /// Started, killed, started again, reloaded and taken down, and nothing may be left behind
+    Cycles {
+        /// How often
+        #[arg(long, default_value_t = 500)]
+        cycles: u32,
+        #[command(flatten)]
+        setting: Setting,
+    },
+}
+
+/// What the test programs are told to run.
+const FAILOVER: [&str; 5] = ["kernel_and_bond::", "--skip", "full_and_lossy", "--skip", "started_anew"];
+const SOAK: [&str; 1] = ["kernel_and_bond::full_and_lossy"];
+const CYCLES: [&str; 1] = ["kernel_and_bond::cycles_five_hundred"];
+/// What the tests need, wherever they run: else they fail.
+const REQUIRE: &str = "ECMPVPN_REQUIRE=wireguard,bonding";
+
+/// A test of a suite, and how much is asked of it.
+struct Test {
+    suite: &'static str,
+    /// `VARIABLE=VALUE`.
+    asked: String,
+    which: &'static [&'static str],
+    /// Of an emulated machine. One where nothing is measured: on it no code can be stale (`vm::death`).
+    cpus: u32,
+}
+
+impl Test {
+    /// Its words after the program's name.
+    fn words(&self) -> impl Iterator<Item = String> {
+        ["--include-ignored", "--nocapture"].iter().chain(self.which).map(|word| (*word).to_owned())
+    }
+
+    fn simulate(&self, seed: u64) -> Result<i32> {
+        build(&[Part::Lab, Part::Sim], Profile::Release, &["ecmpvpn"])?;
+        setup::simulation(Series::V6_12)?;
+        let suite = crate::test::suite(self.suite)?;
+        let programs = Kept::of(&[&built("ecmpvpn", Profile::Release), &suite])?;
+        let name = suite.file_name().unwrap_or_default().to_string_lossy();
+        let mut env = sim::suite_env(kernel::ALL[0]);
+        // What comes later counts.
+        env.extend([self.asked.clone(), format!("ECMPVPN_BIN={}", programs.path("ecmpvpn"))]);
+        let request = sim::run::Request {
+            series: kernel::ALL[0],
+            clock: Clock::Simulated { seed },
+            memory_mib: 2048,
+            timeout: LIMIT,
+            env,
+            command: std::iter::once(programs.path(&name)).chain(self.words()).collect(),
+        };
+        sim::run(&request, &mut to_stdout)
+    }
+
+    fn emulate(&self, series: Series) -> Result<i32> {
+        build(&[Part::Lab, Part::Vm], Profile::Dev, &["ecmpvpn"])?;
+        let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
+        let suite = crate::test::suite(self.suite)?;
+        let request = vm::run::Request {
+            series,
+            cpus: self.cpus,
+            memory_mib: 2048,
+            timeout: LIMIT,
+            copies: vec![(built("ecmpvpn", Profile::Dev), inside("ecmpvpn")), (suite, inside(self.suite))],
+            env: vec![self.asked.clone(), REQUIRE.to_owned()],
+            command: std::iter::once(self.suite.to_owned()).chain(self.words()).collect(),
+        };
+        vm::run(&request, None, &mut to_stdout)
+    }
+
+    fn here(&self) -> Result<i32> {
+        build(&[Part::Lab], Profile::Dev, &["ecmpvpn"])?;
+        let binary = format!("ECMPVPN_BIN={}", built("ecmpvpn", Profile::Dev).display());
+        // `env` because sudo does not keep the environment.
+        let program = Cmd::root("env").args([&self.asked, REQUIRE, &binary]).arg(crate::test::suite(self.suite)?);
+        Ok(program.args(self.words()).status()?.code().unwrap_or(1))
+    }
+}
+
+/// Runs it; the exit status.
+pub fn run(what: Long) -> Result<i32> {
+    let (test, setting) = match what {
+        Long::Failover { trials, setting } => {
+            let asked = format!("ECMPVPN_TRIALS={trials}");
+            (Test { suite: "failover", asked, which: &FAILOVER, cpus: 2 }, setting)
+        }
+        Long::Soak { seconds, setting } => {
+            let asked = format!("ECMPVPN_SOAK={seconds}");
+            (Test { suite: "failover", asked, which: &SOAK, cpus: 2 }, setting)
+        }
+        Long::Cycles { cycles, setting } => {
+            let asked = format!("ECMPVPN_CYCLES={cycles}");
+            (Test { suite: "lifecycle", asked, which: &CYCLES, cpus: 1 }, setting)
+        }
+    };
+    match setting.place {
+        Place { here: true, .. } => test.here(),
+        Place { kernel: Some(series), .. } => test.emulate(series),
+        Place { .. } => test.simulate(setting.seed),
+    }
+}
