@@ -144,7 +144,10 @@ pub fn main(args: &Args) -> Result<i32> {
         let ran = bench.run(&Job { seed: args.seed, defect: args.defect.clone() }, &mut |line| {
             if line.starts_with(JSON.as_bytes()) { Ok(()) } else { to_stdout(line) }
         });
-        return ran.status;
+        return Ok(ran.status.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            2
+        }));
     }
     bench.many(seeds)
 }

@@ -21,6 +21,10 @@ pub const NEW: Duration = Duration::from_millis(3_500);
 /// (802.1AX: `Aggregate_Wait_Time`); the partner learns of it a second later.
 const LACP_LEAVES: Duration = Duration::from_secs(1);
 const LACP_JOINS: Duration = Duration::from_secs(5);
+/// Another 3 s later the port's partner counts as unknown, and with both ends in that state each sends its word only every
+/// 30 s (802.1AX: `Slow_Periodic_Time`; `ad_periodic_machine()`, drivers/net/bonding/bond_3ad.c).
+pub const LACP_FORGETS: Duration = Duration::from_secs(4);
+const LACP_SLOW: Duration = Duration::from_secs(30);
 /// Dead tunnels are probed each 100 ms, and used after 5 answers.
 const PROBED: Duration = Duration::from_millis(800);
 /// A tunnel dead for so long is started anew: it has no session, and needs a handshake (docs/health.md).
@@ -42,8 +46,13 @@ pub enum Cost {
 
 /// What `event` may cost.
 pub fn cost(event: &Event) -> Cost {
-    let long = event.lasts >= LACP_LEAVES;
-    let joins = if long { LACP_JOINS } else { Duration::ZERO };
+    let joins = if event.lasts >= LACP_FORGETS {
+        LACP_SLOW + LACP_JOINS
+    } else if event.lasts >= LACP_LEAVES {
+        LACP_JOINS
+    } else {
+        Duration::ZERO
+    };
     let interruptions = |longest, settles| Cost::Interruptions { longest: longest + SAMPLING, settles };
     let standstill = |after| Cost::Standstill { after: after + SAMPLING };
     match event.fault {
@@ -115,7 +124,7 @@ mod tests {
         assert_eq!(standstill(Fault::CutAll, 500 * MS), Duration::ZERO);
         assert_eq!(standstill(Fault::CutAll, 900 * MS), PROBED);
         assert_eq!(standstill(Fault::CutAll, 3 * S), LACP_JOINS + PROBED);
-        assert_eq!(standstill(Fault::CutAll, 8 * S), LACP_JOINS + 2 * HANDSHAKE + PROBED);
+        assert_eq!(standstill(Fault::CutAll, 8 * S), LACP_SLOW + LACP_JOINS + 2 * HANDSHAKE + PROBED);
         assert_eq!(standstill(Fault::Unaddress { site: 0 }, 3 * S), PROBED);
     }
 

@@ -38,7 +38,8 @@ impl Window {
 /// What came of an interruption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is within what faults may cost; the one it is put down to, and how long recovery took.
+    /// It is within what faults may cost; the one it is put down to, and how long recovery took: since the end of a fault that
+    /// stops everything; else all of it but the time in which nobody watched.
     Within { event: usize, recovery: Duration },
     /// It is longer by so much, or no fault explains it.
     Beyond { event: Option<usize>, by: Duration },
@@ -85,7 +86,7 @@ impl Explanations {
                 let recovery = match (window.cost, window.over) {
                     (Cost::Standstill { .. }, Some(over)) => to.saturating_sub(over),
                     (Cost::Standstill { .. }, None) => Duration::ZERO,
-                    _ => lasted,
+                    _ => left,
                 };
                 Verdict::Within { event: window.event, recovery }
             }
@@ -185,7 +186,7 @@ mod tests {
     fn a_tunnel_that_dies_unwatched_is_found_when_somebody_watches() {
         let mut all = explained(&[window(7, 1_000, 9_000, DYING)]);
         all.unwatched.push((ms(500), ms(4_000)));
-        assert_eq!(all.judge(&outage(1_100, 4_500)), Verdict::Within { event: 7, recovery: ms(3_400) });
+        assert_eq!(all.judge(&outage(1_100, 4_500)), Verdict::Within { event: 7, recovery: ms(500) });
         assert_eq!(all.judge(&outage(1_100, 4_600)), Verdict::Beyond { event: Some(7), by: ms(100) });
         // Where nothing goes wrong, nobody need watch.
         all.windows.clear();

@@ -7,6 +7,7 @@ mod act;
 mod bounds;
 mod clear;
 mod defect;
+mod draw;
 mod edit;
 mod exchange;
 mod judge;

@@ -104,6 +104,7 @@ pub fn play(schedule: &Schedule, program: &Path, again: &str, tells: bool) -> Re
             Some(event) => println!("the event before it:\n  {}", told(&schedule.events[*event])),
             None => println!("there was no event before it"),
         }
+        println!("{}", stage.underlay());
         println!("{}", stage.outputs(SHOWN));
         println!("seed {}: broken invariant: {}; again: {again}", schedule.seed, broken.invariant.name());
     } else {

@@ -194,6 +194,21 @@ impl Stage {
         self.ports[..there].iter().filter(is_spared).count()
     }
 
+    /// What each gateway's bond and neighbours look like.
+    pub fn underlay(&self) -> String {
+        let told = |site: &lab::sites::Site| {
+            let bond = site.gateway.run(|| fs::read_to_string(format!("/proc/thread-self/net/bonding/{BOND}")));
+            let neighbours = site.gateway.query("ip", &format!("neighbour show dev {BOND}"));
+            let keep = |line: &&str| {
+                ["Interface:", "Aggregator ID", "port state", "Active", "Number"].iter().any(|word| line.contains(word))
+            };
+            let bond: Vec<String> =
+                bond.unwrap_or_default().lines().filter(keep).map(|line| line.trim().to_owned()).collect();
+            format!("{}:\n{}\n{}", site.name, bond.join("; "), neighbours.unwrap_or_default())
+        };
+        self.lab.sites.iter().map(told).collect()
+    }
+
     /// The last lines that each `run` wrote.
     pub fn outputs(&self, lines: usize) -> String {
         let told = |run: &Running| {
