@@ -37,12 +37,13 @@ impl Kind {
         }
     }
 
-    /// Of a link that is to be full, 10^6 bits a second: what carries the tunnels must not be the limit.
-    fn rate(self) -> f64 {
-        match self {
+    /// Of a link that is to be full, 10^6 bits a second: what carries the tunnels must not be the limit. Where that is an
+    /// emulated CPU, less is asked for.
+    fn rate(self) -> Result<f64> {
+        Ok(match self {
             Self::Userspace => 8.0,
-            Self::Kernel => 100.0,
-        }
+            Self::Kernel => f64::from(asked("ECMPVPN_RATE", 100)?),
+        })
     }
 
     fn needs(self) -> &'static [Feature] {

@@ -167,7 +167,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = settle(&lab, &views, &mut running)?;
-    lab.shape(kind.rate())?;
+    lab.shape(kind.rate()?)?;
     for sender in [0, 1] {
         let path: Path<'_> = if sender == 0 { lab.path_v4() } else { lab.path_v6().reversed() };
         thread::scope(|scope| -> Result<()> {
