@@ -9,6 +9,7 @@
 mod estimate;
 #[cfg(test)]
 mod handshake_tests;
+mod neighbour;
 mod prober;
 mod remedy;
 mod socket;

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::estimate::RoundTrip;
+use super::neighbour::NextHop;
 use super::socket::{Clocks, Socket};
 use super::tunnel::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
 use super::understanding::Understanding;
@@ -49,6 +50,7 @@ struct Probed {
     slot: u32,
     near: Ipv4Addr,
     far: Ipv4Addr,
+    next_hop: NextHop,
     socket: Option<Socket>,
     reopen_at: Nanos,
     /// Why no probe can be sent for a reason that is not the tunnel's: then nothing is judged.
@@ -116,6 +118,7 @@ impl Prober {
                 slot,
                 near: planned.address.addr(),
                 far: far_address(planned.address)?,
+                next_hop: NextHop::new(planned),
                 socket: None,
                 reopen_at: 0,
                 blind: None,
@@ -194,6 +197,7 @@ impl Prober {
                 let alternative = rest.clone().any(Tunnel::live);
                 self.tunnels[at].look_at_handshake(&self.view, self.ahead, clocks.monotonic);
                 self.tunnels[at].step(&self.view, others, alternative, clocks);
+                self.tunnels[at].confirm_next_hop(self.ahead, clocks.monotonic);
                 self.start_anew(at, alternative, clocks.monotonic);
                 clocks = Clocks::read();
             }
@@ -296,6 +300,12 @@ impl Probed {
         self.handshake_at = time + HANDSHAKES;
         let age = handshake_age(view, &self.name, self.peer, self.slot, in_kernel);
         self.tunnel.shaken(age.map_or(0, |age| time.saturating_sub(age)));
+    }
+
+    fn confirm_next_hop(&mut self, in_kernel: bool, time: Nanos) {
+        if self.next_hop.is_due(time, self.tunnel.last_answer()) {
+            self.next_hop.confirm(&self.name, in_kernel, time);
+        }
     }
 
     fn reopen(&mut self, time: Nanos) {

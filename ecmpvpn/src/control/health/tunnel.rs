@@ -210,6 +210,11 @@ impl Tunnel {
         self.ever_answered().then_some(self.evidence)
     }
 
+    /// When the last answer to a probe came.
+    pub fn last_answer(&self) -> Option<Nanos> {
+        self.answered
+    }
+
     /// Whether it ever answered.
     pub fn ever_answered(&self) -> bool {
         self.answered.is_some()
