@@ -130,7 +130,9 @@ impl<'a> Actor<'a> {
     fn take_down(&mut self, sites: &[usize], crashed: bool) -> Result<Option<String>> {
         self.explanations.unwatched.push((self.traffic.now(), Duration::MAX));
         // All of them before any: what moves while one is being taken down at both is nobody's.
-        sites.iter().for_each(|site| self.traffic.site_goes_down(*site));
+        for site in sites {
+            self.traffic.site_goes_down(*site);
+        }
         for site in sites {
             if let Some(left) = self.stage.take_down(*site, crashed)? {
                 return Ok(Some(format!("{} is not as it was before:\n{left}", SITES[*site])));

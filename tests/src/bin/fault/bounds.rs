@@ -22,7 +22,7 @@ pub const NEW: Duration = Duration::from_millis(3_500);
 const LACP_LEAVES: Duration = Duration::from_secs(1);
 const LACP_JOINS: Duration = Duration::from_secs(5);
 /// Another 3 s later the port's partner counts as unknown, and with both ends in that state each sends its word only every
-/// 30 s (802.1AX: `Slow_Periodic_Time`; `ad_periodic_machine()`, drivers/net/bonding/bond_3ad.c).
+/// 30 s (802.1AX: `Slow_Periodic_Time`; `ad_periodic_machine()`, `drivers/net/bonding/bond_3ad.c`).
 pub const LACP_FORGETS: Duration = Duration::from_secs(4);
 const LACP_SLOW: Duration = Duration::from_secs(30);
 /// Dead tunnels are probed each 100 ms, and used after 5 answers.

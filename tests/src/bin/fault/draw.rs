@@ -26,6 +26,7 @@ enum Draw {
     Delay,
     Kill,
     KillAndCut,
+    Double,
     Restart,
     PowerCut,
     Reload,
@@ -33,7 +34,7 @@ enum Draw {
     Unaddress,
 }
 
-const DRAWS: [(u64, Draw); 13] = [
+const DRAWS: [(u64, Draw); 14] = [
     (20, Draw::Cut),
     (6, Draw::CutAll),
     (12, Draw::Pull),
@@ -42,6 +43,7 @@ const DRAWS: [(u64, Draw); 13] = [
     (8, Draw::Delay),
     (8, Draw::Kill),
     (6, Draw::KillAndCut),
+    (10, Draw::Double),
     (8, Draw::Restart),
     (3, Draw::PowerCut),
     (12, Draw::Reload),
@@ -57,6 +59,9 @@ impl Faults {
     /// What begins at `at`: one fault, and what lies over it.
     pub fn next(&mut self, at: Duration) -> Vec<Event> {
         let draw = self.random.weighed(&DRAWS);
+        if matches!(draw, Draw::Double) {
+            return self.double(at);
+        }
         let random = &mut self.random;
         let (link, site) = (random.index(LINKS), usize::from(random.index(2)));
         // What LACP takes half a minute to forgive is seldom drawn: nothing else could go wrong meanwhile.
@@ -75,7 +80,9 @@ impl Faults {
             Draw::PullAll => (random.between_octaves(200 * MS, 12 * S), Fault::PullAll),
             Draw::Loss => (random.between(2 * S, 10 * S), self.loss()),
             Draw::Delay => (random.between(2 * S, 10 * S), self.delay()),
-            Draw::Kill | Draw::KillAndCut => (random.between_octaves(200 * MS, 10 * S), Fault::Kill { site }),
+            Draw::Kill | Draw::KillAndCut | Draw::Double => {
+                (random.between_octaves(200 * MS, 10 * S), Fault::Kill { site })
+            }
             Draw::Restart => {
                 (random.between_octaves(500 * MS, 10 * S), Fault::Restart { site, crashed: random.chance(50) })
             }
@@ -99,6 +106,30 @@ impl Faults {
             events.push(Event { at: at.saturating_sub(before), lasts: before + lasts + after, fault });
         }
         events
+    }
+
+    /// Links fail, and meanwhile something is done at a site.
+    fn double(&mut self, at: Duration) -> Vec<Event> {
+        let random = &mut self.random;
+        let (link, site) = (random.index(LINKS), usize::from(random.index(2)));
+        let links = [
+            Fault::Cut { link, way: *random.pick(&Way::ALL) },
+            Fault::Cut { link, way: Way::Both },
+            Fault::Pull { link },
+            Fault::CutAll,
+        ];
+        let first = Event { at, lasts: random.between(2 * S, 6 * S), fault: *random.pick(&links) };
+        let from = at + random.between(300 * MS, first.lasts);
+        let lasts = random.between_octaves(200 * MS, 4 * S);
+        let crashed = random.chance(50);
+        let change = self.change();
+        let done = [
+            (lasts, Fault::Kill { site }),
+            (lasts, Fault::Restart { site, crashed }),
+            (Duration::ZERO, Fault::Reload { site, change }),
+        ];
+        let (lasts, fault) = *self.random.pick(&done);
+        vec![first, Event { at: from, lasts, fault }]
     }
 
     fn loss(&mut self) -> Fault {
