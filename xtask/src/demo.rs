@@ -18,12 +18,12 @@ use crate::{build_ebpf, sim};
 const LIMIT: Duration = Duration::from_secs(900);
 /// The simulation's links: what the usual recipe is published for. Transfers are short, as each simulated second at these
 /// rates takes several of this machine's.
-const SIMULATED: [&str; 6] = ["--rate", "1000", "--delay", "0.5", "--seconds", "0.5"];
+const SIMULATED: [&str; 6] = ["--rate", "1000", "--delay", "0.5", "--seconds", "0.4"];
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// In the simulation: kernel WireGuard, a real LACP bond, 3 links of 1 Gbit/s, whatever the running kernel has
+    /// In simulated time, with kernel WireGuard and a real LACP bond, whatever this machine has
     #[arg(long)]
     sim: bool,
     /// Passed to the demonstration; `-- --help` shows what it takes

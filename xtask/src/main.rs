@@ -50,7 +50,7 @@ enum Task {
     /// Build two sites on this machine, show ecmpvpn between them, take everything down again
     #[command(after_help = "Examples:\n  \
         cargo xtask demo\n  \
-        cargo xtask demo --sim     (kernel WireGuard, a real LACP bond and 3 x 1 Gbit/s, in simulated time)")]
+        cargo xtask demo --sim     (kernel WireGuard, a real LACP bond, 3 links of 1 Gbit/s)")]
     Demo(demo::Args),
     /// Run every test, on this kernel and in virtual machines
     #[command(after_help = "Examples:\n  \

@@ -46,7 +46,7 @@ struct Arguments {
     /// Delay of each link in each direction, ms; needs netem in the kernel [default: none]
     #[arg(long, value_name = "MS", value_parser = positive)]
     delay: Option<f64>,
-    /// How long each transfer is measured, seconds; it goes on for as long before, unmeasured, and a lone flow for 3 s
+    /// How long each transfer is measured, seconds; it goes on for as long before, unmeasured, and a lone flow of ecmpvpn's for 3 s
     #[arg(long, default_value_t = 2.0, value_name = "N", value_parser = positive)]
     seconds: f64,
 }

@@ -1,5 +1,7 @@
 //! What was seen, and its tables. Pure.
 
+use std::time::Duration;
+
 use comfy_table::{Cell, CellAlignment, Row as Line, Table, presets};
 
 use crate::cut::Cut;
@@ -34,6 +36,8 @@ impl Way {
 pub struct Transfer {
     /// TCP connections at once.
     pub flows: usize,
+    /// How long it went on before it was measured.
+    pub lead: Duration,
     /// Payload that arrived, Mbit/s.
     pub goodput: f64,
     /// What each tunnel's device sent at site A, bytes.

@@ -1,8 +1,10 @@
 //! The two labs, built and taken down one after the other.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lab::dump::Dump;
 use lab::interrupt;
 use lab::sites::{Lab, Options, Running};
 use lab::traffic::TcpLoad;
@@ -19,6 +21,8 @@ use crate::transfer::{links_of_tunnels, row};
 const MAX_RATE: f64 = 20.0;
 /// Share of what the machine can carry that the links together may ask of it.
 const USABLE: f64 = 0.4;
+/// Receive buffers that are no limit, as `net.ipv4.tcp_rmem`.
+const UNLIMITED: &str = "4096 8388608 8388608";
 /// How long a gateway may take to look as before.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -48,8 +52,12 @@ pub fn usual_recipe(plan: &mut Plan, left: &mut Left) -> Result<Usual> {
 /// sites; Mbit/s.
 fn affordable_rate(lab: &Lab) -> Result<f64> {
     say::step("finding out what this machine can carry without limits");
+    let receiver = &lab.sites[1].host;
+    let usual = receiver.run(|| fs::read_to_string("/proc/sys/net/ipv4/tcp_rmem"))?;
+    receiver.sysctl("net/ipv4/tcp_rmem", UNLIMITED)?;
     // Few flows: without limits many would fight for the processors, and lose more than they carry.
     let capacity = TcpLoad::timed(usize::from(MEMBERS), 3.0).run(lab.path_v4())?.goodput();
+    receiver.sysctl("net/ipv4/tcp_rmem", usual.trim())?;
     interrupt::check()?;
     say::note(&format!("{capacity:.0} Mbit/s"));
     Ok((capacity * USABLE / f64::from(MEMBERS)).floor().clamp(2.0, MAX_RATE))
@@ -100,12 +108,23 @@ fn within<T>(
     left.expect_ended(&running);
     let done = interrupt::check().and_then(|()| work(&lab, &mut running, plan));
     say::step("stopping `ecmpvpn run` at both sites");
-    for (site, one) in running.into_iter().enumerate() {
+    let stopped = stop(&lab, running, &before);
+    let done = done?;
+    stopped.map(|()| done)
+}
+
+/// Stops ecmpvpn at both sites; an error unless each gateway looks as before.
+fn stop(lab: &Lab, running: [Running; 2], before: &[Dump; 2]) -> Result<()> {
+    for one in running {
         let output = one.output();
         let status = one.stop(Signal::INT)?;
         ensure!(status.success(), "`ecmpvpn run` ended with {status}:\n{output}");
-        let left = before[site].wait_for_same(SETTLE, || lab.sites[site].dump())?;
-        ensure!(left.is_none(), "`ecmpvpn run` left at {}:\n{}", lab.sites[site].name, left.unwrap_or_default());
     }
-    done
+    // What was interrupted may itself have left something there; the gateways go all the same.
+    interrupt::check()?;
+    for (site, before) in lab.sites.iter().zip(before) {
+        let left = before.wait_for_same(SETTLE, || site.dump())?;
+        ensure!(left.is_none(), "`ecmpvpn run` left at {}:\n{}", site.name, left.unwrap_or_default());
+    }
+    Ok(())
 }

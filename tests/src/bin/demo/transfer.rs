@@ -64,7 +64,7 @@ pub fn links_of_tunnels(lab: &Lab) -> Result<Vec<usize>> {
 /// What one way carries, by the number of flows.
 pub fn row(lab: &Lab, way: Way, plan: &Plan) -> Result<Row> {
     interrupt::check()?;
-    say::step(&format!("{}, measured for {} s each", way.name(), plan.seconds));
+    say::step(&format!("{}, {} s each", way.name(), plan.seconds));
     let tunnels: Vec<usize> = match way {
         Way::OneTunnel => vec![0],
         Way::UsualRecipe | Way::Ecmp => (0..lab.tunnels.len()).collect(),
@@ -73,11 +73,11 @@ pub fn row(lab: &Lab, way: Way, plan: &Plan) -> Result<Row> {
     if !tunnels.is_empty() {
         lab.bypass(&tunnels)?;
     }
-    let transfers = FLOWS.iter().map(|flows| transfer(lab, way, plan, *flows)).collect::<Result<_>>();
+    let transfers = FLOWS.iter().map(|flows| transfer(lab, way, plan, *flows)).collect::<Result<_>>()?;
     if !tunnels.is_empty() {
         lab.end_bypass()?;
     }
-    Ok(Row { way, transfers: transfers? })
+    Ok(Row { way, transfers })
 }
 
 fn transfer(lab: &Lab, way: Way, plan: &Plan, count: usize) -> Result<Transfer> {
@@ -86,8 +86,9 @@ fn transfer(lab: &Lab, way: Way, plan: &Plan, count: usize) -> Result<Transfer> 
     if let Some(bytes) = plan.receive_buffer(count) {
         lab.sites[1].host.sysctl("net/ipv4/tcp_rmem", &format!("4096 {bytes} {bytes}"))?;
     }
+    let load = plan.transfer(way, count);
     let before = Sent::read(lab)?;
-    let report = plan.transfer(way, count).run(lab.path_v4()).with_context(|| format!("{} failed", what()))?;
+    let report = load.run(lab.path_v4()).with_context(|| format!("{} did not get its data across", what()))?;
     interrupt::check()?;
     let goodput = report.goodput();
     ensure!(goodput > 0.0, "{} carried nothing", what());
@@ -101,6 +102,6 @@ fn transfer(lab: &Lab, way: Way, plan: &Plan, count: usize) -> Result<Transfer> 
         "{} brought {received} bytes across, but the tunnels sent {tunnels} and the links {links}",
         what()
     );
-    say::note(&format!("{}: {goodput:.1} Mbit/s", flows(count)));
-    Ok(Transfer { flows: count, goodput, tunnels: sent.tunnels, links: sent.links })
+    say::note(&format!("{}: {goodput:.1} Mbit/s, from {} s on", flows(count), load.warm_up.as_secs_f64()));
+    Ok(Transfer { flows: count, lead: load.warm_up, goodput, tunnels: sent.tunnels, links: sent.links })
 }

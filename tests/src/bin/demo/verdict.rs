@@ -65,7 +65,10 @@ fn ecmpvpn(seen: &Seen) -> String {
         _ => format!("all links are full with {}", listed(&filled)),
     };
     let lone = row.transfers.iter().zip(&ratios).find(|(transfer, ratio)| transfer.flows == 1 && **ratio >= NOTHING);
-    let lone = lone.map_or("", |_| ". A lone flow is spread over the links once it is found to fill one");
+    let lone = lone.map_or_else(String::new, |(transfer, _)| {
+        let lead = transfer.lead.as_secs_f64();
+        format!(". A lone flow, measured from {lead} s on, is spread over the links once it is found to fill one")
+    });
     format!("ecmpvpn puts flows where there is room, and carries {}: {outcome}{lone}.", times(seen, row))
 }
 
@@ -136,7 +139,8 @@ mod tests {
     fn row(way: Way, goodputs: [f64; 3]) -> Row {
         let transfer = |(flows, goodput): (usize, f64)| {
             let links = [10.0, 20.0, 30.0].map(|full| if goodput >= full - 1.0 { 1_000_000 } else { 400 });
-            Transfer { flows, goodput, tunnels: links.into(), links: links.into() }
+            let lead = Duration::from_secs(if flows == 1 { 3 } else { 2 });
+            Transfer { flows, lead, goodput, tunnels: links.into(), links: links.into() }
         };
         Row { way, transfers: [1, 3, 12].into_iter().zip(goodputs).map(transfer).collect() }
     }
@@ -175,8 +179,8 @@ mod tests {
              much as one tunnel with 1, 3 and 12 flows; its hash is blind: 3 flows met 2 of 3 links, and meet all in \
              22% of all cases.",
             "ecmpvpn puts flows where there is room, and carries 2.40, 3.00 and 2.99 times as much as one tunnel with \
-             1, 3 and 12 flows: all links are full with 3 and 12. A lone flow is spread over the links once it is \
-             found to fill one.",
+             1, 3 and 12 flows: all links are full with 3 and 12. A lone flow, measured from 3 s on, is spread over \
+             the links once it is found to fill one.",
             "wg1 cut for 5 s: ECMP did not recover, and 11 of 32 flows stood still all the while; ecmpvpn carried the \
              11 flows that it hit again after 187 ms.",
         ];
