@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -285,6 +286,23 @@ pub fn detach_all(pins: &Pins) -> Result<(), DataplaneError> {
     let mut first = Ok(());
     for ifindex in arrivals.followed()? {
         first = first.and(arrivals.leave(ifindex));
+    }
+    first
+}
+
+/// Takes off the members what another version attached to them by clsact; its pins are in `dir`. What it attached by tcx
+/// goes with its pins, and its programs on other devices go with those. The map of members has been the same in all
+/// versions that have it: interface indices and [`member_flags`].
+///
+/// # Errors
+/// The first failure; the rest is taken off all the same.
+pub(super) fn detach_other_version(dir: &Path) -> Result<(), DataplaneError> {
+    let Ok(data) = MapData::from_pin(dir.join(maps::MEMBERS)) else { return Ok(()) };
+    let Ok(members) = HashMap::<_, u32, u32>::try_from(Map::HashMap(data)) else { return Ok(()) };
+    let mut first = Ok(());
+    for (ifindex, flags) in members.iter().filter_map(Result::ok) {
+        let added = flags & member_flags::CLSACT_ADDED != 0;
+        first = first.and(detach_from(ifindex, TcAttachType::Ingress, programs::ARRIVAL, added));
     }
     first
 }

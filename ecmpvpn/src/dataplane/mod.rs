@@ -82,6 +82,9 @@ pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
         // A start that was cut short has not attached anything yet.
         Err(_) => Ok(()),
     };
-    let detached = detached.and(arrivals::detach_all(pins));
+    let mut detached = detached.and(arrivals::detach_all(pins));
+    for dir in pins.of_other_versions() {
+        detached = detached.and(arrivals::detach_other_version(&dir));
+    }
     pins.remove().and(detached)
 }
