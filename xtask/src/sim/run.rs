@@ -86,14 +86,12 @@ pub fn run(request: &Request, linux: &Path, dir: &Path, sink: &mut Sink<'_>) -> 
         thread::sleep(LOOK);
     }
     pass_on(sink)?;
-    match fs::read_to_string(run_dir.path().join("status")) {
-        Ok(status) => status.trim().parse().with_context(|| format!("PID 1 reported {status:?}")),
-        Err(_) => {
-            let messages = text(&console);
-            let why = panic_line(&messages).unwrap_or_else(|| "it went away".to_owned());
-            bail!("the simulation died while the command ran: {why}\n{}", sh::tail(&messages, 25))
-        }
+    if let Ok(status) = fs::read_to_string(run_dir.path().join("status")) {
+        return status.trim().parse().with_context(|| format!("PID 1 reported {status:?}"));
     }
+    let messages = text(&console);
+    let why = panic_line(&messages).unwrap_or_else(|| "it went away".to_owned());
+    bail!("the simulation died while the command ran: {why}\n{}", sh::tail(&messages, 25))
 }
 
 /// PID 1's script, beside the kernel: its path is part of what the kernel draws random numbers from.

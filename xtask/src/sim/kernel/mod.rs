@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_a_configuration_lacks_is_named() {
-        let all: String = CONFIG.lines().map(|line| format!("{line}\n")).collect();
+        let all = CONFIG.lines().flat_map(|line| [line, "\n"]).collect::<String>();
         assert!(missing(&all).is_empty());
         let without = all.replace("CONFIG_WIREGUARD=y\n", "# CONFIG_WIREGUARD is not set\n");
         assert_eq!(missing(&without), ["CONFIG_WIREGUARD=y"]);
