@@ -22,20 +22,33 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) fn retried(mut write: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
     for _ in 0..TRIES {
         match write() {
-            Err(error) if os_error(&error) == Some(libc::ENOMEM) => sleep(PAUSE),
+            Err(error) if code(&error) == Some(libc::ENOMEM) => sleep(PAUSE),
             done => return done,
         }
     }
     write()
 }
 
+/// The kernel's answer.
+fn code(error: &MapError) -> Option<i32> {
+    match error {
+        // What this variant wraps is not among its sources.
+        MapError::IoError(error) => error.raw_os_error(),
+        error => os_error(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io;
 
+    use aya::sys::SyscallError;
+
+    use super::*;
+
     fn refused(code: i32) -> MapError {
-        MapError::IoError(io::Error::from_raw_os_error(code))
+        let io_error = io::Error::from_raw_os_error(code);
+        MapError::SyscallError(SyscallError { call: "bpf_map_update_elem", io_error })
     }
 
     /// What `answers` come to, and how often was asked.
@@ -57,5 +70,6 @@ mod tests {
         assert!(result.is_err() && asked == 1);
         let (result, asked) = outcome(&[libc::ENOMEM; 200]);
         assert!(result.is_err() && asked == TRIES as usize + 1);
+        assert_eq!(super::code(&MapError::IoError(io::Error::from_raw_os_error(libc::ENOMEM))), Some(libc::ENOMEM));
     }
 }
