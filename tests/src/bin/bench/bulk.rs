@@ -8,9 +8,9 @@ use lab::interrupt;
 use lab::traffic::{Path, TimedFlow, Timetable};
 use serde_json::{Value, json};
 
-use crate::cases::{Series, Wanted};
 use crate::contest::{Contest, Counters};
 use crate::draw;
+use crate::series::{Series, Wanted};
 use crate::{Arguments, Ends};
 
 /// One transfer.

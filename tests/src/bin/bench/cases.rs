@@ -1,11 +1,10 @@
 //! What the cases with long TCP flows measure: tables, the links and rows of each, and what is asked of them. Pure.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::contest::{Contestant, Links, MEMBERS, PAUSE};
-use crate::draw::{self, Drawn};
 use crate::report::Target;
+use crate::series::{Coming, Series, Stage, Wanted};
 use crate::{Arguments, Case};
 
 /// The rates of the recipe that is published: there 10 flows went from 890 Mbit/s over one tunnel to 1,620 over three.
@@ -24,76 +23,8 @@ const IDLE: Duration = Duration::from_secs(3);
 
 /// Repetitions unless a case asks for more.
 const RUNS: u32 = 5;
-/// Repetitions of the main table in simulated time.
+/// Repetitions of the tables with the recipe in simulated time.
 const SEEDS: u32 = 20;
-
-/// How flows come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coming {
-    /// All begin nearly together and stay.
-    Together,
-    /// They arrive and leave.
-    Passing,
-}
-
-/// One row of a table, as it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Wanted {
-    pub contestant: Contestant,
-    /// Of ecmpvpn; empty for the others.
-    pub policy: &'static str,
-    pub flows: usize,
-    pub target: Option<Target>,
-}
-
-/// Rows that are measured in one lab.
-#[derive(Clone, Debug)]
-pub struct Stage {
-    pub links: Links,
-    pub rows: Vec<Wanted>,
-}
-
-/// One table.
-#[derive(Clone, Debug)]
-pub struct Series {
-    pub title: String,
-    pub stages: Vec<Stage>,
-    pub runs: u32,
-    pub seconds: f64,
-    /// The share of this time at whose end long flows have found their speed.
-    pub settles: f64,
-    pub coming: Coming,
-    /// The receiving end looks this often.
-    pub look: Duration,
-    /// Between two transfers.
-    pub pause: Duration,
-}
-
-impl Series {
-    /// All rows, in the order in which they are measured.
-    pub fn rows(&self) -> impl Iterator<Item = Wanted> {
-        self.stages.iter().flat_map(|stage| stage.rows.iter().copied())
-    }
-
-    /// The flows of a row, as a seed draws them: the same for all contestants with so many flows.
-    pub fn draw(&self, seed: u64, flows: usize) -> Vec<Drawn> {
-        match self.coming {
-            Coming::Together => draw::together(seed, flows, self.seconds),
-            Coming::Passing => draw::coming_and_going(seed, flows, self.seconds),
-        }
-    }
-
-    /// When they are measured: flows that pass are few at both ends of the time.
-    pub fn window(&self, flows: &[Drawn]) -> Range<Duration> {
-        let begin = flows.iter().map(|flow| flow.begin).min().unwrap_or_default();
-        let end = flows.iter().map(|flow| flow.end).max().unwrap_or_default();
-        let time = end.saturating_sub(begin);
-        match self.coming {
-            Coming::Together => begin + time.mul_f64(self.settles)..end,
-            Coming::Passing => begin + time / 6..end.saturating_sub(time / 6),
-        }
-    }
-}
 
 fn one_tunnel(flows: usize, target: Option<Target>) -> Wanted {
     Wanted { contestant: Contestant::OneTunnel, policy: "", flows, target }
@@ -150,7 +81,7 @@ impl Make<'_> {
             title: format!("{title}, {MEMBERS} members of {} Mbit/s", self.rate),
             stages,
             runs: RUNS,
-            seconds: self.arguments.seconds(self.rate),
+            seconds: self.arguments.seconds(),
             coming: Coming::Together,
             // Half of the way there: else windows of flows that have none yet would not open.
             look: self.links().wire.map_or(lab::traffic::LOOK, |wire| wire / 2),
@@ -173,6 +104,10 @@ impl Make<'_> {
         self.arguments.simulated.then(|| Target::between(0.91 * self.rate, 0.92 * self.rate))
     }
 
+    fn seeds(&self) -> u32 {
+        if self.arguments.simulated { SEEDS } else { RUNS }
+    }
+
     fn with_equal_ports(&self, flows: &[usize]) -> Stage {
         let links = Links { equal_ports: true, ..self.links() };
         Stage { links, rows: flows.iter().map(|flows| recipe(*flows)).collect() }
@@ -183,8 +118,7 @@ impl Make<'_> {
         rows.extend(EVEN.iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, Some(self.even()))]));
         rows.push(ours("spray", 1, Some(self.even())));
         let stages = vec![Stage { links: self.links(), rows }, self.with_equal_ports(&[3, 12])];
-        let runs = if self.arguments.simulated { SEEDS } else { RUNS };
-        Series { runs, ..self.series("main", stages) }
+        Series { runs: self.seeds(), ..self.series("main", stages) }
     }
 
     fn recipe(&self) -> Series {
@@ -196,7 +130,8 @@ impl Make<'_> {
             ours("spray", 1, Some(self.even())),
         ];
         let stages = vec![Stage { links: self.links(), rows }, self.with_equal_ports(&[MANY])];
-        self.series("recipe (published: 890 Mbit/s over one tunnel, 1,620 over three)", stages)
+        let series = self.series("recipe (published: 890 Mbit/s over one tunnel, 1,620 over three)", stages);
+        Series { runs: self.seeds(), ..series }
     }
 
     fn policies(&self) -> Series {
@@ -263,12 +198,16 @@ impl Make<'_> {
     }
 
     fn custom(&self) -> Series {
-        let Arguments { rates, delays, loss, .. } = self.arguments;
+        let Arguments { rates, delays, jitter, loss, .. } = self.arguments;
         let rates = if rates.is_empty() { self.links().rates } else { rates.clone() };
-        let title = format!("members of {} Mbit/s, delays of {} ms, {loss}% lost", listed(&rates), listed(delays));
+        let title = format!(
+            "members of {} Mbit/s, delays of {} ms, jitter of {jitter} ms, {loss}% lost",
+            listed(&rates),
+            listed(delays)
+        );
         let mut rows = vec![one_tunnel(3, None)];
         rows.extend([1, 3, 4, 6, 12].iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, None)]));
-        let links = Links { rates, delays: delays.clone(), loss: *loss, ..self.links() };
+        let links = Links { rates, delays: delays.clone(), jitter: *jitter, loss: *loss, ..self.links() };
         Series { title, ..self.one_stage("", links, rows) }
     }
 }
@@ -353,22 +292,6 @@ mod tests {
         assert!(simulated.title.contains("3 members of 100 Mbit/s"), "{}", simulated.title);
         assert!(simulated.stages[1].links.equal_ports && simulated.stages[0].links.wire.is_some());
         assert!(emulated.stages[0].links.wire.is_none());
-    }
-
-    #[test]
-    fn how_long_flows_begin_is_not_measured() {
-        let simulated = &series(Case::Main, "--simulated")[0];
-        let emulated = &series(Case::Main, "")[0];
-        let flow =
-            |begin, end| Drawn { begin: Duration::from_secs(begin), end: Duration::from_secs(end), from: 0, to: 0 };
-        let window = |series: &Series, flows: &[Drawn]| {
-            let window = series.window(flows);
-            [window.start.as_secs_f64(), window.end.as_secs_f64()]
-        };
-        assert_eq!(window(simulated, &[flow(1, 4), flow(2, 4)]), [2.5, 4.0]);
-        assert_eq!(window(emulated, &[flow(1, 9), flow(2, 9)]), [3.0, 9.0]);
-        let passing = &series(Case::Passing, "--simulated")[0];
-        assert_eq!(window(passing, &[flow(1, 3), flow(4, 7)]), [2.0, 6.0]);
     }
 
     #[test]

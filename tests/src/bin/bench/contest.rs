@@ -52,8 +52,10 @@ impl Contestant {
 pub struct Links {
     /// Of each tunnel's link in each direction, 10^6 bits a second.
     pub rates: Vec<f64>,
-    /// By so much each tunnel's link is slower than the quickest, milliseconds; none: all are alike.
+    /// By so much each tunnel's way there, and back, is longer than the quickest's, milliseconds; none: all are alike.
     pub delays: Vec<f64>,
+    /// By so much packets take longer or shorter, milliseconds.
+    pub jitter: f64,
     /// Percent of the packets that get lost in each direction.
     pub loss: f64,
     /// What a link takes each way; `None`: the ports are joined directly.
@@ -70,6 +72,7 @@ impl Links {
         Self {
             rates: vec![rate; usize::from(MEMBERS)],
             delays: Vec::new(),
+            jitter: 0.0,
             loss: 0.0,
             wire: arguments.simulated.then_some(delay),
             equal_ports: false,
@@ -79,7 +82,8 @@ impl Links {
     /// What happens on the link of a tunnel.
     fn quality(&self, wire: Duration, tunnel: usize) -> Quality {
         let more = self.delays.get(tunnel).copied().unwrap_or(0.0);
-        Quality { loss: self.loss, ..Quality::delayed(wire + Duration::from_secs_f64(more / 1e3)) }
+        let milliseconds = |time: f64| Duration::from_secs_f64(time / 1e3);
+        Quality { delay: wire + milliseconds(more), jitter: milliseconds(self.jitter), loss: self.loss }
     }
 }
 
@@ -121,7 +125,8 @@ impl Contest {
         if let Some(wire) = links.wire {
             for (number, tunnel) in lab.tunnels.iter().enumerate() {
                 let quality = links.quality(wire, number);
-                lab.wires()?.set_all(&[(tunnel.members[0], 0, quality), (tunnel.members[0], 1, quality)])?;
+                // A tunnel may come back by another member than it leaves by.
+                lab.wires()?.set_all(&[(tunnel.members[0], 0, quality), (tunnel.members[1], 1, quality)])?;
             }
         }
         let running = lab.run()?;

@@ -12,6 +12,7 @@ mod draw;
 mod quantiles;
 mod reorder;
 mod report;
+mod series;
 mod short;
 
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ enum Case {
     Reorder,
     /// 100 changes of policy, weights and rules in 10 s under load: what is lost.
     Changes,
-    /// Policy, flows, delays and losses as given by options; no target.
+    /// Policy, flows, rates, delays, jitter and losses as given by options; no target.
     Custom,
 }
 
@@ -95,7 +96,7 @@ struct Arguments {
     /// These cases
     #[arg(long, value_enum, default_value = "main")]
     case: Vec<Case>,
-    /// Repetitions [default: 20 of main in simulated time, 10 where a target asks for them, else 5]
+    /// Repetitions [default: 20 of main and recipe in simulated time, 10 where a target asks for them, else 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// The first repetition's seed; the next one has the next
@@ -125,6 +126,9 @@ struct Arguments {
     /// With --case custom: percent of the packets that each link loses
     #[arg(long, default_value_t = 0.0, value_name = "PERCENT")]
     loss: f64,
+    /// With --case custom: by so much each packet takes longer or shorter, milliseconds
+    #[arg(long, default_value_t = 0.0, value_name = "MS")]
+    jitter: f64,
     /// Added to both configurations, as `[[rule]]…`
     #[arg(long, default_value = "", value_name = "TOML")]
     extra: String,
@@ -161,10 +165,9 @@ impl Arguments {
         self.rate_or(if self.simulated { 100.0 } else { 10.0 })
     }
 
-    fn seconds(&self, rate: f64) -> f64 {
-        // Nothing is noisy in simulated time, and fast links cost much time outside.
-        let simulated = if rate < 500.0 { 3.0 } else { 2.0 };
-        self.seconds.unwrap_or(if self.simulated { simulated } else { 10.0 })
+    fn seconds(&self) -> f64 {
+        // Nothing is noisy in simulated time.
+        self.seconds.unwrap_or(if self.simulated { 3.0 } else { 10.0 })
     }
 
     fn ends(&self) -> Ends {

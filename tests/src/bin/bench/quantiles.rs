@@ -31,6 +31,8 @@ fn at(sorted: &[f64], share: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "these are exact")]
+
     use super::*;
 
     #[test]

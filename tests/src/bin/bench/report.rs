@@ -7,9 +7,9 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use crate::bulk::{Repetition, Sample};
-use crate::cases::{Series, Wanted};
 use crate::contest::{Contestant, Counters};
 use crate::quantiles::{SHARES, quantiles};
+use crate::series::{Series, Wanted};
 
 /// What the JSON line begins with; `cargo xtask bench` collects it.
 const JSON: &str = "@json ";
