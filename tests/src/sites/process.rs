@@ -168,6 +168,11 @@ impl Running {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
+    /// How it ended; `None` while it runs.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("looking at `ecmpvpn run` of {}", self.site))
+    }
+
     /// Waits until it says that it is up.
     pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
         let start = Instant::now();

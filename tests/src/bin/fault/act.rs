@@ -15,18 +15,31 @@ use crate::stage::{BOND, Stage};
 
 /// Packets that were on a link when its delay changed are past it after this.
 const PAST: Duration = Duration::from_millis(500);
+/// A fault ends later than it should if it is by more than this.
+const LATE: Duration = Duration::from_millis(50);
 
 /// Carries faults out and notes what they explain.
 pub struct Actor<'a> {
     pub stage: &'a mut Stage,
     pub traffic: &'a Exchange,
     links: Links,
+    /// Sites that were started and are not yet up, and whether all of them is new.
+    starting: Vec<(usize, bool)>,
+    /// A link is out of its ports.
+    pulled: bool,
     pub explanations: Explanations,
 }
 
 impl<'a> Actor<'a> {
     pub fn new(stage: &'a mut Stage, traffic: &'a Exchange) -> Self {
-        Self { stage, traffic, links: Links::default(), explanations: Explanations::default() }
+        Self {
+            stage,
+            traffic,
+            links: Links::default(),
+            starting: Vec::new(),
+            pulled: false,
+            explanations: Explanations::default(),
+        }
     }
 
     /// What an event costs here: a link that no tunnel can do without costs more.
@@ -50,6 +63,7 @@ impl<'a> Actor<'a> {
         let from = self.traffic.now();
         let cost = self.cost(event);
         self.explanations.windows.push(Window { event: number, from, over: None, cost });
+        self.pulled |= is_pull(event);
         let wrong = self.perform(&event.fault)?;
         Ok(wrong.map(|told| Broken { at: self.traffic.now(), invariant: invariant(event), told }))
     }
@@ -58,8 +72,16 @@ impl<'a> Actor<'a> {
     pub fn end(&mut self, number: usize, event: &Event) -> Result<()> {
         let over = self.traffic.now();
         self.undo(&event.fault)?;
-        for window in self.explanations.windows.iter_mut().filter(|window| window.event == number) {
+        self.pulled &= !is_pull(event);
+        if let Some(at) = self.explanations.windows.iter().position(|window| window.event == number) {
+            // It may have lasted longer than it should: something else was being done.
+            let lasted = over.saturating_sub(self.explanations.windows[at].from);
+            let longer = self.cost(&Event { lasts: lasted.max(event.lasts), ..*event });
+            let window = &mut self.explanations.windows[at];
             window.over = Some(over);
+            if lasted > event.lasts + LATE {
+                window.cost = longer;
+            }
         }
         Ok(())
     }
@@ -112,8 +134,9 @@ impl<'a> Actor<'a> {
                 self.links.turn(lab, link, Way::Both, Turn::Delay(None))?;
                 self.traffic.state().unequal_until = self.traffic.now() + PAST;
             }
-            Fault::Kill { site } | Fault::Restart { site, .. } => self.bring_up(&[site])?,
-            Fault::PowerCut => self.bring_up(&[0, 1])?,
+            Fault::Kill { site } => self.start(&[site], false)?,
+            Fault::Restart { site, .. } => self.start(&[site], true)?,
+            Fault::PowerCut => self.start(&[0, 1], true)?,
             Fault::Reload { .. } => {}
             Fault::Move { site } => self.readdress(site, false)?,
             Fault::Unaddress { site } => {
@@ -134,22 +157,43 @@ impl<'a> Actor<'a> {
             self.traffic.site_goes_down(*site);
         }
         for site in sites {
-            if let Some(left) = self.stage.take_down(*site, crashed)? {
-                return Ok(Some(format!("{} is not as it was before:\n{left}", SITES[*site])));
+            let mut wrong = self.stage.take_down(*site, crashed)?;
+            // A port whose plug is out is not as it was.
+            if wrong.is_none() && !self.pulled {
+                wrong = self.stage.left_at(*site)?;
+            }
+            if let Some(wrong) = wrong {
+                return Ok(Some(format!("{}: {wrong}", SITES[*site])));
             }
         }
         Ok(None)
     }
 
-    fn bring_up(&mut self, sites: &[usize]) -> Result<()> {
+    fn start(&mut self, sites: &[usize], anew: bool) -> Result<()> {
         for site in sites {
             self.stage.start(*site)?;
+            self.starting.push((*site, anew));
         }
-        for site in sites {
-            self.stage.wait_until_up(*site, self.traffic)?;
-        }
-        self.watched();
         Ok(())
+    }
+
+    /// Sites that are up since this was last called, and whether all of them is new; what of them went wrong.
+    pub fn attend(&mut self) -> Result<Vec<(usize, bool)>, Broken> {
+        let mut up = Vec::new();
+        for (site, anew) in self.starting.clone() {
+            let broken = |error: &anyhow::Error| {
+                let told = format!("{} does not come up: {error:#}", SITES[site]);
+                Broken { at: self.traffic.now(), invariant: Invariant::Recovery, told }
+            };
+            if self.stage.is_up(site, self.traffic).map_err(|error| broken(&error))? {
+                up.push((site, anew));
+            }
+        }
+        self.starting.retain(|site| !up.contains(site));
+        if !up.is_empty() && self.starting.is_empty() {
+            self.watched();
+        }
+        Ok(up)
     }
 
     /// Somebody watches again, once the new `run` has heard of each tunnel.
@@ -236,6 +280,10 @@ impl<'a> Actor<'a> {
         self.stage.rewrite(site, |text| edit::set(text, &name, "listen_port", port))?;
         self.stage.rewrite(1 - site, |text| edit::set(text, &name, "remote_port", port))
     }
+}
+
+fn is_pull(event: &Event) -> bool {
+    matches!(event.fault, Fault::Pull { .. } | Fault::PullAll)
 }
 
 /// What breaks if an event cannot be carried out.

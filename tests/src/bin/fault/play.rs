@@ -13,11 +13,11 @@ use crate::exchange::{Broken, Exchange, Invariant};
 use crate::judge::Verdict;
 use crate::ledger::Outage;
 use crate::report::{self, Tally};
-use crate::schedule::{Event, Fault, SITES, Schedule};
+use crate::schedule::{Event, SITES, Schedule};
 use crate::stage::Stage;
 
 /// How often it is looked for what does not hold.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(200);
 /// Lines of each `run`'s output that are shown with what is broken.
 const SHOWN: usize = 25;
 
@@ -128,8 +128,12 @@ fn restored(schedule: &Schedule, stage: &mut Stage, at: Duration) -> Result<Opti
     let broken = |told: String| Broken { at, invariant: Invariant::Restored, told };
     for (site, killed) in schedule.ends_killed.into_iter().enumerate() {
         println!("{} {} is taken down{}", stamp(at), SITES[site], if killed { " after SIGKILL" } else { "" });
-        if let Some(left) = stage.take_down(site, killed)? {
-            return Ok(Some(broken(format!("{} is not as it was before:\n{left}", SITES[site]))));
+        let mut wrong = stage.take_down(site, killed)?;
+        if wrong.is_none() {
+            wrong = stage.left_at(site)?;
+        }
+        if let Some(wrong) = wrong {
+            return Ok(Some(broken(format!("{}: {wrong}", SITES[site]))));
         }
     }
     Ok(stage.left_behind()?.map(broken))
@@ -170,12 +174,6 @@ impl Run<'_> {
                     println!("{} over: {}", stamp(self.now()), event.fault);
                 }
                 self.actor.end(number, event)?;
-                // New maps count from nothing.
-                match event.fault {
-                    Fault::Restart { site, .. } => self.moves.counted[site].clear(),
-                    Fault::PowerCut => self.moves.counted.iter_mut().for_each(Vec::clear),
-                    _ => {}
-                }
             }
         }
         if let Some(broken) = self.wait_until(self.schedule.length)? {
@@ -193,6 +191,11 @@ impl Run<'_> {
         loop {
             if let Some(broken) = self.look() {
                 return Ok(Some(broken));
+            }
+            match self.actor.attend() {
+                // New maps count from nothing.
+                Ok(up) => up.iter().filter(|(_, anew)| *anew).for_each(|(site, _)| self.moves.counted[*site].clear()),
+                Err(broken) => return Ok(Some(broken)),
             }
             let Some(left) = at.checked_sub(self.now()).filter(|left| !left.is_zero()) else { return Ok(None) };
             thread::sleep(left.min(LOOK));

@@ -130,14 +130,20 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until a site is up.
-    pub fn wait_until_up(&mut self, site: usize, traffic: &Exchange) -> Result<()> {
-        self.running[site].as_mut().context("it does not run")?.wait_until_said(UP)?;
+    /// Whether a site that was started is up; from then on its traffic is watched. Fails if its `run` has ended.
+    pub fn is_up(&mut self, site: usize, traffic: &Exchange) -> Result<bool> {
+        let run = self.running[site].as_mut().context("it does not run")?;
+        if !run.output().contains(UP) {
+            let ended = run.ended()?;
+            ensure!(ended.is_none(), "`run` ended: {}", ended.map(|status| status.to_string()).unwrap_or_default());
+            return Ok(false);
+        }
         traffic.site_is_up(&self.lab, site, self.source_ports[site])?;
-        self.uplink(site)
+        self.uplink(site)?;
+        Ok(true)
     }
 
-    /// Takes a site down, by SIGTERM or by SIGKILL and `down`; what of its host is not as it was before.
+    /// Takes a site down, by SIGTERM or by SIGKILL and `down`; what goes wrong with that.
     pub fn take_down(&mut self, site: usize, killed: bool) -> Result<Option<String>> {
         self.no_uplink(site)?;
         let run = self.running[site].take().context("it does not run")?;
@@ -153,7 +159,13 @@ impl Stage {
                 return Ok(Some(format!("`run` ended with {status} after SIGTERM")));
             }
         }
-        self.before[site].wait_for_same(SETTLE, || self.lab.sites[site].dump())
+        Ok(None)
+    }
+
+    /// What of a site's host is not as it was before `run`; all its links are whole.
+    pub fn left_at(&self, site: usize) -> Result<Option<String>> {
+        let left = self.before[site].wait_for_same(SETTLE, || self.lab.sites[site].dump())?;
+        Ok(left.map(|left| format!("it is not as it was before:\n{left}")))
     }
 
     /// What both sites share on this host and is left though nobody needs it; when both are down.
