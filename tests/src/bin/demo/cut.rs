@@ -17,7 +17,7 @@ const FLOWS: usize = 32;
 /// Datagrams a second, all flows.
 const RATE: u32 = 1_000;
 /// How long the cut lasts.
-const OPEN: Duration = Duration::from_secs(5);
+const OPEN: Duration = Duration::from_secs(4);
 /// Of the stream before and after it.
 const AROUND: Duration = Duration::from_millis(500);
 

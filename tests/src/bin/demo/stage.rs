@@ -56,7 +56,7 @@ fn affordable_rate(lab: &Lab) -> Result<f64> {
     let usual = receiver.run(|| fs::read_to_string("/proc/sys/net/ipv4/tcp_rmem"))?;
     receiver.sysctl("net/ipv4/tcp_rmem", UNLIMITED)?;
     // Few flows: without limits many would fight for the processors, and lose more than they carry.
-    let capacity = TcpLoad::timed(usize::from(MEMBERS), 3.0).run(lab.path_v4())?.goodput();
+    let capacity = TcpLoad::timed(usize::from(MEMBERS), 2.0).run(lab.path_v4())?.goodput();
     receiver.sysctl("net/ipv4/tcp_rmem", usual.trim())?;
     interrupt::check()?;
     say::note(&format!("{capacity:.0} Mbit/s"));
