@@ -4,17 +4,17 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::count::{Counts, Watcher};
+use crate::side_by_side::{self, Ran};
 use crate::test::{Stage, Suite, binary};
 use crate::vm::death::Died;
 use crate::vm::kernel::{self, Series};
-use crate::vm::run::{Request, to_stdout};
+use crate::vm::run::Request;
 use crate::vm::{self, Accel};
 use crate::{setup, sh, sim};
 
@@ -68,14 +68,6 @@ pub struct Wanted<'a> {
     pub filter: &'a [String],
 }
 
-/// A suite that ran.
-struct Ran {
-    name: String,
-    counts: Result<Counts>,
-    took: Duration,
-    output: Vec<u8>,
-}
-
 /// Runs what is wanted and hands what became of each to `stage`, in the order in which they end.
 pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
     // Before machines run side by side, which would both want to.
@@ -91,46 +83,26 @@ pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
         .kernels
         .iter()
         .flat_map(|series| EMULATED.iter().filter_map(named).map(|suite| Job::Emulated(suite, *series)));
-    let simulated = wanted.simulated.iter().flat_map(|series| {
-        let suites = if *series == kernel::ALL[0] { &SIMULATED[..] } else { &SIMULATED_CLSACT };
-        suites.iter().filter_map(named).map(|suite| Job::Simulated(suite, *series))
+    let newest = kernel::ALL[0];
+    let simulated = SIMULATED.iter().filter_map(named).flat_map(|suite| {
+        let runs_it = |series: &&Series| **series == newest || SIMULATED_CLSACT.contains(&&*suite.name);
+        wanted.simulated.iter().filter(runs_it).map(move |series| Job::Simulated(suite, *series))
     });
-    let has_faults = wanted.faults && wanted.simulated.contains(&kernel::ALL[0]);
+    let has_faults = wanted.faults && wanted.simulated.contains(&newest);
     let faults = FAULTS.iter().filter(|_| has_faults).map(|(name, words)| Job::Faults(name, words));
-    let jobs: Vec<Job<'_>> = emulated.chain(simulated).chain(faults).collect();
-    let jobs = Mutex::new(jobs.into_iter());
     let machines = thread::available_parallelism().map_or(1, usize::from);
-    let (sender, results) = mpsc::channel();
-    thread::scope(|scope| {
-        for _ in 0..machines {
-            let (sender, jobs) = (sender.clone(), &jobs);
-            scope.spawn(move || {
-                while let Some(job) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
-                    let ran = match job {
-                        Job::Simulated(suite, series) => simulate(suite, series, wanted.filter),
-                        Job::Faults(name, words) => try_faults(name, words),
-                        Job::Emulated(suite, series) => emulate(suite, series, accel, wanted.filter),
-                    };
-                    // The receiver stays until all senders are gone.
-                    let _ = sender.send(ran);
-                }
-            });
-        }
-        drop(sender);
-        for ran in results {
-            eprintln!("==> {}: its output", ran.name);
-            // As with the other suites, a closed stdout ends the whole test soon enough.
-            let _ = to_stdout(&ran.output);
-            stage((ran.name, ran.counts, ran.took));
-        }
-    });
+    let work = |job: Job<'_>| match job {
+        Job::Simulated(suite, series) => simulate(suite, series, wanted.filter),
+        Job::Faults(name, words) => try_faults(name, words),
+        Job::Emulated(suite, series) => emulate(suite, series, accel, wanted.filter),
+    };
+    side_by_side::run(emulated.chain(faults).chain(simulated).collect(), machines, work, stage);
     Ok(())
 }
 
 /// Runs one suite in the simulation and keeps its output.
 fn simulate(suite: &Suite, series: Series, filter: &[String]) -> Ran {
     let name = format!("{} simulated on Linux {}", suite.name, series.name());
-    eprintln!("==> {name}");
     let request = sim::run::Request {
         series,
         clock: sim::run::Clock::Simulated { seed: SEED },
@@ -142,15 +114,7 @@ fn simulate(suite: &Suite, series: Series, filter: &[String]) -> Ran {
             .chain(filter.iter().cloned())
             .collect(),
     };
-    let since = Instant::now();
-    let mut output = Vec::new();
-    let mut watcher = Watcher::default();
-    let ran = sim::run(&request, &mut |bytes| {
-        watcher.feed(bytes);
-        output.extend_from_slice(bytes);
-        Ok(())
-    });
-    Ran { name, counts: ran.map(|status| watcher.finish(status == 0)), took: since.elapsed(), output }
+    Ran::of(name, |sink| sim::run(&request, sink))
 }
 
 /// Runs faults by seed, as a user would.

@@ -10,6 +10,7 @@ mod machines;
 mod packages;
 mod setup;
 mod sh;
+mod side_by_side;
 mod sim;
 mod test;
 mod toolchain;

@@ -11,14 +11,20 @@ use serde_json::Value;
 use crate::count::{Counts, Watcher};
 use crate::setup;
 use crate::sh::{self, Cmd};
+use crate::side_by_side::{self, Ran};
 use crate::vm::kernel::{self, Series};
-use crate::vm::run::to_stdout;
+use crate::vm::run::{Sink, to_stdout};
 use crate::{build_ebpf, lint, machines};
 
 /// The package that holds the suites.
 const SUITES: &str = "ecmpvpn-tests";
 /// Suites that the running kernel is not asked to run: they are about links whose time is simulated.
 const ONLY_SIMULATED: &[&str] = &["labs"];
+
+/// Suites on the running kernel, the longest first.
+const LONGEST: [&str; 4] = ["lifecycle", "failover", "namespaces", "host"];
+/// How many suites run at a time on the running kernel: they wait more than they work, and their sites have names of their own.
+const TOGETHER: usize = 2;
 
 /// What can be run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -147,9 +153,11 @@ pub fn main(args: &Args) -> i32 {
         tally.stage("unit tests", || unit(args));
     }
     if args.runs(Part::Suites) {
-        for suite in suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&suite.name.as_str())) {
-            tally.stage(format!("{} here", suite.name), || here(suite, args));
-        }
+        let mut here: Vec<&Suite> = suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&&*suite.name)).collect();
+        here.sort_by_key(|suite| LONGEST.iter().position(|name| *name == suite.name).unwrap_or(LONGEST.len()));
+        side_by_side::run(here, TOGETHER, |suite| run_here(suite, args), &mut |stage| {
+            tally.add(stage);
+        });
     }
     let series =
         |part| kernel::ALL.into_iter().filter(|one| args.runs(part) && args.runs_kernel(*one)).collect::<Vec<_>>();
@@ -188,14 +196,25 @@ fn unit(args: &Args) -> Result<Counts> {
     Ok(counts)
 }
 
-fn here(suite: &Suite, args: &Args) -> Result<Counts> {
+fn run_here(suite: &Suite, args: &Args) -> Ran {
     // `env` because sudo does not keep the environment.
     let program = Cmd::root("env").arg(format!("ECMPVPN_BIN={}", binary().display())).arg(&suite.program);
-    watched(program.args(&args.filter).dir(&sh::root().join("tests")))
+    let program = program.args(&args.filter).dir(&sh::root().join("tests"));
+    Ran::of(format!("{} here", suite.name), |sink| pass_output(program, sink))
 }
 
 /// Runs a test runner, passing its output on and counting.
 fn watched(runner: Cmd) -> Result<Counts> {
+    let mut watcher = Watcher::default();
+    let status = pass_output(runner, &mut |bytes| {
+        watcher.feed(bytes);
+        to_stdout(bytes)
+    })?;
+    Ok(watcher.finish(status == 0))
+}
+
+/// Runs a test runner and hands its output to `sink`; the exit status.
+fn pass_output(runner: Cmd, sink: &mut Sink<'_>) -> Result<i32> {
     let line = runner.line();
     let mut child = runner
         .into_inner()
@@ -204,18 +223,16 @@ fn watched(runner: Cmd) -> Result<Counts> {
         .spawn()
         .with_context(|| format!("starting `{line}`"))?;
     let mut output = child.stdout.take().context("the runner has no output")?;
-    let mut watcher = Watcher::default();
     let mut buffer = [0; 1 << 14];
     loop {
         let length = output.read(&mut buffer).with_context(|| format!("reading from `{line}`"))?;
         if length == 0 {
             break;
         }
-        watcher.feed(&buffer[..length]);
-        to_stdout(&buffer[..length])?;
+        sink(&buffer[..length])?;
     }
     let status = child.wait().with_context(|| format!("waiting for `{line}`"))?;
-    Ok(watcher.finish(status.success()))
+    Ok(status.code().unwrap_or(1))
 }
 
 /// Compiles the suites; the program of the one called `name`.
