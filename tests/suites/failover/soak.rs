@@ -1,7 +1,8 @@
 //! Full links that lose packets, and no tunnel that dies of it.
 
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::sites::Lab;
@@ -17,6 +18,8 @@ const RATE: u32 = 100;
 const FLOWS: u32 = 24;
 /// A link's queue holds what it sends in this time, seconds.
 const QUEUE: f64 = 0.06;
+/// How often it is said how far a long soak is.
+const PROGRESS: Duration = Duration::from_secs(300);
 
 /// Every link full in both directions, and 1% lost besides.
 pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
@@ -28,7 +31,16 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     let settled = settle(&lab, &views, &mut running)?;
     lossy(&lab, rate)?;
     let watch = Watch::begin()?;
+    let (ended, until) = mpsc::channel::<()>();
     thread::scope(|scope| -> Result<()> {
+        let began = Instant::now();
+        scope.spawn(move || {
+            while until.recv_timeout(PROGRESS) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{} of {seconds} s", began.elapsed().as_secs());
+            }
+        });
+        // Dropped here, however this ends.
+        let _ended = ended;
         let load = |path| scope.spawn(move || TcpLoad::timed(flows, f64::from(seconds)).run(path));
         let loads = [load(lab.path_v4()), load(lab.path_v4().reversed())];
         for load in loads {
