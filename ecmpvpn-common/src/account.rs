@@ -5,17 +5,17 @@
 //! the tunnel since; a look at the link misses what came later in the same unit. Flows that choose, and packets that are
 //! sprayed, are charged at once.
 
-use crate::decide::Tables;
 use crate::layout::{TunnelCounters, how};
 use crate::load;
 use crate::packet::Segments;
+use crate::tables::{Calls, Tables};
 
 /// A unit is 2^20 ns, about a millisecond, or a tick of the kernel's cheap clock where that is longer.
 const UNIT_BITS: u32 = 20;
 
-/// What is put onto a tunnel.
+/// Packets that are put onto a tunnel.
 #[derive(Clone, Copy, Debug)]
-pub struct Put {
+pub struct Sent {
     /// Packets and bytes.
     pub segments: Segments,
     /// Bits of [`how`].
@@ -36,22 +36,28 @@ struct Due {
 
 /// Counts what is put onto a tunnel at `now`, nanoseconds of the monotonic clock.
 #[inline(always)]
-pub fn put<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, put: &Put) {
+pub fn record_sent<T: Calls + ?Sized>(tables: &T, id: u32, now: u64, sent: &Sent) {
     const { assert!(how::FAILOVER == 1 && how::FLOWLET == 2 && how::SPRAYED == 4) };
     let due = tables.counted(id, |counters| {
-        let due = due(counters, now, put.at_once);
-        counters.tx_packets += u64::from(put.segments.packets);
-        counters.tx_bytes += u64::from(put.segments.bytes);
-        counters.failover_moves += u64::from(put.how & 1);
-        counters.flowlet_moves += u64::from(put.how >> 1 & 1);
-        counters.sprayed_packets += u64::from(put.how >> 2 & 1);
+        let due = due(counters, now, sent.at_once);
+        counters.tx_packets += u64::from(sent.segments.packets);
+        counters.tx_bytes += u64::from(sent.segments.bytes);
+        counters.failover_moves += u64::from(sent.how & 1);
+        counters.flowlet_moves += u64::from(sent.how >> 1 & 1);
+        counters.sprayed_packets += u64::from(sent.how >> 2 & 1);
         if due.is_some() {
             counters.charged = counters.tx_bytes as u32;
         }
         due
     });
     if let Some(Some(due)) = due {
-        tables.settle(id, now, u64::from(due.age) << 32 | u64::from(due.bytes), put.segments.bytes, put.expected);
+        tables.charge_link(
+            id,
+            now,
+            u64::from(due.age) << 32 | u64::from(due.bytes),
+            sent.segments.bytes,
+            sent.expected,
+        );
     }
 }
 
@@ -71,11 +77,11 @@ fn due(counters: &mut TunnelCounters, now: u64, at_once: bool) -> Option<Due> {
     Some(Due { bytes: (counters.tx_bytes as u32).wrapping_sub(counters.charged), age })
 }
 
-/// What [`Tables::settle`] does: charges a tunnel's link with what was put onto it before (its age in units, and its bytes
+/// Charges a tunnel's link with what was put onto it before (its age in units, and its bytes
 /// in the lower half of the word), with `bytes` now, and with `expected` ones that will follow. Returns 0: BPF functions
 /// return something.
 #[inline(always)]
-pub fn settle<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+pub fn charge_link<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
     if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
         let (age, waiting) = (before >> 32, before as u32);
         if waiting != 0 {

@@ -124,8 +124,8 @@ pub const fn tunnel_id(peer: u32, slot: u32) -> u32 {
 
 /// Number of peers that there may be tunnels for, times [`MAX_TUNNELS_PER_PEER`].
 pub const MAX_TUNNELS: u32 = MAX_PEERS * MAX_TUNNELS_PER_PEER;
-/// Entries of [`State::known`]; a power of two.
-pub const KNOWN: u32 = 256;
+/// Entries of [`State::peer_cache`]; a power of two.
+pub const PEER_CACHE_WORDS: u32 = 256;
 
 /// What the programs look at with every packet, but for the buckets: in one record, since each look-up in a map costs
 /// about as much as the whole flow hash.
@@ -139,8 +139,8 @@ pub struct State {
     pub peer_count: Shared<u32>,
     /// Zero.
     pub padding: u32,
-    /// Where IPv4 destinations of late belong; see [`crate::known`].
-    pub known: [Shared<u64>; KNOWN as usize],
+    /// The peers of the latest IPv4 destinations; see [`crate::peer_cache`].
+    pub peer_cache: [Shared<u64>; PEER_CACHE_WORDS as usize],
     /// By the peer's number.
     pub peers: [Peer; MAX_PEERS as usize],
     /// By the tunnel's id.
@@ -548,7 +548,7 @@ const _: () = {
     assert!(size_of::<Health>() == 40);
     assert!(size_of::<TunnelCounters>() == 64);
     assert!(size_of::<State>() == 48 + 16 + 8 + 256 * 8 + 64 * 112 + 2048 * (40 + 56 + 8));
-    assert!(KNOWN.is_power_of_two());
+    assert!(PEER_CACHE_WORDS.is_power_of_two());
     assert!(BUCKETS_PER_PEER.is_power_of_two());
     assert!(Reason::ALL.len() <= REASONS as usize);
 };

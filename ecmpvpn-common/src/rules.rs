@@ -4,20 +4,20 @@
 //! that are in all of its fields' sets. Source: Lakshman, Stiliadis, "High-speed policy-based packet forwarding using
 //! efficient multi-dimensional range matching", SIGCOMM 1998.
 
-use crate::decide::Tables;
 use crate::flow::{FlowKey, IPV4};
 use crate::layout::{Destination, rule_fields};
 use crate::packet::Packet;
+use crate::tables::Tables;
 
 /// No rule is met.
 pub const NONE: u32 = u32::MAX;
 
-/// The number of the first of `among` that a packet meets, or [`NONE`]. An ICMP error meets what the flow meets that it
+/// The number of the first of `candidates` that a packet meets, or [`NONE`]. An ICMP error meets what the flow meets that it
 /// answers; fragments and packets without ports meet no rule that asks for ports. `marks` as [`marks`] tells them.
 #[inline(always)]
-pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, among: u64) -> u32 {
+pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, candidates: u64) -> u32 {
     let (mark, dscp) = (marks as u32, (marks >> 32) as u32 & 63);
-    let mut rules = among & field(tables, rule_fields::PROTOCOL + u32::from(key.protocol));
+    let mut rules = candidates & field(tables, rule_fields::PROTOCOL + u32::from(key.protocol));
     rules &= field(tables, rule_fields::DSCP + dscp);
     if key.sport | key.dport == 0 {
         rules &= field(tables, rule_fields::NO_PORTS);

@@ -7,8 +7,8 @@ use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::arrivals::arrival;
 use ecmpvpn_common::packet::Transport;
 
+use crate::maps::arrivals;
 use crate::skb::Skb;
-use crate::tables::arrivals;
 
 /// Runs before the bond takes the packet over, while the packet still knows its member.
 #[classifier]

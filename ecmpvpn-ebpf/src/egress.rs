@@ -8,13 +8,13 @@ use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, classify, steer};
+use ecmpvpn_common::fast_path::{Steered, try_decide};
 use ecmpvpn_common::layout::{Reason, test_run};
 use ecmpvpn_common::packet::{Parsed, Segments, parse};
-use ecmpvpn_common::quick::{Steered, quick};
 
 use crate::bench::vary;
+use crate::maps::{Maps, count_reason};
 use crate::skb::{Skb, tells};
-use crate::tables::{Maps, count_reason};
 
 /// What is found in a packet, on this CPU: the stack has no room for it.
 #[map]
@@ -32,7 +32,7 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let Some(maps) = Maps::at(if tells() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
-    match quick(&skb, |transport| skb.segments(transport), &maps) {
+    match try_decide(&skb, |transport| skb.segments(transport), &maps) {
         Some(Ok(Steered { steer, stayed })) => {
             if tells() {
                 skb.set_cb(test_run::QUICK, 1 + u32::from(stayed));

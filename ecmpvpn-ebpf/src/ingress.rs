@@ -5,8 +5,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::packet::{Parsed, Transport, parse};
 
+use crate::maps::{count, tunnel_id};
 use crate::skb::Skb;
-use crate::tables::{count, tunnel_id};
 
 /// Counts packets and bytes as they arrived, before the kernel merged them.
 #[classifier]

@@ -6,15 +6,17 @@ mod arrival;
 #[cfg(target_arch = "bpf")]
 mod bench;
 #[cfg(target_arch = "bpf")]
+mod calls;
+#[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
-mod known_ipv6;
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod peer_cache_ipv6;
 #[cfg(target_arch = "bpf")]
 mod skb;
-#[cfg(target_arch = "bpf")]
-mod tables;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::decide::{Tables as _, Verdict, decide, is_sprayed};
+use ecmpvpn_common::decide::{Verdict, decide, is_sprayed};
 use ecmpvpn_common::flow::{FlowKey, mix};
 use ecmpvpn_common::layout::{
     Bucket, MAX_TUNNELS_PER_PEER, Reason, how, policy, rule_flags::PREFER, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
+use ecmpvpn_common::tables::Tables as _;
 
 use crate::dataplane::{DataplaneError, Pins, RuleMaps, Snapshot, View};
 

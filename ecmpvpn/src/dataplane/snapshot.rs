@@ -4,11 +4,12 @@ use std::cell::OnceCell;
 
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Map, MapData};
-use ecmpvpn_common::decide::Tables;
+use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     Bucket, Destination, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel,
     TunnelCounters, maps, tunnel_id,
 };
+use ecmpvpn_common::tables::Tables;
 
 use super::rules::whole;
 use super::{DataplaneError, Pins, RuleMaps, View};
@@ -83,6 +84,8 @@ pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }
+
+impl Inline for Snapshot<'_> {}
 
 impl Tables for Snapshot<'_> {
     fn now(&self) -> u64 {

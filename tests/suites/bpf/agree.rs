@@ -6,12 +6,12 @@ use anyhow::{Context as _, ensure};
 use ecmpvpn::config::{InterfaceName, Policy, Rule};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
-use ecmpvpn_common::decide::Tables as _;
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, bucket_flags, how, tunnel_id};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::{Parsed, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
+use ecmpvpn_common::tables::Tables as _;
 use ipnet::IpNet;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ecmpvpn::dataplane::tick_ns;
 use ecmpvpn::plan::SteeringTable;
 use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
-use ecmpvpn_common::decide::{Tables, Verdict, decide};
+use ecmpvpn_common::decide::{Verdict, decide};
+use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_PEERS, Path, Peer, Rule, RuleSet, Settings, Tunnel,
     TunnelCounters, policy, settings_flags, tunnel_id,
@@ -15,6 +16,7 @@ use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
 use ecmpvpn_common::rendezvous::{home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
+use ecmpvpn_common::tables::Tables;
 use ipnet::IpNet;
 
 use super::rig::{Outcome, ifindexes};
@@ -166,6 +168,8 @@ fn longest<'a, T>(prefixes: impl Iterator<Item = (&'a IpNet, T)>, address: &Dest
     let containing = prefixes.filter(|(prefix, _)| prefix.contains(&address));
     containing.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, value)| value)
 }
+
+impl Inline for Model {}
 
 impl Tables for Model {
     fn settings(&self) -> Option<&Settings> {

@@ -3,8 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use ecmpvpn_common::decide::{Tables, Verdict, decide};
+use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
+use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
     policy,
@@ -13,6 +14,7 @@ use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
+use ecmpvpn_common::tables::Tables;
 
 use super::flows::{Flows, Records};
 use super::paths::Placed;
@@ -82,6 +84,8 @@ impl Site {
         (0..self.peer.tunnel_count.get()).map(|id| Placed { id, peer: 0, slot: id, member: None }).collect()
     }
 }
+
+impl Inline for Site {}
 
 impl Tables for Site {
     fn now(&self) -> u64 {

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::decide::Tables;
 use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters};
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::shared::Shared;
+use ecmpvpn_common::tables::Tables;
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;

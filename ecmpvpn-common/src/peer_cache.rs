@@ -1,10 +1,10 @@
-//! Where IPv4 destinations of late belong: a look at one word in place of a longest-prefix match.
+//! The peers of the latest IPv4 destinations: a look at one word in place of a longest-prefix match.
 //!
 //! A word holds a range of destinations that no prefix divides ([`Settings::ipv4_mask`]), the version of the prefixes that
 //! it was looked up in, and the peer. It is read and written as a whole, so all CPUs share the words without a lock. Only
 //! destinations that do not stay on the link are remembered.
 
-use crate::layout::{KNOWN, MAX_PEERS, Settings};
+use crate::layout::{MAX_PEERS, PEER_CACHE_WORDS, Settings};
 use crate::shared::Shared;
 
 const PEER_BITS: u32 = 8;
@@ -13,22 +13,28 @@ const _: () = assert!(MAX_PEERS <= 1 << PEER_BITS && VERSION_BITS + PEER_BITS ==
 
 /// The peer that `destination` (network byte order) belongs to, if that is remembered.
 #[inline(always)]
-pub fn peer_of(known: &[Shared<u64>; KNOWN as usize], settings: &Settings, destination: u32) -> Option<u32> {
+pub fn peer_of(cache: &[Shared<u64>; PEER_CACHE_WORDS as usize], settings: &Settings, destination: u32) -> Option<u32> {
     let address = destination & settings.ipv4_mask;
-    let word = known[place(address)].get();
+    let word = cache[place(address)].get();
     (word >> PEER_BITS == tag(address, settings.prefixes_version)).then_some(word as u32 & ((1 << PEER_BITS) - 1))
 }
 
 /// Remembers what was found in a version of the prefixes, which was looked at before them: if they have changed since, it
 /// counts no more.
 #[inline(always)]
-pub fn remember(known: &[Shared<u64>; KNOWN as usize], settings: &Settings, destination: u32, version: u32, peer: u32) {
+pub fn remember(
+    cache: &[Shared<u64>; PEER_CACHE_WORDS as usize],
+    settings: &Settings,
+    destination: u32,
+    version: u32,
+    peer: u32,
+) {
     // While they change.
     if version & 1 == 1 || peer >= MAX_PEERS {
         return;
     }
     let address = destination & settings.ipv4_mask;
-    known[place(address)].set(tag(address, version) << PEER_BITS | u64::from(peer));
+    cache[place(address)].set(tag(address, version) << PEER_BITS | u64::from(peer));
 }
 
 #[inline(always)]
@@ -38,7 +44,7 @@ fn tag(address: u32, version: u32) -> u64 {
 
 #[inline(always)]
 fn place(address: u32) -> usize {
-    (address.wrapping_mul(0x9e37_79b1) >> (u32::BITS - KNOWN.ilog2())) as usize
+    (address.wrapping_mul(0x9e37_79b1) >> (u32::BITS - PEER_CACHE_WORDS.ilog2())) as usize
 }
 
 #[cfg(test)]
@@ -47,17 +53,17 @@ mod tests {
 
     #[test]
     fn what_is_remembered_counts_for_its_range_and_version() {
-        let known = [const { Shared::new(0) }; KNOWN as usize];
+        let cache = [const { Shared::new(0) }; PEER_CACHE_WORDS as usize];
         let of = |octets: [u8; 4]| u32::from_ne_bytes(octets);
         let mut settings = Settings { prefixes_version: 2, ipv4_mask: of([255, 255, 255, 0]), ..Settings::default() };
-        let found = |settings: &Settings, octets| peer_of(&known, settings, of(octets));
+        let found = |settings: &Settings, octets| peer_of(&cache, settings, of(octets));
         assert_eq!(found(&settings, [0, 0, 0, 0]), None);
-        remember(&known, &settings, of([10, 20, 30, 40]), 2, 63);
+        remember(&cache, &settings, of([10, 20, 30, 40]), 2, 63);
         assert_eq!(found(&settings, [10, 20, 30, 99]), Some(63));
         for other in [[10, 20, 31, 40], [11, 20, 30, 40], [10, 21, 30, 40]] {
             assert_eq!(found(&settings, other), None);
         }
-        remember(&known, &settings, of([10, 20, 31, 40]), 2, 0);
+        remember(&cache, &settings, of([10, 20, 31, 40]), 2, 0);
         assert_eq!((found(&settings, [10, 20, 31, 1]), found(&settings, [10, 20, 30, 1])), (Some(0), Some(63)));
         for version in [3, 4, 2 + (1 << 23)] {
             settings.prefixes_version = version;
@@ -65,7 +71,7 @@ mod tests {
         }
         // While prefixes change nothing is remembered.
         settings.prefixes_version = 5;
-        remember(&known, &settings, of([10, 20, 30, 40]), 5, 1);
+        remember(&cache, &settings, of([10, 20, 30, 40]), 5, 1);
         assert_eq!(found(&settings, [10, 20, 30, 40]), None);
     }
 }

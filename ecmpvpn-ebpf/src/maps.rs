@@ -8,19 +8,16 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap};
-use ecmpvpn_common::account;
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
-use ecmpvpn_common::decide::{self, Tables};
-use ecmpvpn_common::flow::{FlowKey, IPV4};
-use ecmpvpn_common::known;
+use ecmpvpn_common::flow::IPV4;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
     Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelSet,
 };
-use ecmpvpn_common::rendezvous::NONE;
-use ecmpvpn_common::rules;
+use ecmpvpn_common::peer_cache;
+use ecmpvpn_common::tables::Tables;
 
-use crate::known_ipv6;
+use crate::peer_cache_ipv6;
 
 #[map]
 static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -59,7 +56,7 @@ static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FOLLOWED, BPF_
 pub struct Maps<'a> {
     state: &'a State,
     /// The clock's reading; 0 to ask the kernel.
-    now: u64,
+    pub now: u64,
 }
 
 impl Maps<'_> {
@@ -120,25 +117,25 @@ impl Tables for Maps<'_> {
     #[inline(always)]
     fn peer_of(&self, destination: &Destination) -> Option<u32> {
         let settings = self.settings()?;
-        self.known_peer_of(destination, settings).or_else(|| {
+        self.cached_peer_of(destination, settings).or_else(|| {
             // SAFETY: the reference is valid; read here and not again later.
             let version = unsafe { ptr::read_volatile(&raw const settings.prefixes_version) };
             let peer = PREFIXES.get(whole(destination)).copied()?;
             if destination.family == u32::from(IPV4) {
-                known::remember(&self.state.known, settings, destination.address[0], version, peer);
+                peer_cache::remember(&self.state.peer_cache, settings, destination.address[0], version, peer);
             } else {
-                known_ipv6::remember(&destination.address, settings, version, peer);
+                peer_cache_ipv6::remember(&destination.address, settings, version, peer);
             }
             Some(peer)
         })
     }
 
     #[inline(always)]
-    fn known_peer_of(&self, destination: &Destination, settings: &Settings) -> Option<u32> {
+    fn cached_peer_of(&self, destination: &Destination, settings: &Settings) -> Option<u32> {
         if destination.family == u32::from(IPV4) {
-            known::peer_of(&self.state.known, settings, destination.address[0])
+            peer_cache::peer_of(&self.state.peer_cache, settings, destination.address[0])
         } else {
-            known_ipv6::peer_of(&destination.address, settings)
+            peer_cache_ipv6::peer_of(&destination.address, settings)
         }
     }
 
@@ -203,106 +200,6 @@ impl Tables for Maps<'_> {
     fn rule_tunnels(&self, rule: u32, peer: u32) -> u32 {
         RULE_TUNNELS.get(rule * layout::MAX_PEERS + peer).map_or(0, |set| set.tunnels.get())
     }
-
-    #[inline(always)]
-    fn first_rule(&self, key: &FlowKey, marks: u64, among: u64) -> u32 {
-        ecmpvpn_first_rule(key, marks, among)
-    }
-
-    #[inline(always)]
-    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64, now: u64) -> u64 {
-        ecmpvpn_choose(peer, hash, rule, size, if self.now == 0 { now } else { self.now })
-    }
-
-    #[inline(always)]
-    fn best(&self, peer: u32, within: u32, among: u32) -> u32 {
-        ecmpvpn_best(peer, within, among)
-    }
-
-    #[inline(always)]
-    fn settle(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-        ecmpvpn_settle(id, now, before, bytes, expected)
-    }
-
-    #[inline(always)]
-    fn first_rank(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
-        ecmpvpn_first_rank(peer, within, among, now, bytes)
-    }
-
-    #[inline(always)]
-    fn one_of(&self, slots: u32, within: u32) -> u32 {
-        ecmpvpn_one_of(slots, within)
-    }
-
-    #[inline(always)]
-    fn least(&self, peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
-        ecmpvpn_least(peer, within, among, now, current)
-    }
-
-    #[inline(always)]
-    fn earliest(&self, peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
-        ecmpvpn_earliest(peer, within, among, now, bytes)
-    }
-}
-
-/// Global, so that the verifier looks at it once and not on every path that leads here.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, size: u64, now: u64) -> u64 {
-    Maps::at(now).map_or(decide::BAD_STATE, |maps| decide::choose(&maps, peer, hash, rule, size))
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_first_rule(key: *const FlowKey, marks: u64, among: u64) -> u32 {
-    // SAFETY: the only caller passes a reference. The verifier takes the pointer to be null until it is looked at.
-    match unsafe { key.as_ref() } {
-        Some(key) => Maps::at(0).map_or(rules::NONE, |maps| rules::first(&maps, key, marks, among)),
-        None => rules::NONE,
-    }
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_best(peer: u32, within: u32, among: u32) -> u32 {
-    Maps::at(0).map_or(NONE, |maps| decide::best(&maps, peer, within, among))
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_settle(id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-    Maps::at(now).map_or(0, |maps| account::settle(&maps, id, now, before, bytes, expected))
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_first_rank(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u64 {
-    Maps::at(now).map_or(decide::NO_RANK, |maps| decide::first_rank(&maps, peer, within, among, now, bytes))
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_one_of(slots: u32, within: u32) -> u32 {
-    decide::one_of(slots, within)
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_least(peer: u32, within: u32, among: u32, now: u64, current: u32) -> u32 {
-    Maps::at(now).map_or(NONE, |maps| decide::least(&maps, peer, within, among, now, current))
-}
-
-/// As above.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn ecmpvpn_earliest(peer: u32, within: u32, among: u32, now: u64, bytes: u32) -> u32 {
-    Maps::at(now).map_or(NONE, |maps| decide::earliest(&maps, peer, within, among, now, bytes))
 }
 
 /// The id of the tunnel whose device has this index.

@@ -1,4 +1,4 @@
-//! Where IPv6 destinations of late belong; for IPv4 see `ecmpvpn_common::known`. An address does not fit a word, so each CPU
+//! The peers of the latest IPv6 destinations; for IPv4 see `ecmpvpn_common::peer_cache`. An address does not fit a word, so each CPU
 //! remembers by itself.
 
 use aya_ebpf::macros::map;
@@ -8,10 +8,10 @@ use ecmpvpn_common::layout::Settings;
 const BITS: u32 = 8;
 
 #[map]
-static KNOWN_IPV6: PerCpuArray<Known> = PerCpuArray::with_max_entries(1 << BITS, 0);
+static KNOWN_IPV6: PerCpuArray<Entry> = PerCpuArray::with_max_entries(1 << BITS, 0);
 
 /// A range of destinations that no prefix divides, and its peer.
-struct Known {
+struct Entry {
     /// Its first address.
     address: [u32; 4],
     /// See [`Settings::prefixes_version`]: what was found in another version counts no more.
@@ -19,14 +19,14 @@ struct Known {
     peer: u32,
 }
 
-/// The destination's peer, if it is known.
+/// The destination's peer, if it is entry.
 #[inline(always)]
 pub fn peer_of(destination: &[u32; 4], settings: &Settings) -> Option<u32> {
     let address = range_of(destination, settings);
     let version = settings.prefixes_version;
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
-    let known = unsafe { KNOWN_IPV6.get_ptr(place(&address))?.as_ref()? };
-    (version & 1 == 0 && known.version == version && known.address == address).then_some(known.peer)
+    let entry = unsafe { KNOWN_IPV6.get_ptr(place(&address))?.as_ref()? };
+    (version & 1 == 0 && entry.version == version && entry.address == address).then_some(entry.peer)
 }
 
 /// Keeps what the prefixes said in a version, which was looked at before them: if they have changed since, this counts
@@ -34,9 +34,9 @@ pub fn peer_of(destination: &[u32; 4], settings: &Settings) -> Option<u32> {
 #[inline(always)]
 pub fn remember(destination: &[u32; 4], settings: &Settings, version: u32, peer: u32) {
     let address = range_of(destination, settings);
-    if let Some(known) = KNOWN_IPV6.get_ptr_mut(place(&address)) {
+    if let Some(entry) = KNOWN_IPV6.get_ptr_mut(place(&address)) {
         // SAFETY: as above.
-        unsafe { known.write(Known { address, version, peer }) };
+        unsafe { entry.write(Entry { address, version, peer }) };
     }
 }
 

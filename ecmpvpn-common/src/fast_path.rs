@@ -3,12 +3,13 @@
 //! Such packets are TCP or UDP right behind an IP header without options, for a peer that has no rules. What is costly is
 //! left out: the walk through headers, and, where the bucket stays with its tunnel, the exact clock and all calls.
 
-use crate::account::{Put, put};
-use crate::decide::{self, Moment, Steer, Tables, is_sprayed};
+use crate::account::{Sent, record_sent};
+use crate::decide::{self, Steer, Timing, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
 use crate::layout::{Destination, Peer, Reason, Settings, policy, settings_flags, tunnel_id};
 use crate::packet::{Packet, Segments, Transport, protocol};
 use crate::rules;
+use crate::tables::{Calls, Tables};
 
 /// A packet that was put onto a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct Steered {
 /// Puts the packet onto a tunnel and notes that, as `decide` does; `None`: nothing was done, ask `decide`. `segments` tells
 /// what it is on the wire.
 #[inline(always)]
-pub fn quick<P: Packet + ?Sized, T: Tables + ?Sized>(
+pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
     packet: &P,
     segments: impl Fn(Transport) -> Segments,
     tables: &T,
@@ -71,12 +72,12 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
     if settings.hash_fields != fields::FIVE_TUPLE || settings.flags & settings_flags::SYMMETRIC != 0 {
         return None;
     }
-    let peer = tables.known_peer_of(&destination, settings)?;
+    let peer = tables.cached_peer_of(&destination, settings)?;
     Some(Flow { peer, hash: key.hash(settings.seed, fields::FIVE_TUPLE, false), settings })
 }
 
 #[inline(always)]
-fn steer<T: Tables + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> Option<Result<Steered, Reason>> {
+fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> Option<Result<Steered, Reason>> {
     let peer: &Peer = tables.peer(flow.peer)?;
     if peer.rules.get() != 0 {
         return None;
@@ -91,12 +92,12 @@ fn steer<T: Tables + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) ->
     let mut now = 0;
     if lives && !is_sprayed(policy, bucket.flags.get()) {
         let gap = peer.gap_ns.get();
-        let moment = Moment::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
+        let moment = Timing::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
         if moment.idle < u64::from(gap) {
             bucket.last_ns.set(moment.stamp);
             bucket.bytes.set(bucket.bytes.get().wrapping_add(segments.bytes));
             let at_once = policy == policy::SPRAY;
-            put(tables, id, moment.at, &Put { segments, how: 0, expected: 0, at_once });
+            record_sent(tables, id, moment.at, &Sent { segments, how: 0, expected: 0, at_once });
             return Some(Ok(Steered { steer: Steer { tunnel: id, ifindex, bucket: index, how: 0 }, stayed: true }));
         }
         now = moment.at;

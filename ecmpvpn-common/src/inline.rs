@@ -1,0 +1,42 @@
+//! The host has no use for separate functions: each part of the decision is called in place.
+
+use crate::flow::FlowKey;
+use crate::tables::{Calls, Tables};
+use crate::{account, decide, rules, select};
+
+/// Tables of the host: they get [`Calls`] by this word.
+pub trait Inline: Tables {}
+
+impl<T: Inline + ?Sized> Calls for T {
+    fn first_rule(&self, key: &FlowKey, marks: u64, candidates: u64) -> u32 {
+        rules::first(self, key, marks, candidates)
+    }
+
+    fn choose(&self, peer: u32, hash: u64, rule: u32, size: u64, _now: u64) -> u64 {
+        decide::choose(self, peer, hash, rule, size)
+    }
+
+    fn best(&self, peer: u32, bucket: u32, candidates: u32) -> u32 {
+        select::best(self, peer, bucket, candidates)
+    }
+
+    fn charge_link(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+        account::charge_link(self, id, now, before, bytes, expected)
+    }
+
+    fn cheapest_link(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u64 {
+        select::cheapest_link(self, peer, bucket, candidates, now, bytes)
+    }
+
+    fn pick_bit(&self, slots: u32, bucket: u32) -> u32 {
+        select::pick_bit(slots, bucket)
+    }
+
+    fn least_loaded(&self, peer: u32, bucket: u32, candidates: u32, now: u64, current: u32) -> u32 {
+        select::least_loaded(self, peer, bucket, candidates, now, current)
+    }
+
+    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u32 {
+        select::earliest_delivery(self, peer, bucket, candidates, now, bytes)
+    }
+}
