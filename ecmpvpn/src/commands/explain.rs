@@ -10,11 +10,11 @@ use rtnetlink::Handle;
 use crate::cli::policy::ExplainArgs;
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, Policy, protocol_name};
-use crate::control::explain::{Answer, Flow, Found, Probe, Why, ask};
-use crate::control::gather;
-use crate::control::policy::Live;
 use crate::dataplane::{Pins, TunnelView};
-use crate::host::observe::Links;
+use crate::host::links::Links;
+use crate::live::explain::{Answer, Flow, Found, Probe, Why, ask};
+use crate::live::policy::Live;
+use crate::live::stats;
 use crate::plan::rules::policy_number;
 use crate::report::explain::Report;
 use crate::report::policy::Rule;
@@ -107,7 +107,7 @@ async fn told(
 }
 
 async fn member(config: &Config, links: &Links, handle: &Handle, tunnel: Option<&TunnelView>) -> Option<String> {
-    gather::member(config, links, handle, tunnel?).await
+    stats::member(config, links, handle, tunnel?).await
 }
 
 fn policy_name(number: u32) -> Option<String> {

@@ -18,10 +18,10 @@ use std::path::Path;
 
 use crate::cli::{Cli, Command, DownArgs, ReloadArgs};
 use crate::config::{self, Config, ConfigError};
-use crate::control::gather::GatherError;
-use crate::control::names::{self, NameError};
+use crate::control::resolve::{self, NameError};
 use crate::control::session::SessionError;
 use crate::exit::Exit;
+use crate::live::stats::GatherError;
 
 /// Carries out what the command line asks for.
 pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -98,7 +98,7 @@ impl From<NameError> for Failure {
 /// The configuration at `path`, its remote endpoints resolved.
 pub fn load(path: &Path) -> Result<Config, Failure> {
     let mut config = config::load(path)?;
-    names::resolve(&mut config, None)?;
+    resolve::resolve(&mut config, None)?;
     Ok(config)
 }
 

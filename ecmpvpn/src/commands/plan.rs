@@ -8,9 +8,9 @@ use clap::{Args, ValueEnum};
 
 use crate::commands::{Failure, print};
 use crate::config::{Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
-use crate::control::measure;
-use crate::control::ports::{Count, Judged, judge};
 use crate::host;
+use crate::live::arrivals;
+use crate::live::ports::{Count, Judged, judge};
 use crate::plan::Plan;
 use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, Request};
 use crate::report::plan::{Peer, Report};
@@ -119,7 +119,7 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
         }
         report.changes = changes(&config).await;
         if args.measured || args.replan_rx {
-            measure::add(&config, &mut report, args.replan_rx).await?;
+            arrivals::add(&config, &mut report, args.replan_rx).await?;
         }
         report
     };

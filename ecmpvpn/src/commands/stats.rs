@@ -9,8 +9,8 @@ use rtnetlink::Handle;
 use crate::cli::StatsArgs;
 use crate::commands::{Failure, print};
 use crate::config::{self, Config};
-use crate::control::gather;
 use crate::dataplane::Pins;
+use crate::live::stats;
 use crate::report::stats::Report;
 
 /// Rates of a single report are measured over this.
@@ -44,7 +44,7 @@ struct Sample {
 }
 
 async fn sample(config: &Config, pins: &Pins, handle: &Handle) -> Result<Sample, Failure> {
-    let report = gather::report(config, pins, handle).await?;
+    let report = stats::report(config, pins, handle).await?;
     Ok(Sample { at: Instant::now(), report })
 }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::session::{self, Places, SessionError};
 use super::syslog::{self, Severity};
 use crate::host::RunDir;
-use crate::host::state::StateError;
+use crate::host::run_dir::StateError;
 
 /// How often the word is looked for.
 const POLL: Duration = Duration::from_millis(200);

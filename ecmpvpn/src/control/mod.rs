@@ -1,20 +1,14 @@
-//! What runs: bringing a site up, keeping it, taking it down; and gathering what the reports show.
+//! The daemon: brings a site up, keeps it healthy, and takes it down.
 
-pub mod arrivals;
 pub mod confirm;
-mod converge;
-pub mod explain;
-pub mod gather;
 pub mod health;
-pub mod measure;
-mod mend;
-pub mod names;
+mod members;
 mod notify;
-pub mod policy;
-pub mod ports;
+mod reconcile;
 pub mod reload;
+mod repair;
+pub mod resolve;
 pub mod rotate;
 pub mod session;
 mod steer;
 mod syslog;
-pub mod underlay;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::session::{Places, SessionError};
-use super::{converge, names};
+use super::{reconcile, resolve};
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::host::{HostLinks, Journal, RunDir};
@@ -85,7 +85,7 @@ async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places)
         return Err((Exit::Usage, text));
     }
     let mut plan = Plan::new(&config, up.plan.backend);
-    match converge::turn_to(&config, &mut plan, &up.plan, journal, places, &mut up.links).await {
+    match reconcile::reconcile_to(&config, &mut plan, &up.plan, journal, places, &mut up.links).await {
         Ok(()) => {
             up.plan = plan;
             up.config = config;
@@ -95,7 +95,8 @@ async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places)
             let exit = if error.is_lack() { Exit::Host } else { Exit::Failed };
             let mut text = format!("{:#}; nothing is changed", anyhow::Error::new(error));
             let mut former = up.plan.clone();
-            if let Err(error) = converge::turn_to(&up.config, &mut former, &plan, journal, places, &mut up.links).await
+            if let Err(error) =
+                reconcile::reconcile_to(&up.config, &mut former, &plan, journal, places, &mut up.links).await
             {
                 text = format!("{text}, as far as that was possible: {:#}", anyhow::Error::new(error));
             }
@@ -108,7 +109,7 @@ async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places)
 /// `config` with the addresses of new names; those of `known` stay.
 async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> {
     let known = known.clone();
-    let resolving = tokio::task::spawn_blocking(move || names::resolve(&mut config, Some(&known)).map(|()| config));
+    let resolving = tokio::task::spawn_blocking(move || resolve::resolve(&mut config, Some(&known)).map(|()| config));
     let resolved = resolving.await.map_err(|error| error.to_string())?;
     resolved.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
 }

@@ -9,19 +9,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Config, InterfaceName};
 use crate::control::confirm::Confirmation;
-use crate::control::converge::{self, NotTakenOver};
-use crate::control::health::{Health, Understanding};
-use crate::control::mend::Mender;
-use crate::control::names::{self, Names};
-use crate::control::policy::PolicyError;
-use crate::control::policy::keep::Applied;
+use crate::control::health::{Handover, Health};
+use crate::control::reconcile::{self, NotTakenOver};
 use crate::control::reload::{self, Up};
+use crate::control::repair::Repair;
+use crate::control::resolve::{self, Names};
 use crate::control::rotate::{self, Rotation};
-use crate::control::{arrivals, notify, ports, steer};
+use crate::control::{members, notify, steer};
 use crate::dataplane::{self, DataplaneError, Device, Pins, View};
 use crate::host::journal::{JournalError, UndoErrors};
-use crate::host::state::StateError;
+use crate::host::run_dir::StateError;
 use crate::host::{self, HostError, HostLinks, Journal, Made, Netlink, RUN_ROOT, RunDir};
+use crate::live::policy::PolicyError;
+use crate::live::policy::keep::Applied;
+use crate::live::ports;
 use crate::plan::{Backend, Plan};
 
 /// How long `down` waits for a running `run` to take its changes back.
@@ -150,13 +151,13 @@ pub struct Options {
 }
 
 /// Why the waiting ended.
-enum Woken {
+enum Event {
     Stop,
     Reload,
     NotConfirmed(u32),
     Rotate(rotate::Step),
     Missing(Vec<InterfaceName>),
-    Moved(names::Moved),
+    Moved(resolve::Moved),
 }
 
 /// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall persist. SIGHUP reads the
@@ -194,30 +195,30 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
     confirmation.begin();
     leave_applied(&up, places);
     announce(&up);
-    let understanding = Understanding::default();
-    let mut rotation = Rotation::load(&options.file, &up, &understanding);
-    let (mut mender, mut names, mut health) = (Mender::default(), Names::default(), None);
+    let handover = Handover::default();
+    let mut rotation = Rotation::load(&options.file, &up, &handover);
+    let (mut repair, mut names, mut health) = (Repair::default(), Names::default(), None);
     let mut end = loop {
-        let probing = health.get_or_insert_with(|| Health::start(&up.config, &up.plan, &places.pins, &understanding));
-        let woken = tokio::select! {
-            woken = keep(&up, places, &mut signals) => woken,
-            seconds = confirmation.is_missing() => Ok(Woken::NotConfirmed(seconds)),
+        let probing = health.get_or_insert_with(|| Health::start(&up.config, &up.plan, &places.pins, &handover));
+        let event = tokio::select! {
+            event = keep(&up, places, &mut signals) => event,
+            seconds = confirmation.is_missing() => Ok(Event::NotConfirmed(seconds)),
             never = ports::advise(&up.config) => match never {},
             never = steer::keep(&up.config, &places.pins) => match never {},
             never = probing.watch(&up.plan, up.links.userspace.as_ref()) => match never {},
-            never = arrivals::follow(&up.config, &up.plan, &places.pins) => match never {},
+            never = members::follow(&up.config, &up.plan, &places.pins) => match never {},
             never = notify::watchdog() => match never {},
-            step = rotation.due(&up, &places.pins) => Ok(Woken::Rotate(step)),
-            moved = names.moved(&up, &places.pins) => Ok(Woken::Moved(moved)),
-            missing = mender.missing(&up) => Ok(Woken::Missing(missing)),
+            step = rotation.due(&up, &places.pins) => Ok(Event::Rotate(step)),
+            moved = names.moved(&up, &places.pins) => Ok(Event::Moved(moved)),
+            missing = repair.missing(&up) => Ok(Event::Missing(missing)),
         };
         // Before the tunnels go: none of them dies. It begins again with those that a reload leaves. When keys change it
         // goes on: it tells whether the tunnel works.
-        if !matches!(woken, Ok(Woken::Rotate(_))) {
+        if !matches!(event, Ok(Event::Rotate(_))) {
             health = None;
         }
-        match woken {
-            Ok(Woken::Reload) => {
+        match event {
+            Ok(Event::Reload) => {
                 notify::reloading();
                 let outcome = reload::reload(&mut up, &options.file, &mut journal, places).await;
                 if let Err(error) = outcome.write(&RunDir::reload_path(&places.run_root, &site)) {
@@ -225,15 +226,15 @@ pub async fn run(config: Config, places: &Places, options: &Options) -> Result<(
                 }
                 notify::ready(&outcome.text);
                 leave_applied(&up, places);
-                rotation = Rotation::load(&options.file, &up, &understanding);
+                rotation = Rotation::load(&options.file, &up, &handover);
             }
-            Ok(Woken::Stop) => break Ok(()),
-            Ok(Woken::NotConfirmed(seconds)) => {
+            Ok(Event::Stop) => break Ok(()),
+            Ok(Event::NotConfirmed(seconds)) => {
                 break Err(SessionError::NotConfirmed { site: site.clone(), seconds });
             }
-            Ok(Woken::Rotate(step)) => rotation.act(step, &mut up).await,
-            Ok(Woken::Moved(moved)) => names.follow(moved, &mut up, &mut journal, places).await,
-            Ok(Woken::Missing(missing)) => mender.make_again(&missing, &mut up, &mut journal, places).await,
+            Ok(Event::Rotate(step)) => rotation.act(step, &mut up).await,
+            Ok(Event::Moved(moved)) => names.follow(moved, &mut up, &mut journal, places).await,
+            Ok(Event::Missing(missing)) => repair.restore(&missing, &mut up, &mut journal, places).await,
             Err(error) => break Err(error),
         }
     };
@@ -277,7 +278,7 @@ async fn stop(up: Up, journal: &mut Journal, places: &Places) -> Result<usize, S
 }
 
 /// Waits for a signal. Meanwhile writes down what only this process knows: the userspace tunnels' handshakes.
-async fn keep(up: &Up, places: &Places, signals: &mut Signals) -> Result<Woken, SessionError> {
+async fn keep(up: &Up, places: &Places, signals: &mut Signals) -> Result<Event, SessionError> {
     let Some(userspace) = &up.links.userspace else {
         return Ok(signals.wait().await);
     };
@@ -285,7 +286,7 @@ async fn keep(up: &Up, places: &Places, signals: &mut Signals) -> Result<Woken, 
     let mut every = tokio::time::interval(HANDSHAKES_EVERY);
     loop {
         tokio::select! {
-            woken = signals.wait() => return Ok(woken),
+            event = signals.wait() => return Ok(event),
             _ = every.tick() => {
                 for (name, age) in userspace.last_handshakes().await {
                     let tunnel = up.plan.tunnels.iter().find(|tunnel| tunnel.name == name);
@@ -331,7 +332,7 @@ async fn go_on(
     } else {
         tracing::info!("an earlier run of {} left it up: going on with that", plan.site);
         let mut kept = plan.clone();
-        match converge::take_over(config, &mut kept, journal, places, options.take_management_port).await {
+        match reconcile::take_over(config, &mut kept, journal, places, options.take_management_port).await {
             Ok(links) => {
                 *plan = kept;
                 return Ok(Some(links));
@@ -426,11 +427,11 @@ impl Signals {
         })
     }
 
-    async fn wait(&mut self) -> Woken {
+    async fn wait(&mut self) -> Event {
         tokio::select! {
-            _ = self.interrupt.recv() => Woken::Stop,
-            _ = self.terminate.recv() => Woken::Stop,
-            _ = self.hangup.recv() => Woken::Reload,
+            _ = self.interrupt.recv() => Event::Stop,
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.hangup.recv() => Event::Reload,
         }
     }
 }

@@ -9,12 +9,12 @@ use super::change::Change;
 use super::device::{self, New};
 use super::error::{During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
-use super::made::Made;
 use super::netlink::Netlink;
-use super::state::RunDir;
+use super::owned::Made;
+use super::run_dir::RunDir;
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
-use super::{bond, bpffs, moved, route, sysctl, tunnel, undo};
+use super::{bond, bpffs, member_routes, route, sysctl, tunnel, undo};
 use netlink_packet_route::RouteNetlinkMessage;
 
 use crate::config::{Bond, InterfaceName};
@@ -162,7 +162,7 @@ impl Work<'_> {
             }
             Change::SetUp { device } => self.set_bond_up(device, journal).await,
             Change::MoveRoute { route, device } => {
-                moved::add(self.netlink, journal, route, self.bond_id(device)?).await
+                member_routes::add(self.netlink, journal, route, self.bond_id(device)?).await
             }
             Change::CreateTunnel { name, .. } => {
                 let planned = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::journal::{JournalError, UndoErrors};
-use super::state::StateError;
+use super::run_dir::StateError;
 use crate::config::InterfaceName;
 
 /// An error and its causes, in one line.

@@ -10,7 +10,7 @@ use super::change::Change;
 use super::error::{Conflict, During as _, HostError};
 use super::netlink::{Link, Netlink};
 use super::survey::Survey;
-use super::{moved, route};
+use super::{member_routes, route};
 use crate::plan::Plan;
 
 const SSH: u16 = 22;
@@ -33,7 +33,7 @@ pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -
         let addresses = survey.nets_of(link);
         let default = default_route(&survey, link);
         let session = sessions.iter().find(|session| addresses.iter().any(|net| net.addr() == **session));
-        let gateway = default.and_then(moved::gateway);
+        let gateway = default.and_then(member_routes::gateway);
         let carries = match (default, gateway, session) {
             (Some(_), Some(gateway), _) => format!("the default route via {gateway}"),
             (Some(_), None, _) => "the default route".to_owned(),

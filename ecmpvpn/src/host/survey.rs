@@ -11,10 +11,10 @@ use super::bond;
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
 use super::journal::Journal;
-use super::made::Made;
 use super::netlink::{Link, Netlink};
+use super::owned::Made;
 use super::saved::local_address;
-use super::{bpffs, moved, route, sysctl};
+use super::{bpffs, member_routes, route, sysctl};
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Plan, Route, Sysctl};
 
@@ -216,7 +216,7 @@ impl Survey {
             member && existing.is_none_or(|bond| link.master != Some(bond.index))
         };
         let members: Vec<u32> = self.links.iter().filter(enslaved).map(|link| link.index).collect();
-        for route in moved::movable(&self.routes, &members, bond) {
+        for route in member_routes::movable(&self.routes, &members, bond) {
             changes.push(Change::MoveRoute { route, device: bond.name.clone() });
         }
         Ok(())

@@ -15,7 +15,7 @@ use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
 /// After the senders have stopped, what is still in buffers has this long to arrive.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
-/// The receiving end looks this often for what has arrived: being woken by each segment took a tenth of an emulated
+/// The receiving end looks this often for what has arrived: being event by each segment took a tenth of an emulated
 /// machine's time, and made traffic slower for being measured. Short beside the round trips of full links, so that windows
 /// stay open.
 pub const LOOK: Duration = Duration::from_millis(10);

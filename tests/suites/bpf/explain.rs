@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
-use ecmpvpn::control::explain::{Flow, Probe, ask};
 use ecmpvpn::dataplane::{Options, RuleMaps};
+use ecmpvpn::live::explain::{Flow, Probe, ask};
 use ecmpvpn::plan::rules::place;
 use ecmpvpn_common::layout::{Bucket, policy};
 

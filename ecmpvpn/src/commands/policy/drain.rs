@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use super::Change;
 use crate::cli::policy::DrainArgs;
 use crate::commands::{Failure, counted};
-use crate::control::policy::drain::Draining;
 use crate::dataplane::Pins;
+use crate::live::policy::drain::Draining;
 
 /// Between looks at the buckets.
 const LOOK: Duration = Duration::from_millis(50);

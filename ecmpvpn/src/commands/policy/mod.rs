@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use crate::cli::policy::{JsonArgs, PolicyAction, PolicyArgs, SetArgs, UndrainArgs, WeightArgs};
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, Edit, EditError, InterfaceName};
-use crate::control::policy::{Live, PolicyError, show};
 use crate::dataplane::{DataplaneError, Pins};
+use crate::live::policy::{Live, PolicyError, show};
 
 /// Does what the arguments say with the site of the configuration at `path`.
 pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {

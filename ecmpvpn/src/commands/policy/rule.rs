@@ -8,7 +8,7 @@ use super::Change;
 use crate::cli::policy::{FlowArgs, JsonArgs, PinArgs, RuleAction, RuleAddArgs, RuleDelArgs, UnpinArgs};
 use crate::commands::{Failure, print};
 use crate::config::{MAX_PORT_RANGES, Policy, Rule, check_rule};
-use crate::control::policy::show;
+use crate::live::policy::show;
 use crate::plan::rules::canonical;
 use crate::report::policy;
 

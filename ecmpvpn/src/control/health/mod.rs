@@ -6,7 +6,9 @@
 //!
 //! A new [`Health`] begins from the state in the maps; start one again when tunnels were added or removed.
 
+mod detector;
 mod estimate;
+mod handover;
 #[cfg(test)]
 mod handshake_tests;
 mod neighbour;
@@ -15,8 +17,6 @@ mod remedy;
 mod socket;
 #[cfg(test)]
 mod tests;
-mod tunnel;
-mod understanding;
 mod watchdog;
 mod wire;
 
@@ -32,8 +32,8 @@ use crate::config::{Config, InterfaceName};
 use crate::dataplane::{DataplaneError, Pins, View};
 use crate::host::wireguard::userspace::Userspace;
 use crate::plan::Plan;
+pub use handover::{Handover, PeerMessage};
 use prober::Prober;
-pub use understanding::{Understanding, Word};
 use watchdog::Remedy;
 
 /// Nanoseconds of the monotonic clock.
@@ -75,14 +75,14 @@ pub struct Health {
 impl Health {
     /// Starts to probe `plan`'s tunnels in the calling thread's network namespace. Where that is not possible it says
     /// so, and every tunnel stays as it is.
-    pub fn start(config: &Config, plan: &Plan, pins: &Pins, understanding: &Understanding) -> Self {
+    pub fn start(config: &Config, plan: &Plan, pins: &Pins, handover: &Handover) -> Self {
         let (sender, requests) = unbounded_channel();
         let start = || -> Result<(OwnedFd, JoinHandle<()>), HealthError> {
             let io = |operation| move |source| HealthError::Io { operation, source };
             let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|e| io("making an event descriptor")(e.into()))?;
             let stopped = stop.try_clone().map_err(io("duplicating a descriptor"))?;
-            let prober = Prober::new(config, plan, View::open(pins)?, sender, understanding);
+            let prober = Prober::new(config, plan, View::open(pins)?, sender, handover);
             let thread = thread::Builder::new().name("health".to_owned());
             let thread = thread.spawn(move || prober.run(&stopped)).map_err(io("starting the probing thread"))?;
             Ok((stop, thread))

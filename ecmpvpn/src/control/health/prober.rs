@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::detector::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
 use super::estimate::RoundTrip;
+use super::handover::Handover;
 use super::neighbour::NextHop;
 use super::socket::{Clocks, Socket};
-use super::tunnel::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
-use super::understanding::Understanding;
 use super::watchdog::{Remedy, Watchdog};
 use super::wire::{self, Message};
 use super::{Nanos, Request};
@@ -61,7 +61,7 @@ struct Probed {
     secret: u64,
     tunnel: Tunnel,
     watchdog: Watchdog,
-    understanding: Understanding,
+    handover: Handover,
     handshake_at: Nanos,
     /// When this end begins a handshake anew because there has been none yet; `None`: that is the other end's.
     lead_at: Option<Nanos>,
@@ -88,7 +88,7 @@ impl Prober {
         plan: &Plan,
         view: View,
         requests: UnboundedSender<Request>,
-        understanding: &Understanding,
+        handover: &Handover,
     ) -> Self {
         let settings = Settings {
             interval: Nanos::from(config.health.interval_ms) * MILLISECOND,
@@ -129,7 +129,7 @@ impl Prober {
                 watchdog: Watchdog::new(leads, random()),
                 lead_at: (leads && in_kernel).then(|| first + LEAD + random() % LEAD_SCATTER),
                 lead_after: LEAD,
-                understanding: understanding.clone(),
+                handover: handover.clone(),
                 handshake_at: first + HANDSHAKES,
             })
         };
@@ -260,7 +260,7 @@ impl Probed {
             self.tunnel.received(counters.rx_packets, time);
         }
         // The last one that lives is not left.
-        let leave = self.understanding.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
+        let leave = self.handover.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
         self.tunnel.withhold(leave);
         self.tunnel.beside(others, time);
         // Before the verdict: with it a dead tunnel's begin anew.
@@ -337,11 +337,11 @@ impl Probed {
             match wire::parse(&buffer[..length], self.identifier, self.secret) {
                 Some(Message::Answer(sequence)) => {
                     self.tunnel.answered(sequence, arrival);
-                    self.understanding.hear(&self.name, None);
+                    self.handover.hear(&self.name, None);
                 }
                 Some(Message::Report(received, word)) => {
                     self.tunnel.reported(received, arrival);
-                    self.understanding.hear(&self.name, Some(word));
+                    self.handover.hear(&self.name, Some(word));
                 }
                 None => {}
             }
@@ -351,7 +351,7 @@ impl Probed {
     fn send(&mut self, sequence: u16, time: Nanos, has_left: bool) {
         // What cannot be sent because of the tunnel counts as sent, and lost.
         let Some(socket) = &self.socket else { return };
-        let word = self.understanding.ours(&self.name, has_left);
+        let word = self.handover.ours(&self.name, has_left);
         let message = wire::request(self.identifier, sequence, self.secret, self.tunnel.report(time), word);
         // An error may be that of an earlier probe, told only now.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };

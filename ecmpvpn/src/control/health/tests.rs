@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Nanos;
+use super::detector::{Fault, Others, Settings, Tunnel, Turn};
 use super::estimate::RoundTrip;
-use super::tunnel::{Fault, Others, Settings, Tunnel, Turn};
 use super::wire::Received;
 
 const MS: Nanos = 1_000_000;

@@ -6,7 +6,7 @@
 //! tunnel is changed.
 
 use super::Nanos;
-use super::understanding::Word;
+use super::handover::PeerMessage;
 
 /// Marks our payload, and its version.
 const MARK: [u8; 8] = *b"ecmpvpn\x02";
@@ -28,7 +28,7 @@ pub enum Message {
     /// The answer to our probe of this number.
     Answer(u16),
     /// A probe of the far side, with what it has received from us, and its word.
-    Report(Received, Word),
+    Report(Received, PeerMessage),
 }
 
 /// What has arrived from a tunnel.
@@ -41,7 +41,7 @@ pub struct Received {
 }
 
 /// A probe.
-pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, word: Word) -> [u8; LENGTH] {
+pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, word: PeerMessage) -> [u8; LENGTH] {
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
@@ -74,7 +74,7 @@ pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
         ECHO_REQUEST if long(16) != secret => {
             let flags = u32::from(word(32)) << 16 | u32::from(word(34));
             let rotation = u32::from(word(36)) << 16 | u32::from(word(38));
-            let far = Word { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
+            let far = PeerMessage { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
             let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
             Some(Message::Report(Received { count: long(24), age }, far))
         }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_answer_must_bring_number_identifier_and_secret_back() {
-        let probe = request(7, 300, 0xdead_beef_0123_4567, Received::default(), Word::default());
+        let probe = request(7, 300, 0xdead_beef_0123_4567, Received::default(), PeerMessage::default());
         assert_eq!(checksum(&probe), 0);
         assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4567), Some(Message::Answer(300)));
         assert_eq!(parse(&answer(probe), 8, 0xdead_beef_0123_4567), None);
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_far_sides_probe_reports_and_our_own_does_not() {
-        let word = Word { asks: true, has_left: false, rotation: 0x1234_5678 };
+        let word = PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 };
         let received = Received { count: u64::MAX, age: Some(7 * MILLISECOND) };
         let packet = [&[0x45; 20][..], &request(1, 2, 3, received, word)].concat();
         assert_eq!(parse(&packet, 1, 4), Some(Message::Report(received, word)));
@@ -135,9 +135,9 @@ mod tests {
     #[test]
     fn the_age_of_the_last_arrival_is_rounded_up_and_bounded() {
         let told = |age| {
-            let probe = request(1, 2, 3, Received { count: 5, age }, Word::default());
+            let probe = request(1, 2, 3, Received { count: 5, age }, PeerMessage::default());
             match parse(&[&[0x45; 20][..], &probe].concat(), 1, 4) {
-                Some(Message::Report(received, word)) if word == Word::default() => received.age,
+                Some(Message::Report(received, word)) if word == PeerMessage::default() => received.age,
                 other => panic!("{other:?}"),
             }
         };

@@ -20,7 +20,7 @@ use follow::Follow;
 use lead::Lead;
 use state::{Part, Role, Stage, State, is_ours};
 
-use super::health::Understanding;
+use super::health::Handover;
 use super::reload::Up;
 use crate::config::{self, Edit, InterfaceName, PresharedKey, PrivateKey, PublicKey, TunnelKeys};
 use crate::dataplane::{Pins, View};
@@ -68,7 +68,7 @@ pub struct Rotation {
     began: Instant,
     state: Option<State>,
     keys: BTreeMap<InterfaceName, NewKeys>,
-    understanding: Understanding,
+    handover: Handover,
     lead: Option<(InterfaceName, Lead)>,
     follows: BTreeMap<InterfaceName, Follow>,
     paused_until: Option<Instant>,
@@ -76,16 +76,16 @@ pub struct Rotation {
 
 impl Rotation {
     /// What is under way for the configuration at `file`.
-    pub fn load(file: &Path, up: &Up, understanding: &Understanding) -> Self {
+    pub fn load(file: &Path, up: &Up, handover: &Handover) -> Self {
         let path = State::path(file);
-        understanding.forget();
+        handover.forget();
         let mut rotation = Self {
             file: file.to_owned(),
             path,
             began: Instant::now(),
             state: None,
             keys: BTreeMap::new(),
-            understanding: understanding.clone(),
+            handover: handover.clone(),
             lead: None,
             follows: BTreeMap::new(),
             paused_until: None,
@@ -112,7 +112,7 @@ impl Rotation {
                 public: part.public_key.as_ref().map(|text| text.parse()).transpose()?,
                 preshared: read(&part.preshared_key_file)?.parse()?,
             };
-            self.understanding.set_rotation(&name, state.id);
+            self.handover.set_rotation(&name, state.id);
             if state.role == Role::Follows {
                 self.follows.insert(name.clone(), Follow::new(keys.are_those_of(up, &name)));
             }
@@ -164,7 +164,7 @@ impl Rotation {
             return None;
         };
         let live = view.peers().get(planned.peer).map_or(0, |peer| peer.live);
-        let far = self.understanding.far(name);
+        let far = self.handover.far(name);
         let seen = lead::Seen {
             live: live >> planned.slot & 1 == 1,
             others: live & !(1 << planned.slot) != 0,
@@ -181,7 +181,7 @@ impl Rotation {
                     Ok(_) => {
                         tracing::info!("{name}: both sites leave it, to renew its keys");
                         self.note(&name, Stage::Changing);
-                        self.understanding.ask(&name, true);
+                        self.handover.ask(&name, true);
                     }
                     Err(error) => self.stop(&name, &format!("{error:#}")),
                 }
@@ -205,8 +205,8 @@ impl Rotation {
         for (name, follow) in &mut self.follows {
             let Some(planned) = planned(up, name) else { continue };
             let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
-            let asked = self.understanding.far(name).asks;
-            let heard = self.understanding.heard(name).map_or(self.began, |at| at.max(self.began));
+            let asked = self.handover.far(name).asks;
+            let heard = self.handover.heard(name).map_or(self.began, |at| at.max(self.began));
             match follow.poll(now, interval, follow::Seen { live, silent: heard.elapsed(), asked }) {
                 follow::Do::Wait => {}
                 follow::Do::TryNew => return Some(Step::New(name.clone())),
@@ -240,11 +240,11 @@ impl Rotation {
                         self.fail(&name, "its keys cannot be changed");
                     }
                 }
-                self.understanding.ask(&name, false);
+                self.handover.ask(&name, false);
             }
             Step::Former(name, why) => {
                 self.restore(&name, up).await;
-                self.understanding.ask(&name, false);
+                self.handover.ask(&name, false);
                 if let Some(why) = why {
                     self.note(&name, Stage::Waiting);
                     self.stop(&name, why);
@@ -257,7 +257,7 @@ impl Rotation {
                     self.lead = None;
                     self.follows.remove(&name);
                     self.keys.remove(&name);
-                    self.understanding.set_rotation(&name, 0);
+                    self.handover.set_rotation(&name, 0);
                     tracing::info!("{name}: its new keys are in use");
                     if self.state.as_ref().is_some_and(State::is_done) {
                         tracing::info!("every tunnel has new keys");
@@ -288,7 +288,7 @@ impl Rotation {
     fn stop(&mut self, name: &InterfaceName, why: &str) {
         let why = format!("{name}: {why}");
         tracing::warn!("the renewal of keys stops: {why}");
-        self.understanding.ask(name, false);
+        self.handover.ask(name, false);
         self.lead = None;
         let update = |state: &mut State| (state.going, state.stopped) = (false, Some(why));
         self.update(update);

@@ -12,11 +12,11 @@ use super::paths::{self, Placed};
 use super::queue::{self, Drift, Queue};
 use super::rate::{self, Rate};
 use crate::config::Config;
-use crate::control::gather::outer_endpoints;
-use crate::control::underlay::{self, Carriers};
 use crate::dataplane::{TunnelView, View, tick_ns};
-use crate::host::observe::{Links, outgoing_interface};
+use crate::host::links::{Links, outgoing_interface};
 use crate::host::queues::Queues;
+use crate::host::underlay::{self, Carriers};
+use crate::live::stats::outer_endpoints;
 
 /// Assumed until a link was busy, bits a second.
 const NOMINAL: u64 = 1_000_000_000;

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
-use super::converge;
+use super::reconcile;
 use super::reload::Up;
 use super::session::{Places, SessionError};
 use crate::config::{Config, Peer};
@@ -265,7 +265,7 @@ async fn turn(
     for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {
         tunnel.remote_endpoint.set_ip(moved.address);
     }
-    converge::turn_to(config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
+    reconcile::reconcile_to(config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
     up.plan = plan;
     Ok(())
 }

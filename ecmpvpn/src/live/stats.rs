@@ -7,9 +7,9 @@ use ecmpvpn_common::layout::Health;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Policy};
-use crate::control::underlay::{self, Carriers};
 use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
-use crate::host::observe::{Link, Links, outgoing_interface};
+use crate::host::links::{Link, Links, outgoing_interface};
+use crate::host::underlay::{self, Carriers};
 use crate::host::wireguard::kernel;
 use crate::plan::Backend;
 use crate::plan::measured;
@@ -138,7 +138,7 @@ pub async fn member(config: &Config, links: &Links, handle: &Handle, seen: &Tunn
 }
 
 /// Where a tunnel's outer packets leave from and go to; the far end is where the kernel's WireGuard last heard it.
-pub(super) fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
+pub fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
     let peer = config.peers.get(seen.peer as usize)?;
     let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;
     let heard = kernel::peers(&seen.name).ok().and_then(|peers| peers.first()?.endpoint);

@@ -11,8 +11,8 @@ use rtnetlink::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{self, Config, XmitHashPolicy};
-use crate::control::underlay;
-use crate::host::observe::{self, Link, Links};
+use crate::host::links::{self, Link, Links};
+use crate::host::underlay;
 use crate::plan::ports::{LocalBond, PortError};
 use crate::report::plan::{Peer, Report};
 
@@ -118,7 +118,7 @@ impl Host {
             }
             None if config.bond.is_some() => None,
             None => {
-                observe::outgoing_interface(&self.handle, local, remote).await?;
+                links::outgoing_interface(&self.handle, local, remote).await?;
                 let policy = Some(XmitHashPolicy::Layer34);
                 Some(Found { bond: LocalBond { members: 1, policy, macs, remote_macs }, degraded: None })
             }

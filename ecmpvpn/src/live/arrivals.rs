@@ -3,10 +3,10 @@
 use rtnetlink::Handle;
 
 use crate::config::{self, Config};
-use crate::control::gather::GatherError;
-use crate::control::underlay::Carriers;
 use crate::dataplane::{ArrivalView, Arrivals as Counted, Pins};
-use crate::host::observe::Links;
+use crate::host::links::Links;
+use crate::host::underlay::Carriers;
+use crate::live::stats::GatherError;
 use crate::plan::measured::{self, Measured, Tunnel};
 use crate::plan::ports::replan::replan;
 use crate::report::plan::{Arrivals, Report};

@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep};
 
 use super::session::{Places, SessionError};
 use crate::config::{Config, InterfaceName};
-use crate::control::health::{Health, Understanding};
-use crate::control::policy::Live;
-use crate::control::policy::keep::Applied;
+use crate::control::health::{Handover, Health};
 use crate::dataplane::{self, Device, View};
 use crate::host::wireguard::userspace::Userspace;
 use crate::host::{self, Change, Conflict, HostError, HostLinks, Journal, Made, Netlink, RunDir};
+use crate::live::policy::Live;
+use crate::live::policy::keep::Applied;
 use crate::plan::{Plan, SteeringTable};
 
 /// What is on its way through a tunnel when it is taken out of use gets this long to leave.
@@ -74,7 +74,7 @@ pub async fn take_over(
 
 /// Changes a running site from `previous` to `plan`. Fails before anything is changed where that shows; else what was
 /// changed until then stays, and changing back to `previous` is the caller's.
-pub async fn turn_to(
+pub async fn reconcile_to(
     config: &Config,
     plan: &mut Plan,
     previous: &Plan,
@@ -203,7 +203,7 @@ async fn interrupt(
     let options = host::Options::default();
     host::apply(plan, &options, std::slice::from_ref(change), journal, userspace, tell).await?;
     if has_others {
-        let _health = Health::start(config, plan, &places.pins, &Understanding::default());
+        let _health = Health::start(config, plan, &places.pins, &Handover::default());
         let until = Instant::now() + PATIENCE;
         let is_live = || view.peers().get(peer as usize).is_some_and(|peer| peer.live >> slot & 1 == 1);
         while !is_live() && Instant::now() < until {

@@ -11,7 +11,7 @@ const WISH_HOLDS: Duration = Duration::from_secs(3);
 
 /// What one end says of a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Word {
+pub struct PeerMessage {
     /// It wants both ends to send nothing but probes through it.
     pub asks: bool,
     /// It sends nothing but probes through it, because one of the ends wants that.
@@ -24,15 +24,15 @@ pub struct Word {
 struct Talk {
     asks: bool,
     rotation: u32,
-    far: Option<(Word, Instant)>,
+    far: Option<(PeerMessage, Instant)>,
     heard: Option<Instant>,
 }
 
 /// Each tunnel's, shared between the probing thread and whoever changes tunnels.
 #[derive(Clone, Debug, Default)]
-pub struct Understanding(Arc<Mutex<BTreeMap<InterfaceName, Talk>>>);
+pub struct Handover(Arc<Mutex<BTreeMap<InterfaceName, Talk>>>);
 
-impl Understanding {
+impl Handover {
     fn talks(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Talk>> {
         // Nothing in it can be left half changed.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -60,7 +60,7 @@ impl Understanding {
     }
 
     /// What the far end said last; nothing if that is long ago.
-    pub fn far(&self, tunnel: &InterfaceName) -> Word {
+    pub fn far(&self, tunnel: &InterfaceName) -> PeerMessage {
         self.of(tunnel, |talk| far(talk))
     }
 
@@ -75,12 +75,12 @@ impl Understanding {
     }
 
     /// What is sent with the next probe.
-    pub(super) fn ours(&self, tunnel: &InterfaceName, has_left: bool) -> Word {
-        self.of(tunnel, |talk| Word { asks: talk.asks, has_left, rotation: talk.rotation })
+    pub(super) fn ours(&self, tunnel: &InterfaceName, has_left: bool) -> PeerMessage {
+        self.of(tunnel, |talk| PeerMessage { asks: talk.asks, has_left, rotation: talk.rotation })
     }
 
     /// An answer to a probe came, or a probe with the far end's word.
-    pub(super) fn hear(&self, tunnel: &InterfaceName, word: Option<Word>) {
+    pub(super) fn hear(&self, tunnel: &InterfaceName, word: Option<PeerMessage>) {
         self.of(tunnel, |talk| {
             let now = Instant::now();
             talk.heard = Some(now);
@@ -91,6 +91,6 @@ impl Understanding {
     }
 }
 
-fn far(talk: &Talk) -> Word {
+fn far(talk: &Talk) -> PeerMessage {
     talk.far.filter(|(_, at)| at.elapsed() < WISH_HOLDS).map(|(word, _)| word).unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use super::converge;
+use super::reconcile;
 use super::reload::Up;
 use super::session::{Places, SessionError};
 use crate::config::InterfaceName;
@@ -16,11 +16,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Looks after the devices.
 #[derive(Debug, Default)]
-pub struct Mender {
+pub struct Repair {
     paused: bool,
 }
 
-impl Mender {
+impl Repair {
     /// Waits until devices are gone; their names.
     pub async fn missing(&mut self, up: &Up) -> Vec<InterfaceName> {
         if self.paused {
@@ -48,7 +48,7 @@ impl Mender {
     }
 
     /// Makes them again, with all that was on them.
-    pub async fn make_again(&mut self, missing: &[InterfaceName], up: &mut Up, journal: &mut Journal, places: &Places) {
+    pub async fn restore(&mut self, missing: &[InterfaceName], up: &mut Up, journal: &mut Journal, places: &Places) {
         let names: Vec<&str> = missing.iter().map(InterfaceName::as_str).collect();
         let names = names.join(", ");
         match make(missing, up, journal, places).await {
@@ -86,7 +86,7 @@ async fn make(
     // Their records go, and those of what was on them.
     journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
     let mut plan = up.plan.clone();
-    converge::turn_to(&up.config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
+    reconcile::reconcile_to(&up.config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
     up.plan = plan;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use rtnetlink::Handle;
 
 use crate::config::{Config, Peer};
-use crate::host::observe::{Link, Links, neighbour, next_hop, outgoing_interface};
+use crate::host::links::{Link, Links, neighbour, next_hop, outgoing_interface};
 use crate::plan::bond_hash::{self, Macs, Member, OuterFlow};
 
 /// The bond that packets leave by which leave by this interface: itself, or the one below a VLAN device.

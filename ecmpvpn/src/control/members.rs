@@ -8,11 +8,11 @@ use rtnetlink::Handle;
 use tokio::time::sleep;
 
 use crate::config::{Config, InterfaceName};
-use crate::control::gather::GatherError;
-use crate::control::underlay::bonds;
 use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
 use crate::host::chain;
-use crate::host::observe::Links;
+use crate::host::links::Links;
+use crate::host::underlay::bonds;
+use crate::live::stats::GatherError;
 use crate::plan::Plan;
 
 /// How soon a member that joins the bond is followed.
