@@ -8,21 +8,21 @@ use crate::cli::ConfirmArgs;
 use crate::commands::Failure;
 use crate::config;
 use crate::control::confirm;
-use crate::control::session::{Places, SessionError};
+use crate::control::site::{Paths, SessionError};
 use crate::host::RunDir;
 
 /// Confirms the site of the configuration at `path`; or guards the one that is named.
 pub async fn run(path: &Path, args: &ConfirmArgs) -> Result<(), Failure> {
     if let Some(site) = &args.guard {
-        return Ok(confirm::guard(site, &Places::of(site), args.within.unwrap_or_default()).await?);
+        return Ok(confirm::guard(site, &Paths::of(site), args.within.unwrap_or_default()).await?);
     }
     let site = config::load(path)?.site.name;
-    let places = Places::of(&site);
-    if confirm::confirm(&site, &places).with_context(|| format!("confirming {site}"))? {
+    let paths = Paths::of(&site);
+    if confirm::confirm(&site, &paths).with_context(|| format!("confirming {site}"))? {
         tracing::info!("{site} is confirmed: it stays up");
         return Ok(());
     }
-    Err(match RunDir::holder(&places.run_root, &site).map_err(SessionError::from)? {
+    Err(match RunDir::holder(&paths.run_root, &site).map_err(SessionError::from)? {
         None => anyhow!("no `ecmpvpn run` of {site} is there to be confirmed"),
         Some(_) => anyhow!("{site} does not wait to be confirmed: it was already, or `run` had no --confirm"),
     }

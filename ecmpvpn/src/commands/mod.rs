@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::cli::{Cli, Command, DownArgs, ReloadArgs};
 use crate::config::{self, Config, ConfigError};
 use crate::control::resolve::{self, NameError};
-use crate::control::session::SessionError;
+use crate::control::site::SessionError;
 use crate::exit::Exit;
 use crate::live::stats::GatherError;
 

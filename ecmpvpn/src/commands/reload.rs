@@ -7,13 +7,13 @@ use anyhow::anyhow;
 use crate::commands::Failure;
 use crate::config;
 use crate::control::reload;
-use crate::control::session::Places;
+use crate::control::site::Paths;
 use crate::exit::Exit;
 
 /// Reloads the site of the configuration at `path`.
 pub async fn run(path: &Path) -> Result<(), Failure> {
     let site = config::load(path)?.site.name;
-    let Some(outcome) = reload::ask(&site, &Places::of(&site)).await? else {
+    let Some(outcome) = reload::ask(&site, &Paths::of(&site)).await? else {
         return Err(
             anyhow!("no `ecmpvpn run` of {site} is there to reload: start one, which goes on with what is up").into()
         );

@@ -12,7 +12,7 @@ use crate::config::{self, Config, Peer};
 use crate::control::reload;
 use crate::control::rotate::files::{self, FilesError};
 use crate::control::rotate::state::{Role, Stage, State, StateError};
-use crate::control::session::Places;
+use crate::control::site::Paths;
 use crate::exit::Exit;
 use crate::host::RunDir;
 
@@ -166,7 +166,7 @@ async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
             seen.peer
         )));
     }
-    let running = RunDir::holder(&Places::of(site).run_root, site).map_err(anyhow::Error::new)?.is_some();
+    let running = RunDir::holder(&Paths::of(site).run_root, site).map_err(anyhow::Error::new)?.is_some();
     if !seen.is_done() && !running {
         return Err(anyhow!("no `ecmpvpn run` of {site} is there, which has to change the tunnels: start one").into());
     }
@@ -211,7 +211,7 @@ async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
 
 /// Lets the running `run` look again; false: there is none.
 async fn reload(site: &str) -> Result<bool, Failure> {
-    match reload::ask(site, &Places::of(site)).await? {
+    match reload::ask(site, &Paths::of(site)).await? {
         None => Ok(false),
         Some(outcome) if outcome.exit == Exit::Done as u8 => Ok(true),
         Some(outcome) => Err(anyhow!("the running `ecmpvpn run` does not take it: {}", outcome.text).into()),

@@ -5,26 +5,27 @@ use std::path::Path;
 
 use crate::cli::RunArgs;
 use crate::commands::{Failure, print};
-use crate::control::session::{self, Options, Places};
+use crate::control::session::{self, Options};
+use crate::control::site::Paths;
 
 /// Runs the site of the configuration at `path` until it is told to stop; with `--dry-run` says what that would change.
 pub async fn run(path: &Path, args: RunArgs) -> Result<(), Failure> {
     let config = crate::commands::load(path)?;
     if args.dry_run {
-        let places = Places::of(&config.site.name);
-        let changes = session::dry_run(&config, &places, args.take_management_port).await?;
+        let paths = Paths::of(&config.site.name);
+        let changes = session::dry_run(&config, &paths, args.take_management_port).await?;
         let text = changes.iter().fold(format!("`run` of {} would:", config.site.name), |mut text, change| {
             let _ = write!(text, "\n  {change}");
             text
         });
         return print(text);
     }
-    let places = Places::of(&config.site.name);
+    let paths = Paths::of(&config.site.name);
     let options = Options {
         file: path.to_owned(),
         persist: args.persist,
         confirm: args.confirm,
         take_management_port: args.take_management_port,
     };
-    Ok(session::run(config, &places, &options).await?)
+    Ok(session::run(config, &paths, &options).await?)
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::session::{self, Places, SessionError};
+use super::down::down;
+use super::site::{Paths, SessionError};
 use super::syslog::{self, Severity};
 use crate::host::RunDir;
 use crate::host::run_dir::StateError;
@@ -107,8 +108,8 @@ impl Drop for Confirmation {
 ///
 /// # Errors
 /// The file cannot be removed.
-pub fn confirm(site: &str, places: &Places) -> io::Result<bool> {
-    match fs::remove_file(RunDir::unconfirmed_path(&places.run_root, site)) {
+pub fn confirm(site: &str, paths: &Paths) -> io::Result<bool> {
+    match fs::remove_file(RunDir::unconfirmed_path(&paths.run_root, site)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -120,8 +121,8 @@ pub fn confirm(site: &str, places: &Places) -> io::Result<bool> {
 ///
 /// # Errors
 /// It cannot be undone.
-pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), SessionError> {
-    let done = wait_or_undo(site, places, seconds).await;
+pub async fn guard(site: &str, paths: &Paths, seconds: u32) -> Result<(), SessionError> {
+    let done = wait_or_undo(site, paths, seconds).await;
     let unconfirmed = format!("{site} was not confirmed within {seconds} s");
     match &done {
         Ok(false) => {}
@@ -136,8 +137,8 @@ pub async fn guard(site: &str, places: &Places, seconds: u32) -> Result<(), Sess
 }
 
 /// Whether it was undone.
-async fn wait_or_undo(site: &str, places: &Places, seconds: u32) -> Result<bool, SessionError> {
-    let file = RunDir::unconfirmed_path(&places.run_root, site);
+async fn wait_or_undo(site: &str, paths: &Paths, seconds: u32) -> Result<bool, SessionError> {
+    let file = RunDir::unconfirmed_path(&paths.run_root, site);
     let asked = Duration::from_secs(u64::from(seconds));
     let mut since = Instant::now();
     let mut up = false;
@@ -146,11 +147,11 @@ async fn wait_or_undo(site: &str, places: &Places, seconds: u32) -> Result<bool,
         if !up && !text.is_empty() {
             (up, since) = (true, Instant::now());
         }
-        let is_there = RunDir::holder(&places.run_root, site)?.is_some();
+        let is_there = RunDir::holder(&paths.run_root, site)?.is_some();
         // One that is there brings up, waits, or undoes by itself.
         let within = if is_there { asked + GRACE } else { asked };
         if (up || !is_there) && since.elapsed() >= within {
-            undo(site, places).await?;
+            undo(site, paths).await?;
             return Ok(true);
         }
         tokio::time::sleep(POLL).await;
@@ -159,14 +160,14 @@ async fn wait_or_undo(site: &str, places: &Places, seconds: u32) -> Result<bool,
 }
 
 /// Takes everything down. Who runs it is asked to end, and made to where that does not help.
-async fn undo(site: &str, places: &Places) -> Result<(), SessionError> {
-    let asked_in_vain = match session::down(site, places).await {
+async fn undo(site: &str, paths: &Paths) -> Result<(), SessionError> {
+    let asked_in_vain = match down(site, paths).await {
         Err(SessionError::State(StateError::DoesNotStop { pid, .. })) => pid,
         done => return done.map(drop),
     };
     // Another one that runs by now has nothing to do with this.
-    if let Some(hung) = RunDir::holder(&places.run_root, site)?.filter(|holder| holder.pid == asked_in_vain) {
+    if let Some(hung) = RunDir::holder(&paths.run_root, site)?.filter(|holder| holder.pid == asked_in_vain) {
         hung.kill().map_err(|source| SessionError::Io { operation: "ending a process that hangs", source })?;
     }
-    session::down(site, places).await.map(drop)
+    down(site, paths).await.map(drop)
 }

@@ -1,6 +1,7 @@
 //! The daemon: brings a site up, keeps it healthy, and takes it down.
 
 pub mod confirm;
+pub mod down;
 pub mod health;
 mod members;
 mod notify;
@@ -10,5 +11,6 @@ mod repair;
 pub mod resolve;
 pub mod rotate;
 pub mod session;
+pub mod site;
 mod steer;
 mod syslog;

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::session::{Places, SessionError};
+use super::site::{Paths, SessionError, Site};
 use crate::config::{Config, InterfaceName};
 use crate::control::health::{Handover, Health};
 use crate::dataplane::{self, Device, View};
 use crate::host::wireguard::userspace::Userspace;
-use crate::host::{self, Change, Conflict, HostError, HostLinks, Journal, Made, Netlink, RunDir};
+use crate::host::{self, Change, Conflict, HostError, Made, Netlink, RunDir};
 use crate::live::policy::Live;
 use crate::live::policy::keep::Applied;
 use crate::plan::{Plan, SteeringTable};
@@ -43,28 +43,27 @@ impl From<SessionError> for NotTakenOver {
     }
 }
 
-/// Goes on with what an earlier run left, changed to `plan` where it differs.
-pub async fn take_over(
-    config: &Config,
-    plan: &mut Plan,
-    journal: &mut Journal,
-    places: &Places,
-    take_management_port: bool,
-) -> Result<HostLinks, NotTakenOver> {
+/// Adopts what an earlier run left, changed to the site's plan where it differs. The plan keeps the slots that the maps have.
+pub async fn take_over(site: &mut Site, take_management_port: bool) -> Result<(), NotTakenOver> {
     let io = |source| SessionError::Io { operation: "looking for what an earlier run has left", source };
     let netlink = Netlink::open().map_err(io)?;
-    journal.prune(&netlink).await.map_err(io)?;
-    let held = dataplane::slots(&places.pins).map_err(|error| NotTakenOver::MadeOtherwise(error.to_string()))?;
+    site.journal.prune(&netlink).await.map_err(io)?;
+    let held = dataplane::slots(&site.paths.pins).map_err(|error| NotTakenOver::MadeOtherwise(error.to_string()))?;
+    let mut plan = site.plan.clone();
     if let Some(held) = &held {
         plan.keep_slots(held).map_err(|error| NotTakenOver::MadeOtherwise(error.to_string()))?;
     }
-    let mut userspace = (plan.backend == crate::plan::Backend::Userspace).then(Userspace::new);
+    site.links.userspace = (plan.backend == crate::plan::Backend::Userspace).then(Userspace::new);
     let steering = if held.is_some() { Steering::Adopt } else { Steering::Start };
-    let changed = change(config, plan, None, journal, places, &mut userspace, steering, take_management_port).await;
-    match changed {
-        Ok((steering, tunnels)) => Ok(HostLinks { steering, tunnels, userspace }),
+    let config = site.config.clone();
+    let target = Target { config: &config, plan: &plan, previous: None };
+    match change(site, &target, steering, take_management_port).await {
+        Ok(()) => {
+            site.plan = plan;
+            Ok(())
+        }
         Err(error) => {
-            if let Some(userspace) = userspace {
+            if let Some(userspace) = site.links.userspace.take() {
                 userspace.stop().await;
             }
             Err(error.into())
@@ -72,25 +71,26 @@ pub async fn take_over(
     }
 }
 
-/// Changes a running site from `previous` to `plan`. Fails before anything is changed where that shows; else what was
-/// changed until then stays, and changing back to `previous` is the caller's.
-pub async fn reconcile_to(
-    config: &Config,
-    plan: &mut Plan,
-    previous: &Plan,
-    journal: &mut Journal,
-    places: &Places,
-    links: &mut HostLinks,
-) -> Result<(), SessionError> {
-    if let Some(held) = dataplane::slots(&places.pins)? {
+/// Changes a running site from `previous` to `plan`, which keeps the slots that the maps have and becomes the site's. Fails
+/// before anything is changed where that shows; else what was changed until then stays, and changing back to `previous` is
+/// the caller's.
+pub async fn reconcile(site: &mut Site, config: &Config, plan: &mut Plan, previous: &Plan) -> Result<(), SessionError> {
+    if let Some(held) = dataplane::slots(&site.paths.pins)? {
         plan.keep_slots(&held)
             .map_err(|error| Conflict::MadeOtherwise { what: error.to_string() })
             .map_err(HostError::from)?;
     }
-    let changed =
-        change(config, plan, Some(previous), journal, places, &mut links.userspace, Steering::Update, false).await?;
-    (links.steering, links.tunnels) = changed;
+    change(site, &Target { config, plan, previous: Some(previous) }, Steering::Update, false).await?;
+    site.plan = plan.clone();
     Ok(())
+}
+
+/// What a site is to become.
+struct Target<'a> {
+    config: &'a Config,
+    plan: &'a Plan,
+    /// What it is, if this process has made it.
+    previous: Option<&'a Plan>,
 }
 
 /// What becomes of the steering programs.
@@ -104,18 +104,15 @@ enum Steering {
     Update,
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step that its two callers share")]
+/// Changes the host and the maps to `target`; the site's links follow.
 async fn change(
-    config: &Config,
-    plan: &Plan,
-    previous: Option<&Plan>,
-    journal: &mut Journal,
-    places: &Places,
-    userspace: &mut Option<Userspace>,
+    site: &mut Site,
+    target: &Target<'_>,
     steering: Steering,
     take_management_port: bool,
-) -> Result<(u32, Vec<(InterfaceName, u32)>), SessionError> {
-    let made = Made { journal: Some(journal), userspace: userspace.as_ref(), previous };
+) -> Result<(), SessionError> {
+    let Target { plan, previous, .. } = *target;
+    let made = Made { journal: Some(&site.journal), userspace: site.links.userspace.as_ref(), previous };
     let changes = host::preflight_since(plan, made).await?;
     host::check_management(plan, &changes, take_management_port).await?;
     let (going, coming): (Vec<Change>, Vec<Change>) =
@@ -131,7 +128,8 @@ async fn change(
             tracing::debug!("{change}");
         }
     };
-    let (index, mut tunnels) = host::apply(plan, &options, &coming, journal, userspace, &mut tell).await?;
+    let (index, mut tunnels) =
+        host::apply(plan, &options, &coming, &mut site.journal, &mut site.links.userspace, &mut tell).await?;
     // They are on their devices already.
     tunnels.extend(interrupting.iter().chain(&going).filter_map(|change| match change {
         Change::Alter { name, ifindex, .. } if *name != plan.steering.name => Some((name.clone(), *ifindex)),
@@ -139,40 +137,42 @@ async fn change(
     }));
     let device = Device { name: plan.steering.name.clone(), ifindex: index };
     let indexes: BTreeMap<InterfaceName, u32> = tunnels.iter().cloned().collect();
+    let paths = &site.paths;
     match steering {
         Steering::Start => {
             // Of a start that was cut short.
-            dataplane::remove(&places.pins)?;
-            dataplane::start(&places.pins, &plan.table, &device, &indexes, &dataplane::Options::default())?;
+            dataplane::remove(&paths.pins)?;
+            dataplane::start(&paths.pins, &plan.table, &device, &indexes, &dataplane::Options::default())?;
         }
         Steering::Adopt => {
-            let applied = Applied::read(&RunDir::applied_path(&places.run_root, &plan.site));
+            let applied = Applied::read(&RunDir::applied_path(&paths.run_root, &plan.site));
             let former = applied.map(|applied| applied.table(&plan.table));
             let options = dataplane::Options::default();
-            dataplane::adopt(&places.pins, former.as_ref(), &plan.table, &device, &indexes, &options)?;
-            follow_rules(plan, former.as_ref(), places)?;
+            dataplane::adopt(&paths.pins, former.as_ref(), &plan.table, &device, &indexes, &options)?;
+            follow_rules(plan, former.as_ref(), paths)?;
         }
         Steering::Update => {
             let former = previous.map_or(&plan.table, |previous| &previous.table);
-            dataplane::update(&places.pins, former, &plan.table, &device, &indexes)?;
-            follow_rules(plan, Some(former), places)?;
+            dataplane::update(&paths.pins, former, &plan.table, &device, &indexes)?;
+            follow_rules(plan, Some(former), paths)?;
         }
     }
     for change in &interrupting {
-        interrupt(config, plan, change, journal, places, userspace, &mut tell).await?;
+        interrupt(site, target, change, &mut tell).await?;
     }
     if going.iter().any(|change| matches!(change, Change::RemoveTunnel { .. })) {
         sleep(DRAIN).await;
     }
-    host::apply(plan, &options, &going, journal, userspace, &mut tell).await?;
-    Ok((index, tunnels))
+    host::apply(plan, &options, &going, &mut site.journal, &mut site.links.userspace, &mut tell).await?;
+    (site.links.steering, site.links.tunnels) = (index, tunnels);
+    Ok(())
 }
 
 /// Puts changed rules of the configuration in force, beside those that only the maps have.
-fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, places: &Places) -> Result<(), SessionError> {
+fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, paths: &Paths) -> Result<(), SessionError> {
     match former {
         Some(former) if former.rules != plan.table.rules => {
-            Ok(Live::open(&plan.site, &places.pins)?.follow_rules(&former.rules, &plan.table.rules)?)
+            Ok(Live::open(&plan.site, &paths.pins)?.follow_rules(&former.rules, &plan.table.rules)?)
         }
         _ => Ok(()),
     }
@@ -181,19 +181,17 @@ fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, places: &Places) ->
 /// Changes one tunnel while its peer's others carry the traffic, and waits until it works again. One that does not, as
 /// its far end is yet to be changed, stays out of use until probing finds it alive.
 async fn interrupt(
-    config: &Config,
-    plan: &Plan,
+    site: &mut Site,
+    target: &Target<'_>,
     change: &Change,
-    journal: &mut Journal,
-    places: &Places,
-    userspace: &mut Option<Userspace>,
     tell: &mut dyn FnMut(&Change),
 ) -> Result<(), SessionError> {
+    let Target { config, plan, .. } = *target;
     let Change::Alter { name, .. } = change else { return Ok(()) };
     let planned = plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
     let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     let Some((peer, slot)) = planned.map(|tunnel| (number(tunnel.peer), number(tunnel.slot))) else { return Ok(()) };
-    let view = View::open(&places.pins)?;
+    let view = View::open(&site.paths.pins)?;
     let live = view.peers().get(peer as usize).map_or(0, |peer| peer.live);
     let has_others = live & !(1 << slot) != 0;
     if has_others {
@@ -201,9 +199,10 @@ async fn interrupt(
         sleep(DRAIN).await;
     }
     let options = host::Options::default();
-    host::apply(plan, &options, std::slice::from_ref(change), journal, userspace, tell).await?;
+    host::apply(plan, &options, std::slice::from_ref(change), &mut site.journal, &mut site.links.userspace, tell)
+        .await?;
     if has_others {
-        let _health = Health::start(config, plan, &places.pins, &Handover::default());
+        let _health = Health::start(config, plan, &site.paths.pins, &Handover::default());
         let until = Instant::now() + PATIENCE;
         let is_live = || view.peers().get(peer as usize).is_some_and(|peer| peer.live >> slot & 1 == 1);
         while !is_live() && Instant::now() < until {

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::session::{Places, SessionError};
+use super::site::{Paths, SessionError, Site};
 use super::{reconcile, resolve};
 use crate::config::{self, Config};
 use crate::exit::Exit;
-use crate::host::{HostLinks, Journal, RunDir};
+use crate::host::RunDir;
 use crate::plan::Plan;
 use crate::plan::reload::unreloadable;
 
@@ -44,19 +44,9 @@ impl Outcome {
     }
 }
 
-/// What is up.
-pub struct Up {
-    /// As it was last read.
-    pub config: Config,
-    /// What `config` asks for, in the slots that the maps have.
-    pub plan: Plan,
-    /// Its links.
-    pub links: HostLinks,
-}
-
 /// Reads the configuration at `file` again and applies what has changed. What cannot be applied changes nothing.
-pub async fn reload(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places) -> Outcome {
-    let (exit, text) = match apply(up, file, journal, places).await {
+pub async fn reload(site: &mut Site, file: &Path) -> Outcome {
+    let (exit, text) = match apply(site, file).await {
         Ok(text) => {
             tracing::info!("{text}");
             (Exit::Done, text)
@@ -72,35 +62,33 @@ pub async fn reload(up: &mut Up, file: &Path, journal: &mut Journal, places: &Pl
     Outcome { number: u64::try_from(number).unwrap_or(u64::MAX), exit: exit as u8, text }
 }
 
-async fn apply(up: &mut Up, file: &Path, journal: &mut Journal, places: &Places) -> Result<String, (Exit, String)> {
+async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
     let config = config::load(file).map_err(|error| (Exit::Usage, format!("{:#}", anyhow::Error::new(error))))?;
-    let config = resolved(config, &up.config).await.map_err(|error| (Exit::Failed, error))?;
-    let fixed = unreloadable(&up.config, &config, up.plan.backend);
+    let config = resolved(config, &site.config).await.map_err(|error| (Exit::Failed, error))?;
+    let fixed = unreloadable(&site.config, &config, site.plan.backend);
     if !fixed.is_empty() {
         let text = format!(
             "{} cannot be changed while {} is up, and nothing was: stop `ecmpvpn run` and start it again",
             fixed.join(", "),
-            up.config.site.name
+            site.config.site.name
         );
         return Err((Exit::Usage, text));
     }
-    let mut plan = Plan::new(&config, up.plan.backend);
-    match reconcile::reconcile_to(&config, &mut plan, &up.plan, journal, places, &mut up.links).await {
+    let former = site.plan.clone();
+    let mut plan = Plan::new(&config, former.backend);
+    match reconcile::reconcile(site, &config, &mut plan, &former).await {
         Ok(()) => {
-            up.plan = plan;
-            up.config = config;
-            Ok(format!("{} follows {} again", up.config.site.name, file.display()))
+            site.config = config;
+            Ok(format!("{} follows {} again", site.config.site.name, file.display()))
         }
         Err(error) => {
             let exit = if error.is_lack() { Exit::Host } else { Exit::Failed };
             let mut text = format!("{:#}; nothing is changed", anyhow::Error::new(error));
-            let mut former = up.plan.clone();
-            if let Err(error) =
-                reconcile::reconcile_to(&up.config, &mut former, &plan, journal, places, &mut up.links).await
-            {
+            let (config, mut former) = (site.config.clone(), former);
+            if let Err(error) = reconcile::reconcile(site, &config, &mut former, &plan).await {
                 text = format!("{text}, as far as that was possible: {:#}", anyhow::Error::new(error));
             }
-            up.plan = former;
+            site.plan = former;
             Err((exit, text))
         }
     }
@@ -115,9 +103,9 @@ async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> 
 }
 
 /// Asks the process that runs `site` to reload, and waits for what becomes of it; `None`: no process runs it.
-pub async fn ask(site: &str, places: &Places) -> Result<Option<Outcome>, SessionError> {
-    let Some(holder) = RunDir::holder(&places.run_root, site)? else { return Ok(None) };
-    let path = RunDir::reload_path(&places.run_root, site);
+pub async fn ask(site: &str, paths: &Paths) -> Result<Option<Outcome>, SessionError> {
+    let Some(holder) = RunDir::holder(&paths.run_root, site)? else { return Ok(None) };
+    let path = RunDir::reload_path(&paths.run_root, site);
     let before = Outcome::read(&path).map(|outcome| outcome.number);
     let io = |operation| move |source| SessionError::Io { operation, source };
     holder.reload().map_err(io("signalling the running ecmpvpn"))?;

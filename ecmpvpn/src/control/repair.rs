@@ -4,10 +4,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use super::reconcile;
-use super::reload::Up;
-use super::session::{Places, SessionError};
+use super::site::{SessionError, Site};
 use crate::config::InterfaceName;
-use crate::host::{Journal, Netlink};
+use crate::host::Netlink;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -22,7 +21,7 @@ pub struct Repair {
 
 impl Repair {
     /// Waits until devices are gone; their names.
-    pub async fn missing(&mut self, up: &Up) -> Vec<InterfaceName> {
+    pub async fn missing(&mut self, site: &Site) -> Vec<InterfaceName> {
         if self.paused {
             tokio::time::sleep(PAUSE).await;
             self.paused = false;
@@ -36,10 +35,10 @@ impl Repair {
             // A look that fails finds nothing; the next one may.
             let Ok(links) = netlink.links().await else { continue };
             let there = |index: u32| links.iter().any(|link| link.index == index);
-            let tunnels = up.links.tunnels.iter().filter(|(_, index)| !there(*index)).map(|(name, _)| name.clone());
+            let tunnels = site.links.tunnels.iter().filter(|(_, index)| !there(*index)).map(|(name, _)| name.clone());
             let mut missing: Vec<InterfaceName> = tunnels.collect();
-            if !there(up.links.steering) {
-                missing.push(up.plan.steering.name.clone());
+            if !there(site.links.steering) {
+                missing.push(site.plan.steering.name.clone());
             }
             if !missing.is_empty() {
                 return missing;
@@ -48,10 +47,10 @@ impl Repair {
     }
 
     /// Makes them again, with all that was on them.
-    pub async fn restore(&mut self, missing: &[InterfaceName], up: &mut Up, journal: &mut Journal, places: &Places) {
+    pub async fn restore(&mut self, missing: &[InterfaceName], site: &mut Site) {
         let names: Vec<&str> = missing.iter().map(InterfaceName::as_str).collect();
         let names = names.join(", ");
-        match make(missing, up, journal, places).await {
+        match make(missing, site).await {
             Ok(()) => tracing::warn!("{names} was deleted by somebody else, and is made again"),
             Err(error) => {
                 self.paused = true;
@@ -71,22 +70,15 @@ async fn never(error: &std::io::Error) -> Infallible {
     std::future::pending().await
 }
 
-async fn make(
-    missing: &[InterfaceName],
-    up: &mut Up,
-    journal: &mut Journal,
-    places: &Places,
-) -> Result<(), SessionError> {
+async fn make(missing: &[InterfaceName], site: &mut Site) -> Result<(), SessionError> {
     let io = |source| SessionError::Io { operation: "looking for deleted devices", source };
-    if let Some(userspace) = &mut up.links.userspace {
+    if let Some(userspace) = &mut site.links.userspace {
         for name in missing {
             userspace.forget(name).await;
         }
     }
     // Their records go, and those of what was on them.
-    journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
-    let mut plan = up.plan.clone();
-    reconcile::reconcile_to(&up.config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
-    up.plan = plan;
-    Ok(())
+    site.journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
+    let (config, mut plan, former) = (site.config.clone(), site.plan.clone(), site.plan.clone());
+    reconcile::reconcile(site, &config, &mut plan, &former).await
 }

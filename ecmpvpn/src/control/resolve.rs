@@ -9,11 +9,9 @@ use std::net::{IpAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
 use super::reconcile;
-use super::reload::Up;
-use super::session::{Places, SessionError};
+use super::site::{SessionError, Site};
 use crate::config::{Config, Peer};
-use crate::dataplane::{Pins, View};
-use crate::host::Journal;
+use crate::dataplane::View;
 use crate::host::wireguard::kernel;
 
 /// Between resolutions of a name whose tunnels work.
@@ -155,19 +153,19 @@ pub struct Names {
 
 impl Names {
     /// Waits until a name leads elsewhere.
-    pub async fn moved(&mut self, up: &Up, pins: &Pins) -> Moved {
-        if up.config.peers.iter().all(|peer| peer.remote_name.is_none()) {
+    pub async fn moved(&mut self, site: &Site) -> Moved {
+        if site.config.peers.iter().all(|peer| peer.remote_name.is_none()) {
             return std::future::pending().await;
         }
-        let Ok(view) = View::open(pins) else { return std::future::pending().await };
+        let Ok(view) = View::open(&site.paths.pins) else { return std::future::pending().await };
         loop {
             tokio::time::sleep(LOOK).await;
-            for (at, peer) in up.config.peers.iter().enumerate() {
+            for (at, peer) in site.config.peers.iter().enumerate() {
                 let Some(name) = peer.remote_name.clone() else { continue };
                 let live = view.peers().get(at).map_or(0, |peer| peer.live);
-                let mut tunnels = up.plan.tunnels.iter().filter(|tunnel| tunnel.peer == at);
+                let mut tunnels = site.plan.tunnels.iter().filter(|tunnel| tunnel.peer == at);
                 let is_down = tunnels.any(|tunnel| live >> tunnel.slot & 1 == 0);
-                if is_lost(&view, up, at, live) {
+                if is_lost(&view, site, at, live) {
                     self.lost.entry(at).or_insert_with(Instant::now);
                 } else {
                     self.lost.remove(&at);
@@ -183,12 +181,12 @@ impl Names {
                 self.looked.insert(at, Instant::now());
                 match answer {
                     Ok(Ok(answers)) => {
-                        let may = |answer: &IpAddr| up.config.against_remote(at, *answer).is_none();
+                        let may = |answer: &IpAddr| site.config.against_remote(at, *answer).is_none();
                         let fit: Vec<IpAddr> = answers.iter().copied().filter(may).collect();
                         match (elsewhere(peer.remote_endpoint, &fit, next), answers.first()) {
                             (Some(address), _) => return Moved { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
-                                let why = up.config.against_remote(at, *answer).unwrap_or_default();
+                                let why = site.config.against_remote(at, *answer).unwrap_or_default();
                                 self.tell(at, format!("{} is at {answer} now, {why}", peer.name));
                             }
                             _ => {
@@ -211,19 +209,19 @@ impl Names {
     }
 
     /// Lets a site's tunnels go to its new address, one at a time.
-    pub async fn follow(&mut self, moved: Moved, up: &mut Up, journal: &mut Journal, places: &Places) {
+    pub async fn follow(&mut self, moved: Moved, site: &mut Site) {
         let Moved { peer, address } = moved;
         self.lost.remove(&peer);
-        let mut config = up.config.clone();
+        let mut config = site.config.clone();
         if let Err(why) = config.set_remote(peer, address) {
-            self.tell(peer, format!("{} is {address} now, {why}", up.config.peers[peer].name));
+            self.tell(peer, format!("{} is {address} now, {why}", site.config.peers[peer].name));
             return;
         }
-        match turn(&config, moved, up, journal, places).await {
+        match turn(&config, moved, site).await {
             Ok(()) => {
                 let name = config.peers[peer].remote_name.as_deref().unwrap_or_default();
                 tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
-                up.config = config;
+                site.config = config;
             }
             Err(error) => self.tell(peer, format!("{:#}", anyhow::Error::new(error))),
         }
@@ -243,8 +241,8 @@ fn elsewhere(now: IpAddr, answers: &[IpAddr], next: bool) -> Option<IpAddr> {
 }
 
 /// Whether nothing is heard of a site: none of its tunnels lives, or none has ever had an answer or a handshake.
-fn is_lost(view: &View, up: &Up, peer: usize, live: u32) -> bool {
-    let mut tunnels = up.plan.tunnels.iter().filter(|tunnel| tunnel.peer == peer);
+fn is_lost(view: &View, site: &Site, peer: usize, live: u32) -> bool {
+    let mut tunnels = site.plan.tunnels.iter().filter(|tunnel| tunnel.peer == peer);
     live == 0
         || tunnels.all(|tunnel| {
             let health = || view.health(u32::try_from(peer).ok()?, u32::try_from(tunnel.slot).ok()?);
@@ -253,21 +251,14 @@ fn is_lost(view: &View, up: &Up, peer: usize, live: u32) -> bool {
         })
 }
 
-async fn turn(
-    config: &Config,
-    moved: Moved,
-    up: &mut Up,
-    journal: &mut Journal,
-    places: &Places,
-) -> Result<(), SessionError> {
+async fn turn(config: &Config, moved: Moved, site: &mut Site) -> Result<(), SessionError> {
     // Not made of the configuration anew: tunnels may have keys that it does not name yet.
-    let mut plan = up.plan.clone();
+    let mut plan = site.plan.clone();
     for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {
         tunnel.remote_endpoint.set_ip(moved.address);
     }
-    reconcile::reconcile_to(config, &mut plan, &up.plan, journal, places, &mut up.links).await?;
-    up.plan = plan;
-    Ok(())
+    let former = site.plan.clone();
+    reconcile::reconcile(site, config, &mut plan, &former).await
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ impl Default for Options {
 }
 
 /// The links that were made.
+#[derive(Default)]
 pub struct HostLinks {
     /// The steering device's index.
     pub steering: u32,

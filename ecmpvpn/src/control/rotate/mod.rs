@@ -21,9 +21,9 @@ use lead::Lead;
 use state::{Part, Role, Stage, State, is_ours};
 
 use super::health::Handover;
-use super::reload::Up;
+use super::site::Site;
 use crate::config::{self, Edit, InterfaceName, PresharedKey, PrivateKey, PublicKey, TunnelKeys};
-use crate::dataplane::{Pins, View};
+use crate::dataplane::View;
 use crate::host;
 use crate::plan::{Plan, Tunnel};
 
@@ -41,8 +41,8 @@ struct NewKeys {
 
 impl NewKeys {
     /// Whether a tunnel has them.
-    fn are_those_of(&self, up: &Up, name: &InterfaceName) -> bool {
-        planned(up, name).is_some_and(|tunnel| {
+    fn are_those_of(&self, site: &Site, name: &InterfaceName) -> bool {
+        planned(site, name).is_some_and(|tunnel| {
             tunnel.preshared_key.as_ref() == Some(&self.preshared)
                 && self.private.as_ref().is_none_or(|key| *key == tunnel.private_key)
                 && self.public.is_none_or(|key| key == tunnel.public_key)
@@ -76,7 +76,7 @@ pub struct Rotation {
 
 impl Rotation {
     /// What is under way for the configuration at `file`.
-    pub fn load(file: &Path, up: &Up, handover: &Handover) -> Self {
+    pub fn load(file: &Path, site: &Site, handover: &Handover) -> Self {
         let path = State::path(file);
         handover.forget();
         let mut rotation = Self {
@@ -90,14 +90,14 @@ impl Rotation {
             follows: BTreeMap::new(),
             paused_until: None,
         };
-        match rotation.read(up) {
+        match rotation.read(site) {
             Ok(state) => rotation.state = state,
             Err(error) => tracing::error!("the renewal of keys does not go on: {error:#}"),
         }
         rotation
     }
 
-    fn read(&mut self, up: &Up) -> anyhow::Result<Option<State>> {
+    fn read(&mut self, site: &Site) -> anyhow::Result<Option<State>> {
         let Some(state) = State::read(&self.path)?.filter(|state| !state.is_done()) else { return Ok(None) };
         let owner = fs::metadata(&self.file).map_or(0, |metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
         let read = |name: &str| {
@@ -114,7 +114,7 @@ impl Rotation {
             };
             self.handover.set_rotation(&name, state.id);
             if state.role == Role::Follows {
-                self.follows.insert(name.clone(), Follow::new(keys.are_those_of(up, &name)));
+                self.follows.insert(name.clone(), Follow::new(keys.are_those_of(site, &name)));
             }
             self.keys.insert(name, keys);
         }
@@ -122,12 +122,12 @@ impl Rotation {
     }
 
     /// Waits until something is to be done; for ever if nothing is under way.
-    pub async fn due(&mut self, up: &Up, pins: &Pins) -> Step {
+    pub async fn due(&mut self, site: &Site) -> Step {
         if let Some(until) = self.paused_until {
             tokio::time::sleep_until(until.into()).await;
             self.paused_until = None;
         }
-        let view = match View::open(pins) {
+        let view = match View::open(&site.paths.pins) {
             Ok(view) if self.state.is_some() => view,
             _ => return std::future::pending().await,
         };
@@ -136,8 +136,8 @@ impl Rotation {
         loop {
             looks.tick().await;
             let step = match self.state.as_ref().map(|state| (state.role, state.going)) {
-                Some((Role::Leads, true)) => self.lead(up, &view),
-                Some((Role::Follows, _)) => self.follow(up, &view),
+                Some((Role::Leads, true)) => self.lead(site, &view),
+                Some((Role::Follows, _)) => self.follow(site, &view),
                 _ => return std::future::pending().await,
             };
             if let Some(step) = step {
@@ -146,18 +146,18 @@ impl Rotation {
         }
     }
 
-    fn lead(&mut self, up: &Up, view: &View) -> Option<Step> {
+    fn lead(&mut self, site: &Site, view: &View) -> Option<Step> {
         let now = self.began.elapsed();
         if self.lead.is_none() {
             let state = self.state.as_ref()?;
             let next = state.parts.iter().find(|part| part.stage != Stage::Done)?;
             let name = InterfaceName::new(&next.tunnel).ok()?;
-            let has_new = self.keys.get(&name).is_some_and(|keys| keys.are_those_of(up, &name));
+            let has_new = self.keys.get(&name).is_some_and(|keys| keys.are_those_of(site, &name));
             self.lead = Some((name, Lead::new(now, has_new)));
         }
         let id = self.state.as_ref()?.id;
         let (name, lead) = self.lead.as_mut()?;
-        let Some(planned) = planned(up, name) else {
+        let Some(planned) = planned(site, name) else {
             let why = "it is not in the configuration any more";
             let name = name.clone();
             self.stop(&name, why);
@@ -198,12 +198,12 @@ impl Rotation {
         }
     }
 
-    fn follow(&mut self, up: &Up, view: &View) -> Option<Step> {
+    fn follow(&mut self, site: &Site, view: &View) -> Option<Step> {
         let now = self.began.elapsed();
-        let interval = Duration::from_millis(up.config.health.interval_ms.into());
+        let interval = Duration::from_millis(site.config.health.interval_ms.into());
         let peers = view.peers();
         for (name, follow) in &mut self.follows {
-            let Some(planned) = planned(up, name) else { continue };
+            let Some(planned) = planned(site, name) else { continue };
             let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
             let asked = self.handover.far(name).asks;
             let heard = self.handover.heard(name).map_or(self.began, |at| at.max(self.began));
@@ -218,7 +218,7 @@ impl Rotation {
     }
 
     /// Does what [`Rotation::due`] found.
-    pub async fn act(&mut self, step: Step, up: &mut Up) {
+    pub async fn act(&mut self, step: Step, site: &mut Site) {
         match step {
             Step::New(name) => {
                 if let Err(error) = self.edit(&name) {
@@ -227,7 +227,7 @@ impl Rotation {
                     return;
                 }
                 let Some(keys) = self.keys.get(&name) else { return };
-                let changed = change(up, &name, |tunnel| {
+                let changed = change(site, &name, |tunnel| {
                     tunnel.private_key = keys.private.as_ref().unwrap_or(&tunnel.private_key).clone();
                     tunnel.public_key = keys.public.unwrap_or(tunnel.public_key);
                     tunnel.preshared_key = Some(keys.preshared.clone());
@@ -236,14 +236,14 @@ impl Rotation {
                     Ok(()) => tracing::info!("{name}: has its new keys, and is used when it answers"),
                     Err(error) => {
                         tracing::error!("{name}: {:#}", anyhow::Error::new(error));
-                        self.restore(&name, up).await;
+                        self.restore(&name, site).await;
                         self.fail(&name, "its keys cannot be changed");
                     }
                 }
                 self.handover.ask(&name, false);
             }
             Step::Former(name, why) => {
-                self.restore(&name, up).await;
+                self.restore(&name, site).await;
                 self.handover.ask(&name, false);
                 if let Some(why) = why {
                     self.note(&name, Stage::Waiting);
@@ -252,7 +252,7 @@ impl Rotation {
                     tracing::info!("{name}: did not answer with its new keys, and has its former ones again");
                 }
             }
-            Step::Keep(name) => match self.keep(&name, up) {
+            Step::Keep(name) => match self.keep(&name, site) {
                 Ok(()) => {
                     self.lead = None;
                     self.follows.remove(&name);
@@ -266,7 +266,7 @@ impl Rotation {
                 }
                 Err(error) => {
                     tracing::error!("{name}: its new keys cannot be written down: {error:#}");
-                    self.restore(&name, up).await;
+                    self.restore(&name, site).await;
                     self.fail(&name, "its new keys cannot be written down");
                 }
             },
@@ -331,11 +331,11 @@ impl Rotation {
         Ok((edit, former))
     }
 
-    fn keep(&mut self, name: &InterfaceName, up: &mut Up) -> anyhow::Result<()> {
+    fn keep(&mut self, name: &InterfaceName, site: &mut Site) -> anyhow::Result<()> {
         let (edit, former) = self.edit(name)?;
         edit.save()?;
         if let Some(keys) = self.keys.get(name) {
-            let mut tunnels = up.config.peers.iter_mut().flat_map(|peer| &mut peer.tunnels);
+            let mut tunnels = site.config.peers.iter_mut().flat_map(|peer| &mut peer.tunnels);
             if let Some(tunnel) = tunnels.find(|tunnel| tunnel.name == *name) {
                 tunnel.private_key = keys.private.clone().or(tunnel.private_key.take());
                 tunnel.public_key = keys.public.or(tunnel.public_key);
@@ -353,10 +353,10 @@ impl Rotation {
     }
 
     /// Gives a tunnel the keys that the configuration names.
-    async fn restore(&self, name: &InterfaceName, up: &mut Up) {
-        let former = Plan::new(&up.config, up.plan.backend).tunnels.into_iter().find(|tunnel| tunnel.name == *name);
+    async fn restore(&self, name: &InterfaceName, site: &mut Site) {
+        let former = Plan::new(&site.config, site.plan.backend).tunnels.into_iter().find(|tunnel| tunnel.name == *name);
         let Some(former) = former else { return };
-        let restored = change(up, name, |tunnel| {
+        let restored = change(site, name, |tunnel| {
             tunnel.private_key = former.private_key;
             tunnel.public_key = former.public_key;
             tunnel.preshared_key = former.preshared_key;
@@ -367,12 +367,16 @@ impl Rotation {
     }
 }
 
-fn planned<'a>(up: &'a Up, name: &InterfaceName) -> Option<&'a Tunnel> {
-    up.plan.tunnels.iter().find(|tunnel| tunnel.name == *name)
+fn planned<'a>(site: &'a Site, name: &InterfaceName) -> Option<&'a Tunnel> {
+    site.plan.tunnels.iter().find(|tunnel| tunnel.name == *name)
 }
 
-async fn change(up: &mut Up, name: &InterfaceName, change: impl FnOnce(&mut Tunnel)) -> Result<(), host::HostError> {
-    let Some(tunnel) = up.plan.tunnels.iter_mut().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
+async fn change(
+    site: &mut Site,
+    name: &InterfaceName,
+    change: impl FnOnce(&mut Tunnel),
+) -> Result<(), host::HostError> {
+    let Some(tunnel) = site.plan.tunnels.iter_mut().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
     change(tunnel);
-    host::rekey_tunnel(up.links.userspace.as_mut(), tunnel).await
+    host::rekey_tunnel(site.links.userspace.as_mut(), tunnel).await
 }

@@ -1,0 +1,46 @@
+//! Takes a site down: detaches its programs and undoes every change of the host.
+
+use std::time::Duration;
+
+use super::site::{Paths, SessionError};
+use crate::dataplane;
+use crate::host::{self, Journal, Netlink, RunDir};
+
+/// How long `down` waits for a running `run` to take its changes back.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What there was to take down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TakenDown {
+    /// A running process that was stopped; it took its own changes back.
+    pub stopped: Option<i32>,
+    /// Host changes undone here.
+    pub undone: usize,
+}
+
+/// Removes everything that `run` made for `site`, from any process; a running one is stopped first.
+pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> {
+    let pinned = paths.pins.exist() || !paths.pins.of_other_versions().is_empty();
+    if !paths.run_root.join(site).exists() && !pinned {
+        return Ok(TakenDown::default());
+    }
+    host::require_privilege()?;
+    let (root, name) = (paths.run_root.clone(), site.to_owned());
+    let locking = tokio::task::spawn_blocking(move || RunDir::lock_stopping(&root, &name, STOP_PATIENCE));
+    let (run_dir, stopped) = locking.await.expect("locking does not panic")?;
+    let mut journal = Journal::open(&run_dir.journal_path(), site)?;
+    let undone = undo(&mut journal, paths).await?;
+    run_dir.remove()?;
+    Ok(TakenDown { stopped, undone })
+}
+
+/// Detaches the programs, then undoes the host's changes: programs must not outlive the devices that they redirect to.
+/// Goes on past a failure and returns the first one.
+pub async fn undo(journal: &mut Journal, paths: &Paths) -> Result<usize, SessionError> {
+    let detached = dataplane::remove(&paths.pins);
+    let netlink =
+        Netlink::open().map_err(|source| SessionError::Io { operation: "opening a netlink socket", source })?;
+    let undone = journal.undo(&netlink, &mut |undo| tracing::info!("{undo}")).await?;
+    detached?;
+    Ok(undone)
+}
