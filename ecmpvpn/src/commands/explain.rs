@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use ecmpvpn_common::layout::{Reason, tunnel_id};
-use rtnetlink::Handle;
 
 use crate::cli::policy::ExplainArgs;
 use crate::commands::{Failure, print};
 use crate::config::{self, Config, Policy, protocol_name};
 use crate::dataplane::{Pins, TunnelView};
+use crate::host::Netlink;
 use crate::host::links::Links;
 use crate::live::explain::{Answer, Flow, Found, Probe, Why, ask};
 use crate::live::policy::Live;
@@ -63,9 +63,8 @@ async fn told(
     peer: Option<String>,
     tunnels: &[TunnelView],
 ) -> Result<Report, Failure> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
-    tokio::spawn(connection);
-    let links = Links::read(&handle).await.context("reading the host's links")?;
+    let netlink = Netlink::open().context("opening a netlink socket")?;
+    let links = netlink.links().await.context("reading the host's links")?;
     let tunnel = |id: u32| tunnels.iter().find(|tunnel| tunnel_id(tunnel.peer, tunnel.slot) == id);
     let name = |id: u32| tunnel(id).map(|tunnel| tunnel.name.clone());
     let mut report = Report {
@@ -98,16 +97,16 @@ async fn told(
             report.current_tunnel = name(found.current);
             report.tunnel = name(found.tunnel);
             (report.why, report.why_text) = why(found);
-            report.member = member(config, &links, &handle, tunnel(found.tunnel)).await;
+            report.member = member(config, &links, &netlink, tunnel(found.tunnel)).await;
             report.next_tunnel = found.next.and_then(name);
-            report.next_member = member(config, &links, &handle, found.next.and_then(tunnel)).await;
+            report.next_member = member(config, &links, &netlink, found.next.and_then(tunnel)).await;
         }
     }
     Ok(report)
 }
 
-async fn member(config: &Config, links: &Links, handle: &Handle, tunnel: Option<&TunnelView>) -> Option<String> {
-    stats::member(config, links, handle, tunnel?).await
+async fn member(config: &Config, links: &Links, netlink: &Netlink, tunnel: Option<&TunnelView>) -> Option<String> {
+    stats::member(config, links, netlink, tunnel?).await
 }
 
 fn policy_name(number: u32) -> Option<String> {

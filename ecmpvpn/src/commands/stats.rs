@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rtnetlink::Handle;
 
 use crate::cli::StatsArgs;
 use crate::commands::{Failure, print};
 use crate::config::{self, Config};
 use crate::dataplane::Pins;
+use crate::host::Netlink;
 use crate::live::stats;
 use crate::report::stats::Report;
 
@@ -22,13 +22,12 @@ const WATCH: Duration = Duration::from_secs(1);
 pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
     let config = config::load(path)?;
     let pins = Pins::of(&config.site.name);
-    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
-    tokio::spawn(connection);
-    let mut earlier = sample(&config, &pins, &handle).await?;
+    let netlink = Netlink::open().context("opening a netlink socket")?;
+    let mut earlier = sample(&config, &pins, &netlink).await?;
     let mut pause = SAMPLE;
     loop {
         tokio::time::sleep(pause).await;
-        let mut now = sample(&config, &pins, &handle).await?;
+        let mut now = sample(&config, &pins, &netlink).await?;
         now.report.set_rates(&earlier.report, (now.at - earlier.at).as_secs_f64());
         print(shown(&now.report, args)?)?;
         if !args.watch {
@@ -43,8 +42,8 @@ struct Sample {
     report: Report,
 }
 
-async fn sample(config: &Config, pins: &Pins, handle: &Handle) -> Result<Sample, Failure> {
-    let report = stats::report(config, pins, handle).await?;
+async fn sample(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Sample, Failure> {
+    let report = stats::report(config, pins, netlink).await?;
     Ok(Sample { at: Instant::now(), report })
 }
 

@@ -4,13 +4,12 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use ecmpvpn_common::layout::tunnel_id;
-use rtnetlink::Handle;
 use tokio::time::sleep;
 
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
+use crate::host::Netlink;
 use crate::host::chain;
-use crate::host::links::Links;
 use crate::host::underlay::bonds;
 use crate::live::stats::GatherError;
 use crate::plan::Plan;
@@ -30,11 +29,8 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
             listen_port: tunnel.listen_port,
         })
         .collect();
-    let handle = match rtnetlink::new_connection() {
-        Ok((connection, handle, _)) => {
-            tokio::spawn(connection);
-            handle
-        }
+    let netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
         Err(error) => {
             tracing::warn!("what arrives on the bond's members is not counted: opening a netlink socket: {error}");
             return std::future::pending().await;
@@ -42,7 +38,7 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
     };
     let mut complaint = String::new();
     loop {
-        match look(config, &handle, &tunnels, pins).await {
+        match look(config, &netlink, &tunnels, pins).await {
             Ok(new) => {
                 complaint.clear();
                 for member in new {
@@ -63,18 +59,18 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
 
 async fn look(
     config: &Config,
-    handle: &Handle,
+    netlink: &Netlink,
     tunnels: &[OuterTunnel],
     pins: &Pins,
 ) -> Result<Vec<Device>, GatherError> {
-    let members = members(config, handle).await?;
+    let members = members(config, netlink).await?;
     Ok(Arrivals::open(pins)?.follow(tunnels, &members)?)
 }
 
 /// The members of the tunnels' bonds, up or down.
-async fn members(config: &Config, handle: &Handle) -> Result<Vec<Device>, GatherError> {
-    let links = Links::read(handle).await?;
-    let members = bonds(&links, handle, config).await.into_iter().flat_map(|bond| links.members(bond));
+async fn members(config: &Config, netlink: &Netlink) -> Result<Vec<Device>, GatherError> {
+    let links = netlink.links().await.map_err(GatherError::Netlink)?;
+    let members = bonds(&links, netlink, config).await.into_iter().flat_map(|bond| links.members(bond));
     let device = |ifindex, name: &str| Some(Device { name: InterfaceName::new(name).ok()?, ifindex });
     Ok(members.filter_map(|link| device(link.ifindex, &link.name)).collect())
 }

@@ -34,7 +34,7 @@ impl Repair {
             tokio::time::sleep(LOOK).await;
             // A look that fails finds nothing; the next one may.
             let Ok(links) = netlink.links().await else { continue };
-            let there = |index: u32| links.iter().any(|link| link.index == index);
+            let there = |index: u32| links.iter().any(|link| link.ifindex == index);
             let tunnels = site.links.tunnels.iter().filter(|(_, index)| !there(*index)).map(|(name, _)| name.clone());
             let mut missing: Vec<InterfaceName> = tunnels.collect();
             if !there(site.links.steering) {

@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::error::{Conflict, During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
+use super::links::Link;
 use super::member::MemberState;
-use super::netlink::{Link, Netlink};
+use super::netlink::Netlink;
 use crate::config::{Bond, BondMode, LacpRate, XmitHashPolicy};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -61,7 +62,7 @@ pub fn check_settings(wanted: &Bond, link: &Link) -> Result<(), Conflict> {
     let differs = |setting, is: String, wanted_value: String| {
         Err(Conflict::BondDiffers { bond: wanted.name.clone(), setting, is, wanted: wanted_value })
     };
-    for info in &link.bond {
+    for info in link.bond.iter().flat_map(|bond| &bond.settings) {
         match info {
             InfoBond::Mode(mode) if *mode != kernel_mode(wanted.mode) => {
                 return differs("mode", mode.to_string(), kernel_mode(wanted.mode).to_string());
@@ -88,12 +89,12 @@ pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bon
     let link = link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)).during(operation)?;
     let saved = MemberState::read(netlink, &link).await.during(|| format!("reading the addresses of {member}"))?;
     journal.record(Undo::ReleaseMember { member: LinkId::theirs(&link), bond: bond.clone(), saved })?;
-    MemberState::strip(netlink, link.index).await.during(|| format!("removing the addresses of {member}"))?;
-    netlink.set_down(link.index).await.during(|| format!("setting {member} down"))?;
+    MemberState::strip(netlink, link.ifindex).await.during(|| format!("removing the addresses of {member}"))?;
+    netlink.set_down(link.ifindex).await.during(|| format!("setting {member} down"))?;
     let master = bond.ifindex.unwrap_or(0);
-    let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).controller(master).build();
+    let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).controller(master).build();
     netlink.set_link(message).await.during(operation)?;
-    netlink.set_up(link.index).await.during(|| format!("setting {member} up"))
+    netlink.set_up(link.ifindex).await.during(|| format!("setting {member} up"))
 }
 
 /// Releases a member and gives it back what it had.
@@ -117,7 +118,7 @@ async fn let_go(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result
     let Some(link) = member.find(netlink).await? else { return Ok(None) };
     match link.master {
         Some(master) if bond.ifindex == Some(master) => {
-            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).nocontroller().build();
+            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).nocontroller().build();
             netlink.set_link(message).await?;
         }
         // Somebody has given it to another device meanwhile: that is theirs now.
@@ -150,7 +151,7 @@ fn lacks(bond: &Bond, link: &Link) -> Option<String> {
     if bond.mode != BondMode::Lacp {
         return None;
     }
-    let info = link.bond.iter().find_map(|info| match info {
+    let info = link.bond.iter().flat_map(|bond| &bond.settings).find_map(|info| match info {
         InfoBond::AdInfo(info) => Some(info.as_slice()),
         _ => None,
     });

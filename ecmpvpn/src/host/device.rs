@@ -60,9 +60,9 @@ impl New<'_> {
         let mark = async {
             let link = netlink.link(self.name).await?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
             // The kernel takes no alias when it makes a link (rtnl_create_link(), net/core/rtnetlink.c).
-            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.index).alias(self.alias).build();
+            let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).alias(self.alias).build();
             netlink.set_link(message).await?;
-            io::Result::Ok(link.index)
+            io::Result::Ok(link.ifindex)
         };
         let index = mark.await.during(|| format!("setting the alias of {}", self.name))?;
         journal.amend(self.undo(Some(index)))?;

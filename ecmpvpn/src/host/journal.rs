@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::error::chain;
+use super::links::Link;
 use super::member::MemberState;
-use super::netlink::{Link, Netlink};
+use super::netlink::Netlink;
 use super::saved::Saved;
 
 /// Journals of another version are refused.
@@ -214,7 +215,7 @@ impl Journal {
     pub fn owns_link(&self, link: &Link) -> bool {
         self.contents.undo.iter().any(|undo| match undo {
             Undo::DeleteLink { link: ours, .. } => {
-                ours.ifindex == Some(link.index) && ours.alias == link.alias && ours.name == link.name
+                ours.ifindex == Some(link.ifindex) && ours.alias == link.alias && ours.name == link.name
             }
             _ => false,
         })

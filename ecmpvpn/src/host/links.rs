@@ -1,16 +1,9 @@
-//! Reads what the host has: links, bonds and the ports that outer packets leave by. Changes nothing.
+//! The host's links as the kernel shows them: values only.
 
-use std::net::{IpAddr, SocketAddr};
-
-use futures_util::TryStreamExt as _;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    BondAdInfo, BondMode, BondPortState, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoPortData, InfoVlan,
-    LinkAttribute, LinkInfo, LinkMessage, Stats64,
+    BondAdInfo, BondMode, BondPortState, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoKind, InfoPortData,
+    InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Stats64,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteVia};
-use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::config::XmitHashPolicy;
 
@@ -21,21 +14,31 @@ pub struct Link {
     pub ifindex: u32,
     /// Interface name.
     pub name: String,
-    /// As `ip -d link` names it: `wireguard`, `tun`, `bond`.
-    pub kind: Option<String>,
-    /// Free text; ours is `ecmpvpn:<site>`.
+    /// `ifalias`; ours is `ecmpvpn:<site>`.
     pub alias: Option<String>,
-    /// The link below it: a VLAN device's, say, or a veth's other end.
-    pub parent: Option<u32>,
+    /// As `ip -d link` names it: `bond`, `wireguard`, `tun`; `None`: a device of a driver.
+    pub kind: Option<String>,
+    /// Administratively up.
+    pub up: bool,
+    /// Has carrier.
+    pub carrier: bool,
+    /// Ethernet, as a bond asks of its members.
+    pub ethernet: bool,
+    /// Bytes.
+    pub mtu: u32,
     /// Its Ethernet address.
     pub address: Option<[u8; 6]>,
+    /// The bond, bridge or VRF that it belongs to.
+    pub master: Option<u32>,
+    /// The device that it sits upon, such as a VLAN's. Not a veth's other end.
+    pub lower: Option<u32>,
     /// A VLAN device's id.
     pub vlan: Option<u16>,
-    /// The bond or bridge that it belongs to.
-    pub master: Option<u32>,
-    /// The interface's own byte counters.
+    /// Its root queueing discipline, as `mq`.
+    pub qdisc: Option<String>,
+    /// The interface's own byte counter, sent.
     pub tx_bytes: u64,
-    /// The interface's own byte counters.
+    /// The interface's own byte counter, received.
     pub rx_bytes: u64,
     /// What a bond says of itself.
     pub bond: Option<BondInfo>,
@@ -52,6 +55,8 @@ pub struct BondInfo {
     pub xmit_hash_policy: Option<XmitHashPolicy>,
     /// In 802.3ad mode, the aggregator in use.
     pub aggregator: Option<u16>,
+    /// Everything, as the kernel tells it.
+    pub settings: Vec<InfoBond>,
 }
 
 /// What a bond says of its member.
@@ -63,13 +68,12 @@ pub struct PortInfo {
 
 /// Every link in this network namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Links(Vec<Link>);
+pub struct Links(pub Vec<Link>);
 
 impl Links {
-    /// Reads them from the kernel.
-    pub async fn read(handle: &Handle) -> Result<Self, rtnetlink::Error> {
-        let messages: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-        Ok(Self(messages.iter().map(Link::from_message).collect()))
+    /// One after the other, by index.
+    pub fn iter(&self) -> std::slice::Iter<'_, Link> {
+        self.0.iter()
     }
 
     /// The link of this name.
@@ -106,111 +110,67 @@ impl Links {
     }
 }
 
-/// Index of the interface that a UDP datagram from `local` to `remote` leaves by, as routing has it now; `None`: no route.
-pub async fn outgoing_interface(handle: &Handle, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
-    next_hop(handle, local, remote).await.map(|(ifindex, _)| ifindex)
-}
-
-/// The Ethernet address that the neighbour table has for an address on an interface; `None`: it is not resolved.
-pub async fn neighbour(handle: &Handle, ifindex: u32, address: IpAddr) -> Option<[u8; 6]> {
-    let (family, wanted) = match address {
-        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
-        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
-    };
-    let entries: Vec<NeighbourMessage> =
-        handle.neighbours().get().set_address_family(family).execute().try_collect().await.ok()?;
-    let wanted = NeighbourAttribute::Destination(wanted);
-    let unresolved = [NeighbourState::Incomplete, NeighbourState::Failed];
-    let entry = entries.iter().find(|entry| {
-        let header = &entry.header;
-        header.ifindex == ifindex && !unresolved.contains(&header.state) && entry.attributes.contains(&wanted)
-    })?;
-    entry.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(address) => address.as_slice().try_into().ok(),
-        _ => None,
-    })
-}
-
-/// The interface that such a datagram leaves by, and the router or neighbour that it is handed to.
-pub async fn next_hop(handle: &Handle, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
-    const UDP: u8 = 17;
-    let request = match (local.ip(), remote.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-            .source_prefix(from, 32)
-            .destination_prefix(to, 32)
-            .ip_protocol(UDP)
-            .sport(local.port())
-            .dport(remote.port())
-            .build(),
-        (IpAddr::V6(from), IpAddr::V6(to)) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-            .source_prefix(from, 128)
-            .destination_prefix(to, 128)
-            .ip_protocol(UDP)
-            .sport(local.port())
-            .dport(remote.port())
-            .build(),
-        _ => return None,
-    };
-    let mut replies = std::pin::pin!(handle.route().get(request).execute());
-    let reply = replies.try_next().await.ok()??;
-    let gateway = reply.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
-            Some(IpAddr::from(*gateway))
-        }
-        RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
-            Some(IpAddr::from(*gateway))
-        }
-        _ => None,
-    });
-    let outgoing = reply.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(ifindex) => Some(*ifindex),
-        _ => None,
-    });
-    Some((outgoing?, gateway.unwrap_or(remote.ip())))
-}
-
-impl Link {
-    fn from_message(message: &LinkMessage) -> Self {
-        let mut link = Self { ifindex: message.header.index, ..Self::default() };
-        for attribute in &message.attributes {
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            ifindex: message.header.index,
+            up: flags.contains(LinkFlags::Up),
+            carrier: flags.contains(LinkFlags::LowerUp),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            ..Self::default()
+        };
+        for attribute in message.attributes {
             match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Address(address) => link.address = address.as_slice().try_into().ok(),
-                LinkAttribute::Link(parent) => link.parent = Some(*parent),
-                LinkAttribute::Controller(master) => link.master = Some(*master),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Qdisc(qdisc) => link.qdisc = Some(qdisc),
+                LinkAttribute::Controller(master) if master != 0 => link.master = Some(master),
+                LinkAttribute::Link(lower) if lower != 0 => link.lower = Some(lower),
                 LinkAttribute::Stats64(Stats64 { tx_bytes, rx_bytes, .. }) => {
-                    (link.tx_bytes, link.rx_bytes) = (*tx_bytes, *rx_bytes);
+                    (link.tx_bytes, link.rx_bytes) = (tx_bytes, rx_bytes);
                 }
-                LinkAttribute::LinkInfo(infos) => {
-                    for info in infos {
-                        match info {
-                            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-                            LinkInfo::Data(InfoData::Bond(data)) => link.bond = Some(BondInfo::from_data(data)),
-                            LinkInfo::Data(InfoData::Vlan(data)) => {
-                                link.vlan = data.iter().find_map(|item| match item {
-                                    InfoVlan::Id(id) => Some(*id),
-                                    _ => None,
-                                });
-                            }
-                            LinkInfo::PortData(InfoPortData::BondPort(data)) => {
-                                link.port = Some(PortInfo::from_data(data));
-                            }
-                            _ => {}
-                        }
-                    }
-                }
+                LinkAttribute::LinkInfo(infos) => link.add_info(infos),
                 _ => {}
             }
+        }
+        if link.is(&InfoKind::Veth) {
+            link.lower = None;
         }
         link
     }
 }
 
+impl Link {
+    fn add_info(&mut self, infos: Vec<LinkInfo>) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+                LinkInfo::Data(InfoData::Bond(data)) => self.bond = Some(BondInfo::from_data(data)),
+                LinkInfo::Data(InfoData::Vlan(data)) => {
+                    self.vlan = data.iter().find_map(|item| match item {
+                        InfoVlan::Id(id) => Some(*id),
+                        _ => None,
+                    });
+                }
+                LinkInfo::PortData(InfoPortData::BondPort(data)) => self.port = Some(PortInfo::from_data(&data)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether it is of this kind, as `ip -d link` names it.
+    pub fn is(&self, kind: &InfoKind) -> bool {
+        self.kind.as_deref() == Some(kind.to_string().as_str())
+    }
+}
+
 impl BondInfo {
-    fn from_data(data: &[InfoBond]) -> Self {
+    fn from_data(settings: Vec<InfoBond>) -> Self {
         let mut info = Self::default();
-        for item in data {
+        for item in &settings {
             match item {
                 InfoBond::Mode(mode) => info.mode = Some(*mode),
                 InfoBond::XmitHashPolicy(policy) => info.xmit_hash_policy = known_policy(*policy),
@@ -223,7 +183,7 @@ impl BondInfo {
                 _ => {}
             }
         }
-        info
+        Self { settings, ..info }
     }
 }
 

@@ -8,7 +8,8 @@ use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteType};
 
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError};
-use super::netlink::{Link, Netlink};
+use super::links::Link;
+use super::netlink::Netlink;
 use super::survey::Survey;
 use super::{member_routes, route};
 use crate::plan::Plan;
@@ -56,7 +57,7 @@ fn default_route<'a>(survey: &'a Survey, link: &Link) -> Option<&'a RouteMessage
     let through = |route: &&RouteMessage| {
         is_default(&route.header)
             && route::table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
-            && route::output_interfaces(route).contains(&link.index)
+            && route::output_interfaces(route).contains(&link.ifindex)
     };
     survey.routes.iter().find(through)
 }

@@ -16,7 +16,8 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::netlink::{Link, Netlink, errno_of};
+use super::links::Link;
+use super::netlink::{Netlink, errno_of};
 use super::saved::{Saved, address_flags, local_address};
 use super::{route, sysctl};
 
@@ -70,7 +71,7 @@ fn vanishes(message: &RouteMessage, member: u32, addresses: &[IpAddr]) -> bool {
 impl MemberState {
     /// Reads what `member` has.
     pub async fn read(netlink: &Netlink, member: &Link) -> io::Result<Self> {
-        let mut addresses = addresses_of(netlink, member.index).await?;
+        let mut addresses = addresses_of(netlink, member.ifindex).await?;
         // The kernel lists IPv6 addresses from the newest on: ipv6_link_dev_addr(), net/ipv6/addrconf.c. Two families,
         // of which the later one is turned around.
         let ipv6_at = addresses.partition_point(|a| local_address(a).is_none_or(|a| a.is_ipv4()));
@@ -86,7 +87,7 @@ impl MemberState {
         let routes = netlink.routes().await?;
         let neighbours = netlink.neighbours().await?;
         let permanent =
-            |n: &&NeighbourMessage| n.header.ifindex == member.index && n.header.state == NeighbourState::Permanent;
+            |n: &&NeighbourMessage| n.header.ifindex == member.ifindex && n.header.state == NeighbourState::Permanent;
         Ok(Self {
             up: member.up,
             pristine: member.qdisc.as_deref() == Some("noop"),
@@ -94,7 +95,7 @@ impl MemberState {
             ipv6_mtu: sysctl::read(&format!("ipv6/conf/{}/mtu", member.name)).ok(),
             addresses: addresses.into_iter().map(Saved::address).collect(),
             link_local: link_local.into_iter().map(Saved::address).collect(),
-            routes: routes.iter().filter(|r| vanishes(r, member.index, &locals)).map(Saved::route).collect(),
+            routes: routes.iter().filter(|r| vanishes(r, member.ifindex, &locals)).map(Saved::route).collect(),
             neighbours: neighbours.iter().filter(permanent).map(Saved::neighbour).collect(),
         })
     }
@@ -112,7 +113,7 @@ impl MemberState {
     pub async fn restore(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
         let mut result = self.restore_device(netlink, member).await;
         if self.up {
-            self.settle(netlink, member.index).await?;
+            self.settle(netlink, member.ifindex).await?;
         }
         for neighbour in &self.neighbours {
             result =
@@ -124,15 +125,16 @@ impl MemberState {
     /// Its state, MTU and addresses, which wait for nothing. May be repeated.
     pub async fn restore_device(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
         let mut result = Ok(());
-        let set_mtu = LinkMessageBuilder::<LinkUnspec>::new().index(member.index).mtu(self.mtu).build();
+        let set_mtu = LinkMessageBuilder::<LinkUnspec>::new().index(member.ifindex).mtu(self.mtu).build();
         result = result.and(netlink.set_link(set_mtu).await);
-        let set_state = if self.up { netlink.set_up(member.index).await } else { netlink.set_down(member.index).await };
+        let set_state =
+            if self.up { netlink.set_up(member.ifindex).await } else { netlink.set_down(member.ifindex).await };
         result = result.and(set_state);
         for address in &self.addresses {
             result = result.and(again(netlink, RouteNetlinkMessage::NewAddress(address.message()?), NLM_F_EXCL).await);
         }
         if self.pristine && !self.up {
-            result = result.and(netlink.clear_qdisc(member.index).await);
+            result = result.and(netlink.clear_qdisc(member.ifindex).await);
         }
         if let Some(mtu) = &self.ipv6_mtu {
             result = result.and(sysctl::write_if_there(&format!("ipv6/conf/{}/mtu", member.name), mtu));
@@ -176,7 +178,7 @@ impl MemberState {
     /// that is still enslaved waits for that device's own release, which restores it too.
     async fn restore_routes(&self, netlink: &Netlink) -> io::Result<()> {
         let links = netlink.links().await?;
-        let enslaved = |index: &u32| links.iter().any(|link| link.index == *index && link.master.is_some());
+        let enslaved = |index: &u32| links.iter().any(|link| link.ifindex == *index && link.master.is_some());
         let mut left = Vec::new();
         for saved in &self.routes {
             if !route::output_interfaces(&saved.message::<RouteMessage>()?).iter().any(enslaved) {

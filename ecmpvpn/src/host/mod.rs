@@ -24,6 +24,7 @@ mod management;
 mod member;
 mod member_routes;
 pub mod netlink;
+mod next_hop;
 mod owned;
 mod preflight;
 pub mod queues;

@@ -4,9 +4,7 @@ use std::io;
 
 use futures_util::StreamExt as _;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{
-    InfoBond, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
-};
+use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -18,90 +16,11 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
+use super::links::{Link, Links};
+
 /// Text of an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLMSGHDR_LEN: usize = 16;
-
-/// A link as far as `host` looks at it.
-#[derive(Clone, Debug)]
-pub struct Link {
-    /// Interface index.
-    pub index: u32,
-    /// Interface name.
-    pub name: String,
-    /// `ifalias`
-    pub alias: Option<String>,
-    /// `bond`, `wireguard`, `tun`…; `None`: a device of a driver.
-    pub kind: Option<String>,
-    /// Administratively up.
-    pub up: bool,
-    /// Has carrier.
-    pub carrier: bool,
-    /// Ethernet, as a bond asks of its members.
-    pub ethernet: bool,
-    /// Bytes.
-    pub mtu: u32,
-    /// The bond, bridge or VRF that it belongs to.
-    pub master: Option<u32>,
-    /// The device that it sits upon, such as a VLAN's.
-    pub lower: Option<u32>,
-    /// Its root queueing discipline, as `mq`.
-    pub qdisc: Option<String>,
-    /// A bond's settings.
-    pub bond: Vec<InfoBond>,
-}
-
-impl From<LinkMessage> for Link {
-    fn from(message: LinkMessage) -> Self {
-        let mut link = Self {
-            index: message.header.index,
-            name: String::new(),
-            alias: None,
-            kind: None,
-            up: message.header.flags.contains(LinkFlags::Up),
-            carrier: message.header.flags.contains(LinkFlags::LowerUp),
-            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-            mtu: 0,
-            master: None,
-            lower: None,
-            qdisc: None,
-            bond: Vec::new(),
-        };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Qdisc(qdisc) => link.qdisc = Some(qdisc),
-                LinkAttribute::Controller(master) if master != 0 => link.master = Some(master),
-                LinkAttribute::Link(lower) if lower != 0 => link.lower = Some(lower),
-                LinkAttribute::LinkInfo(infos) => link.add_info(infos),
-                _ => {}
-            }
-        }
-        if matches!(link.kind.as_deref(), Some("veth")) {
-            link.lower = None; // Its other end, which does not sit below it.
-        }
-        link
-    }
-}
-
-impl Link {
-    fn add_info(&mut self, infos: Vec<LinkInfo>) {
-        for info in infos {
-            match info {
-                LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
-                LinkInfo::Data(InfoData::Bond(bond)) => self.bond = bond,
-                _ => {}
-            }
-        }
-    }
-
-    /// Whether it is of this kind, as `ip -d link` names it.
-    pub fn is(&self, kind: &InfoKind) -> bool {
-        self.kind.as_deref() == Some(kind.to_string().as_str())
-    }
-}
 
 /// A route netlink socket in the network namespace of the thread that opened it.
 #[derive(Clone, Debug)]
@@ -141,9 +60,9 @@ impl Netlink {
     }
 
     /// Every link.
-    pub async fn links(&self) -> io::Result<Vec<Link>> {
+    pub async fn links(&self) -> io::Result<Links> {
         let answers = self.exchange(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP).await?;
-        Ok(answers.into_iter().filter_map(link).collect())
+        Ok(Links(answers.into_iter().filter_map(link).collect()))
     }
 
     /// The link of this name, if there is one.
@@ -224,6 +143,15 @@ impl Netlink {
             }));
         }
         Ok(routes)
+    }
+
+    /// The route that the kernel would take, as `ip route get`; `None`: it names none.
+    pub async fn route_to(&self, query: RouteMessage) -> io::Result<Option<RouteMessage>> {
+        let answers = self.exchange(RouteNetlinkMessage::GetRoute(query), 0).await?;
+        Ok(answers.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        }))
     }
 
     /// Every neighbour entry of both families.

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::alteration::{Alteration, Part};
 use super::error::{Conflict, During as _, HostError};
 use super::journal::Journal;
-use super::netlink::Link;
+use super::links::Link;
 use super::tunnel::kind;
 use super::wireguard::kernel;
 use super::wireguard::userspace::Userspace;

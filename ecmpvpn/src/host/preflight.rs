@@ -105,7 +105,7 @@ async fn probe_bonding(netlink: &Netlink) -> Result<(), HostError> {
     }
     let remove = async {
         match netlink.link(PROBE).await? {
-            Some(link) => netlink.delete_link(link.index).await,
+            Some(link) => netlink.delete_link(link.ifindex).await,
             None => Ok(()),
         }
     };

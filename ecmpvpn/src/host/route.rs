@@ -11,7 +11,8 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::error::{During as _, HostError};
 use super::journal::{Journal, LinkId, Undo};
-use super::netlink::{Link, Netlink};
+use super::links::Links;
+use super::netlink::Netlink;
 use crate::plan::Route;
 
 /// Marks our routes; not assigned to anybody. Source: include/uapi/linux/rtnetlink.h, `rt_protos` of iproute2.
@@ -120,8 +121,8 @@ pub fn source(route: &RouteMessage) -> Option<IpAddr> {
 }
 
 /// The device or the way of a route, in words.
-pub fn way(route: &RouteMessage, links: &[Link]) -> String {
-    let name = |index: &u32| links.iter().find(|link| link.index == *index).map(|link| link.name.clone());
+pub fn way(route: &RouteMessage, links: &Links) -> String {
+    let name = |index: &u32| links.iter().find(|link| link.ifindex == *index).map(|link| link.name.clone());
     let names: Vec<String> = output_interfaces(route).iter().filter_map(name).collect();
     if names.is_empty() { format!("a route of type {:?}", route.header.kind) } else { names.join(", ") }
 }

@@ -11,7 +11,8 @@ use super::bond;
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
 use super::journal::Journal;
-use super::netlink::{Link, Netlink};
+use super::links::{Link, Links};
+use super::netlink::Netlink;
 use super::owned::Made;
 use super::saved::local_address;
 use super::{bpffs, member_routes, route, sysctl};
@@ -22,7 +23,7 @@ use crate::plan::{Plan, Route, Sysctl};
 #[derive(Debug)]
 pub struct Survey {
     /// Every link.
-    pub links: Vec<Link>,
+    pub links: Links,
     /// Every address.
     pub addresses: Vec<AddressMessage>,
     /// Every route.
@@ -46,7 +47,7 @@ impl Survey {
 
     /// Addresses of a link, with their prefix lengths; without those that the kernel makes by itself.
     fn addresses_of(&self, link: &Link) -> Vec<(IpAddr, u8)> {
-        let on_link = self.addresses.iter().filter(|a| a.header.index == link.index);
+        let on_link = self.addresses.iter().filter(|a| a.header.index == link.ifindex);
         let named = on_link.filter_map(|a| Some((local_address(a)?, a.header.prefix_len)));
         named.filter(|(address, _)| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())).collect()
     }
@@ -69,7 +70,7 @@ impl Survey {
         for tunnel in &plan.tunnels {
             if let Some(link) = self.link(&tunnel.name).filter(|link| made.owns(link)) {
                 let alteration = made.tunnel_alteration(tunnel, plan.backend, link, &self.nets_of(link))?;
-                let (name, ifindex) = (tunnel.name.clone(), link.index);
+                let (name, ifindex) = (tunnel.name.clone(), link.ifindex);
                 changes.push(if alteration.is_empty() {
                     Change::KeepTunnel { name, ifindex }
                 } else {
@@ -90,7 +91,7 @@ impl Survey {
         let steering = self.link(&plan.steering.name).filter(|link| made.owns(link));
         if let Some(link) = steering {
             let alteration = made.steering_alteration(plan, link, &self.nets_of(link))?;
-            let (name, ifindex) = (plan.steering.name.clone(), link.index);
+            let (name, ifindex) = (plan.steering.name.clone(), link.ifindex);
             changes.push(Change::KeepSteering { name: name.clone(), ifindex });
             if !alteration.is_empty() {
                 changes.push(Change::Alter { name, ifindex, alteration });
@@ -147,7 +148,7 @@ impl Survey {
         if !is_ours {
             return Err(Conflict::RouteTaken { prefix, device: route::way(there, &self.links) });
         }
-        let as_planned = route::source(there) == source && steering.is_some_and(|link| by == [link.index]);
+        let as_planned = route::source(there) == source && steering.is_some_and(|link| by == [link.ifindex]);
         Ok(if as_planned {
             Change::KeepRoute { prefix, device }
         } else {
@@ -166,13 +167,13 @@ impl Survey {
         for link in self.links.iter().filter(|link| made.owns(link) && !link.is(&bond::KIND)) {
             let Ok(name) = InterfaceName::new(&link.name) else { continue };
             if plan.steering.name != name && !plan.tunnels.iter().any(|tunnel| tunnel.name == name) {
-                changes.push(Change::RemoveTunnel { name, ifindex: link.index });
+                changes.push(Change::RemoveTunnel { name, ifindex: link.ifindex });
             }
         }
         if let Some(bond) = &plan.bond
             && let Some(link) = self.link(&bond.name)
         {
-            let surplus = journal.owned_addresses(link.index).filter(|address| !bond.addresses.contains(address));
+            let surplus = journal.owned_addresses(link.ifindex).filter(|address| !bond.addresses.contains(address));
             changes.extend(surplus.map(|address| Change::RemoveAddress { device: bond.name.clone(), address }));
         }
     }
@@ -213,9 +214,9 @@ impl Survey {
         }
         let enslaved = |link: &&Link| {
             let member = bond.members.iter().any(|member| member.as_str() == link.name);
-            member && existing.is_none_or(|bond| link.master != Some(bond.index))
+            member && existing.is_none_or(|bond| link.master != Some(bond.ifindex))
         };
-        let members: Vec<u32> = self.links.iter().filter(enslaved).map(|link| link.index).collect();
+        let members: Vec<u32> = self.links.iter().filter(enslaved).map(|link| link.ifindex).collect();
         for route in member_routes::movable(&self.routes, &members, bond) {
             changes.push(Change::MoveRoute { route, device: bond.name.clone() });
         }
@@ -224,7 +225,7 @@ impl Survey {
 
     /// A bond with more members than configured would send where the planner does not expect it.
     fn check_members(&self, bond: &Bond, link: &Link) -> Result<(), Conflict> {
-        let members = self.links.iter().filter(|other| other.master == Some(link.index));
+        let members = self.links.iter().filter(|other| other.master == Some(link.ifindex));
         let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();
         if names.iter().all(|name| bond.members.iter().any(|member| member.as_str() == *name)) {
             return Ok(());
@@ -242,19 +243,19 @@ impl Survey {
         };
         let unfit = |why: String| Err(Conflict::UnfitMember { member: member.clone(), why });
         if let Some(master) = link.master {
-            if existing.is_some_and(|bond| bond.index == master) {
+            if existing.is_some_and(|bond| bond.ifindex == master) {
                 return Ok(Change::KeepMember { member: member.clone(), bond: bond.name.clone() });
             }
-            let name = self.links.iter().find(|other| other.index == master).map_or("another device", |m| &m.name);
+            let name = self.links.iter().find(|other| other.ifindex == master).map_or("another device", |m| &m.name);
             return unfit(format!("already belongs to {name}: release it first (`ip link set {member} nomaster`)"));
         }
         if !link.ethernet {
             return unfit("is no Ethernet interface: choose another one".to_owned());
         }
-        if let Some(upper) = self.links.iter().find(|other| other.lower == Some(link.index)) {
+        if let Some(upper) = self.links.iter().find(|other| other.lower == Some(link.ifindex)) {
             return unfit(format!("carries {0}: move {0} onto the bond or remove it", upper.name));
         }
-        let through_member = |r: &&RouteMessage| route::output_interfaces(r).contains(&link.index);
+        let through_member = |r: &&RouteMessage| route::output_interfaces(r).contains(&link.ifindex);
         let by_object = |r: &RouteMessage| {
             r.attributes.iter().find_map(|a| match a {
                 RouteAttribute::NhId(id) => Some(*id),
@@ -326,14 +327,15 @@ impl Survey {
         if plan.bond.as_ref().is_some_and(|bond| bond.addresses.iter().any(|net| net.addr() == address)) {
             return Place::Stays;
         }
-        let bond_index = plan.bond.as_ref().and_then(|bond| self.link(&bond.name)).map(|link| link.index);
+        let bond_index = plan.bond.as_ref().and_then(|bond| self.link(&bond.name)).map(|link| link.ifindex);
         let loses = |link: &Link| {
             let is_member = |bond: &Bond| bond.members.iter().any(|member| member.as_str() == link.name);
             plan.bond.as_ref().is_some_and(is_member) && (link.master.is_none() || link.master != bond_index)
         };
         let mut place = Place::Nowhere;
-        for link in &self.links {
-            let here = self.addresses.iter().any(|a| a.header.index == link.index && local_address(a) == Some(address));
+        for link in self.links.iter() {
+            let here =
+                self.addresses.iter().any(|a| a.header.index == link.ifindex && local_address(a) == Some(address));
             match (here, loses(link)) {
                 (true, false) => return Place::Stays,
                 (true, true) => place = Place::OnMember,

@@ -12,7 +12,7 @@ use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 
 use super::error::{During as _, HostError};
 use super::journal::{Journal, Undo};
-use super::netlink::Link;
+use super::links::{Link, Links};
 use super::route;
 
 const ROOT: &str = "/proc/sys/net";
@@ -92,14 +92,14 @@ pub fn accept_router_advertisements(journal: &mut Journal, device: &str) -> Resu
 }
 
 /// Devices that use router advertisements now, and would not once they forward.
-pub fn router_advertisement_devices(routes: &[RouteMessage], links: &[Link]) -> Vec<String> {
+pub fn router_advertisement_devices(routes: &[RouteMessage], links: &Links) -> Vec<String> {
     let used: BTreeSet<u32> = routes
         .iter()
         .filter(|route| route.header.protocol == RouteProtocol::Ra)
         .flat_map(route::output_interfaces)
         .collect();
     let accepts_as_host = |link: &&Link| read(&format!("ipv6/conf/{}/accept_ra", link.name)).is_ok_and(|v| v == "1");
-    let devices = links.iter().filter(|link| used.contains(&link.index)).filter(accepts_as_host);
+    let devices = links.iter().filter(|link| used.contains(&link.ifindex)).filter(accepts_as_host);
     devices.map(|link| link.name.clone()).collect()
 }
 

@@ -117,12 +117,12 @@ pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), Ho
     let link = netlink.link(name).await.during(|| format!("looking {name} up"))?;
     let link = link.filter(|link| link.alias.as_deref() == Some(alias)).ok_or_else(|| unplanned(&tunnel.name))?;
     if whole {
-        netlink.set_down(link.index).await.during(|| format!("setting {name} down"))?;
+        netlink.set_down(link.ifindex).await.during(|| format!("setting {name} down"))?;
     }
     let configured = kernel::configure(tunnel).during(|| format!("setting key, port and peer of {name}"));
     // Whatever happened before, it must not stay down.
     if whole {
-        set_up(&netlink, tunnel, link.index).await?;
+        set_up(&netlink, tunnel, link.ifindex).await?;
     }
     configured
 }

@@ -2,39 +2,38 @@
 
 use std::net::SocketAddr;
 
-use rtnetlink::Handle;
-
+use super::links::{Link, Links};
+use super::netlink::Netlink;
 use crate::config::{Config, Peer};
-use crate::host::links::{Link, Links, neighbour, next_hop, outgoing_interface};
 use crate::plan::bond_hash::{self, Macs, Member, OuterFlow};
 
 /// The bond that packets leave by which leave by this interface: itself, or the one below a VLAN device.
 pub fn bond_below(links: &Links, outgoing: u32) -> Option<&Link> {
     let link = links.index(outgoing)?;
-    let below = link.parent.and_then(|parent| links.index(parent));
+    let below = link.lower.and_then(|lower| links.index(lower));
     [Some(link), below].into_iter().flatten().find(|link| link.bond.is_some())
 }
 
 /// The interface that outer packets to `peer` leave by, as routing has it now.
-pub async fn outgoing(handle: &Handle, peer: &Peer) -> Option<u32> {
+pub async fn outgoing(netlink: &Netlink, peer: &Peer) -> Option<u32> {
     let tunnel = peer.tunnels.first()?;
     let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
     let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
-    outgoing_interface(handle, local, remote).await
+    netlink.outgoing_interface(local, remote).await
 }
 
 /// The Ethernet headers of the outer packets to `remote`, and of those that come back, as far as they are known: `None`
 /// while the next hop is not resolved, and of the way back where that is not the remote end itself.
 pub async fn macs(
     links: &Links,
-    handle: &Handle,
+    netlink: &Netlink,
     local: SocketAddr,
     remote: SocketAddr,
 ) -> (Option<Macs>, Option<Macs>) {
     let out = async {
-        let (ifindex, hop) = next_hop(handle, local, remote).await?;
+        let (ifindex, hop) = netlink.next_hop(local, remote).await?;
         let link = links.index(ifindex)?;
-        let dst = neighbour(handle, ifindex, hop).await?;
+        let dst = netlink.neighbour(ifindex, hop).await?;
         Some((Macs { src: link.address?, dst, vlan_tci: Some(link.vlan.unwrap_or(0)) }, hop))
     };
     match out.await {
@@ -45,18 +44,18 @@ pub async fn macs(
 }
 
 /// The bond that leads to `peer`: the configured one if it is there, else the one that routing leads to.
-pub async fn bond_towards<'a>(links: &'a Links, handle: &Handle, config: &Config, peer: &Peer) -> Option<&'a Link> {
+pub async fn bond_towards<'a>(links: &'a Links, netlink: &Netlink, config: &Config, peer: &Peer) -> Option<&'a Link> {
     match &config.bond {
         Some(bond) => links.named(bond.name.as_str()).filter(|link| link.bond.is_some()),
-        None => bond_below(links, outgoing(handle, peer).await?),
+        None => bond_below(links, outgoing(netlink, peer).await?),
     }
 }
 
 /// The bonds that carry `config`'s tunnels.
-pub async fn bonds<'a>(links: &'a Links, handle: &Handle, config: &Config) -> Vec<&'a Link> {
+pub async fn bonds<'a>(links: &'a Links, netlink: &Netlink, config: &Config) -> Vec<&'a Link> {
     let mut bonds: Vec<&Link> = Vec::new();
     for peer in &config.peers {
-        let found = bond_towards(links, handle, config, peer).await;
+        let found = bond_towards(links, netlink, config, peer).await;
         bonds.extend(found.filter(|found| bonds.iter().all(|bond| bond.ifindex != found.ifindex)));
     }
     bonds
@@ -92,10 +91,10 @@ impl<'a> Carriers<'a> {
     }
 
     /// Those that lead to a peer.
-    pub async fn towards(links: &'a Links, handle: &Handle, config: &Config, peer: &Peer) -> Self {
-        match bond_towards(links, handle, config, peer).await {
+    pub async fn towards(links: &'a Links, netlink: &Netlink, config: &Config, peer: &Peer) -> Self {
+        match bond_towards(links, netlink, config, peer).await {
             Some(bond) => Self::behind(links, bond),
-            None => Self::of(links, outgoing(handle, peer).await),
+            None => Self::of(links, outgoing(netlink, peer).await),
         }
     }
 

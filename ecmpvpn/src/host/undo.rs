@@ -6,7 +6,8 @@ use std::io;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::journal::{LinkId, Undo};
-use super::netlink::{Link, Netlink, errno_of};
+use super::links::Link;
+use super::netlink::{Netlink, errno_of};
 use super::{bond, bpffs, device, route, sysctl};
 
 impl fmt::Display for Undo {
@@ -45,7 +46,7 @@ impl fmt::Display for LinkId {
 impl LinkId {
     /// A link that is on the host and not of our making.
     pub fn theirs(link: &Link) -> Self {
-        Self { name: link.name.clone(), ifindex: Some(link.index), alias: None }
+        Self { name: link.name.clone(), ifindex: Some(link.ifindex), alias: None }
     }
 
     /// The link, if it is still the one that was meant.
@@ -68,24 +69,24 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
     match undo {
         Undo::Unmount { path } => bpffs::unmount_if_empty(path),
         Undo::DeleteLink { link, kind } => match link.find(netlink).await? {
-            Some(found) if found.kind.as_deref() == Some(kind) => gone(netlink.delete_link(found.index).await),
+            Some(found) if found.kind.as_deref() == Some(kind) => gone(netlink.delete_link(found.ifindex).await),
             _ => Ok(()),
         },
         Undo::DeleteAddress { link, address } => match link.find(netlink).await? {
             Some(found) => {
-                let message = device::address_message(found.index, *address);
+                let message = device::address_message(found.ifindex, *address);
                 gone(netlink.request(RouteNetlinkMessage::DelAddress(message), 0).await)
             }
             None => Ok(()),
         },
         Undo::SetDown { link } => match link.find(netlink).await? {
-            Some(found) => gone(netlink.set_down(found.index).await),
+            Some(found) => gone(netlink.set_down(found.ifindex).await),
             None => Ok(()),
         },
         Undo::ReleaseMember { member, bond, saved } => bond::release(netlink, member, bond, saved).await,
         Undo::DeleteRoute { prefix, device } => match device.find(netlink).await? {
             Some(found) => {
-                let message = route::message(*prefix, None, found.index);
+                let message = route::message(*prefix, None, found.ifindex);
                 gone(netlink.request(RouteNetlinkMessage::DelRoute(message), 0).await)
             }
             None => Ok(()),

@@ -1,9 +1,8 @@
 //! Where the running site's tunnels truly arrive.
 
-use rtnetlink::Handle;
-
 use crate::config::{self, Config};
 use crate::dataplane::{ArrivalView, Arrivals as Counted, Pins};
+use crate::host::Netlink;
 use crate::host::links::Links;
 use crate::host::underlay::Carriers;
 use crate::live::stats::GatherError;
@@ -18,12 +17,11 @@ use crate::report::plan::{Arrivals, Report};
 /// The site is not up, or this process may not read its counters.
 pub async fn add(config: &Config, report: &mut Report, replan_rx: bool) -> Result<(), GatherError> {
     let counts = Counted::open(&Pins::of(&config.site.name))?.counts()?;
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(GatherError::Socket)?;
-    tokio::spawn(connection);
-    let links = Links::read(&handle).await?;
+    let netlink = Netlink::open().map_err(GatherError::Socket)?;
+    let links = netlink.links().await.map_err(GatherError::Netlink)?;
     for (number, (peer, shown)) in (0..).zip(config.peers.iter().zip(&mut report.peers)) {
         let own: Vec<&ArrivalView> = counts.iter().filter(|count| count.peer == number).collect();
-        let measured = measure(config, peer, &own, &links, &handle).await;
+        let measured = measure(config, peer, &own, &links, &netlink).await;
         let replan = if replan_rx { Some(replan(&shown.request, &shown.plan.pairs, &measured)?) } else { None };
         shown.arrivals = Some(Arrivals { measured, replan });
     }
@@ -35,9 +33,9 @@ async fn measure(
     peer: &config::Peer,
     counts: &[&ArrivalView],
     links: &Links,
-    handle: &Handle,
+    netlink: &Netlink,
 ) -> Measured {
-    let carriers = Carriers::towards(links, handle, config, peer).await;
+    let carriers = Carriers::towards(links, netlink, config, peer).await;
     let members = carriers.members();
     let tunnel = |tunnel: &config::Tunnel| {
         // By its ports: after a change of the configuration, counts of the former ones are another tunnel's.

@@ -7,11 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use netlink_packet_route::link::BondMode;
-use rtnetlink::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{self, Config, XmitHashPolicy};
-use crate::host::links::{self, Link, Links};
+use crate::host::Netlink;
+use crate::host::links::{Link, Links};
 use crate::host::underlay;
 use crate::plan::ports::{LocalBond, PortError};
 use crate::report::plan::{Peer, Report};
@@ -84,7 +84,7 @@ pub async fn advise(config: &Config) -> Infallible {
 
 /// What the host has.
 struct Host {
-    handle: Handle,
+    netlink: Netlink,
     links: Links,
 }
 
@@ -97,10 +97,9 @@ struct Found {
 impl Host {
     /// `None`: the kernel cannot be asked, and nothing is known.
     async fn look() -> Option<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().ok()?;
-        tokio::spawn(connection);
-        let links = Links::read(&handle).await.ok()?;
-        Some(Self { handle, links })
+        let netlink = Netlink::open().ok()?;
+        let links = netlink.links().await.ok()?;
+        Some(Self { netlink, links })
     }
 
     /// The configured bond, if it is there; where none is configured, what outer packets to `peer` leave by as routing
@@ -109,8 +108,8 @@ impl Host {
         let tunnel = peer.tunnels.first()?;
         let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
         let remote = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
-        let bond = underlay::bond_towards(&self.links, &self.handle, config, peer).await;
-        let (macs, remote_macs) = underlay::macs(&self.links, &self.handle, local, remote).await;
+        let bond = underlay::bond_towards(&self.links, &self.netlink, config, peer).await;
+        let (macs, remote_macs) = underlay::macs(&self.links, &self.netlink, local, remote).await;
         match bond {
             Some(bond) => {
                 let found = found(&self.links, bond, count)?;
@@ -118,7 +117,7 @@ impl Host {
             }
             None if config.bond.is_some() => None,
             None => {
-                links::outgoing_interface(&self.handle, local, remote).await?;
+                self.netlink.outgoing_interface(local, remote).await?;
                 let policy = Some(XmitHashPolicy::Layer34);
                 Some(Found { bond: LocalBond { members: 1, policy, macs, remote_macs }, degraded: None })
             }

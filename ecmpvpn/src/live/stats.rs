@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ecmpvpn_common::layout::Health;
-use rtnetlink::Handle;
 
 use crate::config::{Config, Policy};
 use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
-use crate::host::links::{Link, Links, outgoing_interface};
+use crate::host::Netlink;
+use crate::host::links::{Link, Links};
 use crate::host::underlay::{self, Carriers};
 use crate::host::wireguard::kernel;
 use crate::plan::Backend;
@@ -24,7 +24,7 @@ pub enum GatherError {
     Dataplane(#[from] DataplaneError),
     /// Links and routes.
     #[error("reading the host's links")]
-    Netlink(#[from] rtnetlink::Error),
+    Netlink(#[source] std::io::Error),
     /// A socket of our own.
     #[error("opening a netlink socket")]
     Socket(#[source] std::io::Error),
@@ -34,9 +34,9 @@ pub enum GatherError {
 }
 
 /// Everything of `config`'s site as it is now. The rates are zero: they take two reports.
-pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Report, GatherError> {
+pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Report, GatherError> {
     let view = View::open(pins)?;
-    let links = Links::read(handle).await?;
+    let links = netlink.links().await.map_err(GatherError::Netlink)?;
     let arrivals = Arrivals::open(pins)?.counts()?;
     let mut tunnels = Vec::new();
     let mut members = BTreeMap::new();
@@ -49,9 +49,9 @@ pub async fn report(config: &Config, pins: &Pins, handle: &Handle) -> Result<Rep
         tunnel.rx_member = one(&tunnel.rx_members);
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
             tunnel.endpoint = remote.to_string();
-            let mut carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+            let mut carriers = Carriers::of(&links, netlink.outgoing_interface(local, remote).await);
             if carriers.read_macs() {
-                carriers.macs = underlay::macs(&links, handle, local, remote).await.0;
+                carriers.macs = underlay::macs(&links, netlink, local, remote).await.0;
             }
             tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
             members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link, &arrivals))));
@@ -131,9 +131,9 @@ fn backend(links: &Links, tunnels: &[Tunnel]) -> Backend {
 }
 
 /// The port that a tunnel's outer packets leave by; `None` where that cannot be known.
-pub async fn member(config: &Config, links: &Links, handle: &Handle, seen: &TunnelView) -> Option<String> {
+pub async fn member(config: &Config, links: &Links, netlink: &Netlink, seen: &TunnelView) -> Option<String> {
     let (local, remote) = outer_endpoints(config, seen)?;
-    let carriers = Carriers::of(links, outgoing_interface(handle, local, remote).await);
+    let carriers = Carriers::of(links, netlink.outgoing_interface(local, remote).await);
     carriers.carrier(local, remote).map(|link| link.name.clone())
 }
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
-use rtnetlink::Handle;
 
 use super::SteerError;
 use super::paths::{self, Placed};
@@ -13,7 +12,7 @@ use super::queue::{self, Drift, Queue};
 use super::rate::{self, Rate};
 use crate::config::Config;
 use crate::dataplane::{TunnelView, View, tick_ns};
-use crate::host::links::{Links, outgoing_interface};
+use crate::host::Netlink;
 use crate::host::queues::Queues;
 use crate::host::underlay::{self, Carriers};
 use crate::live::stats::outer_endpoints;
@@ -47,8 +46,8 @@ pub struct Underlay {
 
 impl Underlay {
     /// Finds out which link each tunnel leaves by, and tells the programs where that changed.
-    pub async fn look_up(&mut self, config: &Config, view: &View, handle: &Handle) -> Result<(), SteerError> {
-        let links = Links::read(handle).await?;
+    pub async fn look_up(&mut self, config: &Config, view: &View, netlink: &Netlink) -> Result<(), SteerError> {
+        let links = netlink.links().await.map_err(SteerError::Netlink)?;
         let tunnels = view.tunnels()?;
         self.inner_share = inner_share(&self.tunnels, &tunnels).unwrap_or(self.inner_share.max(0.5));
         let mut placed = Vec::new();
@@ -57,9 +56,9 @@ impl Underlay {
             let id = seen.peer * MAX_TUNNELS_PER_PEER + seen.slot;
             let mut member = None;
             if let Some((local, remote)) = outer_endpoints(config, seen) {
-                let mut carriers = Carriers::of(&links, outgoing_interface(handle, local, remote).await);
+                let mut carriers = Carriers::of(&links, netlink.outgoing_interface(local, remote).await);
                 if carriers.read_macs() {
-                    carriers.macs = underlay::macs(&links, handle, local, remote).await.0;
+                    carriers.macs = underlay::macs(&links, netlink, local, remote).await.0;
                 }
                 if let Some(link) = carriers.carrier(local, remote) {
                     self.interfaces.insert(id, link.ifindex);

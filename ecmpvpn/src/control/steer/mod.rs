@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins, View};
+use crate::host::Netlink;
 use crate::host::queues::Queues;
 use flows::Flows;
 use links::Underlay;
@@ -43,13 +44,13 @@ enum SteerError {
     Dataplane(#[from] DataplaneError),
     /// Links and routes.
     #[error("reading the host's links and routes")]
-    Netlink(#[from] rtnetlink::Error),
+    Netlink(#[source] std::io::Error),
     /// What waits on the links.
     #[error("reading what waits in the links' queues")]
     Queues(#[source] std::io::Error),
     /// No socket.
     #[error("opening a netlink socket")]
-    Socket(#[from] std::io::Error),
+    Socket(#[source] std::io::Error),
 }
 
 /// Keeps the maps up to date. Never ends: what fails is said once, and tried again.
@@ -68,20 +69,18 @@ pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
 
 async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> {
     let view = View::open(pins)?;
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    // Ends with `handle`.
-    tokio::spawn(connection);
-    let mut queues = Queues::open()?;
+    let netlink = Netlink::open().map_err(SteerError::Socket)?;
+    let mut queues = Queues::open().map_err(SteerError::Socket)?;
     let mut underlay = Underlay::default();
     let mut flows = Flows::default();
     let mut round = Instant::now();
-    underlay.look_up(config, &view, &handle).await?;
+    underlay.look_up(config, &view, &netlink).await?;
     loop {
         let traffic = underlay.measure(&view, &mut queues)?;
         if round.elapsed() >= ROUND {
             let elapsed = round.elapsed();
             round = Instant::now();
-            underlay.look_up(config, &view, &handle).await?;
+            underlay.look_up(config, &view, &netlink).await?;
             underlay.set_gaps(config, &view);
             flows.rebalance(&view, underlay.placed(), elapsed, config.steering.spray_elephants);
         }

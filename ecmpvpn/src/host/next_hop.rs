@@ -1,0 +1,71 @@
+//! Where the kernel sends outer packets now: the interface, the next hop and its Ethernet address.
+
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteVia};
+use rtnetlink::RouteMessageBuilder;
+
+use super::netlink::Netlink;
+
+impl Netlink {
+    /// Index of the interface that a UDP datagram from `local` to `remote` leaves by, as routing has it now; `None`: no route.
+    pub async fn outgoing_interface(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        self.next_hop(local, remote).await.map(|(ifindex, _)| ifindex)
+    }
+
+    /// The Ethernet address that the neighbour table has for an address on an interface; `None`: it is not resolved.
+    pub async fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<[u8; 6]> {
+        let wanted = NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        });
+        let entries = self.neighbours().await.ok()?;
+        let unresolved = [NeighbourState::Incomplete, NeighbourState::Failed];
+        let entry = entries.iter().find(|entry| {
+            let header = &entry.header;
+            header.ifindex == ifindex && !unresolved.contains(&header.state) && entry.attributes.contains(&wanted)
+        })?;
+        entry.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(address) => address.as_slice().try_into().ok(),
+            _ => None,
+        })
+    }
+
+    /// The interface that such a datagram leaves by, and the router or neighbour that it is handed to.
+    pub async fn next_hop(&self, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
+        const UDP: u8 = 17;
+        let request = match (local.ip(), remote.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .source_prefix(from, 32)
+                .destination_prefix(to, 32)
+                .ip_protocol(UDP)
+                .sport(local.port())
+                .dport(remote.port())
+                .build(),
+            (IpAddr::V6(from), IpAddr::V6(to)) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .source_prefix(from, 128)
+                .destination_prefix(to, 128)
+                .ip_protocol(UDP)
+                .sport(local.port())
+                .dport(remote.port())
+                .build(),
+            _ => return None,
+        };
+        let reply = self.route_to(request).await.ok()??;
+        let gateway = reply.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
+                Some(IpAddr::from(*gateway))
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+                Some(IpAddr::from(*gateway))
+            }
+            _ => None,
+        });
+        let outgoing = reply.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        });
+        Some((outgoing?, gateway.unwrap_or(remote.ip())))
+    }
+}
