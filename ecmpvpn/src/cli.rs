@@ -1,19 +1,20 @@
 //! Every flag.
 
+pub mod plan;
 pub mod policy;
 pub mod rotate;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::cli::plan::PlanArgs;
 use crate::cli::policy::{ExplainArgs, PolicyArgs};
 use crate::cli::rotate::RotateArgs;
-use crate::commands::plan::PlanArgs;
-use crate::config::{InterfaceName, MAX_MEMBERS, MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
+use crate::config::{MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
+use crate::plan::init::{Members, Request};
 
 /// Where the configuration is unless `-c` names another file.
 pub const DEFAULT_CONFIG: &str = "/etc/ecmpvpn/ecmpvpn.toml";
@@ -217,25 +218,24 @@ pub struct InitArgs {
     pub output: PathBuf,
 }
 
-/// What is known of a site's bond.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Members {
-    /// Interfaces to enslave.
-    Names(Vec<InterfaceName>),
-    /// The size of a bond that exists.
-    Count(u8),
-}
-
-impl FromStr for Members {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.bytes().all(|byte| byte.is_ascii_digit()) {
-            let count = text.parse().ok().filter(|count| (1..=MAX_MEMBERS).contains(count));
-            return count.map(Self::Count).ok_or_else(|| format!("a bond has 1 to {MAX_MEMBERS} members"));
+impl InitArgs {
+    /// What is asked for, without the files.
+    pub fn request(&self) -> Request {
+        Request {
+            a_name: self.a_name.clone(),
+            b_name: self.b_name.clone(),
+            a_endpoint: self.a_endpoint,
+            b_endpoint: self.b_endpoint,
+            a_prefixes: self.a_prefixes.clone(),
+            b_prefixes: self.b_prefixes.clone(),
+            tunnels: self.tunnels,
+            a_members: self.a_members.clone(),
+            b_members: self.b_members.clone(),
+            a_bond_addresses: self.a_bond_addresses.clone(),
+            b_bond_addresses: self.b_bond_addresses.clone(),
+            base_port: self.base_port,
+            mtu: self.mtu,
         }
-        let name = |name: &str| InterfaceName::new(name).map_err(|why| format!("{name:?} {why}"));
-        text.split(',').map(name).collect::<Result<_, _>>().map(Self::Names)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod error;
 pub mod exit;
 pub mod host;
 pub mod live;

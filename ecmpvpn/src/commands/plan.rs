@@ -1,111 +1,20 @@
 //! `plan`: each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
 
 use std::io::{self, Write as _};
-use std::net::IpAddr;
 use std::path::Path;
 
-use clap::{Args, ValueEnum};
-
+use crate::cli::plan::{Nat, PlanArgs};
 use crate::commands::{Failure, print};
-use crate::config::{Config, MAX_TUNNELS_PER_PEER, XmitHashPolicy};
+use crate::config::{Config, MAX_TUNNELS_PER_PEER};
 use crate::host;
 use crate::live::arrivals;
 use crate::live::ports::{Count, Judged, judge};
 use crate::plan::Plan;
-use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, Request};
+use crate::plan::ports::{self, End, LOWEST_PORT, Request};
 use crate::report::plan::{Peer, Report};
 
 /// Where ports are taken from unless the user names a port: WireGuard's customary one.
 const DEFAULT_BASE_PORT: u16 = 51820;
-
-/// `plan`
-#[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Example: ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3 --ports 5000:5000,5001:5001,5002:5002",
-    after_long_help = "Example, why a set-up does not scale, and which ports would:\n  \
-        ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3 \\\n    \
-        --ports 5000:5000,5001:5001,5002:5002\n\n\
-        Example, ports for four tunnels between bonds of 4 and of 2 members:\n  \
-        ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.5.6.7 --members 4 --members-b 2 --tunnels 4\n\n\
-        Neither needs a configuration or a privilege.\n\n\
-        Example, where the tunnels of a running site truly arrive, and what the other site should change:\n  \
-        sudo ecmpvpn plan --replan-rx -c site-a/ecmpvpn.toml"
-)]
-pub struct PlanArgs {
-    /// Address of the outer packets at one end; with it no configuration is read.
-    #[arg(long, value_name = "ADDRESS", requires_all = ["endpoint_b", "members"])]
-    pub endpoint_a: Option<IpAddr>,
-
-    /// Address of the outer packets at the other end.
-    #[arg(long, value_name = "ADDRESS", requires = "endpoint_a")]
-    pub endpoint_b: Option<IpAddr>,
-
-    /// Members of the bond at both ends, or at A.
-    #[arg(long, value_name = "N", requires = "endpoint_a")]
-    pub members: Option<u8>,
-
-    /// Members of the bond at B, where it differs; 1 for no bond.
-    #[arg(long, value_name = "N", requires = "endpoint_a")]
-    pub members_b: Option<u8>,
-
-    /// `xmit_hash_policy` of the bond at both ends, or at A.
-    #[arg(long, value_name = "POLICY", requires = "endpoint_a", default_value = "layer3+4", value_parser = policy)]
-    pub xmit_hash_policy: XmitHashPolicy,
-
-    /// `xmit_hash_policy` of the bond at B, where it differs.
-    #[arg(long, value_name = "POLICY", requires = "endpoint_a", value_parser = policy)]
-    pub xmit_hash_policy_b: Option<XmitHashPolicy>,
-
-    /// Judge these ports: the listen ports of each tunnel at A and at B.
-    #[arg(long, value_name = "A:B", requires = "endpoint_a", conflicts_with = "tunnels", value_delimiter = ',', value_parser = pair)]
-    pub ports: Vec<PortPair>,
-
-    /// Plan ports for so many tunnels; without --ports and this, for one tunnel a member.
-    #[arg(long, value_name = "K", requires = "endpoint_a")]
-    pub tunnels: Option<usize>,
-
-    /// Plan ports from here upwards [default: 51820, or the lowest of --ports].
-    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..))]
-    pub base_port: Option<u16>,
-
-    /// Ports that are taken at A.
-    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
-    pub exclude_a: Vec<u16>,
-
-    /// Ports that are taken at B.
-    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
-    pub exclude_b: Vec<u16>,
-
-    /// An end whose address or ports are translated on the way: what the other end sends on cannot be promised.
-    #[arg(long, value_name = "END", requires = "endpoint_a")]
-    pub nat: Option<Nat>,
-
-    /// Show also which member each tunnel truly arrives on, as counted by the running site.
-    ///
-    /// Of the other direction only the sender's bond can be predicted: the switch before this site hashes by a policy of
-    /// its own. Needs the privilege that `stats` needs.
-    #[arg(long, conflicts_with = "endpoint_a")]
-    pub measured: bool,
-
-    /// Measure, and propose listen ports for the other site where tunnels arrive on fewer members than they could.
-    #[arg(long, conflicts_with = "endpoint_a")]
-    pub replan_rx: bool,
-
-    /// One JSON object on standard output.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Which end is behind address translation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Nat {
-    /// End A.
-    A,
-    /// End B.
-    B,
-    /// Both.
-    Both,
-}
 
 /// Prints the plan: of the endpoints that are given, else of the configuration at `path`.
 pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
@@ -173,23 +82,13 @@ fn bare(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
     Ok(Peer { here: "A".to_owned(), there: "B".to_owned(), request, names, plan, better, arrivals: None })
 }
 
-fn policy(text: &str) -> Result<XmitHashPolicy, String> {
-    let names = XmitHashPolicy::ALL.map(XmitHashPolicy::as_str).join(", ");
-    let found = XmitHashPolicy::ALL.into_iter().find(|policy| policy.as_str() == text);
-    found.ok_or_else(|| format!("choose one of {names}"))
-}
-
-fn pair(text: &str) -> Result<PortPair, String> {
-    let ports = text.split_once(':').and_then(|(a, b)| Some(PortPair { a: a.parse().ok()?, b: b.parse().ok()? }));
-    ports.ok_or_else(|| "give a tunnel's listen ports at A and at B, such as 51820:51822".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::config::XmitHashPolicy;
 
     fn parse(line: &str) -> Result<PlanArgs, String> {
         let words = ["ecmpvpn", "plan"].into_iter().chain(line.split_whitespace());

@@ -3,8 +3,7 @@
 use toml::de::DeValue;
 
 use super::crosscheck::Claims;
-use super::schema::values;
-use super::section::{Parsed, Section, number, string, word};
+use super::section::{Parsed, Section, number, string, values, word};
 use super::values::{interface, prefix};
 use super::{MAX_PORT_RANGES, MAX_RULES, MAX_TUNNELS_PER_PEER, Policy, Rule};
 

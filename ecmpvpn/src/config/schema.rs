@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::crosscheck::{self, Claim, Claims, claim};
 use super::key_file::KeyFileError;
 use super::problems::Collector;
-use super::section::{At, Parsed, Section, number, text, word};
+use super::section::{At, Parsed, Section, number, text, values, word};
 use super::values::{
     Remote, boolean, endpoint, flowlet_gap, host_address, interface, key_file_name, listen_port, prefix, public_key,
     remote_endpoint, site_name, tunnel_address, weight,
@@ -306,8 +306,4 @@ fn key_from_file<K: std::str::FromStr<Err = KeyError>>(
 
 fn xmit_hash_policy(value: &DeValue<'_>) -> Parsed<XmitHashPolicy> {
     word(&XmitHashPolicy::ALL, XmitHashPolicy::as_str)(value)
-}
-
-pub(super) fn values<T>(found: Vec<At<T>>) -> Vec<T> {
-    found.into_iter().map(|found| found.value).collect()
 }

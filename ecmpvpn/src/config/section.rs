@@ -21,6 +21,11 @@ pub(super) struct At<T> {
     pub(super) at: usize,
 }
 
+/// The values without their places.
+pub(super) fn values<T>(found: Vec<At<T>>) -> Vec<T> {
+    found.into_iter().map(|found| found.value).collect()
+}
+
 /// One table of the document.
 pub(super) struct Section<'a> {
     label: &'static str,

@@ -128,7 +128,7 @@ pub async fn guard(site: &str, paths: &Paths, seconds: u32) -> Result<(), Sessio
         Ok(false) => {}
         Ok(true) => syslog::tell(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
         Err(error) => {
-            let why = crate::host::chain(error);
+            let why = crate::error::chain(error);
             let text = format!("{unconfirmed}, and undoing failed, which `ecmpvpn down` tries again: {why}");
             syslog::tell(Severity::Error, &text);
         }

@@ -8,8 +8,8 @@ use tokio::time::sleep;
 
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
+use crate::error::chain;
 use crate::host::Netlink;
-use crate::host::chain;
 use crate::host::underlay::bonds;
 use crate::live::stats::GatherError;
 use crate::plan::Plan;

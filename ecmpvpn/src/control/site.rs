@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins};
-use crate::host::journal::{JournalError, UndoErrors};
+use crate::host::journal::JournalError;
 use crate::host::run_dir::{RunDir, StateError};
-use crate::host::{HostError, HostLinks, Journal, RUN_ROOT};
+use crate::host::{HostError, HostLinks, Journal, RUN_ROOT, UndoErrors};
 use crate::live::policy::PolicyError;
 use crate::live::policy::keep::Applied;
 use crate::plan::Plan;

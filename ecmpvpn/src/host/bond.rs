@@ -10,10 +10,11 @@ use rtnetlink::{LinkBond, LinkMessageBuilder, LinkUnspec};
 use tokio::time::{Instant, sleep};
 
 use super::error::{Conflict, During as _, HostError};
-use super::journal::{Journal, LinkId, Undo};
+use super::journal::Journal;
 use super::links::Link;
-use super::member::MemberState;
 use super::netlink::Netlink;
+use super::record::MemberState;
+use super::record::{LinkId, Undo};
 use crate::config::{Bond, BondMode, LacpRate, XmitHashPolicy};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -115,7 +116,7 @@ pub async fn begin_release(netlink: &Netlink, member: &LinkId, bond: &LinkId, sa
 
 /// Takes a member out of its bond. The device, unless it is gone or another's now.
 async fn let_go(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result<Option<Link>> {
-    let Some(link) = member.find(netlink).await? else { return Ok(None) };
+    let Some(link) = netlink.find(member).await? else { return Ok(None) };
     match link.master {
         Some(master) if bond.ifindex == Some(master) => {
             let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).nocontroller().build();

@@ -8,7 +8,8 @@ use rustix::fs::statfs;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::error::{HostError, Lacks};
-use super::journal::{Journal, Undo};
+use super::journal::Journal;
+use super::record::Undo;
 
 /// Where the BPF file system belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";

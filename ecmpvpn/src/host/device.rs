@@ -12,8 +12,9 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::error::{During as _, HostError};
-use super::journal::{Journal, LinkId, Undo};
+use super::journal::Journal;
 use super::netlink::Netlink;
+use super::record::{LinkId, Undo};
 use super::sysctl;
 
 /// A link that is about to be made.

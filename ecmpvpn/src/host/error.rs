@@ -1,21 +1,19 @@
 //! What can go wrong on the host, each with what to do about it.
 
-use std::error::Error;
 use std::io;
-use std::iter::successors;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::journal::{JournalError, UndoErrors};
+use super::journal::JournalError;
 use super::run_dir::StateError;
 use crate::config::InterfaceName;
 
-/// An error and its causes, in one line.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    successors(Some(error), |error| (*error).source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
+/// Something could not be undone. Everything else was.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct UndoErrors(pub Vec<String>);
 
 /// Why the host does not match the plan.
 #[derive(Debug, thiserror::Error)]

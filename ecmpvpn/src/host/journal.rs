@@ -1,6 +1,7 @@
 //! What must be undone, on disk before it is done.
 //!
-//! One JSON file, replaced as a whole at every record. It holds no secret. How each record is undone: `undo.rs`.
+//! One JSON file, replaced as a whole at every record. It holds no secret. `record.rs` has the records, `undo.rs` carries
+//! them out.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,11 +10,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::error::chain;
 use super::links::Link;
-use super::member::MemberState;
-use super::netlink::Netlink;
-use super::saved::Saved;
+use super::record::{LinkId, Undo};
 
 /// Journals of another version are refused.
 const VERSION: u32 = 1;
@@ -57,80 +55,6 @@ pub enum JournalError {
         path: PathBuf,
         /// As `net:[4026531840]`.
         namespace: String,
-    },
-}
-
-/// Something could not be undone. Everything else was.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub struct UndoErrors(pub Vec<String>);
-
-/// Which link a record is about: enough never to touch another one of the same name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkId {
-    /// Interface name.
-    pub name: String,
-    /// Interface index; `None`: about to be made, index not yet known.
-    pub ifindex: Option<u32>,
-    /// Our alias, if the link is one that we made.
-    pub alias: Option<String>,
-}
-
-/// How to take one change back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "undo", rename_all = "kebab-case")]
-pub enum Undo {
-    /// Unmount the BPF file system if nothing is in it.
-    Unmount {
-        /// The mount point.
-        path: PathBuf,
-    },
-    /// Remove a link that we made.
-    DeleteLink {
-        /// Ours.
-        link: LinkId,
-        /// As `bond`, so that a link made a moment before a crash is known without its alias.
-        kind: String,
-    },
-    /// Remove an address from a link that stays.
-    DeleteAddress {
-        /// Whose.
-        link: LinkId,
-        /// Which.
-        address: IpNet,
-    },
-    /// Set a link down again that was down.
-    SetDown {
-        /// Which.
-        link: LinkId,
-    },
-    /// Release a bond member and give it back what it had.
-    ReleaseMember {
-        /// The member.
-        member: LinkId,
-        /// Its bond.
-        bond: LinkId,
-        /// What it had.
-        saved: MemberState,
-    },
-    /// Remove a route of ours.
-    DeleteRoute {
-        /// Destination.
-        prefix: IpNet,
-        /// The steering device.
-        device: LinkId,
-    },
-    /// Remove a member's route from its bond.
-    DeleteMovedRoute {
-        /// The route as it was added.
-        route: Saved,
-        /// The bond.
-        device: LinkId,
-    },
-    /// Write kernel settings, in this order, where they differ.
-    WriteSysctls {
-        /// Path below `/proc/sys/net` and value.
-        values: Vec<(String, String)>,
     },
 }
 
@@ -244,72 +168,19 @@ impl Journal {
         if self.contents.undo.len() == before { Ok(()) } else { self.save() }
     }
 
-    /// Removes the records of links that are gone, with all that was on them: a tunnel of the userspace backend goes
-    /// with its process. What a killed process had only just begun to make is undone.
-    pub async fn prune(&mut self, netlink: &Netlink) -> io::Result<()> {
-        let mut kept = Vec::new();
-        for undo in &self.contents.undo {
-            let there = match undo {
-                Undo::DeleteLink { link: LinkId { ifindex: None, .. }, .. } => {
-                    super::undo::undo(undo, netlink).await?;
-                    false
-                }
-                Undo::DeleteLink { link, .. }
-                | Undo::DeleteAddress { link, .. }
-                | Undo::SetDown { link }
-                | Undo::DeleteRoute { device: link, .. }
-                | Undo::DeleteMovedRoute { device: link, .. } => link.find(netlink).await?.is_some(),
-                Undo::Unmount { .. } | Undo::ReleaseMember { .. } | Undo::WriteSysctls { .. } => true,
-            };
-            if there {
-                kept.push(undo.clone());
-            }
-        }
-        if kept.len() == self.contents.undo.len() {
-            return Ok(());
-        }
-        self.contents.undo = kept;
-        self.save().map_err(io::Error::other)
+    /// Replaces all records, the oldest first.
+    pub(super) fn replace(&mut self, records: Vec<Undo>) -> Result<(), JournalError> {
+        self.contents.undo = records;
+        self.save()
     }
 
-    /// Undoes everything, the last change first, and removes the file. Goes on past failures and reports all of them.
-    /// What is gone already counts as undone. Returns how many changes were undone.
-    pub async fn undo(&mut self, netlink: &Netlink, on_undo: &mut dyn FnMut(&Undo)) -> Result<usize, UndoErrors> {
-        let mut failures = Vec::new();
-        let mut undone = 0;
-        let mut members_are_released = false;
-        while let Some(undo) = self.contents.undo.last().cloned() {
-            on_undo(&undo);
-            if matches!(undo, Undo::ReleaseMember { .. }) && !members_are_released {
-                members_are_released = true;
-                self.release_members(netlink).await;
-            }
-            match super::undo::undo(&undo, netlink).await {
-                Ok(()) => undone += 1,
-                Err(e) => failures.push(format!("{undo}: {e}")),
-            }
-            self.contents.undo.pop();
-            if let Err(e) = self.save() {
-                failures.push(chain(&e));
-            }
-        }
+    /// Removes the file.
+    pub(super) fn remove(&self) -> Result<(), JournalError> {
         match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                failures.push(format!("removing the journal {}: {e}", self.path.display()));
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(JournalError::Io { operation: "removing", path: self.path.clone(), source })
             }
-            _ => {}
-        }
-        if failures.is_empty() { Ok(undone) } else { Err(UndoErrors(failures)) }
-    }
-
-    /// Releases the members that are to be released next, so that they become usable at the same time and not one after
-    /// the other. Each is still undone in its turn, which also tells of what fails here.
-    async fn release_members(&self, netlink: &Netlink) {
-        for undo in self.contents.undo.iter().rev() {
-            let Undo::ReleaseMember { member, bond, saved } = undo else { return };
-            if let Err(error) = super::bond::begin_release(netlink, member, bond, saved).await {
-                tracing::debug!("{undo}, the first time: {error}");
-            }
+            _ => Ok(()),
         }
     }
 

@@ -70,6 +70,15 @@ pub struct PortInfo {
 #[derive(Clone, Debug, Default)]
 pub struct Links(pub Vec<Link>);
 
+impl<'a> IntoIterator for &'a Links {
+    type Item = &'a Link;
+    type IntoIter = std::slice::Iter<'a, Link>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 impl Links {
     /// One after the other, by index.
     pub fn iter(&self) -> std::slice::Iter<'_, Link> {

@@ -13,11 +13,11 @@ use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::links::Link;
-use super::netlink::{Netlink, errno_of};
+use super::netlink::{Netlink, errno_of, gone};
+use super::record::MemberState;
 use super::saved::{Saved, address_flags, local_address};
 use super::{route, sysctl};
 
@@ -25,27 +25,6 @@ use super::{route, sysctl};
 /// the carrier's return.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(50);
-
-/// What a member had.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemberState {
-    /// Administratively up.
-    pub up: bool,
-    /// It was never up, so that it has no queueing discipline.
-    pub pristine: bool,
-    /// Bytes.
-    pub mtu: u32,
-    /// `net.ipv6.conf.DEVICE.mtu`, which a router may have advertised.
-    pub ipv6_mtu: Option<String>,
-    /// In the order in which they were added: a net's first IPv4 address is its primary one.
-    pub addresses: Vec<Saved>,
-    /// Link-local IPv6 addresses, which the kernel mostly makes by itself.
-    pub link_local: Vec<Saved>,
-    /// Routes that go with the device or with its addresses.
-    pub routes: Vec<Saved>,
-    /// Permanent neighbour entries.
-    pub neighbours: Vec<Saved>,
-}
 
 fn is_link_local(message: &AddressMessage) -> bool {
     message.header.scope == AddressScope::Link && local_address(message).is_some_and(|a| a.is_ipv6())
@@ -104,7 +83,7 @@ impl MemberState {
     pub async fn strip(netlink: &Netlink, member: u32) -> io::Result<()> {
         // Secondary addresses first: removing a primary one removes or promotes them.
         for address in addresses_of(netlink, member).await?.into_iter().rev() {
-            super::undo::gone(netlink.request(RouteNetlinkMessage::DelAddress(address), 0).await)?;
+            gone(netlink.request(RouteNetlinkMessage::DelAddress(address), 0).await)?;
         }
         Ok(())
     }

@@ -7,8 +7,9 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::error::{During as _, HostError};
-use super::journal::{Journal, LinkId, Undo};
+use super::journal::Journal;
 use super::netlink::{Netlink, errno_of};
+use super::record::{LinkId, Undo};
 use super::route;
 use super::saved::Saved;
 use crate::config::Bond;

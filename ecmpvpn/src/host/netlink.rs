@@ -17,6 +17,7 @@ use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 use super::links::{Link, Links};
+use super::record::LinkId;
 
 /// Text of an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -81,6 +82,20 @@ impl Netlink {
             Err(e) if errno_of(&e) == Some(libc::ENODEV) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// The link that a record is about, if it is still that one.
+    pub async fn find(&self, id: &LinkId) -> io::Result<Option<Link>> {
+        let link = match id.ifindex {
+            Some(index) => self.link_at(index).await?,
+            None => self.link(&id.name).await?,
+        };
+        Ok(link.filter(|link| match &id.alias {
+            // Between the making of a link and its index being written down it may have no alias yet.
+            Some(_) if id.ifindex.is_none() && link.alias.is_none() => true,
+            Some(alias) => link.alias.as_ref() == Some(alias),
+            None => link.name == id.name,
+        }))
     }
 
     /// Changes a link that exists, as `ip link set`.
@@ -169,6 +184,16 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
     match message {
         RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
         _ => None,
+    }
+}
+
+/// Turns "there is no such thing" into success.
+pub fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if matches!(errno_of(&e), Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENOENT)) => {
+            Ok(())
+        }
+        other => other,
     }
 }
 

@@ -10,9 +10,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::error::{During as _, HostError};
-use super::journal::{Journal, LinkId, Undo};
+use super::journal::Journal;
 use super::links::Links;
 use super::netlink::Netlink;
+use super::record::{LinkId, Undo};
 use crate::plan::Route;
 
 /// Marks our routes; not assigned to anybody. Source: include/uapi/linux/rtnetlink.h, `rt_protos` of iproute2.

@@ -333,7 +333,7 @@ impl Survey {
             plan.bond.as_ref().is_some_and(is_member) && (link.master.is_none() || link.master != bond_index)
         };
         let mut place = Place::Nowhere;
-        for link in self.links.iter() {
+        for link in &self.links {
             let here =
                 self.addresses.iter().any(|a| a.header.index == link.ifindex && local_address(a) == Some(address));
             match (here, loses(link)) {

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 
 use super::error::{During as _, HostError};
-use super::journal::{Journal, Undo};
+use super::journal::Journal;
 use super::links::{Link, Links};
+use super::record::Undo;
 use super::route;
 
 const ROOT: &str = "/proc/sys/net";

@@ -1,97 +1,44 @@
-//! Takes single changes back. Each is idempotent: what is gone already is fine.
+//! Takes changes back. Each is idempotent: what is gone already is fine.
 
-use std::fmt;
 use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
 
-use super::journal::{LinkId, Undo};
-use super::links::Link;
-use super::netlink::{Netlink, errno_of};
+use super::error::UndoErrors;
+use super::journal::Journal;
+use super::netlink::{Netlink, gone};
+use super::record::{LinkId, Undo};
 use super::{bond, bpffs, device, route, sysctl};
-
-impl fmt::Display for Undo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unmount { path } => write!(f, "unmount {}", path.display()),
-            Self::DeleteLink { link, kind } => write!(f, "remove {kind} {link}"),
-            Self::DeleteAddress { link, address } => write!(f, "remove {address} from {link}"),
-            Self::SetDown { link } => write!(f, "set {link} down"),
-            Self::ReleaseMember { member, bond, saved } => {
-                write!(f, "release {member} from {bond}")?;
-                match saved.addresses.as_slice() {
-                    [] => Ok(()),
-                    some => {
-                        let texts: Vec<&str> = some.iter().map(|a| a.text.as_str()).collect();
-                        write!(f, " and give it back {}", texts.join(", "))
-                    }
-                }
-            }
-            Self::DeleteRoute { prefix, device } => write!(f, "remove the route to {prefix} through {device}"),
-            Self::DeleteMovedRoute { route, device } => write!(f, "remove the route {} from {device}", route.text),
-            Self::WriteSysctls { values } => match values.first() {
-                Some((path, value)) => write!(f, "set {} back to {value}", path.replace('/', ".")),
-                None => Ok(()),
-            },
-        }
-    }
-}
-
-impl fmt::Display for LinkId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-impl LinkId {
-    /// A link that is on the host and not of our making.
-    pub fn theirs(link: &Link) -> Self {
-        Self { name: link.name.clone(), ifindex: Some(link.ifindex), alias: None }
-    }
-
-    /// The link, if it is still the one that was meant.
-    pub async fn find(&self, netlink: &Netlink) -> io::Result<Option<Link>> {
-        let link = match self.ifindex {
-            Some(index) => netlink.link_at(index).await?,
-            None => netlink.link(&self.name).await?,
-        };
-        Ok(link.filter(|link| match &self.alias {
-            // Between the making of a link and its index being written down it may have no alias yet.
-            Some(_) if self.ifindex.is_none() && link.alias.is_none() => true,
-            Some(alias) => link.alias.as_ref() == Some(alias),
-            None => link.name == self.name,
-        }))
-    }
-}
+use crate::error::chain;
 
 /// Takes one change back.
 pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
     match undo {
         Undo::Unmount { path } => bpffs::unmount_if_empty(path),
-        Undo::DeleteLink { link, kind } => match link.find(netlink).await? {
+        Undo::DeleteLink { link, kind } => match netlink.find(link).await? {
             Some(found) if found.kind.as_deref() == Some(kind) => gone(netlink.delete_link(found.ifindex).await),
             _ => Ok(()),
         },
-        Undo::DeleteAddress { link, address } => match link.find(netlink).await? {
+        Undo::DeleteAddress { link, address } => match netlink.find(link).await? {
             Some(found) => {
                 let message = device::address_message(found.ifindex, *address);
                 gone(netlink.request(RouteNetlinkMessage::DelAddress(message), 0).await)
             }
             None => Ok(()),
         },
-        Undo::SetDown { link } => match link.find(netlink).await? {
+        Undo::SetDown { link } => match netlink.find(link).await? {
             Some(found) => gone(netlink.set_down(found.ifindex).await),
             None => Ok(()),
         },
         Undo::ReleaseMember { member, bond, saved } => bond::release(netlink, member, bond, saved).await,
-        Undo::DeleteRoute { prefix, device } => match device.find(netlink).await? {
+        Undo::DeleteRoute { prefix, device } => match netlink.find(device).await? {
             Some(found) => {
                 let message = route::message(*prefix, None, found.ifindex);
                 gone(netlink.request(RouteNetlinkMessage::DelRoute(message), 0).await)
             }
             None => Ok(()),
         },
-        Undo::DeleteMovedRoute { route, device } => match device.find(netlink).await? {
+        Undo::DeleteMovedRoute { route, device } => match netlink.find(device).await? {
             Some(_) => gone(netlink.request(RouteNetlinkMessage::DelRoute(route.message()?), 0).await),
             None => Ok(()),
         },
@@ -99,12 +46,67 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
     }
 }
 
-/// Turns "there is no such thing" into success.
-pub fn gone(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if matches!(errno_of(&e), Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENOENT)) => {
-            Ok(())
+impl Journal {
+    /// Removes the records of links that are gone, with all that was on them: a tunnel of the userspace backend goes
+    /// with its process. What a killed process had only just begun to make is undone.
+    pub async fn prune(&mut self, netlink: &Netlink) -> io::Result<()> {
+        let before: Vec<Undo> = self.records().cloned().collect();
+        let mut kept = Vec::new();
+        for record in before.iter().rev() {
+            let there = match record {
+                Undo::DeleteLink { link: LinkId { ifindex: None, .. }, .. } => {
+                    undo(record, netlink).await?;
+                    false
+                }
+                Undo::DeleteLink { link, .. }
+                | Undo::DeleteAddress { link, .. }
+                | Undo::SetDown { link }
+                | Undo::DeleteRoute { device: link, .. }
+                | Undo::DeleteMovedRoute { device: link, .. } => netlink.find(link).await?.is_some(),
+                Undo::Unmount { .. } | Undo::ReleaseMember { .. } | Undo::WriteSysctls { .. } => true,
+            };
+            if there {
+                kept.push(record.clone());
+            }
         }
-        other => other,
+        if kept.len() == before.len() { Ok(()) } else { self.replace(kept).map_err(io::Error::other) }
+    }
+
+    /// Undoes everything, the last change first, and removes the file. Goes on past failures and reports all of them.
+    /// What is gone already counts as undone. Returns how many changes were undone.
+    pub async fn undo(&mut self, netlink: &Netlink, on_undo: &mut dyn FnMut(&Undo)) -> Result<usize, UndoErrors> {
+        let mut failures = Vec::new();
+        let mut undone = 0;
+        let mut members_are_released = false;
+        loop {
+            let Some(last) = self.records().next().cloned() else { break };
+            on_undo(&last);
+            if matches!(last, Undo::ReleaseMember { .. }) && !members_are_released {
+                members_are_released = true;
+                release_members(self, netlink).await;
+            }
+            match undo(&last, netlink).await {
+                Ok(()) => undone += 1,
+                Err(error) => failures.push(format!("{last}: {error}")),
+            }
+            if let Err(error) = self.retract() {
+                failures.push(chain(&error));
+            }
+        }
+        if let Err(error) = self.remove() {
+            failures.push(chain(&error));
+        }
+        if failures.is_empty() { Ok(undone) } else { Err(UndoErrors(failures)) }
+    }
+}
+
+/// Releases the members that are to be released next, so that they become usable at the same time and not one after
+/// the other. Each is still undone in its turn, which also tells of what fails here.
+async fn release_members(journal: &Journal, netlink: &Netlink) {
+    for record in journal.records() {
+        let Undo::ReleaseMember { member, bond, saved } = record else { return };
+        if let Err(error) = bond::begin_release(netlink, member, bond, saved).await {
+            tracing::debug!("{record}, the first time: {error}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What the host must look like: [`Plan`], made of a [`Config`] by a pure function. No I/O here.
 
 pub mod bond_hash;
+pub mod init;
 pub mod measured;
 pub mod ports;
 pub mod reload;

@@ -1,11 +1,10 @@
 //! `init`: writes both sites' configurations and keys in one go, ports planned; or one site's, of its wg-quick files.
 
 mod files;
-mod from;
-mod sites;
+#[cfg(test)]
+mod from_tests;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -17,9 +16,12 @@ use zeroize::Zeroizing;
 use crate::cli::InitArgs;
 use crate::commands::{Failure, counted, print};
 use crate::config::{Config, InterfaceName, wg_quick};
+use crate::plan::init::InitError;
+use crate::plan::init::from_wg_quick as from;
+use crate::plan::init::sites::{self, Sites};
 use crate::plan::ports::PortPlan;
+use crate::report::init as report;
 use files::Folder;
-use sites::Sites;
 
 /// Far above any wg-quick file.
 const MAX_LEN: u64 = 1 << 20;
@@ -29,20 +31,26 @@ pub fn run(args: &InitArgs) -> Result<(), Failure> {
     if !args.from.is_empty() {
         return run_from(args);
     }
-    let sites = sites::make(args)?;
+    let sites = sites::make(&args.request())?;
     files::write(&args.output, &[&sites.a, &sites.b].map(|site| Folder { site, texts: Vec::new() }))?;
     print(summary(args, &sites))
 }
 
 fn run_from(args: &InitArgs) -> Result<(), Failure> {
     let files = args.from.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
-    let taken = from::take_over(args, &files)?;
-    let texts = vec![(told::OTHER_SITE, told::other_site(args, &taken))];
+    let taken = from::take_over(&args.request(), &files)?;
+    let texts = vec![(report::OTHER_SITE, report::other_site(&args.request(), &taken))];
     files::write(&args.output, &[Folder { site: &taken.config, texts }])?;
-    for line in told::changes(&taken) {
+    for line in report::changes(&taken) {
         let _ = writeln!(io::stderr(), "ecmpvpn: {line}");
     }
     print(summary_from(args, &taken))
+}
+
+impl From<InitError> for Failure {
+    fn from(error: InitError) -> Self {
+        Self::usage(error)
+    }
 }
 
 /// Reads a wg-quick file; the interface is named as the file, as wg-quick has it.
@@ -71,7 +79,7 @@ fn summary_from(args: &InitArgs, taken: &from::Taken) -> String {
         format!("Wrote {folder}: configuration and keys of {}.", counted(names.len(), "tunnel", "tunnels")),
         verdict(&taken.ports),
         String::new(),
-        format!("Next: set {} as {folder}/{} says, and change over here:", peer.name, told::OTHER_SITE),
+        format!("Next: set {} as {folder}/{} says, and change over here:", peer.name, report::OTHER_SITE),
         format!("  {}", quick.join("; ")),
         format!("  sudo ecmpvpn run -c {folder}/ecmpvpn.toml"),
     ]

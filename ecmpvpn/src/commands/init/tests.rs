@@ -5,16 +5,17 @@ use std::collections::HashSet;
 use clap::Parser as _;
 use proptest::prelude::*;
 
-use super::sites::{Sites, make};
-use crate::cli::{Cli, Command, InitArgs};
+use crate::cli::{Cli, Command};
 use crate::config::InterfaceName;
 use crate::plan::far_address;
+use crate::plan::init::Request;
+use crate::plan::init::sites::{Sites, make};
 
-fn args(more: &str) -> InitArgs {
+fn args(more: &str) -> Request {
     let fixed = "ecmpvpn init --a-endpoint 10.2.3.4 --b-endpoint 10.5.6.7";
     let cli = Cli::try_parse_from(fixed.split(' ').chain(more.split(' '))).expect("sound arguments");
     let Command::Init(args) = cli.command else { panic!("{cli:?}") };
-    *args
+    args.request()
 }
 
 fn assert_fit(Sites { a, b, ports }: &Sites) {
@@ -56,7 +57,7 @@ fn a_bond_of_names_is_made_and_a_count_is_told_to_the_far_end() {
 #[test]
 fn gateways_get_addresses_that_nothing_else_has() {
     let sites = make(&args("--a-prefix 10.100.0.0/16 --b-prefix fd00::/17,172.31.0.0/24")).expect_err("fd00::/17");
-    assert_eq!(sites.error.to_string(), "no IPv6 net is left for the gateways: narrow the prefixes");
+    assert_eq!(sites.to_string(), "no IPv6 net is left for the gateways: narrow the prefixes");
     let sites = make(&args("--a-prefix 10.100.0.0/16 --b-prefix fd00:100::/32,172.31.0.0/24")).expect("sound");
     let addresses: Vec<String> = sites.b.site.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["172.31.1.2/32", "fd00:101::2/128"]);

@@ -1,34 +1,32 @@
-//! Both sites' configurations, made of the command line. No I/O but the operating system's randomness.
+//! Both sites' configurations, made of what is asked for. No I/O but the operating system's randomness.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::anyhow;
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::cli::{InitArgs, Members};
-use crate::commands::Failure;
+use super::{InitError, Members, Request, wrong};
 use crate::config::{
     BackendChoice, Bond, BondMode, Config, Health, InterfaceName, LacpRate, Peer, Policy, PresharedKey, PrivateKey,
     RemoteBond, Site, Steering, Tunnel, XmitHashPolicy,
 };
-use crate::plan::ports::{self, End, PortPair, PortPlan, Request};
+use crate::plan::ports::{self, End, PortPair, PortPlan};
 
 /// The first of the tunnels' /31 nets: link-local, so that no routed net can clash.
-pub(super) const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
+pub const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
 
 /// Where ports are taken from unless the user says otherwise: WireGuard's customary one.
-pub(super) const BASE_PORT: u16 = 51820;
+pub const BASE_PORT: u16 = 51820;
 /// The tunnels' MTU unless the user says otherwise, bytes: what WireGuard leaves of 1500.
-pub(super) const MTU: u32 = 1420;
+pub const MTU: u32 = 1420;
 /// How tunnels are probed.
-pub(super) const HEALTH: Health = Health { interval_ms: 100, down_after: 3, up_after: 5 };
+pub const HEALTH: Health = Health { interval_ms: 100, down_after: 3, up_after: 5 };
 
 /// Two configurations that fit each other.
 #[derive(Debug)]
-pub(super) struct Sites {
-    pub(super) a: Config,
-    pub(super) b: Config,
-    pub(super) ports: PortPlan,
+pub struct Sites {
+    pub a: Config,
+    pub b: Config,
+    pub ports: PortPlan,
 }
 
 /// One site as the command line describes it.
@@ -49,32 +47,34 @@ struct Common {
     mtu: u32,
 }
 
-pub(super) fn make(args: &InitArgs) -> Result<Sites, Failure> {
+pub fn make(asked: &Request) -> Result<Sites, InitError> {
     let a = Side {
         flag: "a",
-        name: &args.a_name,
-        endpoint: args.a_endpoint,
-        prefixes: &args.a_prefixes,
-        members: args.a_members.as_ref(),
-        bond_addresses: &args.a_bond_addresses,
+        name: &asked.a_name,
+        endpoint: asked.a_endpoint,
+        prefixes: &asked.a_prefixes,
+        members: asked.a_members.as_ref(),
+        bond_addresses: &asked.a_bond_addresses,
     };
     let b = Side {
         flag: "b",
-        name: &args.b_name,
-        endpoint: args.b_endpoint.ok_or_else(|| usage("there is no --b-endpoint: give site B's address".to_owned()))?,
-        prefixes: &args.b_prefixes,
-        members: args.b_members.as_ref(),
-        bond_addresses: &args.b_bond_addresses,
+        name: &asked.b_name,
+        endpoint: asked
+            .b_endpoint
+            .ok_or_else(|| wrong("there is no --b-endpoint: give site B's address".to_owned()))?,
+        prefixes: &asked.b_prefixes,
+        members: asked.b_members.as_ref(),
+        bond_addresses: &asked.b_bond_addresses,
     };
     check(&[a, b])?;
-    let ports = plan_ports(args, &a, &b)?;
+    let ports = plan_ports(asked, &a, &b)?;
     let addresses = vpn_addresses(&[a, b])?;
     let seed: [u8; 8] = std::array::from_fn(|i| PresharedKey::generate().as_bytes()[i]);
     let common = Common {
         preshared_key: PresharedKey::generate(),
         // 63 bits: TOML promises no more.
         seed: u64::from_le_bytes(seed) >> 1,
-        mtu: args.mtu.unwrap_or(MTU),
+        mtu: asked.mtu.unwrap_or(MTU),
     };
     let keys = [PrivateKey::generate(), PrivateKey::generate()];
     let exchanged: Vec<PortPair> = ports.pairs.iter().map(|pair| PortPair { a: pair.b, b: pair.a }).collect();
@@ -86,17 +86,17 @@ pub(super) fn make(args: &InitArgs) -> Result<Sites, Failure> {
 }
 
 /// What the command line gets wrong, in its own words. The rest is found when the result is read back.
-fn check(sides: &[Side<'_>; 2]) -> Result<(), Failure> {
+fn check(sides: &[Side<'_>; 2]) -> Result<(), InitError> {
     let [a, b] = sides;
     if a.name == b.name {
-        return Err(usage(format!("--a-name and --b-name are both {}: give every site a name of its own", a.name)));
+        return Err(wrong(format!("--a-name and --b-name are both {}: give every site a name of its own", a.name)));
     }
     for side in sides {
         let flag = side.flag;
         check_bond(flag, side.endpoint, side.members, side.bond_addresses)?;
         for end in sides {
             if let Some(net) = side.prefixes.iter().find(|net| net.contains(&end.endpoint)) {
-                return Err(usage(format!(
+                return Err(wrong(format!(
                     "--{flag}-prefix {net} contains --{}-endpoint {}: the tunnels' own packets would be steered into \
                      the tunnels, so leave that address out",
                     end.flag, end.endpoint
@@ -105,48 +105,44 @@ fn check(sides: &[Side<'_>; 2]) -> Result<(), Failure> {
         }
     }
     if let Some(net) = a.prefixes.iter().find(|net| b.prefixes.contains(net)) {
-        return Err(usage(format!("--a-prefix and --b-prefix are both {net}: a net is behind one site only")));
+        return Err(wrong(format!("--a-prefix and --b-prefix are both {net}: a net is behind one site only")));
     }
     Ok(())
 }
 
 /// Whether the options on one site's bond fit each other.
-pub(super) fn check_bond(
+pub fn check_bond(
     flag: &str,
     endpoint: IpAddr,
     members: Option<&Members>,
     addresses: &[IpNet],
-) -> Result<(), Failure> {
+) -> Result<(), InitError> {
     match members {
-        Some(Members::Names(_)) if addresses.is_empty() => Err(usage(format!(
+        Some(Members::Names(_)) if addresses.is_empty() => Err(wrong(format!(
             "--{flag}-members names interfaces to bond: add the bond's address, as --{flag}-bond-address {endpoint}/24"
         ))),
-        Some(Members::Count(_)) if !addresses.is_empty() => Err(usage(format!(
+        Some(Members::Count(_)) if !addresses.is_empty() => Err(wrong(format!(
             "--{flag}-bond-address is for a bond that is made here: give --{flag}-members as names, or leave it out"
         ))),
         _ => Ok(()),
     }
 }
 
-pub(super) fn usage(message: String) -> Failure {
-    Failure::usage(anyhow!(message))
-}
-
-fn plan_ports(args: &InitArgs, a: &Side<'_>, b: &Side<'_>) -> Result<PortPlan, Failure> {
+fn plan_ports(asked: &Request, a: &Side<'_>, b: &Side<'_>) -> Result<PortPlan, InitError> {
     let end = |side: &Side<'_>| {
-        let members = side.members.map_or(args.tunnels, member_count);
+        let members = side.members.map_or(asked.tunnels, member_count);
         End::new(side.endpoint, members, XmitHashPolicy::Layer34)
     };
-    let request = Request {
+    let request = ports::Request {
         a: end(a),
         b: end(b),
-        tunnels: usize::from(args.tunnels),
-        base_port: args.base_port.unwrap_or(BASE_PORT),
+        tunnels: usize::from(asked.tunnels),
+        base_port: asked.base_port.unwrap_or(BASE_PORT),
     };
-    ports::plan(&request).map_err(Failure::usage)
+    ports::plan(&request).map_err(InitError::from)
 }
 
-pub(super) fn member_count(members: &Members) -> u8 {
+pub fn member_count(members: &Members) -> u8 {
     match members {
         Members::Names(names) => u8::try_from(names.len()).unwrap_or(u8::MAX),
         Members::Count(count) => *count,
@@ -154,7 +150,7 @@ pub(super) fn member_count(members: &Members) -> u8 {
 }
 
 /// The two gateways' addresses inside the VPN: an IPv4 and an IPv6 address each, clear of everything else.
-fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], Failure> {
+fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], InitError> {
     let taken = |net: &IpNet| {
         sides.iter().any(|side| {
             let nets = side.prefixes.iter().chain(side.bond_addresses);
@@ -163,7 +159,7 @@ fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], Failure> {
     };
     let first_free = |mut nets: Box<dyn Iterator<Item = IpNet>>, family: &str| {
         nets.find(|net| !taken(net))
-            .ok_or_else(|| usage(format!("no {family} net is left for the gateways: narrow the prefixes")))
+            .ok_or_else(|| wrong(format!("no {family} net is left for the gateways: narrow the prefixes")))
     };
     let ipv4 = |a: u8, b: u8| (0..=255).map(move |c| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), 24).into());
     let ipv4 = first_free(Box::new(ipv4(10, 100).chain(ipv4(172, 31)).chain(ipv4(192, 168))), "IPv4")?;
@@ -222,7 +218,7 @@ fn site(
 }
 
 /// The bond to make, where interfaces are named.
-pub(super) fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bond> {
+pub fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bond> {
     match members {
         Some(Members::Names(members)) => Some(Bond {
             name: name("bond0"),
@@ -238,11 +234,11 @@ pub(super) fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bon
 }
 
 /// What the other site is told of a bond.
-pub(super) fn remote_bond(members: &Members) -> RemoteBond {
+pub fn remote_bond(members: &Members) -> RemoteBond {
     RemoteBond { members: member_count(members), xmit_hash_policy: XmitHashPolicy::Layer34 }
 }
 
-pub(super) fn steering(mtu: u32, seed: u64) -> Steering {
+pub fn steering(mtu: u32, seed: u64) -> Steering {
     Steering {
         device: name("ecmp0"),
         policy: Policy::Adaptive,

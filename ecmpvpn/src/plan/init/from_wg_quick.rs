@@ -5,45 +5,44 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::sites::{self, TUNNEL_NETS, usage};
-use crate::cli::InitArgs;
-use crate::commands::Failure;
+use super::sites::{self, TUNNEL_NETS};
+use super::{InitError, Request, wrong};
 use crate::config::wg_quick::{Host, Table, WgQuick};
 use crate::config::{
     self, Config, InterfaceName, MAX_TUNNELS_PER_PEER, PresharedKey, PrivateKey, PublicKey, Tunnel, XmitHashPolicy,
     parse_prefix,
 };
-use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, PortPlan, Request};
+use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, PortPlan};
 
 /// A file that was read.
 #[derive(Debug)]
-pub(super) struct File {
+pub struct File {
     /// As the user named it.
-    pub(super) path: String,
+    pub path: String,
     /// The interface that wg-quick makes of it.
-    pub(super) name: InterfaceName,
-    pub(super) content: WgQuick,
+    pub name: InterfaceName,
+    pub content: WgQuick,
 }
 
 /// What became of the files.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) config: Config,
-    pub(super) ports: PortPlan,
+pub struct Taken {
+    pub config: Config,
+    pub ports: PortPlan,
     /// Where ports were taken from, upwards.
-    pub(super) base_port: u16,
+    pub base_port: u16,
     /// Each tunnel's ports in the files.
-    pub(super) old: Vec<OldPorts>,
+    pub old: Vec<OldPorts>,
     /// What is in the files and not in the configuration, or otherwise there, one sentence each.
-    pub(super) notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 /// A tunnel's ports before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OldPorts {
+pub struct OldPorts {
     /// `None`: the kernel picked one.
-    pub(super) here: Option<u16>,
-    pub(super) there: u16,
+    pub here: Option<u16>,
+    pub there: u16,
 }
 
 impl OldPorts {
@@ -53,30 +52,30 @@ impl OldPorts {
 }
 
 /// Turns `files`, at least one, into the configuration of site A.
-pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failure> {
+pub fn take_over(asked: &Request, files: &[File]) -> Result<Taken, InitError> {
     if files.len() > MAX_TUNNELS_PER_PEER {
-        return Err(usage(format!("--from names {} files: give at most {MAX_TUNNELS_PER_PEER}", files.len())));
+        return Err(wrong(format!("--from names {} files: give at most {MAX_TUNNELS_PER_PEER}", files.len())));
     }
-    if args.a_name == args.b_name {
-        let name = &args.a_name;
-        return Err(usage(format!("--a-name and --b-name are both {name}: give every site a name of its own")));
+    if asked.a_name == asked.b_name {
+        let name = &asked.a_name;
+        return Err(wrong(format!("--a-name and --b-name are both {name}: give every site a name of its own")));
     }
-    sites::check_bond("a", args.a_endpoint, args.a_members.as_ref(), &args.a_bond_addresses)?;
+    sites::check_bond("a", asked.a_endpoint, asked.a_members.as_ref(), &asked.a_bond_addresses)?;
     for (at, file) in files.iter().enumerate() {
         if let Some(other) = files[..at].iter().find(|other| other.name == file.name) {
             let (path, other, name) = (&file.path, &other.path, &file.name);
-            return Err(usage(format!(
+            return Err(wrong(format!(
                 "{path} and {other} are both named {name}: give every tunnel a name of its own"
             )));
         }
     }
     let keys = keys(files)?;
-    let (remote, old) = endpoints(args, files)?;
+    let (remote, old) = endpoints(asked, files)?;
     let mut notes = left_out(files);
     let nets = tunnel_nets(files, &keys, &mut notes);
-    let prefixes = prefixes(args, files, remote, &nets, &mut notes)?;
-    let base_port = base_port(args, &old);
-    let ports = plan_ports(args, remote, &old, base_port)?;
+    let prefixes = prefixes(asked, files, remote, &nets, &mut notes)?;
+    let base_port = base_port(asked, &old);
+    let ports = plan_ports(asked, remote, &old, base_port)?;
     let tunnel = |((file, pair), address): ((&File, &PortPair), &Ipv4Net)| Tunnel {
         name: file.name.clone(),
         listen_port: pair.a,
@@ -90,20 +89,20 @@ pub(super) fn take_over(args: &InitArgs, files: &[File]) -> Result<Taken, Failur
     let tunnels = files.iter().zip(&ports.pairs).zip(&nets).map(tunnel).collect();
     let config = Config {
         site: config::Site {
-            name: args.a_name.clone(),
+            name: asked.a_name.clone(),
             private_key: keys.private.clone(),
             addresses: site_addresses(files, &nets),
         },
-        bond: sites::bond(args.a_members.as_ref(), &args.a_bond_addresses),
-        steering: sites::steering(mtu(args, files)?, keys.seed()),
+        bond: sites::bond(asked.a_members.as_ref(), &asked.a_bond_addresses),
+        steering: sites::steering(mtu(asked, files)?, keys.seed()),
         peers: vec![config::Peer {
-            name: args.b_name.clone(),
+            name: asked.b_name.clone(),
             public_key: keys.public,
             preshared_key: keys.preshared,
-            local_endpoint: args.a_endpoint,
+            local_endpoint: asked.a_endpoint,
             remote_endpoint: remote,
             remote_name: None,
-            remote_bond: args.b_members.as_ref().map(sites::remote_bond),
+            remote_bond: asked.b_members.as_ref().map(sites::remote_bond),
             policy: None,
             prefixes,
             tunnels,
@@ -135,13 +134,13 @@ impl Keys {
 }
 
 /// The keys, which all files must agree on: a site has one key for all its tunnels.
-fn keys(files: &[File]) -> Result<Keys, Failure> {
+fn keys(files: &[File]) -> Result<Keys, InitError> {
     const FIX: &str =
         "a site has one key for all its tunnels, so make both sites anew with `ecmpvpn init` without --from";
     for file in files {
         if file.content.peers.len() != 1 {
             let (path, count) = (&file.path, file.content.peers.len());
-            return Err(usage(format!(
+            return Err(wrong(format!(
                 "{path} has {count} [Peer] sections: give files with one peer, the remote site"
             )));
         }
@@ -151,7 +150,7 @@ fn keys(files: &[File]) -> Result<Keys, Failure> {
     for file in files {
         let path = &file.path;
         if file.content.interface.private_key.is_none() {
-            return Err(usage(format!("{path} has no PrivateKey: put this site's into its [Interface]")));
+            return Err(wrong(format!("{path} has no PrivateKey: put this site's into its [Interface]")));
         }
         let differs = if file.content.interface.private_key != first.content.interface.private_key {
             "PrivateKey"
@@ -162,12 +161,12 @@ fn keys(files: &[File]) -> Result<Keys, Failure> {
         } else {
             continue;
         };
-        return Err(usage(format!("{path} has another {differs} than {}: {FIX}", first.path)));
+        return Err(wrong(format!("{path} has another {differs} than {}: {FIX}", first.path)));
     }
     let private = first.content.interface.private_key.clone().expect("every file has one");
     let peer = peer(first);
     if private.public_key() == peer.public_key {
-        return Err(usage(format!(
+        return Err(wrong(format!(
             "{} has this site's own key as its peer's PublicKey: give the far end's",
             first.path
         )));
@@ -176,26 +175,26 @@ fn keys(files: &[File]) -> Result<Keys, Failure> {
 }
 
 /// The one far address, and every tunnel's ports.
-fn endpoints(args: &InitArgs, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>), Failure> {
-    let mut remote = args.b_endpoint.map(|address| ("--b-endpoint", address));
+fn endpoints(asked: &Request, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>), InitError> {
+    let mut remote = asked.b_endpoint.map(|address| ("--b-endpoint", address));
     let mut old = Vec::new();
     for file in files {
         let path = &file.path;
         let Some(endpoint) = &file.content.peers[0].endpoint else {
-            return Err(usage(format!("{path} has no Endpoint: add the far end's address and port to its [Peer]")));
+            return Err(wrong(format!("{path} has no Endpoint: add the far end's address and port to its [Peer]")));
         };
         match (&endpoint.host, remote) {
             (Host::Address(address), None) => remote = Some((path, *address)),
             (Host::Address(address), Some((_, other))) if *address == other => {}
             (Host::Address(address), Some((place, other))) => {
-                return Err(usage(format!(
+                return Err(wrong(format!(
                     "{path} has the Endpoint {address}, {place} has {other}: all tunnels lead to one address of the far \
                      end, and only their ports differ"
                 )));
             }
-            (Host::Name(_), Some(_)) if args.b_endpoint.is_some() => {}
+            (Host::Name(_), Some(_)) if asked.b_endpoint.is_some() => {}
             (Host::Name(name), _) => {
-                return Err(usage(format!(
+                return Err(wrong(format!(
                     "{path} has the Endpoint {name}, a name: the ports depend on the address, so add --b-endpoint ADDRESS"
                 )));
             }
@@ -203,28 +202,28 @@ fn endpoints(args: &InitArgs, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>),
         old.push(OldPorts { here: file.content.interface.listen_port, there: endpoint.port });
     }
     let (_, remote) = remote.expect("the first file has one");
-    if remote == args.a_endpoint {
-        return Err(usage(format!("--a-endpoint is {remote}, which is the far end's: give this site's own address")));
+    if remote == asked.a_endpoint {
+        return Err(wrong(format!("--a-endpoint is {remote}, which is the far end's: give this site's own address")));
     }
     Ok((remote, old))
 }
 
 /// `--base-port`, else the lowest port of the files that a plan may use.
-fn base_port(args: &InitArgs, old: &[OldPorts]) -> u16 {
+fn base_port(asked: &Request, old: &[OldPorts]) -> u16 {
     let used = old.iter().flat_map(|ports| ports.here.into_iter().chain([ports.there]));
-    args.base_port.or(used.filter(|port| *port >= LOWEST_PORT).min()).unwrap_or(sites::BASE_PORT)
+    asked.base_port.or(used.filter(|port| *port >= LOWEST_PORT).min()).unwrap_or(sites::BASE_PORT)
 }
 
 /// The old ports where none are better, else planned ones. Both ends come to the same answer
 /// if they name the tunnels in the same order.
-fn plan_ports(args: &InitArgs, remote: IpAddr, old: &[OldPorts], base_port: u16) -> Result<PortPlan, Failure> {
+fn plan_ports(asked: &Request, remote: IpAddr, old: &[OldPorts], base_port: u16) -> Result<PortPlan, InitError> {
     let tunnels = u8::try_from(old.len()).unwrap_or(u8::MAX);
     let end = |address, members: Option<_>| {
         End::new(address, members.map_or(tunnels, sites::member_count), XmitHashPolicy::Layer34)
     };
-    let request = Request {
-        a: end(args.a_endpoint, args.a_members.as_ref()),
-        b: end(remote, args.b_members.as_ref()),
+    let request = ports::Request {
+        a: end(asked.a_endpoint, asked.a_members.as_ref()),
+        b: end(remote, asked.b_members.as_ref()),
         tunnels: old.len(),
         base_port,
     };
@@ -232,9 +231,9 @@ fn plan_ports(args: &InitArgs, remote: IpAddr, old: &[OldPorts], base_port: u16)
     let pairs: Option<Vec<PortPair>> = old.iter().map(|ports| ports.pair().filter(fits)).collect();
     // Ports that two tunnels share at one end cannot be judged, nor kept.
     if let Some(judged) = pairs.and_then(|pairs| ports::judge(&request, &pairs).ok()) {
-        return Ok(ports::better(&request, &judged).map_err(Failure::usage)?.map_or(judged, |better| better.plan));
+        return Ok(ports::better(&request, &judged).map_err(InitError::from)?.map_or(judged, |better| better.plan));
     }
-    ports::plan(&request).map_err(Failure::usage)
+    ports::plan(&request).map_err(InitError::from)
 }
 
 /// A net of two hosts for each tunnel, this end's address in it: the files' own, or link-local ones.
@@ -282,22 +281,22 @@ fn site_addresses(files: &[File], tunnels: &[Ipv4Net]) -> Vec<IpNet> {
 
 /// What is steered to the far end: `--b-prefix`, else what the files allow it.
 fn prefixes(
-    args: &InitArgs,
+    asked: &Request,
     files: &[File],
     remote: IpAddr,
     tunnels: &[Ipv4Net],
     notes: &mut Vec<String>,
-) -> Result<Vec<IpNet>, Failure> {
+) -> Result<Vec<IpNet>, InitError> {
     let mut prefixes: Vec<IpNet> = Vec::new();
-    if args.b_prefixes.is_empty() {
+    if asked.b_prefixes.is_empty() {
         for (file, net) in
             files.iter().flat_map(|file| file.content.peers[0].allowed_ips.iter().map(move |net| (file, net)))
         {
             if prefixes.contains(net) {
                 continue;
             }
-            if let Some(endpoint) = [args.a_endpoint, remote].iter().find(|endpoint| net.contains(*endpoint)) {
-                return Err(usage(format!(
+            if let Some(endpoint) = [asked.a_endpoint, remote].iter().find(|endpoint| net.contains(*endpoint)) {
+                return Err(wrong(format!(
                     "{} has the AllowedIPs {net}, which contain the endpoint {endpoint}: the tunnels' own packets would \
                      be steered into the tunnels, so name the nets behind the far end with --b-prefix",
                     file.path
@@ -313,10 +312,10 @@ fn prefixes(
             }
         }
     } else {
-        prefixes.clone_from(&args.b_prefixes);
+        prefixes.clone_from(&asked.b_prefixes);
     }
     if prefixes.is_empty() {
-        return Err(usage(
+        return Err(wrong(
             "no AllowedIPs are left to steer: name the nets behind the far end with --b-prefix".to_owned(),
         ));
     }
@@ -324,13 +323,13 @@ fn prefixes(
 }
 
 /// `--mtu`, else the files'.
-fn mtu(args: &InitArgs, files: &[File]) -> Result<u32, Failure> {
+fn mtu(asked: &Request, files: &[File]) -> Result<u32, InitError> {
     let written = || files.iter().filter_map(|file| Some((file, file.content.interface.mtu?)));
-    match (args.mtu, written().min_by_key(|(_, mtu)| *mtu)) {
+    match (asked.mtu, written().min_by_key(|(_, mtu)| *mtu)) {
         (Some(mtu), _) => Ok(mtu),
         (None, None) => Ok(sites::MTU),
         (None, Some((_, mtu))) if (1280..=9000).contains(&mtu) => Ok(mtu),
-        (None, Some((file, mtu))) => Err(usage(format!("{} has the MTU {mtu}: give another with --mtu", file.path))),
+        (None, Some((file, mtu))) => Err(wrong(format!("{} has the MTU {mtu}: give another with --mtu", file.path))),
     }
 }
 
@@ -349,6 +348,3 @@ fn left_out(files: &[File]) -> Vec<String> {
     }
     notes
 }
-
-#[cfg(test)]
-mod tests;

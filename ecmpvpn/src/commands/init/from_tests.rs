@@ -1,21 +1,23 @@
 //! Files of two sites become configurations that fit each other.
 
 use clap::Parser as _;
+use ipnet::IpNet;
 
-use super::*;
 use crate::cli::{Cli, Command};
-use crate::commands::init::told;
-use crate::config::wg_quick;
+use crate::config::{InterfaceName, PrivateKey, wg_quick};
 use crate::plan::far_address;
+use crate::plan::init::Request;
+use crate::plan::init::from_wg_quick::{File, Taken, take_over};
+use crate::report::init as report;
 
 const KEYS: [&str; 2] =
     ["QNXm5mfRz2SVnDAFGh8eTZ8hAgGIAxsIGkIi0QhCiHI=", "mAbrUe8BvNoXRVoIuSCFQxGHP2OYGg7eQnzzuDQ25UM="];
 const ENDPOINTS: [&str; 2] = ["10.2.3.4", "10.2.3.5"];
 
-fn args(more: &str) -> InitArgs {
+fn args(more: &str) -> Request {
     let words = ["ecmpvpn", "init", "--from", "wg0.conf"].into_iter().chain(more.split_whitespace());
     let Command::Init(args) = Cli::try_parse_from(words).expect("sound arguments").command else { panic!("{more}") };
-    *args
+    args.request()
 }
 
 /// The files of site 0 or 1 as everybody writes them: equal ports, all nets allowed on every tunnel.
@@ -46,7 +48,7 @@ fn files(texts: &[String]) -> Vec<File> {
 
 fn taken(site: usize, more: &str) -> Taken {
     let args = args(&format!("--a-endpoint {} {more}", ENDPOINTS[site]));
-    take_over(&args, &files(&texts(site))).unwrap_or_else(|failure| panic!("{:#}", failure.error))
+    take_over(&args, &files(&texts(site))).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
 /// The error of site 0's files with `from` replaced by `to` in the second one.
@@ -55,7 +57,7 @@ fn refusal(from: &str, to: &str, more: &str) -> String {
     assert!(texts[1].contains(from), "{from}");
     texts[1] = texts[1].replace(from, to);
     let args = args(&format!("--a-endpoint 10.2.3.4 {more}"));
-    format!("{:#}", take_over(&args, &files(&texts)).expect_err(to).error)
+    format!("{:#}", take_over(&args, &files(&texts)).expect_err(to))
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn both_sites_come_to_the_same_answer_by_themselves() {
 #[test]
 fn ports_that_spread_stay_and_the_others_are_told() {
     let planned = taken(0, "--a-members 3 --b-members 3");
-    let told = told::changes(&planned);
+    let told = report::changes(&planned);
     let first = &planned.config.peers[0].tunnels[2];
     let (here, there) = (first.listen_port, first.remote_port);
     let expected = [(5002, here), (5002, there)]
@@ -97,7 +99,7 @@ fn ports_that_spread_stay_and_the_others_are_told() {
     }
     let again = take_over(&args("--a-endpoint 10.2.3.4 --a-members 3 --b-members 3"), &files(&texts)).expect("sound");
     assert_eq!(again.ports, planned.ports);
-    let told = told::changes(&again);
+    let told = report::changes(&again);
     assert!(told[..3].iter().all(|line| line.matches("stays").count() == 2), "{told:#?}");
     assert!(!told.iter().any(|line| line.contains("must change")), "{told:#?}");
 }
@@ -106,7 +108,7 @@ fn ports_that_spread_stay_and_the_others_are_told() {
 fn the_text_for_the_other_site_fits_and_holds_no_secret() {
     let args = args("--a-endpoint 10.2.3.4 --a-members 3 --b-members 2");
     let taken = take_over(&args, &files(&texts(0))).expect("sound");
-    let text = told::other_site(&args, &taken);
+    let text = report::other_site(&args, &taken);
     let tunnel = &taken.config.peers[0].tunnels[1];
     for expected in [
         "--a-name site-b --b-name site-a --a-endpoint 10.2.3.5 --a-members 2 --b-members 3 --base-port 5000 --mtu 1400",

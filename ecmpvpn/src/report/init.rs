@@ -2,17 +2,17 @@
 
 use std::net::SocketAddr;
 
-use super::from::{OldPorts, Taken};
-use super::sites::member_count;
-use crate::cli::InitArgs;
 use crate::config::{Peer, Tunnel};
 use crate::plan::far_address;
+use crate::plan::init::Request;
+use crate::plan::init::from_wg_quick::{OldPorts, Taken};
+use crate::plan::init::sites::member_count;
 
 /// Name of the file for the other site.
-pub(super) const OTHER_SITE: &str = "other-site.txt";
+pub const OTHER_SITE: &str = "other-site.txt";
 
 /// What changes, a line each.
-pub(super) fn changes(taken: &Taken) -> Vec<String> {
+pub fn changes(taken: &Taken) -> Vec<String> {
     let (config, peer) = (&taken.config, &taken.config.peers[0]);
     let mut lines: Vec<String> =
         peer.tunnels.iter().zip(&taken.old).map(|(tunnel, old)| change(peer, tunnel, *old)).collect();
@@ -54,10 +54,10 @@ fn change(peer: &Peer, tunnel: &Tunnel, old: OldPorts) -> String {
 }
 
 /// What the other site must set, for [`OTHER_SITE`]. Holds no secret.
-pub(super) fn other_site(args: &InitArgs, taken: &Taken) -> String {
+pub fn other_site(asked: &Request, taken: &Taken) -> String {
     let (config, peer) = (&taken.config, &taken.config.peers[0]);
     let tunnels = peer.tunnels.len();
-    let [near, far] = [&args.a_members, &args.b_members].map(|given| given.as_ref().map(member_count));
+    let [near, far] = [&asked.a_members, &asked.b_members].map(|given| given.as_ref().map(member_count));
     let count =
         |flag: &str, count: Option<u8>| count.map_or(String::new(), |count| format!(" --{flag}-members {count}"));
     let mut lines = vec![
