@@ -18,6 +18,10 @@ const RATE: u32 = 100;
 const FLOWS: u32 = 24;
 /// A link's queue holds what it sends in this time, seconds.
 const QUEUE: f64 = 0.06;
+/// And at least so many packets: a port's queue is not shorter because its link is slow. In one of 20 packets, a few flows
+/// that begin together leave no room for any other packet for as long as their rounds go on (Floyd, Jacobson, "Traffic phase
+/// effects in packet-switched gateways", 1991).
+const LEAST_QUEUE: f64 = 100.0;
 /// How often it is said how far a long soak is.
 const PROGRESS: Duration = Duration::from_secs(300);
 
@@ -90,17 +94,22 @@ fn summary(stalls: &[Stall]) -> String {
     )
 }
 
-/// Each link with its rate, a queue of some 60 ms, and 1% loss, in each direction.
+/// Each link with its rate, a queue, and 1% loss, in each direction. LACP's own frames, which the bond sends with
+/// `TC_PRIO_CONTROL` (`ad_lacpdu_send()` of the bonding driver), do not wait behind the data, as on a real port: in a
+/// full queue so many of them would be dropped that links leave the aggregator every few minutes, which is no false alarm.
 fn lossy(lab: &Lab, rate: u32) -> Result<()> {
-    let limit = (f64::from(rate) * 1e6 / 8.0 * QUEUE).round();
-    let packets = (limit / 1_514.0).ceil();
-    let commands: Vec<String> = (0..lab.options.members)
-        .flat_map(|member| {
-            [
-                format!("qdisc replace dev u{member} root handle 1: tbf rate {rate}mbit burst 16k limit {limit}"),
-                format!("qdisc add dev u{member} parent 1:1 handle 10: netem loss 1% limit {packets}"),
-            ]
-        })
-        .collect();
+    let packets = (f64::from(rate) * 1e6 / 8.0 * QUEUE / 1_514.0).ceil().max(LEAST_QUEUE);
+    let limit = packets * 1_514.0;
+    let link = |member| {
+        let band = move |band| {
+            format!("qdisc add dev u{member} parent 10:{band} handle 1{band}: netem loss 1% limit {packets}")
+        };
+        let shaped = [
+            format!("qdisc replace dev u{member} root handle 1: tbf rate {rate}mbit burst 16k limit {limit}"),
+            format!("qdisc add dev u{member} parent 1:1 handle 10: prio"),
+        ];
+        shaped.into_iter().chain((1..=3).map(band))
+    };
+    let commands: Vec<String> = (0..lab.options.members).flat_map(link).collect();
     lab.sites.iter().try_for_each(|site| site.gateway.apply("tc", &commands))
 }
