@@ -12,6 +12,8 @@ mod setup;
 mod sh;
 mod side_by_side;
 mod sim;
+#[cfg(test)]
+mod structure;
 mod test;
 mod toolchain;
 mod vm;

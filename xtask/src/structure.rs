@@ -1,0 +1,375 @@
+//! The workspace's own lint: no circle of files, and no import against the direction of the layers.
+//!
+//! A file imports another one where a `use` or a path in its code names an item of that file. A name that a module only hands
+//! on (`pub use`) counts as an import of the file that has it. Tests are left out. Macros are read as text.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+use syn::{Attribute, Item, ItemUse, UseTree, Visibility};
+
+/// The rooms of the program, the lowest layer first. A room imports from itself and from lower layers; two rooms of one layer
+/// do not import each other.
+const LAYERS: [&[&str]; 10] = [
+    &["error", "exit"],
+    &["config"],
+    &["plan"],
+    &["report"],
+    &["host", "dataplane"],
+    &["live"],
+    &["control"],
+    &["cli"],
+    &["commands"],
+    &["main", "lib"],
+];
+
+/// Crates of the workspace, by the folders of their sources.
+const CRATES: [&str; 5] = ["ecmpvpn-common/src", "ecmpvpn-ebpf/src", "ecmpvpn/src", "tests/src", "xtask/src"];
+
+/// Words of a path, or of a module below its crate; the crate's root has none.
+type Words = Vec<String>;
+
+/// What one file names.
+#[derive(Default)]
+struct Names {
+    /// `use` without `pub`: the name in this file, and the path.
+    imports: Vec<(String, Words)>,
+    /// `pub use`, and paths handed on whole.
+    handed_on: Vec<(String, Words)>,
+    /// Paths in code.
+    paths: Vec<Words>,
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Path>().is_ok_and(|condition| condition.is_ident("test"))
+    })
+}
+
+impl Names {
+    fn of(text: &str) -> syn::Result<Self> {
+        let mut names = Self::default();
+        names.visit_file(&syn::parse_file(text)?);
+        Ok(names)
+    }
+
+    fn tree(&mut self, tree: &UseTree, before: &[String], is_public: bool) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.tree(&path.tree, &with(&path.ident), is_public),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(tree, before, is_public)),
+            UseTree::Glob(_) => self.imports.push((String::new(), before.to_vec())),
+            UseTree::Name(name) if name.ident == "self" => {
+                self.import(before.last().cloned().unwrap_or_default(), before.to_vec(), is_public);
+            }
+            UseTree::Name(name) => self.import(name.ident.to_string(), with(&name.ident), is_public),
+            UseTree::Rename(rename) => self.import(rename.rename.to_string(), with(&rename.ident), is_public),
+        }
+    }
+
+    fn import(&mut self, name: String, path: Words, is_public: bool) {
+        if is_public { &mut self.handed_on } else { &mut self.imports }.push((name, path));
+    }
+
+    /// `a::b::c` among a macro's tokens.
+    fn tokens(&mut self, tokens: TokenStream) {
+        let mut path = Words::new();
+        let mut colons = 0;
+        for token in tokens {
+            match &token {
+                TokenTree::Ident(word) => {
+                    if colons != 2 {
+                        self.path(std::mem::take(&mut path));
+                    }
+                    path.push(word.to_string());
+                    colons = 0;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' => colons += 1,
+                other => {
+                    self.path(std::mem::take(&mut path));
+                    colons = 0;
+                    if let TokenTree::Group(group) = other {
+                        self.tokens(group.stream());
+                    }
+                }
+            }
+        }
+        self.path(path);
+    }
+
+    fn path(&mut self, path: Words) {
+        if path.len() > 1 {
+            self.paths.push(path);
+        }
+    }
+}
+
+impl<'a> Visit<'a> for Names {
+    fn visit_item(&mut self, item: &'a Item) {
+        let is_test = match item {
+            Item::Mod(module) => is_test(&module.attrs),
+            Item::Fn(function) => is_test(&function.attrs),
+            Item::Impl(block) => is_test(&block.attrs),
+            Item::Use(item) => is_test(&item.attrs),
+            _ => false,
+        };
+        if !is_test {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'a ItemUse) {
+        self.tree(&item.tree, &[], !matches!(item.vis, Visibility::Inherited));
+    }
+
+    fn visit_path(&mut self, path: &'a syn::Path) {
+        self.path(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, called: &'a syn::Macro) {
+        self.tokens(called.tokens.clone());
+    }
+}
+
+/// File to file to the names that the first takes from the second.
+type Arrows = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+/// One crate's files.
+#[derive(Default)]
+struct House {
+    /// The file of each module.
+    files: BTreeMap<Words, String>,
+    /// What each module hands on: the name, and where it is.
+    handed_on: BTreeMap<Words, BTreeMap<String, Words>>,
+}
+
+/// The module that a file is, below its crate.
+fn module_of(file: &str) -> Words {
+    let words = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').map(str::to_owned);
+    words.filter(|word| !["main", "lib", "mod"].contains(&word.as_str())).collect()
+}
+
+impl House {
+    /// The arrows of a crate with these files: path below its folder, and text.
+    fn arrows(sources: &[(String, String)]) -> syn::Result<Arrows> {
+        let mut house = Self::default();
+        let mut named = Vec::new();
+        for (file, text) in sources {
+            house.files.insert(module_of(file), file.clone());
+            named.push((file, Names::of(text)?));
+        }
+        for (file, names) in &named {
+            let module = module_of(file);
+            for (name, path) in &names.handed_on {
+                if let Some(path) = house.absolute(&module, path) {
+                    house.handed_on.entry(module.clone()).or_default().insert(name.clone(), path);
+                }
+            }
+        }
+        let mut arrows = Arrows::new();
+        for (file, names) in &named {
+            let module = module_of(file);
+            let imports: Vec<(&String, Words)> = names
+                .imports
+                .iter()
+                .filter_map(|(name, path)| Some((name, house.absolute(&module, path)?)))
+                .collect();
+            let used = names.paths.iter().filter_map(|path| {
+                let (first, rest) = path.split_first()?;
+                match imports.iter().find(|(name, _)| *name == first) {
+                    Some((_, path)) => Some([path.as_slice(), rest].concat()),
+                    None => house.absolute(&module, path),
+                }
+            });
+            let used: Vec<Words> = used.collect();
+            for path in imports.iter().map(|(_, path)| path).chain(&used) {
+                let Some((other, name)) = house.owner(path, 0) else { continue };
+                if other != **file {
+                    arrows.entry((*file).clone()).or_default().entry(other).or_default().insert(name);
+                }
+            }
+        }
+        Ok(arrows)
+    }
+
+    /// A path of `module` from the crate's root; `None`: it leads out of the crate, or to what stands in the file itself.
+    fn absolute(&self, module: &[String], path: &[String]) -> Option<Words> {
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "crate" => Some(rest.to_vec()),
+            "self" => Some([module, rest].concat()),
+            "super" => {
+                let mut base = module.len();
+                let mut rest = path;
+                while rest.first().is_some_and(|word| word == "super") {
+                    base = base.checked_sub(1)?;
+                    rest = &rest[1..];
+                }
+                Some([&module[..base], rest].concat())
+            }
+            child => {
+                let inside = [module, &[child.to_owned()]].concat();
+                self.files.contains_key(&inside).then(|| [module, path].concat())
+            }
+        }
+    }
+
+    /// The file that has what a path names, and the name. A module as a whole has none: what is used of it is named elsewhere.
+    fn owner(&self, path: &[String], depth: u32) -> Option<(String, String)> {
+        let length = (0..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length]))?;
+        let (module, rest) = path.split_at(length);
+        let name = rest.first()?;
+        match self.handed_on.get(module).and_then(|names| names.get(name)) {
+            Some(path) if depth < 8 => self.owner(&[path.as_slice(), &rest[1..]].concat(), depth + 1),
+            _ => Some((self.files[module].clone(), name.clone())),
+        }
+    }
+}
+
+/// Files that import each other in a loop, and the arrows among them, a text each.
+fn circles(arrows: &Arrows) -> Vec<String> {
+    let reaches = |from: &str| {
+        let mut seen = BTreeSet::new();
+        let mut waiting = vec![from.to_owned()];
+        while let Some(file) = waiting.pop() {
+            for next in arrows.get(&file).into_iter().flat_map(BTreeMap::keys) {
+                if seen.insert(next.clone()) {
+                    waiting.push(next.clone());
+                }
+            }
+        }
+        seen
+    };
+    let reached: BTreeMap<&String, BTreeSet<String>> = arrows.keys().map(|file| (file, reaches(file))).collect();
+    let mutual = |a: &String, b: &String| reached[a].contains(b) && reached.get(b).is_some_and(|back| back.contains(a));
+    let mut told = BTreeSet::new();
+    let mut circles = Vec::new();
+    for file in arrows.keys().filter(|file| reached[file].contains(*file)) {
+        if told.contains(file) {
+            continue;
+        }
+        let members: BTreeSet<&String> = arrows.keys().filter(|other| mutual(file, other)).collect();
+        told.extend(members.iter().copied());
+        let mut text = format!("a circle of {} files", members.len());
+        for (from, tos) in arrows.iter().filter(|(from, _)| members.contains(from)) {
+            for (to, names) in tos.iter().filter(|(to, _)| members.contains(to)) {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                text.push_str(&format!("\n  {from} -> {to}: {}", names.join(", ")));
+            }
+        }
+        circles.push(text);
+    }
+    circles
+}
+
+/// Imports from a lower layer to a higher one, or between two rooms of one layer.
+fn against_the_direction(arrows: &Arrows) -> Vec<String> {
+    let room = |file: &str| file.trim_end_matches(".rs").split('/').next().unwrap_or_default().to_owned();
+    let layer = |room: &str| LAYERS.iter().position(|rooms| rooms.contains(&room));
+    let mut found = Vec::new();
+    for (from, tos) in arrows {
+        for (to, names) in tos {
+            let (a, b) = (room(from), room(to));
+            let problem = match (layer(&a), layer(&b)) {
+                _ if a == b => continue,
+                (Some(a), Some(b)) if b < a => continue,
+                (Some(_), Some(_)) => "against the direction",
+                _ => "of a room that has no layer",
+            };
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            found.push(format!("an import {problem}: {from} -> {to}: {}", names.join(", ")));
+        }
+    }
+    found
+}
+
+fn read(folder: &Path, below: &str, sources: &mut Vec<(String, String)>) {
+    let entries = fs::read_dir(folder.join(below)).expect("a folder of sources");
+    for entry in entries.map(|entry| entry.expect("an entry")) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
+        if entry.file_type().expect("a type").is_dir() {
+            read(folder, &path, sources);
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && !path.contains("/tests/") {
+            sources.push((path, fs::read_to_string(entry.path()).expect("a text")));
+        }
+    }
+}
+
+fn arrows_of(name: &str) -> Arrows {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join(name);
+    let mut sources = Vec::new();
+    read(&folder, "", &mut sources);
+    House::arrows(&sources).expect("sources that compile")
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let circles: Vec<String> = CRATES
+        .into_iter()
+        .flat_map(|name| circles(&arrows_of(name)).into_iter().map(move |circle| format!("{name}: {circle}")))
+        .collect();
+    assert!(circles.is_empty(), "{}", circles.join("\n"));
+}
+
+#[test]
+fn no_import_runs_against_the_direction() {
+    let found = against_the_direction(&arrows_of("ecmpvpn/src"));
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[cfg(test)]
+mod on_purpose {
+    use super::*;
+
+    fn arrows(sources: &[(&str, &str)]) -> Arrows {
+        let sources: Vec<(String, String)> =
+            sources.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect();
+        House::arrows(&sources).unwrap()
+    }
+
+    #[test]
+    fn a_circle_is_found_with_its_names() {
+        let arrows = arrows(&[
+            ("lib.rs", "pub mod a; pub mod b; pub mod c;"),
+            ("a.rs", "use crate::b::{B, Other}; pub struct A; fn f(_: crate::c::C) {}"),
+            ("b.rs", "use super::a; pub struct B(a::A); pub struct Other;"),
+            ("c.rs", "pub struct C; #[cfg(test)] mod tests { use crate::a::A; }"),
+        ]);
+        assert_eq!(circles(&arrows), ["a circle of 2 files\n  a.rs -> b.rs: B, Other\n  b.rs -> a.rs: A"]);
+        assert!(arrows["a.rs"].contains_key("c.rs"));
+    }
+
+    #[test]
+    fn a_name_that_is_handed_on_is_its_owners() {
+        let arrows = arrows(&[
+            ("lib.rs", "mod host; mod control;"),
+            ("host/mod.rs", "mod link; pub use link::Link as L; pub fn look() {}"),
+            ("host/link.rs", "pub struct Link;"),
+            ("control.rs", "use crate::host::{self, L}; fn f() { tokio::select! { _ = host::look() => {} } }"),
+        ]);
+        let of: Vec<&String> = arrows["control.rs"].keys().collect();
+        assert_eq!(of, ["host/link.rs", "host/mod.rs"]);
+    }
+
+    #[test]
+    fn an_import_against_the_direction_is_found() {
+        let arrows = arrows(&[
+            ("lib.rs", "pub mod plan; pub mod host; pub mod dataplane; pub mod news;"),
+            ("plan/mod.rs", "use crate::host::Link;"),
+            ("host/mod.rs", "use crate::plan::Plan; use crate::dataplane::Pins; pub struct Link;"),
+            ("dataplane.rs", "pub struct Pins;"),
+            ("news.rs", "use crate::host::Link;"),
+        ]);
+        let found = against_the_direction(&arrows);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("host/mod.rs -> dataplane.rs: Pins"));
+        assert!(found[1].contains("no layer"));
+        assert!(found[2].contains("plan/mod.rs -> host/mod.rs: Link"));
+    }
+}
