@@ -41,6 +41,8 @@ struct Names {
     handed_on: Vec<(String, Words)>,
     /// Paths in code.
     paths: Vec<Words>,
+    /// What stands in the file itself.
+    items: BTreeSet<String>,
 }
 
 fn is_test(attributes: &[Attribute]) -> bool {
@@ -50,10 +52,26 @@ fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
+fn item_name(item: &Item) -> Option<String> {
+    let name = match item {
+        Item::Const(item) => &item.ident,
+        Item::Enum(item) => &item.ident,
+        Item::Fn(item) => &item.sig.ident,
+        Item::Static(item) => &item.ident,
+        Item::Struct(item) => &item.ident,
+        Item::Trait(item) => &item.ident,
+        Item::Type(item) => &item.ident,
+        _ => return None,
+    };
+    Some(name.to_string())
+}
+
 impl Names {
     fn of(text: &str) -> syn::Result<Self> {
         let mut names = Self::default();
-        names.visit_file(&syn::parse_file(text)?);
+        let file = syn::parse_file(text)?;
+        names.visit_file(&file);
+        names.items = file.items.iter().filter_map(item_name).collect();
         Ok(names)
     }
 
@@ -62,7 +80,7 @@ impl Names {
         match tree {
             UseTree::Path(path) => self.tree(&path.tree, &with(&path.ident), is_public),
             UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(tree, before, is_public)),
-            UseTree::Glob(_) => self.imports.push((String::new(), before.to_vec())),
+            UseTree::Glob(_) => self.import("*".to_owned(), before.to_vec(), is_public),
             UseTree::Name(name) if name.ident == "self" => {
                 self.import(before.last().cloned().unwrap_or_default(), before.to_vec(), is_public);
             }
@@ -144,8 +162,10 @@ type Arrows = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 struct House {
     /// The file of each module.
     files: BTreeMap<Words, String>,
-    /// What each module hands on: the name, and where it is.
-    handed_on: BTreeMap<Words, BTreeMap<String, Words>>,
+    /// What each module hands on: the name, or `*`, and where it is.
+    handed_on: BTreeMap<Words, Vec<(String, Words)>>,
+    /// What stands in each module's file.
+    items: BTreeMap<Words, BTreeSet<String>>,
 }
 
 /// The module that a file is, below its crate.
@@ -161,24 +181,23 @@ impl House {
         let mut named = Vec::new();
         for (file, text) in sources {
             house.files.insert(module_of(file), file.clone());
-            named.push((file, Names::of(text)?));
+            let mut names = Names::of(text)?;
+            house.items.insert(module_of(file), std::mem::take(&mut names.items));
+            named.push((file, names));
         }
         for (file, names) in &named {
             let module = module_of(file);
             for (name, path) in &names.handed_on {
                 if let Some(path) = house.absolute(&module, path) {
-                    house.handed_on.entry(module.clone()).or_default().insert(name.clone(), path);
+                    house.handed_on.entry(module.clone()).or_default().push((name.clone(), path));
                 }
             }
         }
         let mut arrows = Arrows::new();
         for (file, names) in &named {
             let module = module_of(file);
-            let imports: Vec<(&String, Words)> = names
-                .imports
-                .iter()
-                .filter_map(|(name, path)| Some((name, house.absolute(&module, path)?)))
-                .collect();
+            let imports: Vec<(&String, Words)> =
+                names.imports.iter().filter_map(|(name, path)| Some((name, house.absolute(&module, path)?))).collect();
             let used = names.paths.iter().filter_map(|path| {
                 let (first, rest) = path.split_first()?;
                 match imports.iter().find(|(name, _)| *name == first) {
@@ -224,10 +243,15 @@ impl House {
         let length = (0..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length]))?;
         let (module, rest) = path.split_at(length);
         let name = rest.first()?;
-        match self.handed_on.get(module).and_then(|names| names.get(name)) {
-            Some(path) if depth < 8 => self.owner(&[path.as_slice(), &rest[1..]].concat(), depth + 1),
-            _ => Some((self.files[module].clone(), name.clone())),
-        }
+        let handed_on = self.handed_on.get(module).map_or(&[][..], Vec::as_slice);
+        let has = |module: &Words| self.items.get(module).is_some_and(|items| items.contains(name));
+        let whole = handed_on.iter().find(|(other, path)| other == "*" && has(path));
+        let path = match handed_on.iter().find(|(other, _)| other == name) {
+            Some((_, path)) => [path.as_slice(), &rest[1..]].concat(),
+            None if whole.is_some() && !has(&module.to_vec()) => [whole?.1.as_slice(), rest].concat(),
+            None => return Some((self.files[module].clone(), name.clone())),
+        };
+        if depth < 8 { self.owner(&path, depth + 1) } else { None }
     }
 }
 
@@ -349,12 +373,13 @@ mod on_purpose {
     fn a_name_that_is_handed_on_is_its_owners() {
         let arrows = arrows(&[
             ("lib.rs", "mod host; mod control;"),
-            ("host/mod.rs", "mod link; pub use link::Link as L; pub fn look() {}"),
+            ("host/mod.rs", "mod link; mod all; pub use link::Link as L; pub use all::*; pub fn look() {}"),
             ("host/link.rs", "pub struct Link;"),
-            ("control.rs", "use crate::host::{self, L}; fn f() { tokio::select! { _ = host::look() => {} } }"),
+            ("host/all.rs", "pub struct Other;"),
+            ("control.rs", "use crate::host::{self, L, Other}; fn f() { tokio::select! { _ = host::look() => {} } }"),
         ]);
         let of: Vec<&String> = arrows["control.rs"].keys().collect();
-        assert_eq!(of, ["host/link.rs", "host/mod.rs"]);
+        assert_eq!(of, ["host/all.rs", "host/link.rs", "host/mod.rs"]);
     }
 
     #[test]

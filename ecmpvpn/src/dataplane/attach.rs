@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::error::os_error;
 use super::mapped::Mapped;
-use super::{DataplaneError, Device, Loaded, Pins, View};
+use super::{DataplaneError, Device, Hook, Loaded, Pins, View};
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
 
@@ -19,24 +19,6 @@ use crate::plan::SteeringTable;
 const PRIORITY: u16 = 0xec;
 /// As [`PRIORITY`].
 const HANDLE: TcHandle = TcHandle::new(0, 1);
-
-/// How the programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// By links of the multi-program TC hook; Linux 6.6 and later.
-    Tcx,
-    /// By filters of the clsact qdisc.
-    Clsact,
-}
-
-impl std::fmt::Display for Hook {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        })
-    }
-}
 
 /// Attaches to the steering device and to every tunnel; the attachments outlive this process.
 pub fn attach(

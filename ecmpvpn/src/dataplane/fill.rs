@@ -1,20 +1,20 @@
 //! Writes a steering table into the maps.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-
 use aya::maps::HashMap;
-use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::lpm_trie::LpmTrie;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Settings, State, Tunnel, maps, tunnel_flags, tunnel_id,
+    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Settings, State, Tunnel, maps, settings_flags,
+    tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 use ecmpvpn_common::shared::Shared;
-use ipnet::IpNet;
+use std::collections::BTreeMap;
 
+use super::keys::prefix_key;
 use super::mapped::Mapped;
-use super::{DataplaneError, Loaded, RuleMaps, enomem};
+use super::object::{Loaded, Options, tick_ns};
+use super::{DataplaneError, RuleMaps, enomem, prefixes};
 use crate::config::InterfaceName;
 use crate::plan::rules::{self, RuleTables, TunnelNames, policy_number};
 use crate::plan::{PeerTable, SteeringTable};
@@ -29,8 +29,35 @@ const FIRST_RATE: u64 = 1_000_000_000;
 /// A tunnel's weight until it is learned.
 pub(super) const FIRST_WEIGHT: u16 = 1;
 
+impl Loaded {
+    /// Loads the object, fills its maps by `table`, and loads the programs. `tunnels` has the interface index of each tunnel
+    /// that the table names.
+    ///
+    /// # Errors
+    /// The table is too large or names a tunnel that `tunnels` lacks; or the kernel refuses.
+    pub fn new(
+        table: &SteeringTable,
+        steering_ifindex: u32,
+        tunnels: &BTreeMap<InterfaceName, u32>,
+        options: &Options,
+    ) -> Result<Self, DataplaneError> {
+        let mut loaded = Self::maps(table, tunnels.len(), options)?;
+        let settings = Settings {
+            seed: table.seed,
+            hash_fields: options.hash_fields,
+            flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 },
+            steering_ifindex,
+            tick_ns: tick_ns(),
+            ..prefixes::settings(table)
+        };
+        fill(&mut loaded, &settings, table, tunnels)?;
+        loaded.load_programs()?;
+        Ok(loaded)
+    }
+}
+
 /// Fills every map. All tunnels live at first, and each is taken to have a link of its own.
-pub fn fill(
+fn fill(
     loaded: &mut Loaded,
     settings: &Settings,
     table: &SteeringTable,
@@ -147,25 +174,6 @@ pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-/// The longest-prefix key of `prefix`.
-pub(super) fn prefix_key(prefix: IpNet) -> Key<Destination> {
-    Key::new(Destination::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
-}
-
-/// `address` as the maps have it.
-pub fn destination(address: IpAddr) -> Destination {
-    let (family, octets) = match address {
-        IpAddr::V4(address) => {
-            let mut octets = [0; 16];
-            octets[..4].copy_from_slice(&address.octets());
-            (4, octets)
-        }
-        IpAddr::V6(address) => (6, address.octets()),
-    };
-    let word = |at: usize| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
-    Destination { family, address: [word(0), word(4), word(8), word(12)] }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,14 +191,5 @@ mod tests {
             let record = peer_record(&peer(count), 0, None);
             assert_eq!((record.live.get(), record.open.get()), (live, live));
         }
-    }
-
-    #[test]
-    fn addresses_are_in_network_order() {
-        let found = destination("10.20.30.40".parse().unwrap());
-        assert_eq!((found.family, found.address[0].to_ne_bytes(), found.address[1]), (4, [10, 20, 30, 40], 0));
-        let found = destination("fd00:20::1".parse().unwrap());
-        assert_eq!((found.family, found.address[0].to_ne_bytes()), (6, [0xfd, 0, 0, 0x20]));
-        assert_eq!(prefix_key("10.20.0.0/16".parse().unwrap()).prefix_len(), 48);
     }
 }

@@ -7,9 +7,11 @@
 
 mod arrivals;
 mod attach;
+mod device;
 mod enomem;
 mod error;
 mod fill;
+mod keys;
 mod mapped;
 mod object;
 mod pins;
@@ -23,7 +25,7 @@ mod weights;
 use std::collections::BTreeMap;
 
 pub use arrivals::{ArrivalView, Arrivals, OuterTunnel};
-pub use attach::Hook;
+pub use device::{Device, Hook};
 pub use error::DataplaneError;
 pub use object::{Loaded, Options, TestRun, tick_ns};
 pub use pins::Pins;
@@ -34,15 +36,6 @@ pub use view::{PeerView, Reasons, TunnelView, View, boot_time_ns};
 
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
-
-/// A network device of the calling thread's network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Its name.
-    pub name: InterfaceName,
-    /// Its index.
-    pub ifindex: u32,
-}
 
 /// Steers by `table`: loads the programs, fills the maps, pins both, and attaches to the steering device and to every
 /// tunnel. `tunnels` has the interface index of each tunnel that `table` names. bpffs must be mounted where `pins` are.

@@ -1,6 +1,5 @@
 //! The embedded object: its maps sized and filled for a table, its programs in the kernel.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -9,12 +8,9 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use ecmpvpn_common::arrivals::MAX_FOLLOWED;
 use ecmpvpn_common::flow::fields;
-use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, Settings, globals, maps, programs, settings_flags,
-};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, globals, maps, programs};
 
-use super::{DataplaneError, Hook, Pins, fill, prefixes};
-use crate::config::InterfaceName;
+use super::{DataplaneError, Hook, Pins};
 use crate::plan::SteeringTable;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ECMPVPN_EBPF_OBJECT"));
@@ -79,19 +75,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads the object and fills its maps.
-    ///
-    /// # Errors
-    /// The table is too large or names a tunnel that `tunnels` lacks; or the kernel refuses.
-    pub fn new(
-        table: &SteeringTable,
-        steering_ifindex: u32,
-        tunnels: &BTreeMap<InterfaceName, u32>,
-        options: &Options,
-    ) -> Result<Self, DataplaneError> {
+    /// Makes the object's maps, large enough for `table` and so many tunnels.
+    pub(super) fn maps(table: &SteeringTable, tunnels: usize, options: &Options) -> Result<Self, DataplaneError> {
         let peers = check_size(table)?;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(1);
-        let mut loaded = Self {
+        Ok(Self {
             ebpf: EbpfLoader::new()
                 .override_global(globals::TEST_RUN, &(options.test_run as u8), true)
                 .override_global(globals::FLOWS, &options.flows, true)
@@ -102,23 +90,18 @@ impl Loaded {
                 .map_max_entries(maps::HEALTH, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::TUNNEL_IDS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
-                .map_max_entries(maps::ARRIVALS, count(tunnels.len() + SPARE_TUNNELS).saturating_mul(MAX_FOLLOWED))
+                .map_max_entries(maps::ARRIVALS, count(tunnels + SPARE_TUNNELS).saturating_mul(MAX_FOLLOWED))
                 .load(OBJECT)
                 .map_err(load_error)?,
-        };
-        let settings = Settings {
-            seed: table.seed,
-            hash_fields: options.hash_fields,
-            flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 },
-            steering_ifindex,
-            tick_ns: tick_ns(),
-            ..prefixes::settings(table)
-        };
-        fill::fill(&mut loaded, &settings, table, tunnels)?;
+        })
+    }
+
+    /// Has the kernel verify and load the programs.
+    pub(super) fn load_programs(&mut self) -> Result<(), DataplaneError> {
         for name in programs::ALL {
-            loaded.program_mut(name)?.load().map_err(|error| program_error(name, error))?;
+            self.program_mut(name)?.load().map_err(|error| program_error(name, error))?;
         }
-        Ok(loaded)
+        Ok(())
     }
 
     /// A loaded program.

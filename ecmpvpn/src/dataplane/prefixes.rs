@@ -8,7 +8,7 @@ use ecmpvpn_common::layout::{Destination, Settings, maps};
 use ecmpvpn_common::shared::Whole;
 use ipnet::IpNet;
 
-use super::fill::{destination, prefix_key};
+use super::keys::{destination, prefix_key};
 use super::{DataplaneError, enomem};
 use crate::plan::SteeringTable;
 

@@ -11,7 +11,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use ecmpvpn_common::layout::{Destination, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelSet, maps, tunnel_id};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::fill::prefix_key;
+use super::keys::prefix_key;
 use super::mapped::Mapped;
 use super::view::text;
 use super::{DataplaneError, Pins, View, enomem};

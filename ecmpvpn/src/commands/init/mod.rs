@@ -16,7 +16,6 @@ use zeroize::Zeroizing;
 use crate::cli::InitArgs;
 use crate::commands::{Failure, counted, print};
 use crate::config::{Config, InterfaceName, wg_quick};
-use crate::plan::init::InitError;
 use crate::plan::init::from_wg_quick as from;
 use crate::plan::init::sites::{self, Sites};
 use crate::plan::ports::PortPlan;
@@ -45,12 +44,6 @@ fn run_from(args: &InitArgs) -> Result<(), Failure> {
         let _ = writeln!(io::stderr(), "ecmpvpn: {line}");
     }
     print(summary_from(args, &taken))
-}
-
-impl From<InitError> for Failure {
-    fn from(error: InitError) -> Self {
-        Self::usage(error)
-    }
 }
 
 /// Reads a wg-quick file; the interface is named as the file, as wg-quick has it.

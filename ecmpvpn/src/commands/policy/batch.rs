@@ -18,25 +18,48 @@ struct Line {
     action: PolicyAction,
 }
 
-/// Carries out each line of the file or of standard input, up to the first that fails.
-pub async fn run(path: &Path, args: &BatchArgs) -> Result<(), Failure> {
-    let (name, input): (_, Box<dyn BufRead + Send>) = if args.file == Path::new("-") {
-        ("standard input".into(), Box::new(BufReader::new(io::stdin())))
-    } else {
-        let file = File::open(&args.file).with_context(|| format!("opening {}", args.file.display()));
-        (args.file.display().to_string(), Box::new(BufReader::new(file.map_err(Failure::usage)?)))
-    };
-    for (number, line) in (1..).zip(input.lines()) {
-        let line = line.with_context(|| format!("reading {name}")).map_err(Failure::usage)?;
-        let place = |failure: Failure| {
-            let done = if number > 1 { "; what stands before it is in force" } else { "" };
-            Failure { error: failure.error.context(format!("line {number} of {name}{done}")), ..failure }
+/// The lines of a batch, each read only when it is asked for.
+pub struct Lines {
+    name: String,
+    input: io::Lines<Box<dyn BufRead + Send>>,
+    number: u32,
+}
+
+impl Lines {
+    /// Opens the file, or standard input.
+    pub fn open(args: &BatchArgs) -> Result<Self, Failure> {
+        let (name, input): (_, Box<dyn BufRead + Send>) = if args.file == Path::new("-") {
+            ("standard input".into(), Box::new(BufReader::new(io::stdin())))
+        } else {
+            let file = File::open(&args.file).with_context(|| format!("opening {}", args.file.display()));
+            (args.file.display().to_string(), Box::new(BufReader::new(file.map_err(Failure::usage)?)))
         };
-        if let Some(action) = parse(&line).map_err(place)? {
-            Box::pin(super::act(path, action)).await.map_err(place)?;
-        }
+        Ok(Self { name, input: input.lines(), number: 0 })
     }
-    Ok(())
+
+    /// What the next line asks for that is not empty; `None`: there is none.
+    pub fn next(&mut self) -> Result<Option<PolicyAction>, Failure> {
+        while let Some(line) = self.input.next() {
+            self.number += 1;
+            let line = line.with_context(|| format!("reading {}", self.name)).map_err(Failure::usage)?;
+            if let Some(action) = parse(&line).map_err(|failure| self.place(failure))? {
+                return Ok(Some(action));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A failure of the line that was read last, with its place.
+    pub fn place(&self, failure: Failure) -> Failure {
+        let (number, name) = (self.number, &self.name);
+        let done = if number > 1 { "; what stands before it is in force" } else { "" };
+        Failure { error: failure.error.context(format!("line {number} of {name}{done}")), ..failure }
+    }
+}
+
+/// A batch in a batch.
+pub fn nested() -> Failure {
+    Failure::usage(anyhow::anyhow!("a batch cannot hold another: write its lines here"))
 }
 
 /// What a line asks for; `None`: it is empty or a comment.
@@ -52,7 +75,7 @@ fn parse(line: &str) -> Result<Option<PolicyAction>, Failure> {
         Failure::usage(anyhow::anyhow!("{}", first.strip_prefix("error: ").unwrap_or(first).to_owned()))
     })?;
     if matches!(action, PolicyAction::Batch(_)) {
-        return Err(Failure::usage(anyhow::anyhow!("a batch cannot hold another: write its lines here")));
+        return Err(nested());
     }
     Ok(Some(action))
 }

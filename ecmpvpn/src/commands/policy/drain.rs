@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Change;
+use super::change::Change;
 use crate::cli::policy::DrainArgs;
 use crate::commands::{Failure, counted};
 use crate::dataplane::Pins;

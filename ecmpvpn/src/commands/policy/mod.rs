@@ -1,6 +1,7 @@
 //! `policy`: shows and changes how a running site steers.
 
 mod batch;
+mod change;
 mod drain;
 mod rule;
 
@@ -8,15 +9,21 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use batch::Lines;
+use change::Change;
+
 use crate::cli::policy::{JsonArgs, PolicyAction, PolicyArgs, SetArgs, UndrainArgs, WeightArgs};
 use crate::commands::{Failure, print};
-use crate::config::{self, Config, Edit, EditError, InterfaceName};
-use crate::dataplane::{DataplaneError, Pins};
-use crate::live::policy::{Live, PolicyError, show};
+use crate::live::policy::show;
 
 /// Does what the arguments say with the site of the configuration at `path`.
 pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {
-    act(path, args.action).await
+    let PolicyAction::Batch(args) = args.action else { return act(path, args.action).await };
+    let mut lines = Lines::open(&args)?;
+    while let Some(action) = lines.next()? {
+        act(path, action).await.map_err(|failure| lines.place(failure))?;
+    }
+    Ok(())
 }
 
 async fn act(path: &Path, action: PolicyAction) -> Result<(), Failure> {
@@ -29,69 +36,8 @@ async fn act(path: &Path, action: PolicyAction) -> Result<(), Failure> {
         PolicyAction::Rule(args) => rule::run(path, args.action),
         PolicyAction::Pin(args) => rule::pin(path, args),
         PolicyAction::Unpin(args) => rule::unpin(path, args),
-        PolicyAction::Batch(args) => batch::run(path, &args).await,
+        PolicyAction::Batch(_) => Err(batch::nested()),
     }
-}
-
-impl From<PolicyError> for Failure {
-    fn from(error: PolicyError) -> Self {
-        match error {
-            error if error.is_usage() => Self::usage(error),
-            PolicyError::Dataplane(error) => error.into(),
-            error => anyhow::Error::new(error).into(),
-        }
-    }
-}
-
-impl From<DataplaneError> for Failure {
-    fn from(error: DataplaneError) -> Self {
-        if error.is_host_lacking() { Self::host(error) } else { anyhow::Error::new(error).into() }
-    }
-}
-
-impl From<EditError> for Failure {
-    fn from(error: EditError) -> Self {
-        anyhow::Error::new(error).into()
-    }
-}
-
-/// A site that is being changed: its maps, and its configuration if the change shall be saved.
-struct Change {
-    config: Config,
-    live: Live,
-    edit: Option<Edit>,
-}
-
-impl Change {
-    /// Opens the site of the configuration at `path`; `tunnels` are those that the command names.
-    fn open(path: &Path, save: bool, tunnels: &[InterfaceName]) -> Result<Self, Failure> {
-        let config = config::load(path)?;
-        let live = Live::open(&config.site.name, &Pins::of(&config.site.name));
-        let live = live.map_err(|error| unknown(&config, tunnels).unwrap_or(error))?;
-        // Once more: another command may have saved while the lock was waited for.
-        let (config, text) = config::load_with_text(path)?;
-        let edit = if save { Some(Edit::new(path, &text, &config)?) } else { None };
-        Ok(Self { config, live, edit })
-    }
-
-    /// Saves, if that was asked for, what `edit` changes.
-    fn save(self, edit: impl FnOnce(&mut Edit, &Live) -> Result<(), EditError>) -> Result<(), Failure> {
-        let Some(mut file) = self.edit else { return Ok(()) };
-        let saved = edit(&mut file, &self.live).and_then(|()| file.save());
-        Ok(saved.context("the change is in force, but it is not saved")?)
-    }
-}
-
-/// That a tunnel is not even configured says more than that nothing runs.
-fn unknown(config: &Config, tunnels: &[InterfaceName]) -> Option<PolicyError> {
-    let known: Vec<&InterfaceName> =
-        config.peers.iter().flat_map(|peer| &peer.tunnels).map(|tunnel| &tunnel.name).collect();
-    let unknown = tunnels.iter().find(|tunnel| !known.contains(tunnel))?;
-    Some(PolicyError::NoSuchTunnel {
-        name: unknown.to_string(),
-        site: config.site.name.clone(),
-        known: known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", "),
-    })
 }
 
 fn show(path: &Path, args: JsonArgs) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 
-use super::Change;
+use super::change::Change;
 use crate::cli::policy::{FlowArgs, JsonArgs, PinArgs, RuleAction, RuleAddArgs, RuleDelArgs, UnpinArgs};
 use crate::commands::{Failure, print};
 use crate::config::{MAX_PORT_RANGES, Policy, Rule, check_rule};

@@ -14,8 +14,8 @@
 
 use std::collections::VecDeque;
 
-use super::Nanos;
 use super::estimate::{Loss, RoundTrip};
+use super::nanos::Nanos;
 use super::wire::Received;
 
 const MILLISECOND: Nanos = 1_000_000;

@@ -1,6 +1,6 @@
 //! What the answers to a tunnel's probes say of it: round-trip time and loss. Pure.
 
-use super::Nanos;
+use super::nanos::Nanos;
 
 /// Probes that the loss is told of.
 const WINDOW: u32 = 256;

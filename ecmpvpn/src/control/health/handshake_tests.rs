@@ -1,8 +1,8 @@
 //! Tunnels that answer no probe, judged by their handshakes; and tunnels that one of the ends wants left.
 
-use super::Nanos;
 use super::detector::{Fault, Settings, Tunnel, Turn};
 use super::estimate::RoundTrip;
+use super::nanos::Nanos;
 
 const SECOND: Nanos = 1_000_000_000;
 

@@ -11,6 +11,7 @@ mod estimate;
 mod handover;
 #[cfg(test)]
 mod handshake_tests;
+mod nanos;
 mod neighbour;
 mod prober;
 mod remedy;
@@ -28,16 +29,13 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::config::{Config, InterfaceName};
+use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins, View};
 use crate::host::wireguard::userspace::Userspace;
 use crate::plan::Plan;
 pub use handover::{Handover, PeerMessage};
 use prober::Prober;
-use watchdog::Remedy;
-
-/// Nanoseconds of the monotonic clock.
-type Nanos = u64;
+use watchdog::Request;
 
 /// Probing cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -54,15 +52,6 @@ pub enum HealthError {
         #[source]
         source: io::Error,
     },
-}
-
-/// A tunnel that is to be started anew.
-#[derive(Clone, Debug)]
-struct Request {
-    tunnel: InterfaceName,
-    remedy: Remedy,
-    /// It has never had a handshake yet.
-    first: bool,
 }
 
 /// Probing, which ends when this is dropped.

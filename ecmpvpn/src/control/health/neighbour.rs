@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-use super::Nanos;
+use super::nanos::Nanos;
 use crate::config::InterfaceName;
 use crate::host::wireguard::kernel;
 use crate::plan::Tunnel;

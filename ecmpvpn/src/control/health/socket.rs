@@ -9,7 +9,7 @@ use std::ptr;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, send, socket_with};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Nanos;
+use super::nanos::Nanos;
 use crate::config::InterfaceName;
 
 /// Class selector 6, network control, in the place of the former type of service.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Nanos;
 use super::detector::{Fault, Others, Settings, Tunnel, Turn};
 use super::estimate::RoundTrip;
+use super::nanos::Nanos;
 use super::wire::Received;
 
 const MS: Nanos = 1_000_000;

@@ -5,7 +5,8 @@
 //! drivers/net/wireguard/noise.c). So one end leads and the other comes later, and both at a moment of their own
 //! ([`Watchdog::new`]).
 
-use super::Nanos;
+use super::nanos::Nanos;
+use crate::config::InterfaceName;
 
 const SECOND: Nanos = 1_000_000_000;
 /// Dead for so long, a tunnel is started anew; the next times come after twice as long each.
@@ -62,6 +63,15 @@ impl Watchdog {
         self.next = now + (FIRST << self.tried.min(10)).min(LONGEST) + self.lag;
         Some(if others && self.tried > HANDSHAKES { Remedy::Interface } else { Remedy::Handshake })
     }
+}
+
+/// A tunnel that is to be started anew.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub tunnel: InterfaceName,
+    pub remedy: Remedy,
+    /// It has never had a handshake yet.
+    pub first: bool,
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 //! answers anyway, and so learns whether what it sends arrives. Behind them stands what the ends tell each other before a
 //! tunnel is changed.
 
-use super::Nanos;
 use super::handover::PeerMessage;
+use super::nanos::Nanos;
 
 /// Marks our payload, and its version.
 const MARK: [u8; 8] = *b"ecmpvpn\x02";

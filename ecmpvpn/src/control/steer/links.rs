@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
 
-use super::SteerError;
+use super::error::SteerError;
 use super::paths::{self, Placed};
 use super::queue::{self, Drift, Queue};
 use super::rate::{self, Rate};

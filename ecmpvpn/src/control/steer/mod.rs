@@ -10,6 +10,7 @@
 )]
 
 mod elephants;
+mod error;
 mod flows;
 mod links;
 mod paths;
@@ -23,9 +24,10 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::dataplane::{DataplaneError, Pins, View};
+use crate::dataplane::{Pins, View};
 use crate::host::Netlink;
 use crate::host::queues::Queues;
+use error::SteerError;
 use flows::Flows;
 use links::Underlay;
 
@@ -35,23 +37,6 @@ const TICK: Duration = Duration::from_millis(50);
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How often links are looked up anew and buckets are moved.
 const ROUND: Duration = Duration::from_secs(1);
-
-/// Steering cannot be helped.
-#[derive(Debug, thiserror::Error)]
-enum SteerError {
-    /// The maps.
-    #[error(transparent)]
-    Dataplane(#[from] DataplaneError),
-    /// Links and routes.
-    #[error("reading the host's links and routes")]
-    Netlink(#[source] std::io::Error),
-    /// What waits on the links.
-    #[error("reading what waits in the links' queues")]
-    Queues(#[source] std::io::Error),
-    /// No socket.
-    #[error("opening a netlink socket")]
-    Socket(#[source] std::io::Error),
-}
 
 /// Keeps the maps up to date. Never ends: what fails is said once, and tried again.
 pub async fn keep(config: &Config, pins: &Pins) -> Infallible {

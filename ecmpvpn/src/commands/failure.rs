@@ -1,0 +1,110 @@
+//! How a command fails: what the user is told, and the exit status.
+
+use std::io::{self, Write as _};
+
+use crate::config::{ConfigError, EditError};
+use crate::control::resolve::NameError;
+use crate::control::site::SessionError;
+use crate::dataplane::DataplaneError;
+use crate::exit::Exit;
+use crate::live::policy::PolicyError;
+use crate::live::stats::GatherError;
+use crate::plan::init::InitError;
+
+/// Why a command did not do what it was asked for. Its text is one chain, from what was being done to the cause; a text
+/// of several lines is a list of problems.
+#[derive(Debug)]
+pub struct Failure {
+    /// How the program ends.
+    pub exit: Exit,
+    /// What the user is told.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// The command line or the configuration is wrong.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+
+    /// The host lacks a privilege, a kernel feature or a tool.
+    pub fn host(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Host, error: error.into() }
+    }
+
+    /// `check` or `doctor` found problems.
+    pub fn problems(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Problems, error: error.into() }
+    }
+
+    /// Prints the failure to standard error, each line marked as ours.
+    pub fn print(&self) {
+        let text = format!("{:#}", self.error);
+        for line in text.lines() {
+            // There is nobody left to tell when standard error is gone.
+            let _ = writeln!(io::stderr(), "ecmpvpn: {line}");
+        }
+    }
+}
+
+/// It failed at run time.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { exit: Exit::Failed, error }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}
+
+impl From<GatherError> for Failure {
+    fn from(error: GatherError) -> Self {
+        match error {
+            GatherError::Dataplane(error) if error.is_host_lacking() => Self::host(error),
+            error => anyhow::Error::new(error).into(),
+        }
+    }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        if error.is_lack() { Self::host(error) } else { anyhow::Error::new(error).into() }
+    }
+}
+
+impl From<PolicyError> for Failure {
+    fn from(error: PolicyError) -> Self {
+        match error {
+            error if error.is_usage() => Self::usage(error),
+            PolicyError::Dataplane(error) => error.into(),
+            error => anyhow::Error::new(error).into(),
+        }
+    }
+}
+
+impl From<DataplaneError> for Failure {
+    fn from(error: DataplaneError) -> Self {
+        if error.is_host_lacking() { Self::host(error) } else { anyhow::Error::new(error).into() }
+    }
+}
+
+impl From<EditError> for Failure {
+    fn from(error: EditError) -> Self {
+        anyhow::Error::new(error).into()
+    }
+}
+
+impl From<InitError> for Failure {
+    fn from(error: InitError) -> Self {
+        Self::usage(error)
+    }
+}

@@ -1,0 +1,32 @@
+//! What commands read and print alike.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use super::failure::Failure;
+use crate::config::{self, Config};
+use crate::control::resolve;
+
+/// The configuration at `path`, its remote endpoints resolved.
+pub fn load(path: &Path) -> Result<Config, Failure> {
+    let mut config = config::load(path)?;
+    resolve::resolve(&mut config, None)?;
+    Ok(config)
+}
+
+/// Writes a result to standard output. A reader that has gone away, such as `head`, has seen all that it wanted.
+pub fn print(result: impl Display) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{result}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("writing to standard output").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `count` things, in words.
+pub fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
