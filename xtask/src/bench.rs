@@ -1,43 +1,29 @@
 //! `cargo xtask bench`: measurements, as tables on stdout and as JSON below `target/bench`.
 
 mod long;
+mod programs;
 mod results;
 mod simulated;
 
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use crate::setup::{self, Part};
-use crate::sh::{self, Cmd};
-use crate::vm::kernel::Series;
+use crate::setup::Part;
+use crate::sh::Cmd;
+use crate::vm;
 use crate::vm::run::Request;
-use crate::{build_ebpf, vm};
 use long::Long;
+use programs::{Kept, LIMIT, Place, Profile, build, built, finish};
 use results::Results;
-
-/// How long measuring may take in the simulation, or in an emulated machine.
-const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
-}
-
-/// Where something is measured, if not in the simulation.
-#[derive(Debug, Clone, Copy, clap::Args)]
-struct Place {
-    /// In an emulated machine with a kernel of this series, not in the simulation
-    #[arg(long, value_enum)]
-    kernel: Option<Series>,
-    /// On the running kernel, with what it has
-    #[arg(long, conflicts_with = "kernel")]
-    here: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -75,69 +61,12 @@ pub fn main(args: Args) -> Result<i32> {
     }
 }
 
-/// What is measured is what is installed; tests run with what they are built with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Profile {
-    Dev,
-    Release,
-}
-
-/// Builds these programs: what is measured, and what measures.
-fn build(needed: &[Part], profile: Profile, programs: &[&str]) -> Result<()> {
-    setup::ensure(&[&[Part::Build, Part::Ebpf], needed].concat())?;
-    build_ebpf::build_ebpf(None)?;
-    let step = sh::step("building ecmpvpn and the measuring programs (a few minutes the first time)");
-    Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests"])
-        .args(programs.iter().flat_map(|program| ["--bin", program]))
-        .args((profile == Profile::Release).then_some("--release"))
-        .dir(&sh::root())
-        .run()?;
-    step.done("");
-    Ok(())
-}
-
-fn built(name: &str, profile: Profile) -> PathBuf {
-    let directory = if profile == Profile::Release { "release" } else { "debug" };
-    sh::target().join(directory).join(name)
-}
-
-/// Copies of programs, which stay what they are while the next ones are built. They go with this value.
-struct Kept(tempfile::TempDir);
-
-impl Kept {
-    fn of(programs: &[&Path]) -> Result<Self> {
-        let dir = results::dir()?;
-        let kept = tempfile::Builder::new().prefix("programs-").tempdir_in(&dir)?;
-        for program in programs {
-            let name = program.file_name().context("a program has a name")?;
-            std::fs::copy(program, kept.path().join(name)).with_context(|| format!("copying {}", program.display()))?;
-        }
-        Ok(Self(kept))
-    }
-
-    /// A program's words for a command line.
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).display().to_string()
-    }
-}
-
 /// Runs a measuring program on this machine; its exit status.
 fn here(program: Cmd, results: &mut Results) -> Result<i32> {
     let line = program.line();
     let mut child =
         program.into_inner().stdout(Stdio::piped()).spawn().with_context(|| format!("starting `{line}`"))?;
     finish(&mut child, results).with_context(|| format!("reading from `{line}`"))
-}
-
-/// Passes on what a measuring program prints until it ends; its exit status.
-fn finish(child: &mut Child, results: &mut Results) -> Result<i32> {
-    let mut output = child.stdout.take().context("it has no output")?;
-    let mut buffer = [0; 1 << 14];
-    while let length @ 1.. = output.read(&mut buffer)? {
-        results.feed(&buffer[..length])?;
-    }
-    Ok(child.wait()?.code().unwrap_or(1))
 }
 
 fn goodput(place: Place, options: Vec<String>) -> Result<i32> {

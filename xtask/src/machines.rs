@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::count::{Counts, Watcher};
 use crate::side_by_side::{self, Ran};
-use crate::test::{Stage, Suite, binary};
+use crate::suites::{Stage, Suite, binary};
 use crate::vm::death::Died;
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::Request;

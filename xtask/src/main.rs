@@ -14,6 +14,7 @@ mod side_by_side;
 mod sim;
 #[cfg(test)]
 mod structure;
+mod suites;
 mod test;
 mod toolchain;
 mod vm;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::count::{Counts, Watcher};
-use crate::test::Stage;
+use crate::suites::Stage;
 use crate::vm::run::{Sink, to_stdout};
 
 /// A test program that ran.

@@ -181,9 +181,9 @@ impl House {
         let mut named = Vec::new();
         for (file, text) in sources {
             house.files.insert(module_of(file), file.clone());
-            let mut names = Names::of(text)?;
-            house.items.insert(module_of(file), std::mem::take(&mut names.items));
-            named.push((file, names));
+            let mut found = Names::of(text)?;
+            house.items.insert(module_of(file), std::mem::take(&mut found.items));
+            named.push((file, found));
         }
         for (file, names) in &named {
             let module = module_of(file);
@@ -269,11 +269,11 @@ fn circles(arrows: &Arrows) -> Vec<String> {
         }
         seen
     };
-    let reached: BTreeMap<&String, BTreeSet<String>> = arrows.keys().map(|file| (file, reaches(file))).collect();
-    let mutual = |a: &String, b: &String| reached[a].contains(b) && reached.get(b).is_some_and(|back| back.contains(a));
+    let reach: BTreeMap<&String, BTreeSet<String>> = arrows.keys().map(|file| (file, reaches(file))).collect();
+    let mutual = |a: &String, b: &String| reach[a].contains(b) && reach.get(b).is_some_and(|back| back.contains(a));
     let mut told = BTreeSet::new();
     let mut circles = Vec::new();
-    for file in arrows.keys().filter(|file| reached[file].contains(*file)) {
+    for file in arrows.keys().filter(|file| reach[file].contains(*file)) {
         if told.contains(file) {
             continue;
         }
@@ -283,7 +283,7 @@ fn circles(arrows: &Arrows) -> Vec<String> {
         for (from, tos) in arrows.iter().filter(|(from, _)| members.contains(from)) {
             for (to, names) in tos.iter().filter(|(to, _)| members.contains(to)) {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                text.push_str(&format!("\n  {from} -> {to}: {}", names.join(", ")));
+                text.extend(["\n  ", from, " -> ", to, ": ", &names.join(", ")]);
             }
         }
         circles.push(text);
@@ -319,7 +319,10 @@ fn read(folder: &Path, below: &str, sources: &mut Vec<(String, String)>) {
         let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
         if entry.file_type().expect("a type").is_dir() {
             read(folder, &path, sources);
-        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && !path.contains("/tests/") {
+        } else if Path::new(&path).extension().is_some_and(|end| end == "rs")
+            && !name.ends_with("tests.rs")
+            && !path.contains("/tests/")
+        {
             sources.push((path, fs::read_to_string(entry.path()).expect("a text")));
         }
     }

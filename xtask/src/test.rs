@@ -1,23 +1,20 @@
 //! `cargo xtask test`: every test there is, on the running kernel and in the virtual machines, and the counts.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result};
 
 use crate::count::{Counts, Watcher};
 use crate::setup;
 use crate::sh::{self, Cmd};
 use crate::side_by_side::{self, Ran};
+use crate::suites::{Stage, Suite, binary, build_suites, cargo};
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::{Sink, to_stdout};
 use crate::{build_ebpf, lint, machines};
 
-/// The package that holds the suites.
-const SUITES: &str = "ecmpvpn-tests";
 /// Suites that the running kernel is not asked to run: they are about links whose time is simulated.
 const ONLY_SIMULATED: &[&str] = &["labs"];
 
@@ -71,16 +68,6 @@ impl Args {
         self.kernel.is_empty() || self.kernel.contains(&series)
     }
 }
-
-/// An integration suite and its test program.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Suite {
-    pub name: String,
-    pub program: PathBuf,
-}
-
-/// A stage that has been run: its name, what came of it, and how long it took.
-pub type Stage = (String, Result<Counts>, Duration);
 
 /// What has run so far.
 #[derive(Default)]
@@ -179,15 +166,6 @@ pub fn main(args: &Args) -> i32 {
     tally.finish()
 }
 
-fn cargo() -> Cmd {
-    Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).dir(&sh::root())
-}
-
-/// The program under test.
-pub fn binary() -> PathBuf {
-    sh::target().join("debug/ecmpvpn")
-}
-
 fn unit(args: &Args) -> Result<Counts> {
     let mut counts = watched(cargo().args(["test", "--lib", "--bins", "--no-fail-fast", "--"]).args(&args.filter))?;
     // Packages with libraries, apart from the labs.
@@ -235,56 +213,11 @@ fn pass_output(runner: Cmd, sink: &mut Sink<'_>) -> Result<i32> {
     Ok(status.code().unwrap_or(1))
 }
 
-/// Compiles the suites; the program of the one called `name`.
-pub fn suite(name: &str) -> Result<PathBuf> {
-    let found = build_suites()?.into_iter().find(|suite| suite.name == name);
-    Ok(found.with_context(|| format!("there is no suite {name}"))?.program)
-}
-
-/// Compiles the suites and finds their programs.
-fn build_suites() -> Result<Vec<Suite>> {
-    let mut build = cargo()
-        .args(["test", "--no-run", "-p", SUITES, "--tests", "--message-format", "json-render-diagnostics"])
-        .into_inner();
-    // Progress and errors go to stderr, as they come.
-    let output = build.stderr(Stdio::inherit()).output().context("starting cargo")?;
-    ensure!(output.status.success(), "the suites do not compile");
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let suites = programs(&messages);
-    if suites.is_empty() {
-        bail!("{SUITES} has no suite");
-    }
-    Ok(suites)
-}
-
-/// The integration suites among cargo's messages, by name.
-fn programs(messages: &str) -> Vec<Suite> {
-    let suite = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let target = &message["target"];
-        let is_suite = message["reason"] == "compiler-artifact" && target["kind"][0] == "test";
-        let program = Path::new(message["executable"].as_str()?).to_owned();
-        is_suite.then(|| Some(Suite { name: target["name"].as_str()?.to_owned(), program }))?
-    };
-    let mut suites: Vec<Suite> = messages.lines().filter_map(suite).collect();
-    suites.sort_by(|a, b| a.name.cmp(&b.name));
-    suites
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use anyhow::bail;
 
-    #[test]
-    fn suites_are_found_among_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"lab"},"executable":"/t/lab-1"}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"namespaces"},"executable":"/t/namespaces-1"}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"bpf"},"executable":"/t/bpf-1"}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"unbuilt"},"executable":null}
-{"reason":"build-finished","success":true}"#;
-        let names: Vec<String> = programs(messages).into_iter().map(|suite| suite.name).collect();
-        assert_eq!(names, ["bpf", "namespaces"]);
-    }
+    use super::*;
 
     #[test]
     fn a_stage_that_cannot_run_fails_and_nothing_run_is_no_success() {

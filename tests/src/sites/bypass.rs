@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Lab;
+use super::lab::Lab;
 
 /// Routing table and rule preference.
 const TABLE: u32 = 500;

@@ -9,7 +9,7 @@ use ecmpvpn::config::{self, Config, XmitHashPolicy};
 use ecmpvpn::plan::bond_hash::{self, OuterFlow};
 use ecmpvpn::plan::far_address;
 
-use super::{Lab, LabTunnel, Underlay};
+use super::lab::{Lab, LabTunnel, Underlay};
 use crate::log;
 
 /// Writes both sites' files, and fills in what of the lab follows from them.

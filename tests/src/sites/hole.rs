@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Lab;
+use super::lab::Lab;
 
 /// Of the rules that find what is to be dropped.
 const PREFERENCE: u32 = 10;

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::Value;
 
-use super::Site;
+use super::lab::Site;
 use crate::log;
 use crate::netns::unique;
 

@@ -6,19 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{Lab, Site};
+use super::lab::{Lab, Site, Underlay};
 use crate::topology::{Wires, shaper};
-
-/// What joins the gateways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Underlay {
-    /// The links are members of a real LACP bond at each end, which ecmpvpn makes. Needs kernel bonding.
-    Bonded,
-    /// Emulates the bond where the kernel has none: a policy routing rule for each tunnel's UDP ports puts its outer
-    /// packets on the link that the bond's layer3+4 hash would. The links and their rates are as real as with a bond;
-    /// LACP, and what a bond does when a member fails, are not there.
-    Routed,
-}
 
 /// The routing table of link 0 and, counted on, of the others.
 const TABLE: u32 = 700;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Kept, LIMIT, Place, Profile, build, built};
+use super::programs::{Kept, LIMIT, Place, Profile, build, built};
 use crate::setup::{self, Part};
 use crate::sh::Cmd;
 use crate::sim::run::Clock;
@@ -80,7 +80,7 @@ impl Test {
     fn simulate(&self, seed: u64) -> Result<i32> {
         build(&[Part::Lab, Part::Sim], Profile::Release, &["ecmpvpn"])?;
         setup::simulation(Series::V6_12)?;
-        let suite = crate::test::suite(self.suite)?;
+        let suite = crate::suites::suite(self.suite)?;
         let programs = Kept::of(&[&built("ecmpvpn", Profile::Release), &suite])?;
         let name = suite.file_name().unwrap_or_default().to_string_lossy();
         let mut env = sim::suite_env(kernel::ALL[0]);
@@ -103,7 +103,7 @@ impl Test {
     fn emulate(&self, series: Series) -> Result<i32> {
         build(&[Part::Lab, Part::Vm], Profile::Dev, &["ecmpvpn"])?;
         let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
-        let suite = crate::test::suite(self.suite)?;
+        let suite = crate::suites::suite(self.suite)?;
         let request = vm::run::Request {
             series,
             cpus: self.cpus,
@@ -120,7 +120,7 @@ impl Test {
         build(&[Part::Lab], Profile::Dev, &["ecmpvpn"])?;
         let binary = format!("ECMPVPN_BIN={}", built("ecmpvpn", Profile::Dev).display());
         // `env` because sudo does not keep the environment.
-        let program = Cmd::root("env").args([&self.asked, REQUIRE, &binary]).arg(crate::test::suite(self.suite)?);
+        let program = Cmd::root("env").args([&self.asked, REQUIRE, &binary]).arg(crate::suites::suite(self.suite)?);
         Ok(program.args(self.words()).status()?.code().unwrap_or(1))
     }
 }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::programs::{Kept, LIMIT, finish};
 use super::results::{Line, Lines, Results};
-use super::{Kept, LIMIT, finish};
 use crate::sh::{self, Cmd};
 use crate::sim;
 use crate::sim::run::{Clock, Request};

@@ -70,7 +70,7 @@ pub fn main(args: Args) -> Result<i32> {
     if let Some(name) = &args.suite {
         setup::ensure(&[Part::Build, Part::Ebpf])?;
         crate::build_ebpf::build_ebpf(None)?;
-        let program = crate::test::suite(name)?;
+        let program = crate::suites::suite(name)?;
         command.insert(0, program.display().to_string());
         env.extend(suite_env(args.kernel));
     }
@@ -88,7 +88,7 @@ pub fn main(args: Args) -> Result<i32> {
 
 /// What a suite is told: what it may rely on, and where the program is.
 pub fn suite_env(series: Series) -> Vec<String> {
-    vec![format!("ECMPVPN_REQUIRE={}", series.features()), format!("ECMPVPN_BIN={}", crate::test::binary().display())]
+    vec![format!("ECMPVPN_REQUIRE={}", series.features()), format!("ECMPVPN_BIN={}", crate::suites::binary().display())]
 }
 
 /// Runs `request`, handing the command's output to `sink` as it comes; returns the command's exit status.

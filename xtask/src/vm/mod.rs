@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub mod accel;
 pub mod death;
 pub mod initramfs;
 pub mod kernel;
@@ -13,17 +14,9 @@ pub mod run;
 
 use crate::setup::{self, Part};
 use crate::sh;
+pub use accel::Accel;
 use kernel::Series;
 use run::Request;
-
-/// How the virtual CPUs are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Accel {
-    /// By the processor.
-    Kvm,
-    /// By emulation: works everywhere, about ten times slower.
-    Tcg,
-}
 
 /// Arguments of `cargo xtask vm`.
 #[derive(Debug, clap::Args)]

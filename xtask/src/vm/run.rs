@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::accel::Accel;
 use super::death::{Died, is_stale_code};
-use super::{Accel, initramfs, kernel};
+use super::{initramfs, kernel};
 use crate::sh;
 
 /// How long a boot may take before it counts as hung. An emulated boot takes 4 s on an idle machine.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::XmitHashPolicy;
 use crate::plan::bond_hash::{Member, Unknown};
 
 const POLICY: XmitHashPolicy = XmitHashPolicy::Layer34;

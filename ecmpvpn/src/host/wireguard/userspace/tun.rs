@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::config::InterfaceName;
 
-use super::UserspaceError;
+use super::error::UserspaceError;
 
 /// Packets taken from the queue before anything else gets a turn.
 const BATCH: usize = 64;
