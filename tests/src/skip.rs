@@ -121,6 +121,20 @@ where
     }
 }
 
+/// Set by who runs a suite in an emulated machine, where everything takes ten times as long.
+pub const EMULATED: &str = "ECMPVPN_EMULATED";
+
+/// A test that an emulated machine is spared, since it takes minutes there and the simulation runs it.
+#[must_use]
+pub fn not_emulated(trial: Trial) -> Trial {
+    let is_spared = std::env::var_os(EMULATED).is_some();
+    if is_spared {
+        eprintln!("skipped: {}: the simulation runs it", trial.name());
+    }
+    let ignored = is_spared || trial.has_ignored_flag();
+    trial.with_ignored_flag(ignored)
+}
+
 /// Runs a suite as its command line says, by default one test after another, and ends the process.
 ///
 /// Not at once, because a program that one test starts holds, from its fork to its exec, a duplicate of each descriptor

@@ -30,13 +30,6 @@ const EMULATED: [&str; 4] = ["host", "namespaces", "bpf", "bond_hash"];
 /// Faults by seed: five simulated minutes, and whether what is broken on purpose is found.
 const FAULTS: [(&str, &[&str]); 2] =
     [("faults of seed 1", &["--seed", "1", "--minutes", "5"]), ("defects are found", &["--self-test", "--jobs", "1"])];
-/// What the emulated machines leave out unless a filter is given: it takes minutes there, and the simulation runs it.
-const BY_NAME: [&str; 4] = [
-    "no_packet_is_lost_by_policy_changes",
-    "policy_changes_steer_at_once",
-    "a_second_run_says_that_one_is_running",
-    "dry_run_changes_nothing",
-];
 /// When one suite counts as hung. An emulated CPU on a busy machine is slow.
 const SUITE_LIMIT: Duration = Duration::from_secs(1800);
 /// What the simulation draws its random numbers from: a test that fails does so again.
@@ -141,18 +134,17 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
     let name = format!("{} on Linux {}", suite.name, series.name());
     eprintln!("==> {name}");
     let inside = format!("/root/{}", suite.name);
+    let mut env = vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()];
+    // Whoever asks for a test by its name gets it.
+    env.extend(filter.is_empty().then(|| "ECMPVPN_EMULATED=1".to_owned()));
     let request = Request {
         series,
         cpus: 1,
         memory_mib: 2048,
         timeout: SUITE_LIMIT,
         copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
-        env: vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()],
-        command: std::iter::once(inside)
-            .chain(SKIPPED.map(str::to_owned))
-            .chain(left_out(filter).flat_map(|name| ["--skip".to_owned(), name.to_owned()]))
-            .chain(filter.iter().cloned())
-            .collect(),
+        env,
+        command: std::iter::once(inside).chain(SKIPPED.map(str::to_owned)).chain(filter.iter().cloned()).collect(),
     };
     let since = Instant::now();
     let mut output = Vec::new();
@@ -166,11 +158,6 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
         Ok(watcher.finish(status == 0))
     });
     Ran { name, counts, took: since.elapsed(), output }
-}
-
-/// Tests that the emulated machines leave out.
-fn left_out(filter: &[String]) -> impl Iterator<Item = &'static str> {
-    BY_NAME.into_iter().filter(|_| filter.is_empty())
 }
 
 /// Does `run` again, in a new machine and from the start, if an emulated one died of stale code. Whatever the dead one

@@ -8,11 +8,8 @@
 //! m0, m1, m2 (with addresses, routes…) -- veth -- f0, f1, f2 in a bond
 //! ```
 
-#[path = "host/bonded.rs"]
 mod bonded;
-#[path = "host/fixture.rs"]
 mod fixture;
-#[path = "host/tunnels.rs"]
 mod tunnels;
 
 use ecmpvpn::plan::Backend;

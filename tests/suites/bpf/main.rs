@@ -1,20 +1,12 @@
 //! The eBPF programs on the running kernel: packets by hand, random packets, and everything about attaching and pins.
 
-#[path = "bpf/agree.rs"]
 mod agree;
-#[path = "bpf/arrivals.rs"]
 mod arrivals;
-#[path = "bpf/build.rs"]
 mod build;
-#[path = "bpf/cases.rs"]
 mod cases;
-#[path = "bpf/explain.rs"]
 mod explain;
-#[path = "bpf/lifecycle.rs"]
 mod lifecycle;
-#[path = "bpf/model.rs"]
 mod model;
-#[path = "bpf/rig.rs"]
 mod rig;
 
 use lab::skip::{self, Feature, requires};

@@ -1,6 +1,5 @@
 //! What the planned ports are worth on a real bond, and where the tunnels go when a member fails.
 
-#[path = "ports/arrivals.rs"]
 mod arrivals;
 
 use std::fmt::Write as _;

@@ -1,11 +1,8 @@
 //! Tunnels that die and come back, with both backends; how many trials and how long a soak is asked for by the
 //! environment, so that `cargo xtask bench failover` and `soak` run the same tests in full.
 
-#[path = "failover/blackhole.rs"]
 mod blackhole;
-#[path = "failover/soak.rs"]
 mod soak;
-#[path = "failover/watch.rs"]
 mod watch;
 
 use std::env;

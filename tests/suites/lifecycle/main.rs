@@ -5,21 +5,13 @@
 //! shown that counters, addresses and the host's former state outlive it. No packet is lost with the kernel backend, in
 //! the virtual machines.
 
-#[path = "lifecycle/change.rs"]
 mod change;
-#[path = "lifecycle/cycles.rs"]
 mod cycles;
-#[path = "lifecycle/deleted.rs"]
 mod deleted;
-#[path = "lifecycle/live.rs"]
 mod live;
-#[path = "lifecycle/named.rs"]
 mod named;
-#[path = "lifecycle/outlive.rs"]
 mod outlive;
-#[path = "lifecycle/rotate.rs"]
 mod rotate;
-#[path = "lifecycle/stage.rs"]
 mod stage;
 
 use anyhow::Result;
