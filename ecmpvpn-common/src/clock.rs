@@ -32,7 +32,7 @@ impl Clock {
 
     /// Tells what the exact clock was in this tick.
     #[inline(always)]
-    pub fn tell(&self, ticks: u64, tick_ns: u32, exact: u64) {
+    pub fn record(&self, ticks: u64, tick_ns: u32, exact: u64) {
         // The constant, and up to a tick more.
         let most = exact.wrapping_sub(start(ticks, tick_ns));
         let beyond = most.wrapping_sub(self.offset.get());
@@ -69,7 +69,7 @@ mod tests {
             let (mut now, mut worst) = (5_000_000, 0);
             for round in 0..10_000 {
                 if round % 7 == 0 {
-                    clock.tell(ticks(now, phase), TICK, now);
+                    clock.record(ticks(now, phase), TICK, now);
                 }
                 let at = clock.at(ticks(now, phase), TICK).unwrap();
                 let over = at + u64::from(TICK);
@@ -86,12 +86,12 @@ mod tests {
     fn it_follows_ticks_that_are_left_out_and_is_asked_again_in_time() {
         let clock = Clock::default();
         let now = 1_000_000_000_000;
-        clock.tell(250_000, TICK, now);
+        clock.record(250_000, TICK, now);
         // Ten ticks were not counted: nothing is early from the next look on.
-        clock.tell(250_001, TICK, now + 11 * u64::from(TICK));
+        clock.record(250_001, TICK, now + 11 * u64::from(TICK));
         assert_eq!(clock.at(250_001, TICK), Some(now + 11 * u64::from(TICK)));
         // Ten too many are counted at once.
-        clock.tell(250_021, TICK, now + 12 * u64::from(TICK));
+        clock.record(250_021, TICK, now + 12 * u64::from(TICK));
         assert_eq!(clock.at(250_021, TICK), Some(now + 12 * u64::from(TICK)));
         assert!(clock.at(250_021 + 63, TICK).is_some());
         assert_eq!(clock.at(250_021 + 64, TICK), None);

@@ -158,8 +158,11 @@ mod tests {
             }
             let share = 65_536 / slots.count_ones();
             for (bit, count) in (0..).zip(chosen) {
-                let wanted = if slots >> bit & 1 == 1 { share } else { 0 };
-                assert!(count.abs_diff(wanted) <= wanted / 50 + 2, "{slots:#x}: bit {bit} {count} times, not {wanted}");
+                let desired = if slots >> bit & 1 == 1 { share } else { 0 };
+                assert!(
+                    count.abs_diff(desired) <= desired / 50 + 2,
+                    "{slots:#x}: bit {bit} {count} times, not {desired}"
+                );
             }
         }
         assert_eq!(pick_bit(0, 7), NONE);

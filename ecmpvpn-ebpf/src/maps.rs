@@ -93,7 +93,7 @@ impl Tables for Maps<'_> {
         // SAFETY: the helpers take nothing. The exact clock first: a tick that begins meanwhile makes no time too early.
         let (now, ticks) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64()) };
         if let Some(settings) = self.settings() {
-            self.state.clock.tell(ticks, settings.tick_ns, now);
+            self.state.clock.record(ticks, settings.tick_ns, now);
         }
         now
     }

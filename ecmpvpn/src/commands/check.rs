@@ -117,8 +117,8 @@ mod tests {
         }
         let warnings = spread_warnings(&config);
         let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
-        let (told, better) = warning.split_once("; use ").expect("better ports are named");
-        assert_eq!(told, "the tunnels to site-b: all 3 tunnels share member 0: bonding gains nothing");
+        let (message, better) = warning.split_once("; use ").expect("better ports are named");
+        assert_eq!(message, "the tunnels to site-b: all 3 tunnels share member 0: bonding gains nothing");
 
         for (tunnel, pair) in config.peers[0].tunnels.iter_mut().zip(better.split(", ")) {
             let (here, there) = pair.split_once(':').unwrap();

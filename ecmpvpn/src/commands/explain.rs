@@ -33,7 +33,7 @@ pub async fn run(path: &Path, args: &ExplainArgs) -> Result<(), Failure> {
         let peer = answer.peer.and_then(|peer| live.view.peers().into_iter().nth(peer as usize)).map(|peer| peer.name);
         let tunnels = live.view.tunnels()?;
         drop(live);
-        told(&config, &answer, &flow, rule, peer, &tunnels).await?
+        report(&config, &answer, &flow, rule, peer, &tunnels).await?
     };
     if args.json {
         return print(serde_json::to_string_pretty(&report).context("writing JSON")?);
@@ -55,7 +55,7 @@ fn flow(args: &ExplainArgs) -> Result<Flow, Failure> {
     Ok(Flow { src, dst, proto, ports, id: args.id, dscp: args.dscp, mark: args.mark })
 }
 
-async fn told(
+async fn report(
     config: &Config,
     answer: &Answer,
     flow: &Flow,

@@ -141,11 +141,11 @@ fn status(path: &Path, json: bool) -> Result<(), Failure> {
         },
     };
     let lines: Vec<String> =
-        state.parts.iter().map(|part| format!("{:<16}{}", part.tunnel, told(part.stage))).collect();
+        state.parts.iter().map(|part| format!("{:<16}{}", part.tunnel, describe(part.stage))).collect();
     print(format!("keys of the tunnels to {}: {head}\n{}", state.peer, lines.join("\n")))
 }
 
-fn told(stage: Stage) -> &'static str {
+fn describe(stage: Stage) -> &'static str {
     match stage {
         Stage::Waiting => "former keys",
         Stage::Changing => "being changed",

@@ -92,8 +92,8 @@ fn loops(claims: &Claims, collector: &Collector<'_>) {
         }
     }
     for steered in &claims.prefixes {
-        let told = |bond: &IpNet| claims.endpoints.iter().any(|endpoint| endpoint.value == bond.addr());
-        let inside = |bond: &IpNet| steered.value.contains(&bond.addr()) && !told(bond);
+        let is_endpoint = |bond: &IpNet| claims.endpoints.iter().any(|endpoint| endpoint.value == bond.addr());
+        let inside = |bond: &IpNet| steered.value.contains(&bond.addr()) && !is_endpoint(bond);
         for bond in claims.bond_addresses.iter().filter(|bond| inside(&bond.value)) {
             let (value, seen) = (bond.value, seen(bond, collector));
             report(collector, steered, &format!("which contains {value}, {seen}: that net is not the peer's"));

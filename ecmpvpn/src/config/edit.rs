@@ -132,14 +132,14 @@ impl Edit {
     /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
     pub fn set_keys(&mut self, tunnel: &str, keys: &TunnelKeys<'_>) -> Result<Vec<String>, EditError> {
         let public_key = keys.public_key.map(|key| key.to_string());
-        let wanted = [
+        let desired = [
             ("private_key_file", keys.private_key_file),
             ("public_key", public_key.as_deref()),
             ("preshared_key_file", keys.preshared_key_file),
         ];
         let table = self.tunnel(tunnel)?;
         let mut former = Vec::new();
-        for (key, value) in wanted {
+        for (key, value) in desired {
             let Some(value) = value else { continue };
             let before = string(table, key).filter(|before| key.ends_with("_file") && *before != value);
             former.extend(before.map(str::to_owned));

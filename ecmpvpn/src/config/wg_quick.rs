@@ -129,7 +129,7 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
     let mut has_interface = false;
     for (at, line) in text.lines().enumerate() {
         let number = at + 1;
-        let mut tell = |message: String| problems.push(Problem { line: Some(number), message });
+        let mut report = |message: String| problems.push(Problem { line: Some(number), message });
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
             continue;
@@ -142,19 +142,19 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
                 drafts.push(Draft { line: number, ..Draft::default() });
                 Section::Peer
             } else {
-                tell(format!("{line} is no section of a wg-quick file: write [Interface] or [Peer]"));
+                report(format!("{line} is no section of a wg-quick file: write [Interface] or [Peer]"));
                 Section::Unknown
             };
             continue;
         }
         // The value is not shown where it is not understood: it may be a key.
         let Some((key, value)) = line.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
-            tell("there is no KEY = VALUE here: name a wg-quick file".to_owned());
+            report("there is no KEY = VALUE here: name a wg-quick file".to_owned());
             continue;
         };
         let known: &[&'static str] = match section {
             Section::None => {
-                tell("a key stands before the first section: begin with [Interface]".to_owned());
+                report("a key stands before the first section: begin with [Interface]".to_owned());
                 continue;
             }
             Section::Unknown => continue,
@@ -162,15 +162,15 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
             Section::Peer => &PEER_KEYS,
         };
         let Some(key) = known.iter().copied().find(|known| known.eq_ignore_ascii_case(key)) else {
-            tell(unknown(key, known));
+            report(unknown(key, known));
             continue;
         };
-        let told = match drafts.last_mut() {
+        let result = match drafts.last_mut() {
             Some(draft) if matches!(section, Section::Peer) => draft.set(key, value),
             _ => interface.set(key, value, number),
         };
-        if let Err(phrase) = told {
-            tell(format!("{key} {phrase}"));
+        if let Err(phrase) = result {
+            report(format!("{key} {phrase}"));
         }
     }
     if !has_interface && problems.is_empty() {
@@ -265,8 +265,8 @@ fn key_of<T: std::str::FromStr<Err = super::KeyError>>(value: &str) -> Parsed<T>
     value.parse().map_err(|error: super::KeyError| error.to_string())
 }
 
-fn number<T: std::str::FromStr>(value: &str, wanted: &str) -> Parsed<T> {
-    value.parse().map_err(|_| format!("is {}: give {wanted}", shown(value)))
+fn number<T: std::str::FromStr>(value: &str, desired: &str) -> Parsed<T> {
+    value.parse().map_err(|_| format!("is {}: give {desired}", shown(value)))
 }
 
 /// A value as messages show it, unless somebody pasted a key there.
@@ -300,15 +300,15 @@ fn nets(value: &str) -> Parsed<Vec<IpNet>> {
 }
 
 fn endpoint(value: &str) -> Parsed<Endpoint> {
-    let wanted = || {
+    let desired = || {
         let given = shown(value);
         format!("is {given}: give an address or name and a port, such as 203.0.113.5:51820 or [2001:db8::5]:51820")
     };
-    let (host, port) = value.rsplit_once(':').ok_or_else(wanted)?;
-    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wanted)?;
+    let (host, port) = value.rsplit_once(':').ok_or_else(desired)?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(desired)?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(inner) => Host::Address(IpAddr::V6(inner.parse().map_err(|_| wanted())?)),
-        None if host.is_empty() || host.contains(':') => return Err(wanted()),
+        Some(inner) => Host::Address(IpAddr::V6(inner.parse().map_err(|_| desired())?)),
+        None if host.is_empty() || host.contains(':') => return Err(desired()),
         None => host.parse().map_or_else(|_| Host::Name(host.to_owned()), Host::Address),
     };
     Ok(Endpoint { host, port })
@@ -391,13 +391,13 @@ mod tests {
             ":15: there is no KEY = VALUE here",
             ":16: [Pear] is no section of a wg-quick file: write [Interface] or [Peer]",
         ];
-        let told = problems(text);
-        assert_eq!(told.len(), expected.len(), "{told:#?}");
-        for (told, expected) in told.iter().zip(expected) {
-            assert!(told.starts_with(&format!("wg0.conf{expected}")), "{told}");
+        let message = problems(text);
+        assert_eq!(message.len(), expected.len(), "{message:#?}");
+        for (message, expected) in message.iter().zip(expected) {
+            assert!(message.starts_with(&format!("wg0.conf{expected}")), "{message}");
         }
         assert_eq!(problems("ListenPort = 5\n").len(), 1);
-        assert!(problems("").iter().all(|told| told.starts_with("wg0.conf: has no [Interface] section")));
+        assert!(problems("").iter().all(|message| message.starts_with("wg0.conf: has no [Interface] section")));
     }
 
     #[test]
@@ -413,9 +413,9 @@ mod tests {
             format!("[Peer]\nPublicKey = {broken}\n"),
             format!("[Peer]\nPublicKey = {PUBLIC}\nPresharedKey = {broken}"),
         ] {
-            let told = problems(&format!("[Interface]\n{line}\n"));
-            assert_eq!(told.len(), 1, "{told:#?}");
-            assert!(!told[0].contains(&SECRET[..12]), "{told:?}");
+            let message = problems(&format!("[Interface]\n{line}\n"));
+            assert_eq!(message.len(), 1, "{message:#?}");
+            assert!(!message[0].contains(&SECRET[..12]), "{message:?}");
         }
         let sound = parse(&format!("[Interface]\nPrivateKey = {SECRET}\n"), "wg0.conf").unwrap();
         assert!(!format!("{sound:?}").contains(&SECRET[..12]));

@@ -126,11 +126,11 @@ pub async fn guard(site: &str, paths: &Paths, seconds: u32) -> Result<(), Sessio
     let unconfirmed = format!("{site} was not confirmed within {seconds} s");
     match &done {
         Ok(false) => {}
-        Ok(true) => syslog::tell(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
+        Ok(true) => syslog::log(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
         Err(error) => {
             let why = crate::error::chain(error);
             let text = format!("{unconfirmed}, and undoing failed, which `ecmpvpn down` tries again: {why}");
-            syslog::tell(Severity::Error, &text);
+            syslog::log(Severity::Error, &text);
         }
     }
     done.map(drop)

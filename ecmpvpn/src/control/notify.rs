@@ -6,19 +6,19 @@ use sd_notify::NotifyState;
 
 /// Everything is in place.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The configuration is being read again; [`ready`] is to follow.
 pub fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     let states: Vec<NotifyState<'_>> = [Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect();
-    tell(&states);
+    send(&states);
 }
 
 /// It is ending.
 pub fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    send(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// Says that this process is not stuck, as often as systemd asks for, for ever.
@@ -29,11 +29,11 @@ pub async fn watchdog() -> Infallible {
     let mut every = tokio::time::interval(period / 3);
     loop {
         every.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        send(&[NotifyState::Watchdog]);
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!("systemd cannot be told: {error}");
     }

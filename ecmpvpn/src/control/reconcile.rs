@@ -121,7 +121,7 @@ async fn change(
     let (interrupting, coming): (Vec<Change>, Vec<Change>) = coming.into_iter().partition(interrupts);
 
     let options = host::Options::default();
-    let mut tell = |change: &Change| {
+    let mut on_change = |change: &Change| {
         if change.is_needed() {
             tracing::info!("{change}");
         } else {
@@ -129,7 +129,7 @@ async fn change(
         }
     };
     let (index, mut tunnels) =
-        host::apply(plan, &options, &coming, &mut site.journal, &mut site.links.userspace, &mut tell).await?;
+        host::apply(plan, &options, &coming, &mut site.journal, &mut site.links.userspace, &mut on_change).await?;
     // They are on their devices already.
     tunnels.extend(interrupting.iter().chain(&going).filter_map(|change| match change {
         Change::Alter { name, ifindex, .. } if *name != plan.steering.name => Some((name.clone(), *ifindex)),
@@ -158,12 +158,12 @@ async fn change(
         }
     }
     for change in &interrupting {
-        interrupt(site, target, change, &mut tell).await?;
+        interrupt(site, target, change, &mut on_change).await?;
     }
     if going.iter().any(|change| matches!(change, Change::RemoveTunnel { .. })) {
         sleep(DRAIN).await;
     }
-    host::apply(plan, &options, &going, &mut site.journal, &mut site.links.userspace, &mut tell).await?;
+    host::apply(plan, &options, &going, &mut site.journal, &mut site.links.userspace, &mut on_change).await?;
     (site.links.steering, site.links.tunnels) = (index, tunnels);
     Ok(())
 }
@@ -184,7 +184,7 @@ async fn interrupt(
     site: &mut Site,
     target: &Target<'_>,
     change: &Change,
-    tell: &mut dyn FnMut(&Change),
+    on_change: &mut dyn FnMut(&Change),
 ) -> Result<(), SessionError> {
     let Target { config, plan, .. } = *target;
     let Change::Alter { name, .. } = change else { return Ok(()) };
@@ -199,7 +199,7 @@ async fn interrupt(
         sleep(DRAIN).await;
     }
     let options = host::Options::default();
-    host::apply(plan, &options, std::slice::from_ref(change), &mut site.journal, &mut site.links.userspace, tell)
+    host::apply(plan, &options, std::slice::from_ref(change), &mut site.journal, &mut site.links.userspace, on_change)
         .await?;
     if has_others {
         let _health = Health::start(config, plan, &site.paths.pins, &Handover::default());

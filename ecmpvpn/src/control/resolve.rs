@@ -148,7 +148,7 @@ pub struct Names {
     /// Since when a site shows no life at the address that is in use.
     lost: BTreeMap<usize, Instant>,
     /// Said of a peer last; once is enough.
-    told: BTreeMap<usize, String>,
+    logged: BTreeMap<usize, String>,
 }
 
 impl Names {
@@ -187,24 +187,24 @@ impl Names {
                             (Some(address), _) => return Moved { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
                                 let why = site.config.against_remote(at, *answer).unwrap_or_default();
-                                self.tell(at, format!("{} is at {answer} now, {why}", peer.name));
+                                self.log_once(at, format!("{} is at {answer} now, {why}", peer.name));
                             }
                             _ => {
-                                self.told.remove(&at);
+                                self.logged.remove(&at);
                             }
                         }
                     }
-                    Ok(Err(error)) => self.tell(at, format!("{:#}", anyhow::Error::new(error))),
-                    Err(error) => self.tell(at, error.to_string()),
+                    Ok(Err(error)) => self.log_once(at, format!("{:#}", anyhow::Error::new(error))),
+                    Err(error) => self.log_once(at, error.to_string()),
                 }
             }
         }
     }
 
-    fn tell(&mut self, peer: usize, text: String) {
-        if self.told.get(&peer) != Some(&text) {
+    fn log_once(&mut self, peer: usize, text: String) {
+        if self.logged.get(&peer) != Some(&text) {
             tracing::warn!("{text}; the address that is known stays in use");
-            self.told.insert(peer, text);
+            self.logged.insert(peer, text);
         }
     }
 
@@ -214,16 +214,16 @@ impl Names {
         self.lost.remove(&peer);
         let mut config = site.config.clone();
         if let Err(why) = config.set_remote(peer, address) {
-            self.tell(peer, format!("{} is {address} now, {why}", site.config.peers[peer].name));
+            self.log_once(peer, format!("{} is {address} now, {why}", site.config.peers[peer].name));
             return;
         }
-        match turn(&config, moved, site).await {
+        match move_endpoint(&config, moved, site).await {
             Ok(()) => {
                 let name = config.peers[peer].remote_name.as_deref().unwrap_or_default();
                 tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
                 site.config = config;
             }
-            Err(error) => self.tell(peer, format!("{:#}", anyhow::Error::new(error))),
+            Err(error) => self.log_once(peer, format!("{:#}", anyhow::Error::new(error))),
         }
     }
 }
@@ -251,7 +251,7 @@ fn is_lost(view: &View, site: &Site, peer: usize, live: u32) -> bool {
         })
 }
 
-async fn turn(config: &Config, moved: Moved, site: &mut Site) -> Result<(), SessionError> {
+async fn move_endpoint(config: &Config, moved: Moved, site: &mut Site) -> Result<(), SessionError> {
     // Not made of the configuration anew: tunnels may have keys that it does not name yet.
     let mut plan = site.plan.clone();
     for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {

@@ -16,7 +16,7 @@ pub enum Severity {
 }
 
 /// Says one line. A host without such a log does not hear it.
-pub fn tell(severity: Severity, text: &str) {
+pub fn log(severity: Severity, text: &str) {
     tell_at(Path::new(SOCKET), severity, text);
 }
 

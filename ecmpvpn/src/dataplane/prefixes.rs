@@ -44,7 +44,7 @@ pub(super) fn change(
     let mut settings = record.get();
     let reading = |error| DataplaneError::new(format!("reading map {}", maps::PREFIXES), error);
     let writing = |error| DataplaneError::new(format!("writing to map {}", maps::PREFIXES), error);
-    let wanted: Vec<(Key<Destination>, u32)> = (0..)
+    let desired: Vec<(Key<Destination>, u32)> = (0..)
         .zip(&table.peers)
         .flat_map(|(number, peer)| peer.prefixes.iter().map(move |prefix| (prefix_key(*prefix), number)))
         .collect();
@@ -55,18 +55,18 @@ pub(super) fn change(
     };
     let changing = settings.prefixes_version | 1;
     if settings.prefixes_version != changing
-        && wanted.len() == there.len()
-        && wanted.iter().all(|entry| has(&there, entry))
+        && desired.len() == there.len()
+        && desired.iter().all(|entry| has(&there, entry))
     {
         return Ok(());
     }
     // Nothing is remembered while they change, and nothing that was remembered before counts after it.
     settings.prefixes_version = changing;
     record.set(settings);
-    for (key, number) in &wanted {
+    for (key, number) in &desired {
         enomem::retried(|| map.insert(key, *number, 0)).map_err(writing)?;
     }
-    for (key, _) in there.iter().filter(|(key, _)| !wanted.iter().any(|(other, _)| parts(other) == parts(key))) {
+    for (key, _) in there.iter().filter(|(key, _)| !desired.iter().any(|(other, _)| parts(other) == parts(key))) {
         map.remove(key).map_err(writing)?;
     }
     (settings.ipv4_mask, settings.ipv6_mask) = masks(table);

@@ -92,49 +92,49 @@ impl RuleMaps {
         let lacks = |rules: &[Placed], placed: &Placed| rules.iter().all(|other| other.bit != placed.bit);
         let added: Vec<&Placed> = to.iter().filter(|placed| lacks(from, placed)).collect();
         let some_go = from.iter().any(|placed| lacks(to, placed));
-        let wanted = RuleTables::of(to, names);
+        let desired = RuleTables::of(to, names);
         // No packet looks at bits that its peer's mask lacks.
         if !some_go {
-            self.write(&wanted)?;
+            self.write(&desired)?;
         } else if !added.is_empty() {
             let both: Vec<Placed> = from.iter().chain(added).cloned().collect();
             self.write(&RuleTables::of(&both, names))?;
         }
         fence(Ordering::SeqCst);
-        for (peer, rules) in (0..).zip(&wanted.peers) {
+        for (peer, rules) in (0..).zip(&desired.peers) {
             if let Some(peer) = view.peer(peer) {
                 peer.rules.set(*rules);
             }
         }
         if some_go {
             wait_for_programs();
-            self.write(&wanted)?;
+            self.write(&desired)?;
         }
         Ok(())
     }
 
     /// Writes what differs; all but the peers' masks.
-    pub(super) fn write(&mut self, wanted: &RuleTables) -> Result<(), DataplaneError> {
-        for (set, wanted) in self.fields.entries().iter().zip(&wanted.fields) {
-            if set.rules.get() != *wanted {
-                set.rules.set(*wanted);
+    pub(super) fn write(&mut self, desired: &RuleTables) -> Result<(), DataplaneError> {
+        for (set, desired) in self.fields.entries().iter().zip(&desired.fields) {
+            if set.rules.get() != *desired {
+                set.rules.set(*desired);
             }
         }
-        for (rule, (policy, flags)) in self.records.entries().iter().zip(&wanted.records) {
+        for (rule, (policy, flags)) in self.records.entries().iter().zip(&desired.records) {
             rule.policy.set(*policy);
             rule.flags.set(*flags);
         }
-        for (mask, wanted) in self.tunnels.entries().iter().zip(&wanted.tunnels) {
-            mask.tunnels.set(*wanted);
+        for (mask, desired) in self.tunnels.entries().iter().zip(&desired.tunnels) {
+            mask.tunnels.set(*desired);
         }
-        write_prefixes(&mut self.sources, &wanted.sources, maps::RULE_SOURCES)?;
-        write_prefixes(&mut self.destinations, &wanted.destinations, maps::RULE_DESTS)?;
+        write_prefixes(&mut self.sources, &desired.sources, maps::RULE_SOURCES)?;
+        write_prefixes(&mut self.destinations, &desired.destinations, maps::RULE_DESTS)?;
         let failed = |error| failed("writing to", maps::RULE_MARKS)(error);
         let there: BTreeMap<u32, u64> = self.marks.iter().collect::<Result<_, _>>().map_err(failed)?;
-        for mark in there.keys().filter(|mark| !wanted.marks.contains_key(mark)) {
+        for mark in there.keys().filter(|mark| !desired.marks.contains_key(mark)) {
             self.marks.remove(mark).map_err(failed)?;
         }
-        for (mark, rules) in wanted.marks.iter().filter(|(mark, rules)| there.get(mark) != Some(rules)) {
+        for (mark, rules) in desired.marks.iter().filter(|(mark, rules)| there.get(mark) != Some(rules)) {
             enomem::retried(|| self.marks.insert(mark, rules, 0)).map_err(failed)?;
         }
         Ok(())
@@ -217,14 +217,14 @@ fn net(key: &Key<Destination>) -> IpNet {
 /// for those that no peer's mask has any more.
 fn write_prefixes(
     trie: &mut LpmTrie<MapData, Destination, u64>,
-    wanted: &BTreeMap<IpNet, u64>,
+    desired: &BTreeMap<IpNet, u64>,
     name: &str,
 ) -> Result<(), DataplaneError> {
     let there = prefixes(trie, name)?;
-    for prefix in there.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+    for prefix in there.keys().filter(|prefix| !desired.contains_key(prefix)) {
         trie.remove(&prefix_key(*prefix)).map_err(failed("writing to", name))?;
     }
-    for (prefix, rules) in wanted.iter().filter(|(prefix, rules)| there.get(prefix) != Some(rules)) {
+    for (prefix, rules) in desired.iter().filter(|(prefix, rules)| there.get(prefix) != Some(rules)) {
         let insert = || trie.insert(&prefix_key(*prefix), rules, 0);
         enomem::retried(insert).map_err(failed("writing to", name))?;
     }

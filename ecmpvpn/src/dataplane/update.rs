@@ -114,7 +114,7 @@ fn apply(
             maps.state.peers()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
         }
         maps.set_paths(number, &rows);
-        maps.enliven(number, &rows);
+        maps.revive(number, &rows);
     }
     maps.set_prefixes(table)?;
     let same_device = settings.steering_ifindex == steering.ifindex;
@@ -347,7 +347,7 @@ impl Maps {
     }
 
     /// Lets a peer whose tunnels are all new use them; else probing has to find its new ones alive first.
-    fn enliven(&self, number: u32, rows: &[Row]) {
+    fn revive(&self, number: u32, rows: &[Row]) {
         let new = rows.iter().filter(|row| row.is_new).fold(0, |bits, row| bits | 1 << row.slot);
         let peer = &self.state.peers()[number as usize];
         peer.open.set_bits(new, true);

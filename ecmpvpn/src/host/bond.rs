@@ -59,23 +59,23 @@ pub fn message(bond: &Bond, mtu: u32) -> LinkMessage {
 }
 
 /// Whether an existing bond is set up as configured.
-pub fn check_settings(wanted: &Bond, link: &Link) -> Result<(), Conflict> {
-    let differs = |setting, is: String, wanted_value: String| {
-        Err(Conflict::BondDiffers { bond: wanted.name.clone(), setting, is, wanted: wanted_value })
+pub fn check_settings(desired: &Bond, link: &Link) -> Result<(), Conflict> {
+    let differs = |setting, is: String, desired_value: String| {
+        Err(Conflict::BondDiffers { bond: desired.name.clone(), setting, is, desired: desired_value })
     };
     for info in link.bond.iter().flat_map(|bond| &bond.settings) {
         match info {
-            InfoBond::Mode(mode) if *mode != kernel_mode(wanted.mode) => {
-                return differs("mode", mode.to_string(), kernel_mode(wanted.mode).to_string());
+            InfoBond::Mode(mode) if *mode != kernel_mode(desired.mode) => {
+                return differs("mode", mode.to_string(), kernel_mode(desired.mode).to_string());
             }
-            InfoBond::MiiMon(ms) if *ms != wanted.miimon_ms => {
-                return differs("miimon_ms", ms.to_string(), wanted.miimon_ms.to_string());
+            InfoBond::MiiMon(ms) if *ms != desired.miimon_ms => {
+                return differs("miimon_ms", ms.to_string(), desired.miimon_ms.to_string());
             }
-            InfoBond::XmitHashPolicy(policy) if *policy != kernel_policy(wanted.xmit_hash_policy) => {
-                return differs("xmit_hash_policy", policy.to_string(), wanted.xmit_hash_policy.as_str().to_owned());
+            InfoBond::XmitHashPolicy(policy) if *policy != kernel_policy(desired.xmit_hash_policy) => {
+                return differs("xmit_hash_policy", policy.to_string(), desired.xmit_hash_policy.as_str().to_owned());
             }
-            InfoBond::AdLacpRate(rate) if wanted.mode == BondMode::Lacp && *rate != kernel_rate(wanted.lacp_rate) => {
-                return differs("lacp_rate", rate.to_string(), kernel_rate(wanted.lacp_rate).to_string());
+            InfoBond::AdLacpRate(rate) if desired.mode == BondMode::Lacp && *rate != kernel_rate(desired.lacp_rate) => {
+                return differs("lacp_rate", rate.to_string(), kernel_rate(desired.lacp_rate).to_string());
             }
             _ => {}
         }
@@ -100,7 +100,7 @@ pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bon
 
 /// Releases a member and gives it back what it had.
 pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
-    match let_go(netlink, member, bond).await? {
+    match release_from(netlink, member, bond).await? {
         Some(link) => saved.restore(netlink, &link).await,
         None => Ok(()),
     }
@@ -108,14 +108,14 @@ pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &
 
 /// The part of [`release`] that waits for nothing: the member becomes usable in its own time.
 pub async fn begin_release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
-    match let_go(netlink, member, bond).await? {
+    match release_from(netlink, member, bond).await? {
         Some(link) => saved.restore_device(netlink, &link).await,
         None => Ok(()),
     }
 }
 
 /// Takes a member out of its bond. The device, unless it is gone or another's now.
-async fn let_go(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result<Option<Link>> {
+async fn release_from(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result<Option<Link>> {
     let Some(link) = netlink.find(member).await? else { return Ok(None) };
     match link.master {
         Some(master) if bond.ifindex == Some(master) => {

@@ -9,7 +9,7 @@ use super::change::Change;
 use super::device::{self, New};
 use super::error::{During as _, HostError};
 use super::journal::Journal;
-use super::netlink::{Netlink, gone};
+use super::netlink::{Netlink, ignore_missing};
 use super::owned::Made;
 use super::record::{LinkId, Undo};
 use super::run_dir::RunDir;
@@ -194,7 +194,7 @@ impl Work<'_> {
                 if let Some(userspace) = self.userspace.as_mut() {
                     userspace.stop_tunnel(name).await;
                 }
-                let removed = gone(self.netlink.delete_link(*ifindex).await);
+                let removed = ignore_missing(self.netlink.delete_link(*ifindex).await);
                 removed.during(|| format!("removing {name}"))?;
                 Ok(journal
                     .forget(|undo| matches!(undo, Undo::DeleteLink { link, .. } if link.ifindex == Some(*ifindex)))?)
@@ -254,7 +254,7 @@ impl Work<'_> {
         }
         for address in &to.remove {
             let message = RouteNetlinkMessage::DelAddress(device::address_message(ifindex, *address));
-            let removed = gone(self.netlink.request(message, 0).await);
+            let removed = ignore_missing(self.netlink.request(message, 0).await);
             removed.during(|| format!("removing address {address} from {name}"))?;
         }
         for address in &to.add {

@@ -146,7 +146,7 @@ pub enum Conflict {
         why: String,
     },
     /// An existing bond that is set up in another way.
-    #[error("{bond} exists with {setting} {is}, but the configuration says {wanted}: change one of the two")]
+    #[error("{bond} exists with {setting} {is}, but the configuration says {desired}: change one of the two")]
     BondDiffers {
         /// The bond.
         bond: InterfaceName,
@@ -155,7 +155,7 @@ pub enum Conflict {
         /// On the host.
         is: String,
         /// In the configuration.
-        wanted: String,
+        desired: String,
     },
     /// A UDP port in use.
     #[error("UDP port {port} is already in use: choose another listen_port for {tunnel}")]

@@ -16,7 +16,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use tokio::time::{Instant, sleep};
 
 use super::links::Link;
-use super::netlink::{Netlink, errno_of, gone};
+use super::netlink::{Netlink, errno_of, ignore_missing};
 use super::record::MemberState;
 use super::saved::{Saved, address_flags, local_address};
 use super::{route, sysctl};
@@ -83,7 +83,7 @@ impl MemberState {
     pub async fn strip(netlink: &Netlink, member: u32) -> io::Result<()> {
         // Secondary addresses first: removing a primary one removes or promotes them.
         for address in addresses_of(netlink, member).await?.into_iter().rev() {
-            gone(netlink.request(RouteNetlinkMessage::DelAddress(address), 0).await)?;
+            ignore_missing(netlink.request(RouteNetlinkMessage::DelAddress(address), 0).await)?;
         }
         Ok(())
     }
@@ -95,8 +95,9 @@ impl MemberState {
             self.settle(netlink, member.ifindex).await?;
         }
         for neighbour in &self.neighbours {
-            result =
-                result.and(again(netlink, RouteNetlinkMessage::NewNeighbour(neighbour.message()?), NLM_F_EXCL).await);
+            result = result.and(
+                create_if_missing(netlink, RouteNetlinkMessage::NewNeighbour(neighbour.message()?), NLM_F_EXCL).await,
+            );
         }
         result.and(self.restore_routes(netlink).await)
     }
@@ -110,7 +111,8 @@ impl MemberState {
             if self.up { netlink.set_up(member.ifindex).await } else { netlink.set_down(member.ifindex).await };
         result = result.and(set_state);
         for address in &self.addresses {
-            result = result.and(again(netlink, RouteNetlinkMessage::NewAddress(address.message()?), NLM_F_EXCL).await);
+            result = result
+                .and(create_if_missing(netlink, RouteNetlinkMessage::NewAddress(address.message()?), NLM_F_EXCL).await);
         }
         if self.pristine && !self.up {
             result = result.and(netlink.clear_qdisc(member.ifindex).await);
@@ -124,13 +126,13 @@ impl MemberState {
     /// Waits until the link-local addresses are there again and duplicate address detection is over; adds those that
     /// do not come by themselves.
     async fn settle(&self, netlink: &Netlink, member: u32) -> io::Result<()> {
-        let wanted: Vec<IpAddr> = self
+        let desired: Vec<IpAddr> = self
             .link_local
             .iter()
             .map(|saved| saved.message().map(|message: AddressMessage| local_address(&message)))
             .filter_map(Result::transpose)
             .collect::<io::Result<_>>()?;
-        let wants_ipv6 = !wanted.is_empty() || self.addresses.iter().any(|a| a.text.contains(':'));
+        let wants_ipv6 = !desired.is_empty() || self.addresses.iter().any(|a| a.text.contains(':'));
         if !wants_ipv6 {
             return Ok(());
         }
@@ -139,7 +141,7 @@ impl MemberState {
             let now = addresses_of(netlink, member).await?;
             let there: Vec<IpAddr> = now.iter().filter_map(local_address).collect();
             let tentative = now.iter().any(|a| address_flags(a).contains(AddressFlags::Tentative));
-            if !tentative && wanted.iter().all(|address| there.contains(address)) {
+            if !tentative && desired.iter().all(|address| there.contains(address)) {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -148,7 +150,7 @@ impl MemberState {
             sleep(POLL).await;
         }
         for saved in &self.link_local {
-            again(netlink, RouteNetlinkMessage::NewAddress(saved.message()?), NLM_F_EXCL).await?;
+            create_if_missing(netlink, RouteNetlinkMessage::NewAddress(saved.message()?), NLM_F_EXCL).await?;
         }
         Ok(())
     }
@@ -168,7 +170,8 @@ impl MemberState {
             let mut failed = Vec::new();
             let mut first_error = Ok(());
             for saved in &left {
-                let added = again(netlink, RouteNetlinkMessage::NewRoute(saved.message()?), NLM_F_APPEND).await;
+                let added =
+                    create_if_missing(netlink, RouteNetlinkMessage::NewRoute(saved.message()?), NLM_F_APPEND).await;
                 if let Err(e) = added {
                     failed.push(*saved);
                     first_error = first_error.and(Err(io::Error::new(e.kind(), format!("route {}: {e}", saved.text))));
@@ -183,7 +186,7 @@ impl MemberState {
 }
 
 /// Creates something again; that it is there already is fine.
-async fn again(netlink: &Netlink, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+async fn create_if_missing(netlink: &Netlink, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     match netlink.request(message, NLM_F_CREATE | flags).await {
         Err(e) if errno_of(&e) == Some(libc::EEXIST) => Ok(()),
         other => other,

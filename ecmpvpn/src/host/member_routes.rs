@@ -30,7 +30,7 @@ pub fn movable(routes: &[RouteMessage], members: &[u32], bond: &Bond) -> Vec<Sav
 pub async fn add(netlink: &Netlink, journal: &mut Journal, saved: &Saved, bond: &LinkId) -> Result<(), HostError> {
     let operation = || format!("moving the route {} to {bond}", saved.text);
     let message: RouteMessage = saved.message().during(operation)?;
-    let route = Saved::route(&over(message, bond.ifindex.unwrap_or(0)));
+    let route = Saved::route(&via_device(message, bond.ifindex.unwrap_or(0)));
     let message = RouteNetlinkMessage::NewRoute(route.message().during(operation)?);
     journal.record(Undo::DeleteMovedRoute { route, device: bond.clone() })?;
     let added = netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await;
@@ -44,7 +44,7 @@ pub async fn add(netlink: &Netlink, journal: &mut Journal, saved: &Saved, bond: 
 }
 
 /// The route with another output interface. Its source address is left to the kernel: the member's is gone.
-fn over(mut route: RouteMessage, device: u32) -> RouteMessage {
+fn via_device(mut route: RouteMessage, device: u32) -> RouteMessage {
     route.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::PrefSource(_)));
     for attribute in &mut route.attributes {
         if let RouteAttribute::Oif(index) = attribute {
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_moved_route_leaves_by_the_bond_with_the_kernels_choice_of_source() {
-        let moved = over(default_route([10, 2, 3, 1], 2, RouteProtocol::Static), 9);
+        let moved = via_device(default_route([10, 2, 3, 1], 2, RouteProtocol::Static), 9);
         assert_eq!(route::output_interfaces(&moved), [9]);
         assert!(!moved.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::PrefSource(_))));
     }

@@ -188,7 +188,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
 }
 
 /// Turns "there is no such thing" into success.
-pub fn gone(result: io::Result<()>) -> io::Result<()> {
+pub fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if matches!(errno_of(&e), Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENOENT)) => {
             Ok(())

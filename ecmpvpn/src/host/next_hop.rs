@@ -16,7 +16,7 @@ impl Netlink {
 
     /// The Ethernet address that the neighbour table has for an address on an interface; `None`: it is not resolved.
     pub async fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<[u8; 6]> {
-        let wanted = NeighbourAttribute::Destination(match address {
+        let desired = NeighbourAttribute::Destination(match address {
             IpAddr::V4(address) => NeighbourAddress::Inet(address),
             IpAddr::V6(address) => NeighbourAddress::Inet6(address),
         });
@@ -24,7 +24,7 @@ impl Netlink {
         let unresolved = [NeighbourState::Incomplete, NeighbourState::Failed];
         let entry = entries.iter().find(|entry| {
             let header = &entry.header;
-            header.ifindex == ifindex && !unresolved.contains(&header.state) && entry.attributes.contains(&wanted)
+            header.ifindex == ifindex && !unresolved.contains(&header.state) && entry.attributes.contains(&desired)
         })?;
         entry.attributes.iter().find_map(|attribute| match attribute {
             NeighbourAttribute::LinkLayerAddress(address) => address.as_slice().try_into().ok(),

@@ -60,12 +60,12 @@ impl Made<'_> {
 }
 
 fn check_kind(link: &Link, backend: Backend) -> Result<(), HostError> {
-    let wanted = kind(backend);
+    let desired = kind(backend);
     match link.kind.as_deref() {
-        Some(kind) if kind == wanted => Ok(()),
+        Some(kind) if kind == desired => Ok(()),
         other => {
             let is = other.unwrap_or("an interface of another kind");
-            let what = format!("{} is {is}, but the {backend} backend wants {wanted}", link.name);
+            let what = format!("{} is {is}, but the {backend} backend wants {desired}", link.name);
             Err(Conflict::MadeOtherwise { what }.into())
         }
     }
@@ -76,12 +76,12 @@ fn held_by_another(link: &Link) -> HostError {
     Conflict::MadeOtherwise { what: format!("{} is held by another process", link.name) }.into()
 }
 
-fn link_alteration(mut parts: Vec<Part>, link: &Link, mtu: u32, wanted: &[IpNet], there: &[IpNet]) -> Alteration {
+fn link_alteration(mut parts: Vec<Part>, link: &Link, mtu: u32, desired: &[IpNet], there: &[IpNet]) -> Alteration {
     parts.extend((link.mtu != mtu).then_some(Part::Mtu));
     parts.extend((!link.up).then_some(Part::Down));
     Alteration {
         parts,
-        add: wanted.iter().filter(|address| !there.contains(address)).copied().collect(),
-        remove: there.iter().filter(|address| !wanted.contains(address)).copied().collect(),
+        add: desired.iter().filter(|address| !there.contains(address)).copied().collect(),
+        remove: there.iter().filter(|address| !desired.contains(address)).copied().collect(),
     }
 }

@@ -48,12 +48,12 @@ impl Queues {
     }
 
     /// Reads the root queueing disciplines of the interfaces with these indices; those that have none are left out.
-    pub fn read(&mut self, wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Reading>> {
+    pub fn read(&mut self, desired: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Reading>> {
         self.ask()?;
         let mut readings = BTreeMap::new();
         loop {
             let (length, _) = recv(&self.socket, &mut self.buffer[..], RecvFlags::empty())?;
-            if take(&self.buffer[..length], self.sequence, &wanted, &mut readings)? {
+            if take(&self.buffer[..length], self.sequence, &desired, &mut readings)? {
                 return Ok(readings);
             }
         }
@@ -76,7 +76,7 @@ impl Queues {
 fn take(
     datagram: &[u8],
     sequence: u32,
-    wanted: impl Fn(u32) -> bool,
+    desired: impl Fn(u32) -> bool,
     readings: &mut BTreeMap<u32, Reading>,
 ) -> io::Result<bool> {
     let mut rest = datagram;
@@ -87,7 +87,7 @@ fn take(
             match message.message_type() {
                 NLMSG_DONE => return Ok(true),
                 NLMSG_ERROR => return Err(error(message.payload())),
-                _ => readings.extend(queue(message.payload(), &wanted)?),
+                _ => readings.extend(queue(message.payload(), &desired)?),
             }
         }
         rest = rest.get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..).unwrap_or_default();
@@ -101,9 +101,9 @@ fn error(payload: &[u8]) -> io::Error {
 }
 
 /// An interface and its root queue, where it is wanted.
-fn queue(payload: &[u8], wanted: impl Fn(u32) -> bool) -> io::Result<Option<(u32, Reading)>> {
+fn queue(payload: &[u8], desired: impl Fn(u32) -> bool) -> io::Result<Option<(u32, Reading)>> {
     let header = TcHeader::parse(payload).map_err(io::Error::other)?;
-    let Some(interface) = u32::try_from(header.index).ok().filter(|interface| wanted(*interface)) else {
+    let Some(interface) = u32::try_from(header.index).ok().filter(|interface| desired(*interface)) else {
         return Ok(None);
     };
     if header.parent != TcHandle::ROOT {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn root_queues_of_wanted_interfaces_are_read() {
-        let of = |interface, parent| queue(&message(interface, parent), |wanted| wanted == 7).unwrap();
+        let of = |interface, parent| queue(&message(interface, parent), |desired| desired == 7).unwrap();
         assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000 })));
         assert_eq!(of(8, TcHandle::ROOT), None);
         assert_eq!(of(-1, TcHandle::ROOT), None);

@@ -96,7 +96,7 @@ pub fn table(route: &RouteMessage) -> u32 {
 }
 
 /// The main-table route to exactly `prefix`, if there is one.
-pub fn to(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
+pub fn find(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
     let same = |route: &&RouteMessage| {
         let family = if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let destination = route.attributes.iter().find_map(|a| match a {
@@ -122,7 +122,7 @@ pub fn source(route: &RouteMessage) -> Option<IpAddr> {
 }
 
 /// The device or the way of a route, in words.
-pub fn way(route: &RouteMessage, links: &Links) -> String {
+pub fn describe(route: &RouteMessage, links: &Links) -> String {
     let name = |index: &u32| links.iter().find(|link| link.ifindex == *index).map(|link| link.name.clone());
     let names: Vec<String> = output_interfaces(route).iter().filter_map(name).collect();
     if names.is_empty() { format!("a route of type {:?}", route.header.kind) } else { names.join(", ") }

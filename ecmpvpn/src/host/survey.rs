@@ -105,8 +105,8 @@ impl Survey {
                 mtu: plan.steering.mtu,
             });
         }
-        for wanted in &plan.routes {
-            changes.push(self.route_change(plan, wanted, steering, made)?);
+        for desired in &plan.routes {
+            changes.push(self.route_change(plan, desired, steering, made)?);
         }
         for setting in &plan.sysctls {
             self.sysctl_changes(plan, setting, made, &mut changes)?;
@@ -117,9 +117,9 @@ impl Survey {
 
     /// A bond of ours that is not wanted any more cannot go while the tunnels stay.
     fn check_made(&self, plan: &Plan, made: Made<'_>) -> Result<(), Conflict> {
-        let wanted = plan.bond.as_ref().map(|bond| bond.name.as_str());
+        let desired = plan.bond.as_ref().map(|bond| bond.name.as_str());
         let other =
-            self.links.iter().find(|link| link.is(&bond::KIND) && made.owns(link) && Some(&*link.name) != wanted);
+            self.links.iter().find(|link| link.is(&bond::KIND) && made.owns(link) && Some(&*link.name) != desired);
         match other {
             Some(link) => Err(Conflict::MadeOtherwise {
                 what: format!("bond {} is not in the configuration any more", link.name),
@@ -131,12 +131,12 @@ impl Survey {
     fn route_change(
         &self,
         plan: &Plan,
-        wanted: &Route,
+        desired: &Route,
         steering: Option<&Link>,
         made: Made<'_>,
     ) -> Result<Change, Conflict> {
-        let (prefix, device, source) = (wanted.prefix, plan.steering.name.clone(), wanted.source);
-        let Some(there) = route::to(&self.routes, prefix) else {
+        let (prefix, device, source) = (desired.prefix, plan.steering.name.clone(), desired.source);
+        let Some(there) = route::find(&self.routes, prefix) else {
             return Ok(Change::AddRoute { prefix, device, source });
         };
         let by = route::output_interfaces(there);
@@ -146,7 +146,7 @@ impl Survey {
             .flat_map(Journal::owned_routes)
             .any(|(ours, device)| ours == prefix && device.ifindex.is_some_and(|index| by.contains(&index)));
         if !is_ours {
-            return Err(Conflict::RouteTaken { prefix, device: route::way(there, &self.links) });
+            return Err(Conflict::RouteTaken { prefix, device: route::describe(there, &self.links) });
         }
         let as_planned = route::source(there) == source && steering.is_some_and(|link| by == [link.ifindex]);
         Ok(if as_planned {
@@ -230,9 +230,9 @@ impl Survey {
         if names.iter().all(|name| bond.members.iter().any(|member| member.as_str() == *name)) {
             return Ok(());
         }
-        let wanted: Vec<&str> = bond.members.iter().map(InterfaceName::as_str).collect();
+        let desired: Vec<&str> = bond.members.iter().map(InterfaceName::as_str).collect();
         let bond = bond.name.clone();
-        Err(Conflict::BondDiffers { bond, setting: "members", is: names.join(", "), wanted: wanted.join(", ") })
+        Err(Conflict::BondDiffers { bond, setting: "members", is: names.join(", "), desired: desired.join(", ") })
     }
 
     fn member_change(&self, bond: &Bond, existing: Option<&Link>, member: &InterfaceName) -> Result<Change, Conflict> {

@@ -6,7 +6,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 
 use super::error::UndoErrors;
 use super::journal::Journal;
-use super::netlink::{Netlink, gone};
+use super::netlink::{Netlink, ignore_missing};
 use super::record::{LinkId, Undo};
 use super::{bond, bpffs, device, route, sysctl};
 use crate::error::chain;
@@ -16,30 +16,32 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
     match undo {
         Undo::Unmount { path } => bpffs::unmount_if_empty(path),
         Undo::DeleteLink { link, kind } => match netlink.find(link).await? {
-            Some(found) if found.kind.as_deref() == Some(kind) => gone(netlink.delete_link(found.ifindex).await),
+            Some(found) if found.kind.as_deref() == Some(kind) => {
+                ignore_missing(netlink.delete_link(found.ifindex).await)
+            }
             _ => Ok(()),
         },
         Undo::DeleteAddress { link, address } => match netlink.find(link).await? {
             Some(found) => {
                 let message = device::address_message(found.ifindex, *address);
-                gone(netlink.request(RouteNetlinkMessage::DelAddress(message), 0).await)
+                ignore_missing(netlink.request(RouteNetlinkMessage::DelAddress(message), 0).await)
             }
             None => Ok(()),
         },
         Undo::SetDown { link } => match netlink.find(link).await? {
-            Some(found) => gone(netlink.set_down(found.ifindex).await),
+            Some(found) => ignore_missing(netlink.set_down(found.ifindex).await),
             None => Ok(()),
         },
         Undo::ReleaseMember { member, bond, saved } => bond::release(netlink, member, bond, saved).await,
         Undo::DeleteRoute { prefix, device } => match netlink.find(device).await? {
             Some(found) => {
                 let message = route::message(*prefix, None, found.ifindex);
-                gone(netlink.request(RouteNetlinkMessage::DelRoute(message), 0).await)
+                ignore_missing(netlink.request(RouteNetlinkMessage::DelRoute(message), 0).await)
             }
             None => Ok(()),
         },
         Undo::DeleteMovedRoute { route, device } => match netlink.find(device).await? {
-            Some(_) => gone(netlink.request(RouteNetlinkMessage::DelRoute(route.message()?), 0).await),
+            Some(_) => ignore_missing(netlink.request(RouteNetlinkMessage::DelRoute(route.message()?), 0).await),
             None => Ok(()),
         },
         Undo::WriteSysctls { values } => sysctl::write_back(values),

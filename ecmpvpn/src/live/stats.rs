@@ -46,7 +46,7 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
             probed(&mut tunnel, health);
         }
         tunnel.rx_members = arrived(&arrivals, &seen, &links);
-        tunnel.rx_member = one(&tunnel.rx_members);
+        tunnel.rx_member = only_member(&tunnel.rx_members);
         if let Some((local, remote)) = outer_endpoints(config, &seen) {
             tunnel.endpoint = remote.to_string();
             let mut carriers = Carriers::of(&links, netlink.outgoing_interface(local, remote).await);
@@ -178,7 +178,7 @@ fn arrived(arrivals: &[ArrivalView], seen: &TunnelView, links: &Links) -> Vec<Rx
 }
 
 /// The member that a tunnel arrives on, if it is one.
-fn one(members: &[RxMember]) -> Option<String> {
+fn only_member(members: &[RxMember]) -> Option<String> {
     let mut current = members.iter().filter(|member| member.current);
     let first = current.next()?;
     current.next().is_none().then(|| first.name.clone())

@@ -196,15 +196,15 @@ impl Plan {
             return Err(PeersDiffer);
         }
         for (number, (peer, (_, held))) in self.table.peers.iter_mut().zip(held).enumerate() {
-            let mut wanted = std::mem::take(&mut peer.tunnels);
+            let mut desired = std::mem::take(&mut peer.tunnels);
             let mut kept: Vec<Option<(InterfaceName, Option<u16>)>> = held
                 .iter()
                 .map(|name| {
-                    let at = wanted.iter().position(|(wanted, _)| wanted.as_str() == name)?;
-                    Some(wanted.remove(at))
+                    let at = desired.iter().position(|(desired, _)| desired.as_str() == name)?;
+                    Some(desired.remove(at))
                 })
                 .collect();
-            for new in wanted {
+            for new in desired {
                 match kept.iter_mut().find(|slot| slot.is_none()) {
                     Some(free) => *free = Some(new),
                     None => kept.push(Some(new)),

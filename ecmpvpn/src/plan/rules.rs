@@ -226,12 +226,12 @@ fn simplified(mut rule: Rule) -> Rule {
 
 /// The rules that each prefix meets, for all prefixes that rules ask for, and for each family as a whole.
 fn prefixes(rules: &[Placed], asked: impl Fn(&Rule) -> Option<IpNet>) -> BTreeMap<IpNet, u64> {
-    let wanted = rules.iter().filter_map(|placed| asked(&placed.rule)).chain(everything());
+    let desired = rules.iter().filter_map(|placed| asked(&placed.rule)).chain(everything());
     let met = |prefix: IpNet| {
         let meets = |placed: &&Placed| asked(&placed.rule).is_none_or(|asked| asked.contains(&prefix));
         rules.iter().filter(meets).fold(0, |set, placed| set | 1 << placed.bit)
     };
-    wanted.map(|prefix| (prefix, met(prefix))).filter(|(_, rules)| *rules != 0).collect()
+    desired.map(|prefix| (prefix, met(prefix))).filter(|(_, rules)| *rules != 0).collect()
 }
 
 /// All addresses of each family.

@@ -84,13 +84,13 @@ fn both_sites_come_to_the_same_answer_by_themselves() {
 #[test]
 fn ports_that_spread_stay_and_the_others_are_told() {
     let planned = taken(0, "--a-members 3 --b-members 3");
-    let told = report::changes(&planned);
+    let message = report::changes(&planned);
     let first = &planned.config.peers[0].tunnels[2];
     let (here, there) = (first.listen_port, first.remote_port);
     let expected = [(5002, here), (5002, there)]
         .map(|(old, new)| if old == new { format!("{new} stays") } else { format!("{old} -> {new}") });
-    assert_eq!(told[2], format!("wg2: port here {}, at site-b {}", expected[0], expected[1]));
-    assert!(told.iter().any(|line| line.contains("must change its ports as well")), "{told:#?}");
+    assert_eq!(message[2], format!("wg2: port here {}, at site-b {}", expected[0], expected[1]));
+    assert!(message.iter().any(|line| line.contains("must change its ports as well")), "{message:#?}");
     let mut texts = texts(0);
     for (at, (text, pair)) in texts.iter_mut().zip(&planned.ports.pairs).enumerate() {
         let old = 5000 + at;
@@ -99,9 +99,9 @@ fn ports_that_spread_stay_and_the_others_are_told() {
     }
     let again = take_over(&args("--a-endpoint 10.2.3.4 --a-members 3 --b-members 3"), &files(&texts)).expect("sound");
     assert_eq!(again.ports, planned.ports);
-    let told = report::changes(&again);
-    assert!(told[..3].iter().all(|line| line.matches("stays").count() == 2), "{told:#?}");
-    assert!(!told.iter().any(|line| line.contains("must change")), "{told:#?}");
+    let message = report::changes(&again);
+    assert!(message[..3].iter().all(|line| line.matches("stays").count() == 2), "{message:#?}");
+    assert!(!message.iter().any(|line| line.contains("must change")), "{message:#?}");
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn files_that_disagree_are_refused() {
         ("1400", "1200", "", "wg1.conf has the MTU 1200"),
         ("1400", "1400", "--a-members eno1,eno2", "--a-members names interfaces to bond"),
     ] {
-        let told = refusal(from, to, more);
-        assert!(told.starts_with(expected), "{told}");
-        assert!(!told.contains(&KEYS[0][..12]) && !told.contains(&other.to_base64()[..12]), "{told}");
+        let message = refusal(from, to, more);
+        assert!(message.starts_with(expected), "{message}");
+        assert!(!message.contains(&KEYS[0][..12]) && !message.contains(&other.to_base64()[..12]), "{message}");
     }
 }
 

@@ -86,10 +86,10 @@ mod tests {
 
     #[test]
     fn a_line_is_a_command_nothing_or_told_in_one_sentence() {
-        for (line, wanted) in
+        for (line, desired) in
             [("set spray --peer b", true), ("  rule del 2 ", true), ("", false), (" # weights", false)]
         {
-            assert_eq!(parse(line).map(|action| action.is_some()).ok(), Some(wanted), "{line:?}");
+            assert_eq!(parse(line).map(|action| action.is_some()).ok(), Some(desired), "{line:?}");
         }
         for (line, expected) in [
             ("sett spray", "unrecognized subcommand 'sett'"),

@@ -15,7 +15,7 @@ use crate::live::policy::drain::Draining;
 /// Between looks at the buckets.
 const LOOK: Duration = Duration::from_millis(50);
 /// Between lines of progress.
-const TELL: Duration = Duration::from_secs(1);
+const PROGRESS: Duration = Duration::from_secs(1);
 
 pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
     let name = &args.tunnel;
@@ -30,7 +30,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
     };
     let start = Instant::now();
     let deadline = Duration::from_secs(u64::from(args.deadline));
-    let mut told = None;
+    let mut last = None;
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     loop {
@@ -52,15 +52,15 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
             tracing::info!("{name} is drained: at the deadline {moved}");
             return Ok(());
         }
-        if told.is_none_or(|told: Instant| told.elapsed() >= TELL) {
-            told = Some(Instant::now());
-            tell(&format!("{name}: {} still busy", counted(left, "bucket", "buckets")));
+        if last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS) {
+            last = Some(Instant::now());
+            progress(&format!("{name}: {} still busy", counted(left, "bucket", "buckets")));
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             interrupted = &mut interrupt => {
                 interrupted.context("waiting for Ctrl-C")?;
-                tell(&format!(
+                progress(&format!(
                     "{name} takes no new flows, {} still busy; `ecmpvpn policy undrain {name}` opens it again",
                     counted(left, "bucket is", "buckets are")
                 ));
@@ -71,7 +71,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
 }
 
 /// For somebody who watches.
-fn tell(text: &str) {
+fn progress(text: &str) {
     if io::stderr().is_terminal() {
         let _ = writeln!(io::stderr(), "{text}");
     } else {

@@ -38,7 +38,7 @@ fn add(path: &Path, args: RuleAddArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
     let at = change.live.add_rule(&rule, args.at.map(|number| number - 1))?;
     save_added(change, &rule, at)?;
-    tracing::info!("rule {}: {}", at + 1, told(&rule));
+    tracing::info!("rule {}: {}", at + 1, describe(&rule));
     Ok(())
 }
 
@@ -46,7 +46,7 @@ fn delete(path: &Path, args: &RuleDelArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, &[])?;
     let rule = change.live.delete_rule(args.number - 1)?;
     save_removed(change, &rule)?;
-    tracing::info!("deleted: {}", told(&rule));
+    tracing::info!("deleted: {}", describe(&rule));
     Ok(())
 }
 
@@ -61,7 +61,7 @@ pub fn pin(path: &Path, args: PinArgs) -> Result<(), Failure> {
         file.remove_rule(former, |a, b| canonical(a, names) == canonical(b, names))?;
     }
     save_added(change, &rule, 0)?;
-    tracing::info!("{}", told(&rule));
+    tracing::info!("{}", describe(&rule));
     Ok(())
 }
 
@@ -70,7 +70,7 @@ pub fn unpin(path: &Path, args: UnpinArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, &[])?;
     let rule = change.live.unpin(&asked(args.flows))?;
     save_removed(change, &rule)?;
-    tracing::info!("no longer {}", told(&rule));
+    tracing::info!("no longer {}", describe(&rule));
     Ok(())
 }
 
@@ -106,7 +106,7 @@ fn sound(rule: &Rule) -> Result<(), Failure> {
     check_rule(rule).map_err(|why| Failure::usage(anyhow!(why)))
 }
 
-fn told(rule: &Rule) -> String {
+fn describe(rule: &Rule) -> String {
     let rule = policy::Rule::of(0, rule, true);
     format!("{}: {}", rule.flows(), rule.action())
 }

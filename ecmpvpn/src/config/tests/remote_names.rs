@@ -23,8 +23,8 @@ fn a_name_is_taken_and_its_address_is_left_open() {
 fn what_is_neither_a_name_nor_an_address_is_refused() {
     for wrong in ["", "vpn example", "-a.example", "a..b", "10.5.6", "1.2.3.4.5", "b.example:51820", "[fd00::1]", "b/c"]
     {
-        let told = named(wrong).unwrap_err().to_string();
-        assert!(told.contains("or a host name, without a port"), "{wrong}: {told}");
+        let message = named(wrong).unwrap_err().to_string();
+        assert!(message.contains("or a host name, without a port"), "{wrong}: {message}");
     }
     assert!(named("127.0.0.1").unwrap_err().to_string().contains("never leaves the host"));
     assert!(named(&"a".repeat(64)).is_err() && named(&"abc.".repeat(64)).is_err());
@@ -41,8 +41,8 @@ fn an_address_that_a_name_leads_to_is_checked_like_one_that_is_written() {
         ("10.100.0.1", "10.100.0.1/32"),
         ("224.0.0.1", "is multicast"),
     ] {
-        let told = config.set_remote(0, address.parse().unwrap()).unwrap_err();
-        assert!(told.contains(why), "{address}: {told}");
+        let message = config.set_remote(0, address.parse().unwrap()).unwrap_err();
+        assert!(message.contains(why), "{address}: {message}");
         assert!(config.peers[0].remote_endpoint.is_unspecified());
     }
     config.set_remote(0, "10.5.6.8".parse().unwrap()).unwrap();

@@ -141,7 +141,7 @@ pub struct Tunnel {
     /// When the last handshake was; `None`: not looked at; `Some(0)`: never.
     handshake: Option<Nanos>,
     /// It is dead for lack of a handshake.
-    unshaken: bool,
+    awaits_handshake: bool,
     /// Not yet answered, the oldest first.
     outstanding: VecDeque<Sent>,
     next_sequence: u16,
@@ -176,7 +176,7 @@ impl Tunnel {
             since: first,
             began: first,
             handshake: None,
-            unshaken: false,
+            awaits_handshake: false,
             outstanding: VecDeque::new(),
             next_sequence: 0,
             next_at: first,
@@ -252,7 +252,7 @@ impl Tunnel {
     }
 
     /// The last handshake was at `at`; 0: there was none.
-    pub fn shaken(&mut self, at: Nanos) {
+    pub fn on_handshake(&mut self, at: Nanos) {
         self.handshake = Some(at);
     }
 
@@ -262,7 +262,7 @@ impl Tunnel {
     }
 
     /// How the others fare until `now`.
-    pub fn beside(&mut self, others: Others, now: Nanos) {
+    pub fn compare_with(&mut self, others: Others, now: Nanos) {
         self.others = others;
         let lag = self.settings.interval + self.round_trip.smoothed().unwrap_or(0);
         let behind = others.evidence.is_some_and(|others| others >= self.evidence + lag);
@@ -406,12 +406,13 @@ impl Tunnel {
         } else if self.live {
             self.dead(now).map(Turn::Down)
         } else {
-            let shaken = self.unshaken && !self.withheld && self.handshake.is_some_and(|at| at > self.since);
-            (shaken || self.streak >= self.settings.up_after).then_some(Turn::Up)
+            let has_handshake =
+                self.awaits_handshake && !self.withheld && self.handshake.is_some_and(|at| at > self.since);
+            (has_handshake || self.streak >= self.settings.up_after).then_some(Turn::Up)
         };
         if let Some(turn) = turn {
             self.live = turn == Turn::Up;
-            self.unshaken = turn == Turn::Down(Fault::NoHandshake);
+            self.awaits_handshake = turn == Turn::Down(Fault::NoHandshake);
             self.since = now;
         }
         let missed = self.missed(now) > 0;

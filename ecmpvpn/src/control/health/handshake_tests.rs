@@ -25,17 +25,18 @@ fn play(tunnel: &mut Tunnel, from: Nanos, to: Nanos, mut each: impl FnMut(&mut T
 fn without_answers_a_session_that_is_not_renewed_is_a_dead_tunnel() {
     let mut tunnel = tunnel();
     // Renewed every two minutes, until the far end is gone.
-    let turns = play(&mut tunnel, 1, 1000, |tunnel, now| tunnel.shaken((now / (120 * SECOND)).min(5) * 120 * SECOND));
+    let turns =
+        play(&mut tunnel, 1, 1000, |tunnel, now| tunnel.on_handshake((now / (120 * SECOND)).min(5) * 120 * SECOND));
     assert_eq!(turns, [(790, Turn::Down(Fault::NoHandshake))]);
-    let turns = play(&mut tunnel, 1000, 1100, |tunnel, now| tunnel.shaken(now.min(1050 * SECOND)));
+    let turns = play(&mut tunnel, 1000, 1100, |tunnel, now| tunnel.on_handshake(now.min(1050 * SECOND)));
     assert_eq!(turns, [(1000, Turn::Up)]);
 }
 
 #[test]
 fn a_site_that_never_shakes_hands_is_given_up_and_found_again() {
     let mut tunnel = tunnel();
-    assert_eq!(play(&mut tunnel, 1, 250, |tunnel, _| tunnel.shaken(0)), [(191, Turn::Down(Fault::NoHandshake))]);
-    assert_eq!(play(&mut tunnel, 250, 300, |tunnel, _| tunnel.shaken(260 * SECOND)), [(250, Turn::Up)]);
+    assert_eq!(play(&mut tunnel, 1, 250, |tunnel, _| tunnel.on_handshake(0)), [(191, Turn::Down(Fault::NoHandshake))]);
+    assert_eq!(play(&mut tunnel, 250, 300, |tunnel, _| tunnel.on_handshake(260 * SECOND)), [(250, Turn::Up)]);
     // Nobody looked: it is not judged.
     let mut unseen = self::tunnel();
     assert_eq!(play(&mut unseen, 1, 1000, |_, _| {}), []);

@@ -88,8 +88,8 @@ impl Health {
         while let Some(Request { tunnel, remedy, first }) = self.requests.recv().await {
             let Some(planned) = plan.tunnels.iter().find(|planned| planned.name == tunnel) else { continue };
             match remedy::apply(plan, planned, remedy, userspace).await {
-                Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::told(remedy)),
-                Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::told(remedy)),
+                Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::describe(remedy)),
+                Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::describe(remedy)),
                 Err(error) => {
                     let error = anyhow::Error::new(error);
                     tracing::warn!("{tunnel} stays down, and cannot be started anew: {error:#}");

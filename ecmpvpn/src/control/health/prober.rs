@@ -263,12 +263,12 @@ impl Probed {
         // The last one that lives is not left.
         let leave = self.handover.is_to_be_left(&self.name) && (alternative || !self.tunnel.live());
         self.tunnel.withhold(leave);
-        self.tunnel.beside(others, time);
+        self.tunnel.compare_with(others, time);
         // Before the verdict: with it a dead tunnel's begin anew.
         let signs = self.tunnel.signs(time);
         let Step { send, turn } = self.tunnel.poll(time);
         if let Some(turn) = turn {
-            self.turned(turn, signs, view);
+            self.apply_transition(turn, signs, view);
         }
         if let Some(sequence) = send {
             self.send(sequence, time, leave && !self.tunnel.live());
@@ -300,7 +300,7 @@ impl Probed {
         }
         self.handshake_at = time + HANDSHAKES;
         let age = handshake_age(view, &self.name, self.peer, self.slot, in_kernel);
-        self.tunnel.shaken(age.map_or(0, |age| time.saturating_sub(age)));
+        self.tunnel.on_handshake(age.map_or(0, |age| time.saturating_sub(age)));
     }
 
     fn confirm_next_hop(&mut self, in_kernel: bool, time: Nanos) {
@@ -369,7 +369,7 @@ impl Probed {
         }
     }
 
-    fn turned(&mut self, turn: Turn, signs: Signs, view: &View) {
+    fn apply_transition(&mut self, turn: Turn, signs: Signs, view: &View) {
         let was = view.set_live(self.peer, self.slot, turn == Turn::Up);
         if let Some(health) = view.health(self.peer, self.slot) {
             health.changed_ns.set(boot_time_ns().max(1));
@@ -381,7 +381,7 @@ impl Probed {
         match turn {
             Turn::Up => tracing::info!("{} is up again", self.name),
             Turn::Left => tracing::info!("{} carries nothing while it is changed", self.name),
-            Turn::Down(fault) => tracing::warn!("{} is down: {} ({})", self.name, told(fault), shown(signs)),
+            Turn::Down(fault) => tracing::warn!("{} is down: {} ({})", self.name, describe(fault), shown(signs)),
         }
         if was == Some(turn == Turn::Up) {
             tracing::debug!("{} was in that state already", self.name);
@@ -408,7 +408,7 @@ fn handshake_age(view: &View, name: &InterfaceName, peer: u32, slot: u32, in_ker
     (at != 0).then(|| boot_time_ns().saturating_sub(at))
 }
 
-fn told(fault: Fault) -> &'static str {
+fn describe(fault: Fault) -> &'static str {
     match fault {
         Fault::Sending => "its packets still come in, but ours do not arrive at the other end",
         Fault::Unanswered => "packets still come in, but no answer to a probe",

@@ -9,7 +9,7 @@ use crate::host::{self, HostError};
 use crate::plan::{Plan, Tunnel};
 
 /// What was done, for the log.
-pub(super) fn told(remedy: Remedy) -> &'static str {
+pub(super) fn describe(remedy: Remedy) -> &'static str {
     match remedy {
         Remedy::Handshake => "its peer was set again, for a new handshake",
         Remedy::Interface => "its interface was set down and up again, with its key, port and peer",

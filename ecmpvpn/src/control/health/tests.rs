@@ -86,7 +86,7 @@ impl Scene<'_> {
                     }
                     if self.beside {
                         let sent = now - (now + 63 * MS) % self.settings.interval;
-                        end.tunnel.beside(Others { answered: false, evidence: Some(sent) }, now);
+                        end.tunnel.compare_with(Others { answered: false, evidence: Some(sent) }, now);
                     }
                     let step = end.tunnel.poll(now);
                     end.turns.extend(step.turn.map(|turn| (now, turn)));
@@ -203,7 +203,7 @@ fn after_a_standstill_the_tunnel_that_answers_last_is_not_dead() {
     let (still, others_go_on, goes_on) = (2 * SECOND, 2_700 * MS, 2_740 * MS);
     for now in (1_000..4_000).map(|ms| ms * MS) {
         let others = if (still..others_go_on).contains(&now) { still } else { now };
-        tunnel.beside(Others { answered: true, evidence: Some(others) }, now);
+        tunnel.compare_with(Others { answered: true, evidence: Some(others) }, now);
         let step = tunnel.poll(now);
         assert_eq!(step.turn, None, "at {} ms", now / MS);
         unanswered.extend(step.send);
@@ -315,7 +315,7 @@ fn told_of_arrivals(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
         if now.is_multiple_of(200 * MS) {
             tunnel.reported(Received { count: now / MS, age }, *now);
         }
-        tunnel.beside(Others { answered: true, evidence: Some(*now) }, *now);
+        tunnel.compare_with(Others { answered: true, evidence: Some(*now) }, *now);
         tunnel.poll(*now).turn.is_some()
     })
 }
@@ -355,8 +355,8 @@ fn what_never_answered_stays_in_use_until_another_tunnel_answers() {
     assert_eq!(turns, []);
     assert!(tunnel.live() && !tunnel.ever_answered());
     let others = Others { answered: true, evidence: Some(60 * SECOND) };
-    tunnel.beside(others, 60 * SECOND);
-    tunnel.beside(others, 60 * SECOND + 50 * MS);
+    tunnel.compare_with(others, 60 * SECOND);
+    tunnel.compare_with(others, 60 * SECOND + 50 * MS);
     assert!(matches!(tunnel.poll(60 * SECOND + 50 * MS).turn, Some(Turn::Down(_))));
 }
 

@@ -134,15 +134,15 @@ mod tests {
 
     #[test]
     fn the_age_of_the_last_arrival_is_rounded_up_and_bounded() {
-        let told = |age| {
+        let decoded = |age| {
             let probe = request(1, 2, 3, Received { count: 5, age }, PeerMessage::default());
             match parse(&[&[0x45; 20][..], &probe].concat(), 1, 4) {
                 Some(Message::Report(received, word)) if word == PeerMessage::default() => received.age,
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!([told(None), told(Some(0)), told(Some(1))], [None, Some(0), Some(MILLISECOND)]);
-        assert_eq!(told(Some(Nanos::MAX / 2)), Some(65_534 * MILLISECOND));
+        assert_eq!([decoded(None), decoded(Some(0)), decoded(Some(1))], [None, Some(0), Some(MILLISECOND)]);
+        assert_eq!(decoded(Some(Nanos::MAX / 2)), Some(65_534 * MILLISECOND));
     }
 
     #[test]

@@ -134,9 +134,9 @@ mod tests {
             ("junk".to_owned(), "line 1"),
             (String::new(), "rotation"),
         ] {
-            let told = Exchange::parse(&broken).unwrap_err();
-            assert!(told.contains(line), "{told}");
-            assert!(!told.contains(&short), "{told}");
+            let message = Exchange::parse(&broken).unwrap_err();
+            assert!(message.contains(line), "{message}");
+            assert!(!message.contains(&short), "{message}");
         }
     }
 }

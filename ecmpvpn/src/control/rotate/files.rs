@@ -121,7 +121,7 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
     begin(&path)?;
     let id = PresharedKey::generate().as_bytes()[..4].iter().fold(0, |id, byte| id << 8 | u32::from(*byte)).max(1);
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (mut made, mut parts, mut told) = (Made::default(), Vec::new(), Vec::new());
+    let (mut made, mut parts, mut keys) = (Made::default(), Vec::new(), Vec::new());
     for tunnel in &peer.tunnels {
         let (private, preshared) = (PrivateKey::generate(), PresharedKey::generate());
         let name = tunnel.name.as_str();
@@ -135,7 +135,7 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
             preshared_key_file,
             stage: Stage::Waiting,
         });
-        told.push(NewKeys {
+        keys.push(NewKeys {
             listen_port: tunnel.listen_port,
             remote_port: tunnel.remote_port,
             public_key: private.public_key(),
@@ -143,7 +143,7 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
         });
     }
     let rotation = Head { id, from: config.site.name.clone(), to: peer.name.clone() };
-    made.write(output.to_owned(), &Exchange { rotation, tunnel: told }.text())?;
+    made.write(output.to_owned(), &Exchange { rotation, tunnel: keys }.text())?;
     let state = State::new(id, Role::Leads, &peer.name, parts);
     state.write(&path)?;
     made.keep = true;
@@ -328,17 +328,17 @@ mod tests {
         fs::write(sites.path("for-b"), "mine").unwrap();
         assert!(sites.prepare().unwrap_err().to_string().contains("for-b"));
         assert_eq!((sites.count("a"), fs::read_to_string(sites.path("for-b")).unwrap()), (1, "mine".to_owned()));
-        let told = |sites: &Sites| sites.apply().unwrap_err().to_string();
-        assert!(told(&sites).contains("chmod 600"), "{}", told(&sites));
+        let refusal = |sites: &Sites| sites.apply().unwrap_err().to_string();
+        assert!(refusal(&sites).contains("chmod 600"), "{}", refusal(&sites));
         fs::set_permissions(sites.path("for-b"), fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(told(&sites).contains("is not a file of"), "{}", told(&sites));
+        assert!(refusal(&sites).contains("is not a file of"), "{}", refusal(&sites));
         fs::remove_file(sites.path("for-b")).unwrap();
-        assert!(told(&sites).contains("reading"), "{}", told(&sites));
+        assert!(refusal(&sites).contains("reading"), "{}", refusal(&sites));
         sites.prepare().unwrap();
         sites.b.peers[0].tunnels[1].listen_port = 9999;
-        assert!(told(&sites).contains("no tunnel to site-a has listen_port 51921"), "{}", told(&sites));
+        assert!(refusal(&sites).contains("no tunnel to site-a has listen_port 51921"), "{}", refusal(&sites));
         assert_eq!(sites.count("b"), 1);
         sites.b.site.name = "site-c".into();
-        assert!(told(&sites).contains("it is for site-b"), "{}", told(&sites));
+        assert!(refusal(&sites).contains("it is for site-b"), "{}", refusal(&sites));
     }
 }

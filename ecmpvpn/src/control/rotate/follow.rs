@@ -16,7 +16,7 @@ const EACH: Duration = Duration::from_secs(7);
 
 /// What is seen of a tunnel.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct Observation {
     /// It carries traffic.
     pub live: bool,
     /// Since when nothing has come from it.
@@ -54,7 +54,7 @@ impl Follow {
     }
 
     /// What is to be done at `now`; `interval`: between probes.
-    pub fn poll(&mut self, now: Duration, interval: Duration, seen: Seen) -> Do {
+    pub fn poll(&mut self, now: Duration, interval: Duration, seen: Observation) -> Do {
         if seen.live {
             self.tried = None;
             self.suspect = false;
@@ -78,8 +78,8 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(100);
 
-    fn seen(live: bool, silent: u64) -> Seen {
-        Seen { live, silent: Duration::from_millis(silent), asked: false }
+    fn seen(live: bool, silent: u64) -> Observation {
+        Observation { live, silent: Duration::from_millis(silent), asked: false }
     }
 
     fn ms(ms: u64) -> Duration {
@@ -90,7 +90,7 @@ mod tests {
     fn it_changes_when_the_tunnel_falls_silent_and_keeps_what_works() {
         let mut follow = Follow::new(false);
         assert_eq!(follow.poll(ms(0), INTERVAL, seen(true, 9_000)), Do::Wait, "in use");
-        let left = Seen { asked: true, ..seen(false, 100) };
+        let left = Observation { asked: true, ..seen(false, 100) };
         assert_eq!(follow.poll(ms(10), INTERVAL, left), Do::Wait, "left, and still answering");
         assert_eq!(follow.poll(ms(700), INTERVAL, seen(false, 500)), Do::TryNew);
         assert_eq!(follow.poll(ms(2_000), INTERVAL, seen(false, 1_800)), Do::Wait);

@@ -20,7 +20,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// What is seen of a tunnel.
 #[expect(clippy::struct_excessive_bools, reason = "four findings of one look")]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
+pub struct Observation {
     /// It carries traffic.
     pub live: bool,
     /// So does another one to the same site.
@@ -70,7 +70,7 @@ impl Lead {
     }
 
     /// What is to be done at `now`; the caller does it.
-    pub fn poll(&mut self, now: Duration, seen: Seen) -> Do {
+    pub fn poll(&mut self, now: Duration, seen: Observation) -> Do {
         let waited = now.saturating_sub(self.since);
         let (next, todo) = match self.phase {
             // Cut off in between, an earlier change may have left it with the new keys at the far end alone.
@@ -101,9 +101,9 @@ impl Lead {
 mod tests {
     use super::*;
 
-    const FINE: Seen = Seen { live: true, others: true, far_ready: true, far_left: false };
-    const LEFT: Seen = Seen { live: false, far_left: true, ..FINE };
-    const KEPT: Seen = Seen { far_ready: false, ..FINE };
+    const FINE: Observation = Observation { live: true, others: true, far_ready: true, far_left: false };
+    const LEFT: Observation = Observation { live: false, far_left: true, ..FINE };
+    const KEPT: Observation = Observation { far_ready: false, ..FINE };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -115,8 +115,8 @@ mod tests {
         assert_eq!(lead.poll(ms(1), KEPT), Do::Wait);
         assert_eq!(lead.poll(ms(100), FINE), Do::Leave);
         // One end alone has left.
-        assert_eq!(lead.poll(ms(200), Seen { live: false, ..FINE }), Do::Wait);
-        assert_eq!(lead.poll(ms(900), Seen { live: true, ..LEFT }), Do::Wait);
+        assert_eq!(lead.poll(ms(200), Observation { live: false, ..FINE }), Do::Wait);
+        assert_eq!(lead.poll(ms(900), Observation { live: true, ..LEFT }), Do::Wait);
         assert_eq!(lead.poll(ms(1000), LEFT), Do::Wait);
         assert_eq!(lead.poll(ms(1299), LEFT), Do::Wait);
         assert_eq!(lead.poll(ms(1300), LEFT), Do::Change);
@@ -127,15 +127,17 @@ mod tests {
 
     #[test]
     fn without_the_far_end_or_another_tunnel_nothing_is_touched() {
-        for (seen, why) in [(KEPT, "does not have the new keys"), (Seen { others: false, ..FINE }, "no other tunnel")] {
+        for (seen, why) in
+            [(KEPT, "does not have the new keys"), (Observation { others: false, ..FINE }, "no other tunnel")]
+        {
             let mut lead = Lead::new(ms(0), false);
             assert_eq!(lead.poll(ms(9_999), seen), Do::Wait);
-            let Do::Stop(told) = lead.poll(ms(10_000), seen) else { panic!() };
-            assert!(told.contains(why), "{told}");
+            let Do::Stop(message) = lead.poll(ms(10_000), seen) else { panic!() };
+            assert!(message.contains(why), "{message}");
         }
         let mut lead = Lead::new(ms(0), false);
         assert_eq!(lead.poll(ms(0), FINE), Do::Leave);
-        assert!(matches!(lead.poll(ms(5_000), Seen { live: false, ..FINE }), Do::Stop(_)));
+        assert!(matches!(lead.poll(ms(5_000), Observation { live: false, ..FINE }), Do::Stop(_)));
     }
 
     #[test]
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn one_that_was_cut_off_goes_on_with_the_new_keys() {
         let mut lead = Lead::new(ms(0), false);
-        let dead = Seen { live: false, others: true, far_ready: false, far_left: false };
+        let dead = Observation { live: false, others: true, far_ready: false, far_left: false };
         assert_eq!(lead.poll(ms(299), dead), Do::Wait);
         assert_eq!(lead.poll(ms(300), dead), Do::Change);
         assert_eq!(lead.poll(ms(400), KEPT), Do::Keep);

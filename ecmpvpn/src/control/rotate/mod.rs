@@ -165,7 +165,7 @@ impl Rotation {
         };
         let live = view.peers().get(planned.peer).map_or(0, |peer| peer.live);
         let far = self.handover.far(name);
-        let seen = lead::Seen {
+        let seen = lead::Observation {
             live: live >> planned.slot & 1 == 1,
             others: live & !(1 << planned.slot) != 0,
             far_ready: far.rotation == id,
@@ -207,7 +207,7 @@ impl Rotation {
             let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
             let asked = self.handover.far(name).asks;
             let heard = self.handover.heard(name).map_or(self.began, |at| at.max(self.began));
-            match follow.poll(now, interval, follow::Seen { live, silent: heard.elapsed(), asked }) {
+            match follow.poll(now, interval, follow::Observation { live, silent: heard.elapsed(), asked }) {
                 follow::Do::Wait => {}
                 follow::Do::TryNew => return Some(Step::New(name.clone())),
                 follow::Do::TryFormer => return Some(Step::Former(name.clone(), None)),

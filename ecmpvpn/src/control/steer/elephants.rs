@@ -34,7 +34,7 @@ pub struct Round {
 
 /// One flow that carries something.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct BucketTraffic {
     /// Bytes a second.
     pub rate: f64,
     /// Share of its link's time that is used, by all.
@@ -63,7 +63,7 @@ pub struct Elephants(BTreeMap<u32, State>);
 
 impl Elephants {
     /// What becomes of a flow in this round.
-    pub fn next(&mut self, bucket: u32, seen: Seen, round: Round) -> Option<State> {
+    pub fn next(&mut self, bucket: u32, seen: BucketTraffic, round: Round) -> Option<State> {
         let next = next(self.0.get(&bucket).copied(), seen, round);
         match next {
             Some(state) => self.0.insert(bucket, state),
@@ -78,7 +78,7 @@ impl Elephants {
     }
 }
 
-fn next(state: Option<State>, seen: Seen, round: Round) -> Option<State> {
+fn next(state: Option<State>, seen: BucketTraffic, round: Round) -> Option<State> {
     let share = seen.rate / (round.capacity * round.load).max(1.0);
     match state {
         Some(State::Sprayed { rounds, before }) if !round.sprays => {
@@ -106,8 +106,8 @@ mod tests {
         Round { capacity: 1e6, load: bytes / 3e6, sprays }
     }
 
-    fn seen(rate: f64) -> Seen {
-        Seen { rate, link_load: rate / 1e6 }
+    fn seen(rate: f64) -> BucketTraffic {
+        BucketTraffic { rate, link_load: rate / 1e6 }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ecmpvpn_common::decide::is_sprayed;
 use ecmpvpn_common::layout::{Bucket, Load, Peer, bucket_flags, policy, tunnel_id};
 use ecmpvpn_common::load::COST_BITS;
 
-use super::elephants::{Elephants, Round, Seen, State};
+use super::elephants::{BucketTraffic, Elephants, Round, State};
 use super::paths::{self, Placed};
 use super::rebalance::{self, Busy, Link};
 use crate::dataplane::View;
@@ -209,7 +209,7 @@ impl Flows {
         let elephants = self.elephants.entry(number).or_default();
         let mut flags = BTreeMap::new();
         for Busy { bucket, link, rate } in busy.iter().filter(|_| judges).copied() {
-            let seen = Seen { rate, link_load: links.links[link].load };
+            let seen = BucketTraffic { rate, link_load: links.links[link].load };
             let mark = match elephants.next(bucket, seen, round) {
                 Some(State::Sprayed { .. }) => bucket_flags::SPRAY,
                 Some(State::Whole) => bucket_flags::WHOLE,

@@ -34,7 +34,7 @@ pub struct Underlay {
     /// By interface index.
     rates: BTreeMap<u32, Rate>,
     /// The same as the programs are told it, bits a second.
-    told: BTreeMap<u32, f64>,
+    reported: BTreeMap<u32, f64>,
     /// By tunnel id: the interface that its link is.
     interfaces: BTreeMap<u32, u32>,
     /// Share of what leaves that is inner packets.
@@ -108,7 +108,7 @@ impl Underlay {
     fn level_out(&mut self) {
         let mut rates = rate::assumed(&self.rates.values().copied().collect::<Vec<_>>());
         rate::level_out(&mut rates);
-        self.told = self.rates.keys().copied().zip(rates).collect();
+        self.reported = self.rates.keys().copied().zip(rates).collect();
     }
 
     /// Tells the programs what a byte costs on each link.
@@ -192,7 +192,7 @@ impl Underlay {
 
     /// What a tunnel's link carries of inner packets, bits a second.
     fn inner_rate(&self, id: u32) -> f64 {
-        let rate = self.interfaces.get(&id).and_then(|interface| self.told.get(interface));
+        let rate = self.interfaces.get(&id).and_then(|interface| self.reported.get(interface));
         rate.copied().unwrap_or(NOMINAL as f64) * self.inner_share
     }
 

@@ -195,12 +195,12 @@ impl Packet for Datagram {
 }
 
 /// What a simulation saw after its first half.
-struct Seen {
+struct Outcome {
     bytes: Vec<f64>,
     moves: u64,
 }
 
-impl Seen {
+impl Outcome {
     fn max_over_mean(&self) -> f64 {
         let mean = self.bytes.iter().sum::<f64>() / self.bytes.len() as f64;
         self.bytes.iter().copied().fold(0.0, f64::max) / mean
@@ -208,7 +208,7 @@ impl Seen {
 }
 
 /// Flows of these rates, bytes a second, that all start at once and never pause, for `seconds`; packets of 1,400 bytes.
-fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Seen {
+fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Outcome {
     const LENGTH: u32 = 1_400;
     let start = site.now.get();
     let mut next: Vec<(u64, u32)> = (0..).zip(rates).map(|(flow, _)| (start, flow)).collect();
@@ -216,7 +216,7 @@ fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Seen {
         next.drain(..).map(std::cmp::Reverse).collect();
     let placed = site.placed();
     let (mut flows, mut round) = (Flows::default(), start);
-    let mut seen = Seen { bytes: vec![0.0; site.tunnels.len()], moves: 0 };
+    let mut seen = Outcome { bytes: vec![0.0; site.tunnels.len()], moves: 0 };
     let moves = || site.loads.iter().map(|load| load.rebalance_moves.get()).sum::<u64>();
     let mut moves_before = 0;
     while let Some(std::cmp::Reverse((at, flow))) = queue.pop() {

@@ -48,7 +48,7 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
         peer = peer.set_preshared_key(Key(*key.as_bytes()));
     }
     apply(&DeviceUpdate::new().add_peer(peer), &name)?;
-    allow(&public_key, wanted(tunnel), &name)
+    allow(&public_key, desired(tunnel), &name)
 }
 
 /// In what a device differs from `tunnel`. An endpoint that `previous` has already may have roamed since: that is no
@@ -78,7 +78,7 @@ pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec
     if first.endpoint != Some(tunnel.remote_endpoint) && !wanted_before {
         parts.push(Part::Endpoint);
     }
-    if device.peers.iter().flat_map(allowed).collect::<BTreeSet<_>>() != wanted(tunnel) {
+    if device.peers.iter().flat_map(allowed).collect::<BTreeSet<_>>() != desired(tunnel) {
         parts.push(Part::AllowedIps);
     }
     Ok(parts)
@@ -119,7 +119,7 @@ fn allowed(peer: &PeerInfo) -> impl Iterator<Item = Net> {
 }
 
 /// What `tunnel`'s peer shall be allowed to send from.
-fn wanted(tunnel: &Tunnel) -> BTreeSet<Net> {
+fn desired(tunnel: &Tunnel) -> BTreeSet<Net> {
     tunnel.allowed_ips.iter().map(|net| (net.network(), net.prefix_len())).collect()
 }
 
@@ -130,13 +130,13 @@ fn wanted(tunnel: &Tunnel) -> BTreeSet<Net> {
 fn alter_allowed(tunnel: &Tunnel, name: &InterfaceName) -> io::Result<()> {
     let device = Device::get(name, Backend::Kernel).map_err(|e| plain(&e))?;
     let now: BTreeSet<Net> = device.peers.iter().flat_map(allowed).collect();
-    let wanted = wanted(tunnel);
-    allow(&Key(*tunnel.public_key.as_bytes()), wanted.difference(&now).copied(), name)?;
-    if wanted.is_superset(&now) {
+    let desired = desired(tunnel);
+    allow(&Key(*tunnel.public_key.as_bytes()), desired.difference(&now).copied(), name)?;
+    if desired.is_superset(&now) {
         return Ok(());
     }
     let nobody = Key(*PrivateKey::generate().public_key().as_bytes());
-    let taken = allow(&nobody, now.difference(&wanted).copied(), name);
+    let taken = allow(&nobody, now.difference(&desired).copied(), name);
     apply(&DeviceUpdate::new().add_peer(PeerConfigBuilder::new(&nobody).remove()), name)?;
     taken
 }
@@ -152,7 +152,7 @@ fn allow(peer: &Key, nets: impl IntoIterator<Item = Net>, name: &InterfaceName) 
 
 /// A device's peer as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct PeerState {
     /// Its key.
     pub public_key: PublicKey,
     /// Where packets to it go; a peer that roams moves it.
@@ -166,10 +166,10 @@ pub struct Seen {
 /// A device's peers.
 ///
 /// Blocks for a round trip to the kernel, in the calling thread's network namespace.
-pub fn peers(name: &str) -> io::Result<Vec<Seen>> {
+pub fn peers(name: &str) -> io::Result<Vec<PeerState>> {
     let name: InterfaceName = name.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
-    let seen = |peer: &PeerInfo| Seen {
+    let seen = |peer: &PeerInfo| PeerState {
         public_key: PublicKey::from_bytes(peer.config.public_key.0),
         endpoint: peer.config.endpoint,
         allowed_ips: allowed(peer).collect(),

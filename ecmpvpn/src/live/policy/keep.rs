@@ -85,15 +85,15 @@ impl Live {
         }
         let same = |rules: &[Rule]| rules.iter().map(|rule| canonical(rule, &self.names)).collect::<Vec<_>>();
         let live: Vec<Rule> = self.rules()?.into_iter().map(|placed| placed.rule).collect();
-        let wanted = merged(&live, &same(before), &same(now));
-        if wanted == live { Ok(()) } else { self.set_rules(&wanted) }
+        let desired = merged(&live, &same(before), &same(now));
+        if desired == live { Ok(()) } else { self.set_rules(&desired) }
     }
 }
 
 /// The rules of a changed configuration, `now`, with those that are in force beside it: each stays before the rule that it
 /// stands before. What was taken out of force and is written still stays out.
 fn merged(live: &[Rule], before: &[Rule], now: &[Rule]) -> Vec<Rule> {
-    let mut wanted = Vec::new();
+    let mut desired = Vec::new();
     let is_own = |rule: &&Rule| !before.contains(rule) && !now.contains(rule);
     let next = |at: usize| live[at..].iter().find(|rule| now.contains(rule));
     let own = |anchor: Option<&Rule>| -> Vec<Rule> {
@@ -101,13 +101,13 @@ fn merged(live: &[Rule], before: &[Rule], now: &[Rule]) -> Vec<Rule> {
         at_anchor.map(|(_, rule)| rule.clone()).collect()
     };
     for rule in now {
-        wanted.extend(own(Some(rule)));
+        desired.extend(own(Some(rule)));
         if live.contains(rule) || !before.contains(rule) {
-            wanted.push(rule.clone());
+            desired.push(rule.clone());
         }
     }
-    wanted.extend(own(None));
-    wanted
+    desired.extend(own(None));
+    desired
 }
 
 #[cfg(test)]

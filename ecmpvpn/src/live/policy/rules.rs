@@ -13,23 +13,23 @@ impl Live {
         Ok(self.rule_maps.read(&self.view)?.rules(&self.names))
     }
 
-    /// Puts `wanted` in force. Every packet meets the former rules or the new ones; a rule that stays keeps its flows
+    /// Puts `desired` in force. Every packet meets the former rules or the new ones; a rule that stays keeps its flows
     /// where they are.
     ///
     /// # Errors
     /// There are too many, one names an unknown tunnel, or the maps cannot be written.
-    pub fn set_rules(&mut self, wanted: &[Rule]) -> Result<(), PolicyError> {
+    pub fn set_rules(&mut self, desired: &[Rule]) -> Result<(), PolicyError> {
         let now = self.rules()?;
-        self.replace_rules(now, wanted)
+        self.replace_rules(now, desired)
     }
 
     /// The same; `now` are in force.
-    fn replace_rules(&mut self, mut now: Vec<Placed>, wanted: &[Rule]) -> Result<(), PolicyError> {
-        for tunnel in wanted.iter().flat_map(|rule| &rule.tunnels) {
+    fn replace_rules(&mut self, mut now: Vec<Placed>, desired: &[Rule]) -> Result<(), PolicyError> {
+        for tunnel in desired.iter().flat_map(|rule| &rule.tunnels) {
             self.known(tunnel)?;
         }
-        let wanted: Vec<Rule> = wanted.iter().map(|rule| canonical(rule, &self.names)).collect();
-        for step in steps(&now, &wanted)? {
+        let desired: Vec<Rule> = desired.iter().map(|rule| canonical(rule, &self.names)).collect();
+        for step in steps(&now, &desired)? {
             self.rule_maps.change(&self.view, &self.names, &now, &step)?;
             now = step;
         }

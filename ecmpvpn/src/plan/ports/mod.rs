@@ -80,14 +80,14 @@ pub enum PortError {
     #[error("planning from base port {0}: choose {LOWEST_PORT} or more, ports below belong to well-known services")]
     BasePort(u16),
     /// Too few ports are left.
-    #[error("planning {wanted} tunnels: only {available} ports at endpoint {side} are neither reserved nor excluded")]
+    #[error("planning {desired} tunnels: only {available} ports at endpoint {side} are neither reserved nor excluded")]
     TooFewPorts {
         /// The end.
         side: Side,
         /// Ports that may be used.
         available: usize,
         /// Ports needed.
-        wanted: usize,
+        desired: usize,
     },
     /// A given port is used twice at one end.
     #[error("port {port} appears twice at endpoint {side}: WireGuard needs a port of its own for each tunnel")]
@@ -122,7 +122,7 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
         let ports = search::near(request.base_port, request.tunnels, &end.excluded);
         let available = ports.len();
         if available < request.tunnels {
-            return Err(PortError::TooFewPorts { side, available, wanted: request.tunnels });
+            return Err(PortError::TooFewPorts { side, available, desired: request.tunnels });
         }
         Ok(ports)
     };
@@ -148,18 +148,18 @@ pub struct Better {
 
 /// A plan that misses less than `judged`, the judgement of `request`; `None`: there is none.
 pub fn better(request: &Request, judged: &PortPlan) -> Result<Option<Better>, PortError> {
-    let mut wanted = Request { tunnels: judged.pairs.len(), ..request.clone() };
+    let mut desired = Request { tunnels: judged.pairs.len(), ..request.clone() };
     let assumed = match (request.a.policy, request.b.policy) {
         (Some(_), None) => Some(Side::B),
         (None, Some(_)) => Some(Side::A),
         _ => None,
     };
     match assumed {
-        Some(Side::A) => (wanted.a.members, wanted.a.policy) = (request.b.members, request.b.policy),
-        Some(Side::B) => (wanted.b.members, wanted.b.policy) = (request.a.members, request.a.policy),
+        Some(Side::A) => (desired.a.members, desired.a.policy) = (request.b.members, request.b.policy),
+        Some(Side::B) => (desired.b.members, desired.b.policy) = (request.a.members, request.a.policy),
         None => {}
     }
-    let planned = plan(&wanted)?;
+    let planned = plan(&desired)?;
     let plan = judge(request, &planned.pairs)?;
     // An assumption alone is no reason to change ports: what is known must get better.
     Ok((plan.misses() < judged.misses()).then_some(Better { plan, assumed }))

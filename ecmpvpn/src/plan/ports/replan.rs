@@ -69,9 +69,9 @@ pub struct Proposal {
 /// What `measured`, one tunnel for each of `pairs`, says of the switch before end A, and ports that suit it.
 pub fn replan(request: &Request, pairs: &[PortPair], measured: &Measured) -> Result<Replan, PortError> {
     let members = measured.members();
-    let at = |wanted: fn(usize) -> bool| -> Vec<usize> {
+    let at = |desired: fn(usize) -> bool| -> Vec<usize> {
         let tunnels = measured.tunnels.iter().enumerate();
-        tunnels.filter(|(_, tunnel)| wanted(tunnel.on.len())).map(|(at, _)| at).collect()
+        tunnels.filter(|(_, tunnel)| desired(tunnel.on.len())).map(|(at, _)| at).collect()
     };
     let loads = measured.loads();
     let done = |finding| Ok(Replan { finding, loads: loads.clone(), proposal: None });

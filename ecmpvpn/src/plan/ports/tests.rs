@@ -94,10 +94,10 @@ fn excluded_and_reserved_ports_are_skipped() {
     assert!(planned.is_perfect(), "{planned:?}");
 
     request.b.excluded = (0..=u16::MAX).filter(|port| *port != 6000).collect();
-    let expected = PortError::TooFewPorts { side: Side::B, available: 1, wanted: 8 };
+    let expected = PortError::TooFewPorts { side: Side::B, available: 1, desired: 8 };
     assert_eq!(plan(&request), Err(expected.clone()));
     let swapped = Request { a: request.b.clone(), b: request.a.clone(), ..request };
-    assert_eq!(plan(&swapped), Err(PortError::TooFewPorts { side: Side::A, available: 1, wanted: 8 }));
+    assert_eq!(plan(&swapped), Err(PortError::TooFewPorts { side: Side::A, available: 1, desired: 8 }));
 }
 
 /// Only two ports are left at either end, and they cannot be even: the plan is the best there is and says what it

@@ -35,29 +35,29 @@ fn fitting(rules: &[Rule]) -> Result<u32, TooManyRules> {
 struct Item {
     placed: Placed,
     /// Its position among the wanted rules; `None`: it goes.
-    wanted: Option<usize>,
+    desired: Option<usize>,
 }
 
-/// The way from the rules in force to `wanted`, both written the canonical way: what is in force after each step, the
+/// The way from the rules in force to `desired`, both written the canonical way: what is in force after each step, the
 /// last being what is wanted. In no step does a bit change its rule, and what stays keeps its bit where it can.
 ///
 /// # Errors
 /// There are too many.
-pub fn steps(from: &[Placed], wanted: &[Rule]) -> Result<Vec<Vec<Placed>>, TooManyRules> {
-    fitting(wanted)?;
-    let kept = kept(from, wanted);
-    let wanted_at = |at: usize| kept.iter().position(|kept| *kept == Some(at));
+pub fn steps(from: &[Placed], desired: &[Rule]) -> Result<Vec<Vec<Placed>>, TooManyRules> {
+    fitting(desired)?;
+    let kept = kept(from, desired);
+    let desired_at = |at: usize| kept.iter().position(|kept| *kept == Some(at));
     let mut now: Vec<Item> =
-        (0..).zip(from).map(|(at, placed)| Item { placed: placed.clone(), wanted: wanted_at(at) }).collect();
+        (0..).zip(from).map(|(at, placed)| Item { placed: placed.clone(), desired: desired_at(at) }).collect();
     let mut steps = Vec::new();
     let added = kept.iter().filter(|kept| kept.is_none()).count();
     if from.len() + added > MAX_RULES as usize {
-        now.retain(|item| item.wanted.is_some());
+        now.retain(|item| item.desired.is_some());
         steps.push(in_force(&now));
     }
     let mut at = 0;
-    for (position, rule) in wanted.iter().enumerate() {
-        if let Some(stays) = now.iter().position(|item| item.wanted == Some(position)) {
+    for (position, rule) in desired.iter().enumerate() {
+        if let Some(stays) = now.iter().position(|item| item.desired == Some(position)) {
             at = stays + 1;
             continue;
         }
@@ -65,10 +65,10 @@ pub fn steps(from: &[Placed], wanted: &[Rule]) -> Result<Vec<Vec<Placed>>, TooMa
             make_room(&mut now, at, &mut steps);
         }
         let bit = chosen(&gap(&now, at), at == 0, at == now.len());
-        now.insert(at, Item { placed: Placed { bit, rule: rule.clone() }, wanted: Some(position) });
+        now.insert(at, Item { placed: Placed { bit, rule: rule.clone() }, desired: Some(position) });
         at += 1;
     }
-    now.retain(|item| item.wanted.is_some());
+    now.retain(|item| item.desired.is_some());
     steps.push(in_force(&now));
     Ok(steps)
 }
@@ -78,16 +78,16 @@ fn in_force(now: &[Item]) -> Vec<Placed> {
 }
 
 /// For each wanted rule the place of the one in force that it goes on with: a longest common subsequence.
-fn kept(from: &[Placed], wanted: &[Rule]) -> Vec<Option<usize>> {
-    let mut longest = vec![vec![0u32; from.len() + 1]; wanted.len() + 1];
-    for (w, rule) in wanted.iter().enumerate().rev() {
+fn kept(from: &[Placed], desired: &[Rule]) -> Vec<Option<usize>> {
+    let mut longest = vec![vec![0u32; from.len() + 1]; desired.len() + 1];
+    for (w, rule) in desired.iter().enumerate().rev() {
         for (f, placed) in from.iter().enumerate().rev() {
             let both = if placed.rule == *rule { longest[w + 1][f + 1] + 1 } else { 0 };
             longest[w][f] = both.max(longest[w + 1][f]).max(longest[w][f + 1]);
         }
     }
-    let (mut kept, mut f) = (vec![None; wanted.len()], 0);
-    for (w, rule) in wanted.iter().enumerate() {
+    let (mut kept, mut f) = (vec![None; desired.len()], 0);
+    for (w, rule) in desired.iter().enumerate() {
         while f < from.len() && longest[w][f] == longest[w][f + 1] {
             f += 1;
         }

@@ -233,10 +233,10 @@ proptest! {
     fn the_tables_say_what_the_rules_were(rules in vec(rule(), 0..=64)) {
         let names = names();
         let placed = place(&rules).unwrap();
-        let told = RuleTables::of(&placed, &names).rules(&names);
-        prop_assert_eq!(told.iter().map(|told| told.bit).collect::<Vec<_>>(), placed.iter().map(|p| p.bit).collect::<Vec<_>>());
-        for (told, placed) in told.iter().zip(&placed) {
-            prop_assert_eq!(&told.rule, &canonical(&placed.rule, &names));
+        let shown = RuleTables::of(&placed, &names).rules(&names);
+        prop_assert_eq!(shown.iter().map(|shown| shown.bit).collect::<Vec<_>>(), placed.iter().map(|p| p.bit).collect::<Vec<_>>());
+        for (shown, placed) in shown.iter().zip(&placed) {
+            prop_assert_eq!(&shown.rule, &canonical(&placed.rule, &names));
         }
     }
 
@@ -248,26 +248,26 @@ proptest! {
         let mut now = place(&first.into_iter().map(rule).collect::<Vec<_>>()).unwrap();
         for (adds, at, mark) in edits {
             let before: Vec<Rule> = now.iter().map(|placed| placed.rule.clone()).collect();
-            let mut wanted = before.clone();
+            let mut desired = before.clone();
             if adds {
-                wanted.insert(at.index(wanted.len() + 1), rule(mark));
-            } else if !wanted.is_empty() {
-                wanted.remove(at.index(wanted.len()));
+                desired.insert(at.index(desired.len() + 1), rule(mark));
+            } else if !desired.is_empty() {
+                desired.remove(at.index(desired.len()));
             }
-            if wanted.len() > 64 {
-                prop_assert_eq!(steps(&now, &wanted), Err(TooManyRules { count: 65 }));
+            if desired.len() > 64 {
+                prop_assert_eq!(steps(&now, &desired), Err(TooManyRules { count: 65 }));
                 continue;
             }
-            for step in steps(&now, &wanted).unwrap() {
+            for step in steps(&now, &desired).unwrap() {
                 prop_assert!(step.windows(2).all(|pair| pair[0].bit < pair[1].bit), "{step:?}");
                 prop_assert!(step.iter().all(|placed| placed.bit < 64));
                 let reused = |placed: &&Placed| now.iter().any(|old| old.bit == placed.bit && old.rule != placed.rule);
                 prop_assert_eq!(step.iter().find(reused), None);
                 let order: Vec<Rule> = step.iter().map(|placed| placed.rule.clone()).collect();
-                prop_assert!(order == before || order == wanted, "{order:?}");
+                prop_assert!(order == before || order == desired, "{order:?}");
                 now = step;
             }
-            prop_assert_eq!(now.iter().map(|placed| placed.rule.clone()).collect::<Vec<_>>(), wanted);
+            prop_assert_eq!(now.iter().map(|placed| placed.rule.clone()).collect::<Vec<_>>(), desired);
         }
     }
 }
@@ -279,9 +279,9 @@ fn a_rule_in_front_leaves_the_others_their_bits() {
     let bits = |placed: &[Placed]| placed.iter().map(|placed| placed.bit).collect::<Vec<_>>();
     let behind = bits(&now);
     for mark in 0..8 {
-        let wanted: Vec<Rule> =
+        let desired: Vec<Rule> =
             std::iter::once(rule(mark)).chain(now.iter().map(|placed| placed.rule.clone())).collect();
-        let steps = steps(&now, &wanted).unwrap();
+        let steps = steps(&now, &desired).unwrap();
         assert_eq!(steps.len(), 1);
         now = steps.into_iter().last().unwrap();
         assert!(bits(&now).ends_with(&behind), "{:?}", bits(&now));

@@ -48,9 +48,9 @@ impl Peer {
     /// What to think of the measurement, in one sentence without a full stop.
     pub fn arrival_verdict(&self) -> Option<String> {
         let measured = &self.arrivals.as_ref()?.measured;
-        let names = |wanted: fn(usize) -> bool| -> Vec<&str> {
+        let names = |desired: fn(usize) -> bool| -> Vec<&str> {
             let all = self.names.iter().zip(&measured.tunnels);
-            all.filter(|(_, tunnel)| wanted(tunnel.on.len())).map(|(name, _)| name.as_str()).collect()
+            all.filter(|(_, tunnel)| desired(tunnel.on.len())).map(|(name, _)| name.as_str()).collect()
         };
         if measured.members() <= 1 {
             return Some(format!("measured: {} receives on one port, nothing is to be spread", self.here));
