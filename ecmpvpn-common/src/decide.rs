@@ -7,7 +7,7 @@
 
 use crate::account::{self, Sent};
 use crate::flow::mix;
-use crate::layout::{Bucket, Peer, Reason, Rule, bucket_flags, how, policy, rule_flags, settings_flags, tunnel_id};
+use crate::layout::{Bucket, Peer, Policy, Reason, Rule, bucket_flags, how, rule_flags, settings_flags, tunnel_id};
 use crate::packet::{Packet, Parsed, Segments, parse, segments};
 use crate::rendezvous::NONE;
 use crate::rules;
@@ -23,7 +23,7 @@ pub struct Steer {
     pub tunnel: u32,
     /// Its interface's index, never 0.
     pub ifindex: u32,
-    /// The bucket, by its place candidates all peers' buckets.
+    /// The bucket, by its place among all peers' buckets.
     pub bucket: u32,
     /// Bits of [`how`].
     pub how: u32,
@@ -156,7 +156,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let segments = Segments { packets: (size >> 32) as u32, bytes: size as u32 };
     let bytes = segments.bytes;
     let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
-    let mut constraints = Constraints { policy: peer.policy.get(), usable: peer.live.get() };
+    let mut constraints = Constraints { policy: peer.policy(), usable: peer.live.get() };
     if rule != rules::NONE {
         let Some(rule_record) = tables.rule(rule) else { return u64::from(BAD_TABLE) };
         constraints = constraints.under(rule_record, tables.rule_tunnels(rule, number));
@@ -189,7 +189,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
         slot = reselect(tables, number, peer, &constraints, bucket, record, now, idle);
         is_new = idle >= FORGOTTEN_NS || slot != current;
         if slot != current {
-            how = if lives && constraints.policy != policy::HASH { how::FLOWLET } else { how::FAILOVER };
+            how = if lives && constraints.policy != Policy::Hash { how::FLOWLET } else { how::FAILOVER };
         }
     }
     if slot == NONE {
@@ -199,7 +199,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
         record.tunnel.set(slot as u8);
     }
     let expected = if is_new { peer.expected_bytes.get() } else { 0 };
-    let at_once = is_new || constraints.policy == policy::SPRAY || sprayed;
+    let at_once = is_new || constraints.policy == Policy::Spray || sprayed;
     account::record_sent(tables, tunnel_id(number, slot), now, &Sent { segments, how, expected, at_once });
     Chosen { slot, bucket: index, how }.pack()
 }
@@ -207,11 +207,11 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
 /// Whether each packet of a bucket chooses by itself.
 #[must_use]
 #[inline(always)]
-pub fn is_sprayed(policy: u32, flags: u8) -> bool {
+pub fn is_sprayed(policy: Policy, flags: u8) -> bool {
     match policy {
-        policy::SPRAY => flags & bucket_flags::WHOLE == 0,
-        policy::ADAPTIVE => flags & bucket_flags::SPRAY != 0,
-        _ => false,
+        Policy::Spray => flags & bucket_flags::WHOLE == 0,
+        Policy::Adaptive => flags & bucket_flags::SPRAY != 0,
+        Policy::Hash | Policy::Flowlet => false,
     }
 }
 
@@ -248,8 +248,7 @@ impl Timing {
 
 /// What holds for a packet.
 struct Constraints {
-    /// See [`policy`].
-    policy: u32,
+    policy: Policy,
     /// Live tunnels that it may take.
     usable: u32,
 }
@@ -258,10 +257,7 @@ impl Constraints {
     /// As a rule that the packet meets changes them; `allowed` are the peer's tunnels that the rule allows.
     #[inline(always)]
     fn under(self, rule: &Rule, allowed: u32) -> Self {
-        let policy = match rule.policy.get() {
-            policy::PEERS_OWN => self.policy,
-            policy => policy,
-        };
+        let policy = Policy::of(rule.policy.get()).unwrap_or(self.policy);
         let allowed = self.usable & allowed;
         let others_do = allowed == 0 && rule.flags.get() & rule_flags::PREFER != 0;
         Self { policy, usable: if others_do { self.usable } else { allowed } }
@@ -291,7 +287,7 @@ fn reselect<T: Calls + ?Sized>(
     idle: u64,
 ) -> u32 {
     let candidates = constraints.preferred(peer);
-    if constraints.policy == policy::HASH {
+    if constraints.policy == Policy::Hash {
         let home = u32::from(record.home.get());
         return if candidates.checked_shr(home).unwrap_or(0) & 1 == 1 {
             home

@@ -6,7 +6,7 @@
 use crate::account::{Sent, record_sent};
 use crate::decide::{self, Steer, Timing, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Destination, Peer, Reason, Settings, policy, settings_flags, tunnel_id};
+use crate::layout::{Address, Peer, Policy, Reason, Settings, settings_flags, tunnel_id};
 use crate::packet::{Packet, Segments, Transport, protocol};
 use crate::rules;
 use crate::tables::{Calls, Tables};
@@ -67,7 +67,7 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
     }
     let [a, b, c, d] = ports.to_ne_bytes();
     (key.sport, key.dport) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
-    let destination = Destination { family: u32::from(key.family), address: key.dst };
+    let destination = Address { family: u32::from(key.family), address: key.dst };
     let settings = tables.settings()?;
     if settings.hash_fields != fields::FIVE_TUPLE || settings.flags & settings_flags::SYMMETRIC != 0 {
         return None;
@@ -87,20 +87,20 @@ fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> 
     let slot = u32::from(bucket.tunnel.get());
     let id = tunnel_id(flow.peer, slot & (u32::BITS - 1));
     let ifindex = tables.tunnel(id)?.ifindex;
-    let policy = peer.policy.get();
+    let policy = peer.policy();
     let lives = peer.live.get().checked_shr(slot).unwrap_or(0) & 1 == 1 && ifindex != 0;
     let mut now = 0;
     if lives && !is_sprayed(policy, bucket.flags.get()) {
         let gap = peer.gap_ns.get();
-        let moment = Timing::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
-        if moment.idle < u64::from(gap) {
-            bucket.last_ns.set(moment.stamp);
+        let timing = Timing::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
+        if timing.idle < u64::from(gap) {
+            bucket.last_ns.set(timing.stamp);
             bucket.bytes.set(bucket.bytes.get().wrapping_add(segments.bytes));
-            let at_once = policy == policy::SPRAY;
-            record_sent(tables, id, moment.at, &Sent { segments, how: 0, expected: 0, at_once });
+            let at_once = policy == Policy::Spray;
+            record_sent(tables, id, timing.at, &Sent { segments, how: 0, expected: 0, at_once });
             return Some(Ok(Steered { steer: Steer { tunnel: id, ifindex, bucket: index, how: 0 }, stayed: true }));
         }
-        now = moment.at;
+        now = timing.at;
     }
     let flow = decide::Flow { peer: flow.peer, hash: flow.hash, rule: rules::NONE };
     Some(decide::steer_at(&flow, segments, tables, now).map(|steer| Steered { steer, stayed: false }))

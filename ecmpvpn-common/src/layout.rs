@@ -26,7 +26,7 @@ pub const MAX_RULE_PREFIXES: u32 = MAX_RULES + 3;
 pub mod maps {
     /// Array of one [`super::State`]; mapped.
     pub const STATE: &str = "STATE";
-    /// Longest-prefix match from [`super::Destination`] to the peer's number.
+    /// Longest-prefix match from [`super::Address`] to the peer's number.
     pub const PREFIXES: &str = "PREFIXES";
     /// Hash from interface index to tunnel id.
     pub const TUNNEL_IDS: &str = "TUNNEL_IDS";
@@ -42,7 +42,7 @@ pub mod maps {
     pub const RULES: &str = "RULES";
     /// Array of [`super::RuleSet`], by [`super::rule_fields`]; mapped.
     pub const RULE_FIELDS: &str = "RULE_FIELDS";
-    /// Longest-prefix match from a source [`super::Destination`] to the rules that it meets, a bit each.
+    /// Longest-prefix match from a source [`super::Address`] to the rules that it meets, a bit each.
     pub const RULE_SOURCES: &str = "RULE_SOURCES";
     /// The same for destinations.
     pub const RULE_DESTS: &str = "RULE_DESTS";
@@ -111,8 +111,8 @@ pub mod test_run {
     pub const HOW: usize = 2;
     /// The number of the [`super::Reason`] why the packet was not put onto a tunnel.
     pub const REASON: usize = 3;
-    /// 1 if it was steered by [`crate::quick`], 2 if its bucket stayed where it was.
-    pub const QUICK: usize = 4;
+    /// 1 if it was steered by [`crate::fast_path`], 2 if its bucket stayed where it was.
+    pub const FAST_PATH: usize = 4;
 }
 
 /// A tunnel's id.
@@ -187,14 +187,14 @@ pub mod settings_flags {
 /// Key of the longest-prefix match. The family comes first, so that no IPv6 prefix matches an IPv4 address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Destination {
+pub struct Address {
     /// 4 or 6.
     pub family: u32,
     /// Network byte order; an IPv4 address is the first word, the others are 0.
     pub address: [u32; 4],
 }
 
-impl Destination {
+impl Address {
     /// Bits of the key that stand before the address.
     pub const FAMILY_BITS: u32 = 32;
 }
@@ -211,7 +211,7 @@ pub struct Peer {
     pub bucket_base: u32,
     /// Number of its buckets less one.
     pub bucket_mask: u32,
-    /// See [`policy`].
+    /// Number of a [`Policy`].
     pub policy: Shared<u32>,
     /// Number of its slots, from 0 on. A slot whose tunnel was taken away has no interface index.
     pub tunnel_count: Shared<u32>,
@@ -229,19 +229,55 @@ pub struct Peer {
     pub name: [u8; 32],
 }
 
-/// Values of [`Peer::policy`].
-pub mod policy {
-    /// By the flow hash and the tunnels' weights alone.
-    pub const HASH: u32 = 0;
-    /// To the least loaded tunnel whenever the flow pauses.
-    pub const FLOWLET: u32 = 1;
-    /// As flowlet, and busy buckets move off an overloaded tunnel.
-    pub const ADAPTIVE: u32 = 2;
-    /// Packet by packet, to the tunnel that delivers first.
-    pub const SPRAY: u32 = 3;
-    /// In [`super::Rule::policy`]: the peer's own.
-    pub const PEERS_OWN: u32 = u32::MAX;
+impl Peer {
+    /// Its policy. A number of another version counts as [`Policy::Hash`].
+    #[must_use]
+    #[inline(always)]
+    pub fn policy(&self) -> Policy {
+        Policy::of(self.policy.get()).unwrap_or(Policy::Hash)
+    }
 }
+
+/// How flows are put onto a peer's tunnels.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// By the flow hash and the tunnels' weights alone.
+    Hash = 0,
+    /// To the least loaded tunnel whenever the flow pauses.
+    Flowlet = 1,
+    /// As flowlet, and busy buckets move off an overloaded tunnel.
+    Adaptive = 2,
+    /// Packet by packet, to the tunnel that delivers first.
+    Spray = 3,
+}
+
+impl Policy {
+    /// Every policy, by its number.
+    pub const ALL: [Self; 4] = [Self::Hash, Self::Flowlet, Self::Adaptive, Self::Spray];
+
+    /// The policy of this number in a record; `None`: none of this version's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Hash),
+            1 => Some(Self::Flowlet),
+            2 => Some(Self::Adaptive),
+            3 => Some(Self::Spray),
+            _ => None,
+        }
+    }
+
+    /// Its number in a record.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+}
+
+/// In [`Rule::policy`]: the peer's own.
+pub const PEERS_OWN: u32 = u32::MAX;
 
 /// Bits that say how a packet came to its tunnel.
 pub mod how {
@@ -356,7 +392,7 @@ pub struct Path {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Rule {
-    /// See [`policy`].
+    /// Number of a [`Policy`], or [`PEERS_OWN`].
     pub policy: Shared<u32>,
     /// Bits of [`rule_flags`].
     pub flags: Shared<u32>,
@@ -536,7 +572,7 @@ impl Reason {
 
 const _: () = {
     assert!(size_of::<Settings>() == 48);
-    assert!(size_of::<Destination>() == 20);
+    assert!(size_of::<Address>() == 20);
     assert!(size_of::<Peer>() == 112);
     assert!(size_of::<Load>() == 56);
     assert!(size_of::<Path>() == 8);
@@ -557,7 +593,7 @@ const _: () = {
 #[cfg(feature = "aya")]
 mod pod {
     #![allow(clippy::undocumented_unsafe_blocks, reason = "the module says it once for all")]
-    unsafe impl aya::Pod for super::Destination {}
+    unsafe impl aya::Pod for super::Address {}
     unsafe impl aya::Pod for super::TunnelCounters {}
 }
 

@@ -1,7 +1,7 @@
 //! Reads a packet's flow key, from the network header on. Every walk is bounded; nothing is allocated or written.
 
 use crate::flow::{FlowKey, IPV4, IPV6};
-use crate::layout::{Destination, Reason};
+use crate::layout::{Address, Reason};
 
 /// Bytes of a packet, by offset from the start of its network header.
 pub trait Packet {
@@ -68,7 +68,7 @@ pub struct Parsed {
     /// The flow. An ICMP error has the key of the flow that it answers, in the error's direction.
     pub key: FlowKey,
     /// Where the packet itself goes.
-    pub destination: Destination,
+    pub destination: Address,
     /// Its transport header, if it has one.
     pub transport: Transport,
 }
@@ -104,7 +104,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
         return Err(Reason::NotIp);
     }
     let network = network(packet, 0, family)?;
-    let destination = Destination { family: u32::from(family), address: network.key.dst };
+    let destination = Address { family: u32::from(family), address: network.key.dst };
     refuse_link_scope(&destination)?;
 
     let mut key = network.key;
@@ -120,7 +120,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
 
 /// Multicast and link-local destinations belong to the steering device itself.
 #[inline(always)]
-pub(crate) fn refuse_link_scope(destination: &Destination) -> Result<(), Reason> {
+pub(crate) fn refuse_link_scope(destination: &Address) -> Result<(), Reason> {
     let [a, b, ..] = destination.address[0].to_ne_bytes();
     match (destination.family == u32::from(IPV4), a, b) {
         (true, 224.., _) | (false, 0xff, _) => Err(Reason::Multicast),

@@ -5,7 +5,7 @@
 //! efficient multi-dimensional range matching", SIGCOMM 1998.
 
 use crate::flow::{FlowKey, IPV4};
-use crate::layout::{Destination, rule_fields};
+use crate::layout::{Address, rule_fields};
 use crate::packet::Packet;
 use crate::tables::Tables;
 
@@ -27,8 +27,8 @@ pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, candidat
     }
     rules &= tables.rules_of_mark(mark).unwrap_or_else(|| field(tables, rule_fields::NO_MARK));
     let family = u32::from(key.family);
-    rules &= tables.rules_of_source(&Destination { family, address: key.src });
-    rules &= tables.rules_of_destination(&Destination { family, address: key.dst });
+    rules &= tables.rules_of_source(&Address { family, address: key.src });
+    rules &= tables.rules_of_destination(&Address { family, address: key.dst });
     if rules == 0 { NONE } else { rules.trailing_zeros() }
 }
 

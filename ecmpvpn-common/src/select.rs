@@ -54,7 +54,7 @@ pub fn earliest_delivery<T: Calls + ?Sized>(
     slot_of(tables, peer, bucket, candidates, first)
 }
 
-/// The lowest rank candidates a peer's links. A rank is [`rank`]'s cost with the link's place in its low bits, counted from
+/// The lowest rank among a peer's links. A rank is [`rank`]'s cost with the link's place in its low bits, counted from
 /// another link on from bucket to bucket. No comparison branches: the verifier would follow each branch of each turn.
 #[inline(always)]
 pub fn cheapest_link<T: Tables + ?Sized>(

@@ -1,7 +1,7 @@
 //! What the decision reads and writes, and the parts of it that BPF calls as functions of their own.
 
 use crate::flow::FlowKey;
-use crate::layout::{Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters};
+use crate::layout::{Address, Bucket, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters};
 
 /// What the decision looks up. `None` where there is no such entry.
 pub trait Tables {
@@ -16,23 +16,23 @@ pub trait Tables {
     /// What holds for all peers.
     fn settings(&self) -> Option<&Settings>;
     /// The peer whose prefix matches longest.
-    fn peer_of(&self, destination: &Destination) -> Option<u32>;
+    fn peer_of(&self, destination: &Address) -> Option<u32>;
     /// The same, if the cache of recent destinations has it. No destination in the cache is on the local link.
     #[inline(always)]
-    fn cached_peer_of(&self, destination: &Destination, _: &Settings) -> Option<u32> {
+    fn cached_peer_of(&self, destination: &Address, _: &Settings) -> Option<u32> {
         self.peer_of(destination)
     }
     /// A peer by its number.
     fn peer(&self, peer: u32) -> Option<&Peer>;
     /// A tunnel by its id.
     fn tunnel(&self, id: u32) -> Option<&Tunnel>;
-    /// A bucket by its place candidates all peers' buckets.
+    /// A bucket by its place among all peers' buckets.
     fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// A tunnel's load by its id.
     fn load(&self, id: u32) -> Option<&Load>;
     /// Applies `change` to this CPU's counts of a tunnel, by its id.
     fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R>;
-    /// A link by its place candidates all peers' links.
+    /// A link by its place among all peers' links.
     fn path(&self, index: u32) -> Option<&Path>;
     /// A rule by its number.
     fn rule(&self, rule: u32) -> Option<&Rule>;
@@ -41,9 +41,9 @@ pub trait Tables {
     /// The rules that a firewall mark meets; `None` if none names it.
     fn rules_of_mark(&self, mark: u32) -> Option<u64>;
     /// The rules that a source address meets.
-    fn rules_of_source(&self, source: &Destination) -> u64;
+    fn rules_of_source(&self, source: &Address) -> u64;
     /// The rules that a destination address meets.
-    fn rules_of_destination(&self, destination: &Destination) -> u64;
+    fn rules_of_destination(&self, destination: &Address) -> u64;
     /// The tunnels of a peer that a rule allows, a bit a slot.
     fn rule_tunnels(&self, rule: u32, peer: u32) -> u32;
 }

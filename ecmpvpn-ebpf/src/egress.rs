@@ -35,7 +35,7 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     match try_decide(&skb, |transport| skb.segments(transport), &maps) {
         Some(Ok(Steered { steer, stayed })) => {
             if tells() {
-                skb.set_cb(test_run::QUICK, 1 + u32::from(stayed));
+                skb.set_cb(test_run::FAST_PATH, 1 + u32::from(stayed));
             }
             return redirect(&skb, &steer);
         }

@@ -12,7 +12,7 @@ use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::flow::IPV4;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelSet,
+    Address, Bucket, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelSet,
 };
 use ecmpvpn_common::peer_cache;
 use ecmpvpn_common::tables::Tables;
@@ -22,7 +22,7 @@ use crate::peer_cache_ipv6;
 #[map]
 static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static PREFIXES: LpmTrie<Destination, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+static PREFIXES: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 static TUNNEL_IDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
@@ -38,10 +38,9 @@ static RULES: Array<Rule> = Array::with_max_entries(layout::MAX_RULES, BPF_F_MMA
 #[map]
 static RULE_FIELDS: Array<RuleSet> = Array::with_max_entries(layout::rule_fields::COUNT, BPF_F_MMAPABLE);
 #[map]
-static RULE_SOURCES: LpmTrie<Destination, u64> =
-    LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
+static RULE_SOURCES: LpmTrie<Address, u64> = LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
-static RULE_DESTS: LpmTrie<Destination, u64> = LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
+static RULE_DESTS: LpmTrie<Address, u64> = LpmTrie::with_max_entries(layout::MAX_RULE_PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
 static RULE_MARKS: HashMap<u32, u64> = HashMap::with_max_entries(layout::MAX_RULES, BPF_F_NO_PREALLOC);
 #[map]
@@ -80,8 +79,8 @@ fn within_tunnels(id: u32) -> usize {
 
 /// The key of a single address.
 #[inline(always)]
-fn whole(address: &Destination) -> Key<Destination> {
-    Key::new(8 * size_of::<Destination>() as u32, *address)
+fn whole(address: &Address) -> Key<Address> {
+    Key::new(8 * size_of::<Address>() as u32, *address)
 }
 
 impl Tables for Maps<'_> {
@@ -115,7 +114,7 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn peer_of(&self, destination: &Destination) -> Option<u32> {
+    fn peer_of(&self, destination: &Address) -> Option<u32> {
         let settings = self.settings()?;
         self.cached_peer_of(destination, settings).or_else(|| {
             // SAFETY: the reference is valid; read here and not again later.
@@ -131,7 +130,7 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn cached_peer_of(&self, destination: &Destination, settings: &Settings) -> Option<u32> {
+    fn cached_peer_of(&self, destination: &Address, settings: &Settings) -> Option<u32> {
         if destination.family == u32::from(IPV4) {
             peer_cache::peer_of(&self.state.peer_cache, settings, destination.address[0])
         } else {
@@ -187,12 +186,12 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn rules_of_source(&self, source: &Destination) -> u64 {
+    fn rules_of_source(&self, source: &Address) -> u64 {
         RULE_SOURCES.get(whole(source)).copied().unwrap_or(0)
     }
 
     #[inline(always)]
-    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+    fn rules_of_destination(&self, destination: &Address) -> u64 {
         RULE_DESTS.get(whole(destination)).copied().unwrap_or(0)
     }
 

@@ -19,7 +19,7 @@ struct Entry {
     peer: u32,
 }
 
-/// The destination's peer, if it is entry.
+/// The destination's peer, if the cache has it.
 #[inline(always)]
 pub fn peer_of(destination: &[u32; 4], settings: &Settings) -> Option<u32> {
     let address = range_of(destination, settings);

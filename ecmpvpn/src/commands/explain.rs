@@ -8,14 +8,13 @@ use ecmpvpn_common::layout::{Reason, tunnel_id};
 
 use crate::cli::policy::ExplainArgs;
 use crate::commands::{Failure, print};
-use crate::config::{self, Config, Policy, protocol_name};
+use crate::config::{self, Config, protocol_name};
 use crate::dataplane::{Pins, TunnelView};
 use crate::host::Netlink;
 use crate::host::links::Links;
 use crate::live::explain::{Answer, Flow, Found, Probe, Why, ask};
 use crate::live::policy::Live;
 use crate::live::stats;
-use crate::plan::rules::policy_number;
 use crate::report::explain::Report;
 use crate::report::policy::Rule;
 
@@ -72,7 +71,7 @@ async fn report(
         key: key(answer),
         peer,
         rule,
-        policy: answer.peer.and_then(|_| policy_name(answer.policy)),
+        policy: answer.peer.map(|_| config::Policy::from(answer.policy).as_str().to_owned()),
         hash: format!("{:#018x}", answer.hash),
         bucket: None,
         idle_ms: None,
@@ -107,11 +106,6 @@ async fn report(
 
 async fn member(config: &Config, links: &Links, netlink: &Netlink, tunnel: Option<&TunnelView>) -> Option<String> {
     stats::member(config, links, netlink, tunnel?).await
-}
-
-fn policy_name(number: u32) -> Option<String> {
-    let known = Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == number);
-    known.map(|policy| policy.as_str().to_owned())
 }
 
 fn why(found: &Found) -> (String, String) {

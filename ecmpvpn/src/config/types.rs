@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ecmpvpn_common::layout;
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
@@ -213,6 +214,40 @@ pub enum Policy {
     Adaptive,
     /// Packet by packet, to the tunnel that delivers first.
     Spray,
+}
+
+impl From<Policy> for layout::Policy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Hash => Self::Hash,
+            Policy::Flowlet => Self::Flowlet,
+            Policy::Adaptive => Self::Adaptive,
+            Policy::Spray => Self::Spray,
+        }
+    }
+}
+
+impl From<layout::Policy> for Policy {
+    fn from(policy: layout::Policy) -> Self {
+        match policy {
+            layout::Policy::Hash => Self::Hash,
+            layout::Policy::Flowlet => Self::Flowlet,
+            layout::Policy::Adaptive => Self::Adaptive,
+            layout::Policy::Spray => Self::Spray,
+        }
+    }
+}
+
+impl Policy {
+    /// Its number in the maps.
+    pub fn number(self) -> u32 {
+        layout::Policy::from(self).number()
+    }
+
+    /// The policy of a number in the maps; `None`: none of this version's.
+    pub fn of(number: u32) -> Option<Self> {
+        layout::Policy::of(number).map(Self::from)
+    }
 }
 
 /// `backend`

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ecmpvpn_common::layout::tunnel_id;
 use tokio::time::sleep;
 
+use super::log_once::LogOnce;
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
 use crate::error::chain;
@@ -36,22 +37,16 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
             return std::future::pending().await;
         }
     };
-    let mut complaint = String::new();
+    let mut log = LogOnce::default();
     loop {
         match look(config, &netlink, &tunnels, pins).await {
             Ok(new) => {
-                complaint.clear();
+                log.clear();
                 for member in new {
                     tracing::info!("count what arrives on {}", member.name);
                 }
             }
-            Err(error) => {
-                let text = chain(&error);
-                if text != complaint {
-                    tracing::warn!("what arrives on the bond's members is not counted: {text}");
-                    complaint = text;
-                }
-            }
+            Err(error) => log.warn(format!("what arrives on the bond's members is not counted: {}", chain(&error))),
         }
         sleep(LOOK_EVERY).await;
     }

@@ -3,6 +3,7 @@
 pub mod confirm;
 pub mod down;
 pub mod health;
+mod log_once;
 mod members;
 mod notify;
 mod reconcile;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::site::{Paths, SessionError, Site};
 use super::{reconcile, resolve};
 use crate::config::{self, Config};
+use crate::error::chain;
 use crate::exit::Exit;
 use crate::host::RunDir;
 use crate::plan::Plan;
@@ -63,7 +64,7 @@ pub async fn reload(site: &mut Site, file: &Path) -> Outcome {
 }
 
 async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
-    let config = config::load(file).map_err(|error| (Exit::Usage, format!("{:#}", anyhow::Error::new(error))))?;
+    let config = config::load(file).map_err(|error| (Exit::Usage, chain(&error)))?;
     let config = resolved(config, &site.config).await.map_err(|error| (Exit::Failed, error))?;
     let fixed = unreloadable(&site.config, &config, site.plan.backend);
     if !fixed.is_empty() {
@@ -83,10 +84,10 @@ async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
         }
         Err(error) => {
             let exit = if error.is_lack() { Exit::Host } else { Exit::Failed };
-            let mut text = format!("{:#}; nothing is changed", anyhow::Error::new(error));
+            let mut text = format!("{}; nothing is changed", chain(&error));
             let (config, mut former) = (site.config.clone(), former);
             if let Err(error) = reconcile::reconcile(site, &config, &mut former, &plan).await {
-                text = format!("{text}, as far as that was possible: {:#}", anyhow::Error::new(error));
+                text = format!("{text}, as far as that was possible: {}", chain(&error));
             }
             site.plan = former;
             Err((exit, text))
@@ -99,7 +100,7 @@ async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> 
     let known = known.clone();
     let resolving = tokio::task::spawn_blocking(move || resolve::resolve(&mut config, Some(&known)).map(|()| config));
     let resolved = resolving.await.map_err(|error| error.to_string())?;
-    resolved.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+    resolved.map_err(|error| chain(&error))
 }
 
 /// Asks the process that runs `site` to reload, and waits for what becomes of it; `None`: no process runs it.

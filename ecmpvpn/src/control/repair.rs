@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::reconcile;
 use super::site::{SessionError, Site};
 use crate::config::InterfaceName;
+use crate::error::chain;
 use crate::host::Netlink;
 
 /// Between looks.
@@ -54,10 +55,10 @@ impl Repair {
             Ok(()) => tracing::warn!("{names} was deleted by somebody else, and is made again"),
             Err(error) => {
                 self.paused = true;
-                let error = anyhow::Error::new(error);
                 tracing::error!(
-                    "{names} was deleted by somebody else, and cannot be made again: {error:#}; it is tried again \
+                    "{names} was deleted by somebody else, and cannot be made again: {}; it is tried again \
                      in {} s",
+                    chain(&error),
                     PAUSE.as_secs()
                 );
             }

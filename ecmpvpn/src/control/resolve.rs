@@ -8,10 +8,12 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
+use super::log_once::LogOnce;
 use super::reconcile;
 use super::site::{SessionError, Site};
 use crate::config::{Config, Peer};
 use crate::dataplane::View;
+use crate::error::chain;
 use crate::host::wireguard::kernel;
 
 /// Between resolutions of a name whose tunnels work.
@@ -83,7 +85,7 @@ pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameEr
                 Ok(answers) => preferred(config, at, &answers),
                 Err(error) => {
                     let Some(address) = in_use(peer) else { return Err(error) };
-                    tracing::warn!("{:#}; its tunnels go on to {address}", anyhow::Error::new(error));
+                    tracing::warn!("{}; its tunnels go on to {address}", chain(&error));
                     address
                 }
             },
@@ -148,7 +150,7 @@ pub struct Names {
     /// Since when a site shows no life at the address that is in use.
     lost: BTreeMap<usize, Instant>,
     /// Said of a peer last; once is enough.
-    logged: BTreeMap<usize, String>,
+    logged: BTreeMap<usize, LogOnce>,
 }
 
 impl Names {
@@ -187,25 +189,23 @@ impl Names {
                             (Some(address), _) => return Moved { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
                                 let why = site.config.against_remote(at, *answer).unwrap_or_default();
-                                self.log_once(at, format!("{} is at {answer} now, {why}", peer.name));
+                                self.log_once(at, &format!("{} is at {answer} now, {why}", peer.name));
                             }
                             _ => {
                                 self.logged.remove(&at);
                             }
                         }
                     }
-                    Ok(Err(error)) => self.log_once(at, format!("{:#}", anyhow::Error::new(error))),
-                    Err(error) => self.log_once(at, error.to_string()),
+                    Ok(Err(error)) => self.log_once(at, &chain(&error)),
+                    Err(error) => self.log_once(at, &error.to_string()),
                 }
             }
         }
     }
 
-    fn log_once(&mut self, peer: usize, text: String) {
-        if self.logged.get(&peer) != Some(&text) {
-            tracing::warn!("{text}; the address that is known stays in use");
-            self.logged.insert(peer, text);
-        }
+    fn log_once(&mut self, peer: usize, text: &str) {
+        let log = self.logged.entry(peer).or_default();
+        log.warn(format!("{text}; the address that is known stays in use"));
     }
 
     /// Lets a site's tunnels go to its new address, one at a time.
@@ -214,7 +214,7 @@ impl Names {
         self.lost.remove(&peer);
         let mut config = site.config.clone();
         if let Err(why) = config.set_remote(peer, address) {
-            self.log_once(peer, format!("{} is {address} now, {why}", site.config.peers[peer].name));
+            self.log_once(peer, &format!("{} is {address} now, {why}", site.config.peers[peer].name));
             return;
         }
         match move_endpoint(&config, moved, site).await {
@@ -223,7 +223,7 @@ impl Names {
                 tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
                 site.config = config;
             }
-            Err(error) => self.log_once(peer, format!("{:#}", anyhow::Error::new(error))),
+            Err(error) => self.log_once(peer, &chain(&error)),
         }
     }
 }

@@ -75,13 +75,8 @@ impl Arrivals {
     /// # Errors
     /// [`DataplaneError::NotRunning`] if there are none.
     pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
-        if !pins.exist() {
-            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
-        }
-        let data = |name: &str| {
-            let opened = MapData::from_pin(pins.path(name));
-            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
-        };
+        pins.require()?;
+        let data = |name: &str| pins.map(name);
         let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
         let flags = mapped::state(data)?.state().settings.get().flags;
         Ok(Self {

@@ -3,8 +3,8 @@
 use aya::maps::HashMap;
 use aya::maps::lpm_trie::LpmTrie;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Settings, State, Tunnel, maps, settings_flags,
-    tunnel_flags, tunnel_id,
+    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Settings, State, Tunnel, maps, settings_flags, tunnel_flags,
+    tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -16,7 +16,7 @@ use super::mapped::Mapped;
 use super::object::{Loaded, Options, tick_ns};
 use super::{DataplaneError, RuleMaps, enomem, prefixes};
 use crate::config::InterfaceName;
-use crate::plan::rules::{self, RuleTables, TunnelNames, policy_number};
+use crate::plan::rules::{self, RuleTables, TunnelNames};
 use crate::plan::{PeerTable, SteeringTable};
 
 /// Until the tunnels' round trips are known, an automatic flowlet gap: longer than most paths differ by.
@@ -85,7 +85,7 @@ fn fill(
         for (slot, row) in (0..).zip(&rows) {
             written(map.insert(row.ifindex, tunnel_id(number, slot), 0), maps::TUNNEL_IDS)?;
         }
-        let mut map: LpmTrie<_, Destination, u32> = typed(loaded.map_mut(maps::PREFIXES)?.try_into(), maps::PREFIXES)?;
+        let mut map: LpmTrie<_, Address, u32> = typed(loaded.map_mut(maps::PREFIXES)?.try_into(), maps::PREFIXES)?;
         for prefix in &peer.prefixes {
             written(enomem::retried(|| map.insert(&prefix_key(*prefix), number, 0)), maps::PREFIXES)?;
         }
@@ -117,7 +117,7 @@ fn peer_record(peer: &PeerTable, bucket_base: u32, gap_us: Option<u32>) -> Peer 
         open: Shared::new(all),
         bucket_base,
         bucket_mask: BUCKETS_PER_PEER - 1,
-        policy: Shared::new(policy_number(peer.policy)),
+        policy: Shared::new(peer.policy.number()),
         tunnel_count: Shared::new(count),
         gap_ns: Shared::new(gap_ns(gap_us)),
         path_count: Shared::new(count),

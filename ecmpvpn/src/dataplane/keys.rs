@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
-use ecmpvpn_common::layout::Destination;
+use ecmpvpn_common::layout::Address;
 use ipnet::IpNet;
 
 /// The longest-prefix key of `prefix`.
-pub(super) fn prefix_key(prefix: IpNet) -> Key<Destination> {
-    Key::new(Destination::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
+pub(super) fn prefix_key(prefix: IpNet) -> Key<Address> {
+    Key::new(Address::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
 }
 
 /// `address` as the maps have it.
-pub fn destination(address: IpAddr) -> Destination {
+pub fn destination(address: IpAddr) -> Address {
     let (family, octets) = match address {
         IpAddr::V4(address) => {
             let mut octets = [0; 16];
@@ -22,7 +22,7 @@ pub fn destination(address: IpAddr) -> Destination {
         IpAddr::V6(address) => (6, address.octets()),
     };
     let word = |at: usize| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
-    Destination { family, address: [word(0), word(4), word(8), word(12)] }
+    Address { family, address: [word(0), word(4), word(8), word(12)] }
 }
 
 #[cfg(test)]

@@ -169,11 +169,7 @@ const NEXT: &str = "+next";
 
 impl Programs {
     fn named(pins: &Pins, suffix: &str) -> Result<Self, DataplaneError> {
-        let open = |name: &str| {
-            let path = pins.path(&format!("{name}{suffix}"));
-            let opened = SchedClassifier::from_pin(&path);
-            opened.map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
-        };
+        let open = |name: &str| pins.program(&format!("{name}{suffix}"));
         Ok(Self {
             egress: open(programs::EGRESS)?,
             ingress: open(programs::INGRESS)?,

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapData;
+use aya::programs::SchedClassifier;
 use ecmpvpn_common::layout::{LAYOUT_VERSION, maps, programs};
 
 use super::DataplaneError;
@@ -48,6 +50,27 @@ impl Pins {
         let mut others: Vec<PathBuf> = others.filter(|path| *path != self.dir && path.is_dir()).collect();
         others.sort();
         others
+    }
+
+    /// That the site runs, as far as its pins tell.
+    ///
+    /// # Errors
+    /// [`DataplaneError::NotRunning`] if there are none.
+    pub(super) fn require(&self) -> Result<(), DataplaneError> {
+        if self.exist() { Ok(()) } else { Err(DataplaneError::NotRunning { dir: self.dir.clone() }) }
+    }
+
+    /// Opens a pinned map.
+    pub(super) fn map(&self, name: &str) -> Result<MapData, DataplaneError> {
+        let path = self.path(name);
+        MapData::from_pin(&path).map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
+    }
+
+    /// Opens a pinned program.
+    pub(super) fn program(&self, name: &str) -> Result<SchedClassifier, DataplaneError> {
+        let path = self.path(name);
+        SchedClassifier::from_pin(&path)
+            .map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
     }
 
     /// Whether everything is pinned that a start pins before it attaches.

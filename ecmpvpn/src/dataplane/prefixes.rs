@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
-use ecmpvpn_common::layout::{Destination, Settings, maps};
+use ecmpvpn_common::layout::{Address, Settings, maps};
 use ecmpvpn_common::shared::Whole;
 use ipnet::IpNet;
 
@@ -37,20 +37,20 @@ fn masks(table: &SteeringTable) -> (u32, [u32; 4]) {
 
 /// Makes the prefixes those of `table` while packets flow.
 pub(super) fn change(
-    map: &mut LpmTrie<MapData, Destination, u32>,
+    map: &mut LpmTrie<MapData, Address, u32>,
     table: &SteeringTable,
     record: &Whole<Settings>,
 ) -> Result<(), DataplaneError> {
     let mut settings = record.get();
     let reading = |error| DataplaneError::new(format!("reading map {}", maps::PREFIXES), error);
     let writing = |error| DataplaneError::new(format!("writing to map {}", maps::PREFIXES), error);
-    let desired: Vec<(Key<Destination>, u32)> = (0..)
+    let desired: Vec<(Key<Address>, u32)> = (0..)
         .zip(&table.peers)
         .flat_map(|(number, peer)| peer.prefixes.iter().map(move |prefix| (prefix_key(*prefix), number)))
         .collect();
-    let there: Result<Vec<(Key<Destination>, u32)>, MapError> = map.iter().collect();
+    let there: Result<Vec<(Key<Address>, u32)>, MapError> = map.iter().collect();
     let there = there.map_err(reading)?;
-    let has = |all: &[(Key<Destination>, u32)], (key, number): &(Key<Destination>, u32)| {
+    let has = |all: &[(Key<Address>, u32)], (key, number): &(Key<Address>, u32)| {
         all.iter().any(|(other, peer)| peer == number && parts(other) == parts(key))
     };
     let changing = settings.prefixes_version | 1;
@@ -79,7 +79,7 @@ pub(super) fn change(
 }
 
 /// What tells prefixes apart.
-fn parts(key: &Key<Destination>) -> (u32, u32, [u32; 4]) {
+fn parts(key: &Key<Address>) -> (u32, u32, [u32; 4]) {
     let destination = key.data();
     (key.prefix_len(), destination.family, destination.address)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use ecmpvpn_common::layout::{Destination, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelSet, maps, tunnel_id};
+use ecmpvpn_common::layout::{Address, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelSet, maps, tunnel_id};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::keys::prefix_key;
@@ -23,8 +23,8 @@ pub struct RuleMaps {
     fields: Mapped<RuleSet>,
     records: Mapped<Rule>,
     tunnels: Mapped<TunnelSet>,
-    sources: LpmTrie<MapData, Destination, u64>,
-    destinations: LpmTrie<MapData, Destination, u64>,
+    sources: LpmTrie<MapData, Address, u64>,
+    destinations: LpmTrie<MapData, Address, u64>,
     marks: HashMap<MapData, u32, u64>,
 }
 
@@ -34,13 +34,8 @@ impl RuleMaps {
     /// # Errors
     /// [`DataplaneError::NotRunning`] if there are none.
     pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
-        if !pins.exist() {
-            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
-        }
-        Self::new(|name| {
-            let opened = MapData::from_pin(pins.path(name));
-            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
-        })
+        pins.require()?;
+        Self::new(|name| pins.map(name))
     }
 
     pub(super) fn new(data: impl Fn(&str) -> Result<MapData, DataplaneError>) -> Result<Self, DataplaneError> {
@@ -146,12 +141,12 @@ impl RuleMaps {
     }
 
     /// Rules that a packet from this address meets.
-    pub(super) fn of_source(&self, source: &Destination) -> u64 {
+    pub(super) fn of_source(&self, source: &Address) -> u64 {
         self.sources.get(&whole(source), 0).unwrap_or(0)
     }
 
     /// Rules that a packet to this address meets.
-    pub(super) fn of_destination(&self, destination: &Destination) -> u64 {
+    pub(super) fn of_destination(&self, destination: &Address) -> u64 {
         self.destinations.get(&whole(destination), 0).unwrap_or(0)
     }
 
@@ -186,23 +181,23 @@ impl View {
 }
 
 /// The key of a single address.
-pub(super) fn whole(address: &Destination) -> Key<Destination> {
-    Key::new(u32::try_from(8 * size_of::<Destination>()).unwrap_or(u32::MAX), *address)
+pub(super) fn whole(address: &Address) -> Key<Address> {
+    Key::new(u32::try_from(8 * size_of::<Address>()).unwrap_or(u32::MAX), *address)
 }
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(verb: &str, name: &str) -> impl Fn(E) -> DataplaneError {
     move |error| DataplaneError::new(format!("{verb} map {name}"), error)
 }
 
-fn prefixes(trie: &LpmTrie<MapData, Destination, u64>, name: &str) -> Result<BTreeMap<IpNet, u64>, DataplaneError> {
+fn prefixes(trie: &LpmTrie<MapData, Address, u64>, name: &str) -> Result<BTreeMap<IpNet, u64>, DataplaneError> {
     let entries: Result<Vec<_>, MapError> = trie.iter().collect();
     Ok(entries.map_err(failed("reading", name))?.into_iter().map(|(key, rules)| (net(&key), rules)).collect())
 }
 
 /// The prefix that a key stands for.
-fn net(key: &Key<Destination>) -> IpNet {
-    let Destination { family, address } = key.data();
-    let length = u8::try_from(key.prefix_len().saturating_sub(Destination::FAMILY_BITS)).unwrap_or(u8::MAX);
+fn net(key: &Key<Address>) -> IpNet {
+    let Address { family, address } = key.data();
+    let length = u8::try_from(key.prefix_len().saturating_sub(Address::FAMILY_BITS)).unwrap_or(u8::MAX);
     if family == 4 {
         let address = Ipv4Addr::from(address[0].to_ne_bytes());
         Ipv4Net::new_assert(address, length.min(32)).trunc().into()
@@ -216,7 +211,7 @@ fn net(key: &Key<Destination>) -> IpNet {
 /// Those that go first: there must be room. A prefix that goes leaves its addresses to one that has the same rules but
 /// for those that no peer's mask has any more.
 fn write_prefixes(
-    trie: &mut LpmTrie<MapData, Destination, u64>,
+    trie: &mut LpmTrie<MapData, Address, u64>,
     desired: &BTreeMap<IpNet, u64>,
     name: &str,
 ) -> Result<(), DataplaneError> {

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Map, MapData};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
-    Bucket, Destination, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel,
+    Address, Bucket, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel,
     TunnelCounters, maps, tunnel_id,
 };
 use ecmpvpn_common::tables::Tables;
@@ -18,7 +18,7 @@ use super::{DataplaneError, Pins, RuleMaps, View};
 pub struct Snapshot<'a> {
     now: u64,
     settings: Settings,
-    prefixes: LpmTrie<MapData, Destination, u32>,
+    prefixes: LpmTrie<MapData, Address, u32>,
     peers: Vec<Peer>,
     tunnels: Vec<Tunnel>,
     loads: Vec<Load>,
@@ -34,13 +34,9 @@ impl<'a> Snapshot<'a> {
     /// # Errors
     /// A map cannot be read.
     pub fn take(pins: &Pins, view: &'a View, rules: &'a RuleMaps) -> Result<Self, DataplaneError> {
-        let path = pins.path(maps::PREFIXES);
-        let prefixes = MapData::from_pin(&path)
-            .map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))
-            .and_then(|data| {
-                let typed = Map::LpmTrie(data).try_into();
-                typed.map_err(|error| DataplaneError::new("looking at map PREFIXES", error))
-            })?;
+        let prefixes = Map::LpmTrie(pins.map(maps::PREFIXES)?)
+            .try_into()
+            .map_err(|error| DataplaneError::new("looking at map PREFIXES", error))?;
         let peers: Vec<Peer> = (0..).map_while(|peer| view.peer(peer)).cloned().collect();
         let slots = peers.len() * MAX_TUNNELS_PER_PEER as usize;
         let mut tunnels = vec![Tunnel::default(); slots];
@@ -96,7 +92,7 @@ impl Tables for Snapshot<'_> {
         Some(&self.settings)
     }
 
-    fn peer_of(&self, destination: &Destination) -> Option<u32> {
+    fn peer_of(&self, destination: &Address) -> Option<u32> {
         self.prefixes.get(&whole(destination), 0).ok()
     }
 
@@ -139,11 +135,11 @@ impl Tables for Snapshot<'_> {
         self.rules.of_mark(mark)
     }
 
-    fn rules_of_source(&self, source: &Destination) -> u64 {
+    fn rules_of_source(&self, source: &Address) -> u64 {
         self.rules.of_source(source)
     }
 
-    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+    fn rules_of_destination(&self, destination: &Address) -> u64 {
         self.rules.of_destination(destination)
     }
 

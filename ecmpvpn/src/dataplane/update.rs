@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, maps,
+    Address, BUCKETS_PER_PEER, Bucket, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, maps,
     settings_flags, tunnel_flags, tunnel_id,
 };
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -20,7 +20,6 @@ use super::prefixes;
 use super::view::text;
 use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
-use crate::plan::rules::policy_number;
 use crate::plan::{PeerTable, SteeringTable};
 
 /// Each peer's name, and those of its tunnels by slot.
@@ -147,7 +146,7 @@ struct Row {
 /// The maps that are written to.
 struct Maps {
     tunnel_ids: HashMap<MapData, u32, u32>,
-    prefixes: LpmTrie<MapData, Destination, u32>,
+    prefixes: LpmTrie<MapData, Address, u32>,
     counters: PerCpuArray<MapData, TunnelCounters>,
     state: Mapped<State>,
     buckets: Mapped<Bucket>,
@@ -164,10 +163,7 @@ fn writing(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
 
 impl Maps {
     fn open(pins: &Pins) -> Result<Self, DataplaneError> {
-        let data = |name: &str| {
-            let path = pins.path(name);
-            MapData::from_pin(&path).map_err(|e| DataplaneError::new(format!("opening {}", path.display()), e))
-        };
+        let data = |name: &str| pins.map(name);
         Ok(Self {
             tunnel_ids: Map::HashMap(data(maps::TUNNEL_IDS)?).try_into().map_err(reading(maps::TUNNEL_IDS))?,
             prefixes: Map::LpmTrie(data(maps::PREFIXES)?).try_into().map_err(reading(maps::PREFIXES))?,
@@ -320,7 +316,7 @@ impl Maps {
 
     fn set_policy(&self, number: u32, before: Option<&PeerTable>, peer: &PeerTable) {
         if before.is_none_or(|before| before.policy != peer.policy) {
-            self.state.peers()[number as usize].policy.set(policy_number(peer.policy));
+            self.state.peers()[number as usize].policy.set(peer.policy.number());
         }
     }
 

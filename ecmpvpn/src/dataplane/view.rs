@@ -12,7 +12,6 @@ use ecmpvpn_common::shared::Whole;
 use super::mapped::{self, Mapped};
 use super::{DataplaneError, Hook, Pins};
 use crate::config::Policy;
-use crate::plan::rules::policy_number;
 
 /// A site's maps.
 pub struct View {
@@ -78,13 +77,8 @@ impl View {
     /// # Errors
     /// [`DataplaneError::NotRunning`] if there are none.
     pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
-        if !pins.exist() {
-            return Err(DataplaneError::NotRunning { dir: pins.dir().to_owned() });
-        }
-        let data = |name: &str| {
-            let opened = MapData::from_pin(pins.path(name));
-            opened.map_err(|error| DataplaneError::new(format!("opening {}", pins.path(name).display()), error))
-        };
+        pins.require()?;
+        let data = |name: &str| pins.map(name);
         let typed = |name: &'static str| move |error| DataplaneError::new(format!("looking at map {name}"), error);
         let per_cpu = |name| data(name).map(Map::PerCpuArray);
         Ok(Self {
@@ -113,7 +107,7 @@ impl View {
             name: text(&peer.name),
             live: peer.live.get(),
             tunnels: peer.tunnel_count.get(),
-            policy: Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == peer.policy.get()),
+            policy: Policy::of(peer.policy.get()),
         };
         self.state.peers().iter().map(view).collect()
     }

@@ -162,9 +162,9 @@ impl Journal {
     }
 
     /// Removes the records of changes that are undone already.
-    pub fn forget(&mut self, ignore_missing: impl Fn(&Undo) -> bool) -> Result<(), JournalError> {
+    pub fn forget(&mut self, is_undone: impl Fn(&Undo) -> bool) -> Result<(), JournalError> {
         let before = self.contents.undo.len();
-        self.contents.undo.retain(|undo| !ignore_missing(undo));
+        self.contents.undo.retain(|undo| !is_undone(undo));
         if self.contents.undo.len() == before { Ok(()) } else { self.save() }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ecmpvpn_common::decide::{Verdict, decide, is_sprayed};
 use ecmpvpn_common::flow::{FlowKey, mix};
 use ecmpvpn_common::layout::{
-    Bucket, MAX_TUNNELS_PER_PEER, Reason, how, policy, rule_flags::PREFER, settings_flags, tunnel_id,
+    Bucket, MAX_TUNNELS_PER_PEER, Policy, Reason, how, rule_flags::PREFER, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -48,8 +48,8 @@ pub struct Answer {
     pub peer: Option<u32>,
     /// The bit of the rule that it meets.
     pub rule: Option<u32>,
-    /// See [`policy`]; of the rule if it has one, else of the peer.
-    pub policy: u32,
+    /// Of the rule if it has one, else of the peer.
+    pub policy: Policy,
     /// The flow hash.
     pub hash: u64,
     /// The tunnel, or why there is none.
@@ -161,7 +161,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         key: FlowKey::default(),
         peer: None,
         rule: None,
-        policy: policy::HASH,
+        policy: Policy::Hash,
         hash: 0,
         verdict: Err(Reason::NotIp),
     };
@@ -176,14 +176,12 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
     let Some(record) = answer.peer.and_then(|peer| view.peer(peer)) else {
         return Ok(Answer { verdict: Err(Reason::NoPeer), ..answer });
     };
-    answer.policy = record.policy.get();
+    answer.policy = record.policy();
     answer.rule = Some(first(&tables, &parsed.key, marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
-        answer.policy = match tables.rule(rule).map(|rule| rule.policy.get()) {
-            None | Some(policy::PEERS_OWN) => answer.policy,
-            Some(policy) => policy,
-        };
+        let own = tables.rule(rule).and_then(|rule| Policy::of(rule.policy.get()));
+        answer.policy = own.unwrap_or(answer.policy);
     }
     answer.verdict = match decide(probe, &tables) {
         Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Err(reason),
@@ -217,7 +215,7 @@ fn why(tables: &Snapshot<'_>, answer: &Answer, (peer, slot): (u32, u32), bucket:
     let allowed = answer.rule.map_or(u32::MAX, |rule| tables.rule_tunnels(rule, peer));
     let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & PREFER != 0);
     let (home, current) = (u32::from(bucket.home.get()), u32::from(bucket.tunnel.get()));
-    let is_hash = answer.policy == policy::HASH;
+    let is_hash = answer.policy == Policy::Hash;
     if is_sprayed(answer.policy, bucket.flags.get()) {
         Why::Sprayed
     } else if pins && has(allowed, slot) {

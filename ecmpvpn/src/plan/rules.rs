@@ -10,7 +10,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ecmpvpn_common::layout::{MAX_PEERS, MAX_RULES, policy, rule_fields, rule_flags};
+use ecmpvpn_common::layout::{MAX_PEERS, MAX_RULES, PEERS_OWN, rule_fields, rule_flags};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{InterfaceName, Policy, Rule};
@@ -118,7 +118,7 @@ impl RuleTables {
     /// What is done with a rule's packets, and with whose.
     fn add(&mut self, Placed { bit, rule }: &Placed, names: &TunnelNames) {
         let flags = if rule.pin { rule_flags::PREFER } else { 0 };
-        self.records[*bit as usize] = (rule.policy.map_or(policy::PEERS_OWN, policy_number), flags);
+        self.records[*bit as usize] = (rule.policy.map_or(PEERS_OWN, Policy::number), flags);
         for (peer, names) in names.iter().enumerate() {
             let is_allowed =
                 |name: &Option<InterfaceName>| name.as_ref().is_some_and(|name| rule.tunnels.contains(name));
@@ -181,7 +181,7 @@ impl RuleTables {
             } else {
                 self.marks.iter().find(|(_, rules)| has(**rules)).map(|(mark, _)| *mark)
             },
-            policy: Policy::ALL.iter().copied().find(|policy| policy_number(*policy) == record),
+            policy: Policy::of(record),
             tunnels,
             pin: flags & rule_flags::PREFER != 0,
         })
@@ -249,14 +249,4 @@ fn prefix_of(prefixes: &BTreeMap<IpNet, u64>, bit: u32) -> Option<IpNet> {
     Some(
         met.fold(first, |shortest, prefix| if prefix.prefix_len() < shortest.prefix_len() { prefix } else { shortest }),
     )
-}
-
-/// A policy as the maps have it.
-pub fn policy_number(policy: Policy) -> u32 {
-    match policy {
-        Policy::Hash => policy::HASH,
-        Policy::Flowlet => policy::FLOWLET,
-        Policy::Adaptive => policy::ADAPTIVE,
-        Policy::Spray => policy::SPRAY,
-    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::live::explain::{Flow, Probe, ask};
 use ecmpvpn::plan::rules::place;
-use ecmpvpn_common::layout::{Bucket, policy};
+use ecmpvpn_common::layout::{Bucket, Policy};
 
 use super::agree::{Random, V4_ADDRESSES, V6_ADDRESSES, rule};
 use super::build::{ICMP, ICMPV6, TCP, UDP};
@@ -29,7 +29,7 @@ pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
             in_force = wanted;
             for peer in [0, 1] {
                 let record = rig.view.peer(peer).context("a peer")?;
-                record.policy.set(random.of(&[policy::HASH, policy::HASH, policy::FLOWLET, policy::SPRAY]));
+                record.policy.set(random.of(&[Policy::Hash, Policy::Hash, Policy::Flowlet, Policy::Spray]).number());
                 record.open.set_bits(0b10, random.one_in(2));
             }
         }
@@ -52,7 +52,7 @@ pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
             (Err(reason), Outcome::Refused(number)) if *reason as u32 == number => {}
             (Ok(found), Outcome::Steered { tunnel, bucket, .. }) if found.bucket == bucket => {
                 steered += 1;
-                if answer.policy != policy::HASH {
+                if answer.policy != Policy::Hash {
                     // Loads decay between the two.
                     other += 1;
                     agreed += usize::from(found.tunnel == tunnel);

@@ -9,8 +9,8 @@ use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
 use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, MAX_PEERS, Path, Peer, Rule, RuleSet, Settings, Tunnel,
-    TunnelCounters, policy, settings_flags, tunnel_id,
+    Address, BUCKETS_PER_PEER, Bucket, Load, MAX_PEERS, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel,
+    TunnelCounters, settings_flags, tunnel_id,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -81,7 +81,7 @@ impl Model {
             model.peers.push(Peer {
                 live: Shared::new(live),
                 open: Shared::new(live),
-                policy: Shared::new(policy::HASH),
+                policy: Shared::new(Policy::Hash.number()),
                 gap_ns: Shared::new(50_000_000),
                 path_count: Shared::new(count),
                 expected_bytes: Shared::new(65_536),
@@ -159,7 +159,7 @@ impl Packet for Marked<'_> {
 }
 
 /// The value of the longest of the prefixes that contain the address.
-fn longest<'a, T>(prefixes: impl Iterator<Item = (&'a IpNet, T)>, address: &Destination) -> Option<T> {
+fn longest<'a, T>(prefixes: impl Iterator<Item = (&'a IpNet, T)>, address: &Address) -> Option<T> {
     let octets: Vec<u8> = address.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let address = match address.family {
         4 => IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).expect("four bytes")),
@@ -176,7 +176,7 @@ impl Tables for Model {
         Some(&self.settings)
     }
 
-    fn peer_of(&self, destination: &Destination) -> Option<u32> {
+    fn peer_of(&self, destination: &Address) -> Option<u32> {
         longest(self.prefixes.iter().map(|(prefix, peer)| (prefix, *peer)), destination)
     }
 
@@ -219,11 +219,11 @@ impl Tables for Model {
         self.rule_tables.marks.get(&mark).copied()
     }
 
-    fn rules_of_source(&self, source: &Destination) -> u64 {
+    fn rules_of_source(&self, source: &Address) -> u64 {
         longest(self.rule_tables.sources.iter(), source).copied().unwrap_or(0)
     }
 
-    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+    fn rules_of_destination(&self, destination: &Address) -> u64 {
         longest(self.rule_tables.destinations.iter(), destination).copied().unwrap_or(0)
     }
 

@@ -123,7 +123,7 @@ impl Rig {
         let (returned, cb) = self.run(programs::EGRESS, packet, gso)?;
         match (returned, cb[test_run::TUNNEL]) {
             (REDIRECT, tunnel @ 1..) => {
-                match cb[test_run::QUICK] {
+                match cb[test_run::FAST_PATH] {
                     0 => {}
                     how => self.quick[how as usize - 1] += 1,
                 }

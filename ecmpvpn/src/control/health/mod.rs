@@ -31,6 +31,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins, View};
+use crate::error::chain;
 use crate::host::wireguard::userspace::Userspace;
 use crate::plan::Plan;
 pub use handover::{Handover, PeerMessage};
@@ -77,8 +78,7 @@ impl Health {
             Ok((stop, thread))
         };
         let running = start().map_err(|error| {
-            let error = anyhow::Error::new(error);
-            tracing::error!("tunnels are not probed, and stay in use even when they fail: {error:#}");
+            tracing::error!("tunnels are not probed, and stay in use even when they fail: {}", chain(&error));
         });
         Self { running: running.ok(), requests }
     }
@@ -91,8 +91,7 @@ impl Health {
                 Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::describe(remedy)),
                 Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::describe(remedy)),
                 Err(error) => {
-                    let error = anyhow::Error::new(error);
-                    tracing::warn!("{tunnel} stays down, and cannot be started anew: {error:#}");
+                    tracing::warn!("{tunnel} stays down, and cannot be started anew: {}", chain(&error));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The probing thread: sockets, clocks and maps around [`tunnel::Tunnel`].
+//! The probing thread: sockets, clocks and maps around [`super::detector::Tunnel`].
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -14,8 +14,7 @@ use super::handover::Handover;
 use super::nanos::Nanos;
 use super::neighbour::NextHop;
 use super::socket::{Clocks, Socket};
-use super::watchdog::Request;
-use super::watchdog::{Remedy, Watchdog};
+use super::watchdog::{Remedy, Request, Watchdog};
 use super::wire::{self, Message};
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{View, boot_time_ns};
@@ -27,7 +26,7 @@ const MILLISECOND: Nanos = 1_000_000;
 const SECOND: Nanos = 1_000_000_000;
 /// A socket that could not be opened, for its device is gone, is tried again after this.
 const REOPEN: Nanos = 1_000 * MILLISECOND;
-/// A site none of whose tunnels ever answered is told of after this.
+/// A warning comes after this, if no tunnel of a site has ever answered.
 const NO_ANSWER_AT_ALL: Nanos = 10_000 * MILLISECOND;
 /// Between looks at the handshakes of tunnels that answer no probe.
 const HANDSHAKES: Nanos = 5_000 * MILLISECOND;
@@ -42,7 +41,8 @@ const FOLLOWS_SCATTER: Nanos = 200 * MILLISECOND;
 const LEAD: Nanos = 1_500 * MILLISECOND;
 const LEAD_SCATTER: Nanos = 1_000 * MILLISECOND;
 const LEAD_AT_MOST: Nanos = 60_000 * MILLISECOND;
-/// Ahead of what ordinary programs do. Probes are few, and late ones cost a tunnel its good name.
+/// The probing thread runs ahead of ordinary programs: a probe that is sent or read late looks like a lost one, and probes
+/// are few.
 const NICE: i32 = -15;
 
 struct Probed {

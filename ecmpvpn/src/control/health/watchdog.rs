@@ -9,14 +9,14 @@ use super::nanos::Nanos;
 use crate::config::InterfaceName;
 
 const SECOND: Nanos = 1_000_000_000;
-/// Dead for so long, a tunnel is started anew; the next times come after twice as long each.
+/// A tunnel that has been dead for this long is restarted. The delay doubles with each further restart.
 const FIRST: Nanos = 5 * SECOND;
 const LONGEST: Nanos = 300 * SECOND;
-/// The end that does not lead acts so much later.
+/// The following end acts later by this.
 const FOLLOWS: Nanos = 2 * SECOND + SECOND / 2;
 /// Each end acts later by a random time below this.
 const SCATTER: Nanos = SECOND;
-/// So often the handshake alone is tried.
+/// A new handshake is tried this many times before the interface is set up again.
 const HANDSHAKES: u32 = 2;
 
 /// How a tunnel is started anew.

@@ -24,6 +24,7 @@ use super::health::Handover;
 use super::site::Site;
 use crate::config::{self, Edit, InterfaceName, PresharedKey, PrivateKey, PublicKey, TunnelKeys};
 use crate::dataplane::View;
+use crate::error::chain;
 use crate::host;
 use crate::plan::{Plan, Tunnel};
 
@@ -235,7 +236,7 @@ impl Rotation {
                 match changed.await {
                     Ok(()) => tracing::info!("{name}: has its new keys, and is used when it answers"),
                     Err(error) => {
-                        tracing::error!("{name}: {:#}", anyhow::Error::new(error));
+                        tracing::error!("{name}: {}", chain(&error));
                         self.restore(&name, site).await;
                         self.fail(&name, "its keys cannot be changed");
                     }
@@ -307,7 +308,7 @@ impl Rotation {
             // Given up meanwhile, or another one: the reload that follows reads it.
             Ok(state) => self.state = state.filter(|state| Some(state.id) == self.state.as_ref().map(|state| state.id)),
             Err(error) => {
-                tracing::error!("the renewal of keys does not go on: {:#}", anyhow::Error::new(error));
+                tracing::error!("the renewal of keys does not go on: {}", chain(&error));
                 self.state = None;
             }
         }
@@ -362,7 +363,7 @@ impl Rotation {
             tunnel.preshared_key = former.preshared_key;
         });
         if let Err(error) = restored.await {
-            tracing::error!("{name} cannot be given its former keys: {:#}", anyhow::Error::new(error));
+            tracing::error!("{name} cannot be given its former keys: {}", chain(&error));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ecmpvpn_common::decide::is_sprayed;
-use ecmpvpn_common::layout::{Bucket, Load, Peer, bucket_flags, policy, tunnel_id};
+use ecmpvpn_common::layout::{Bucket, Load, Peer, Policy, bucket_flags, tunnel_id};
 use ecmpvpn_common::load::COST_BITS;
 
 use super::elephants::{BucketTraffic, Elephants, Round, State};
@@ -150,7 +150,7 @@ impl Flows {
                 let record = &view.buckets(*number)[bucket as usize];
                 let slot = u32::from(record.tunnel.get());
                 if let Some(link) = links.places.get(&(*number, slot)).copied() {
-                    links.add(link, rate, !ruled && is_sprayed(peer.policy.get(), record.flags.get()));
+                    links.add(link, rate, !ruled && is_sprayed(peer.policy(), record.flags.get()));
                     // A rule may ask for its flows to stay where they are.
                     if rate >= SLIGHT && !ruled {
                         busy.entry(*number).or_default().push(Busy { bucket, link, rate });
@@ -164,9 +164,10 @@ impl Flows {
             links.open(number, usable);
             let mut busy = busy.remove(&number).unwrap_or_default();
             self.mark(view, (number, peer), &links, &busy, sprays_elephants);
-            let policy = peer.policy.get();
-            if !matches!(policy, policy::ADAPTIVE | policy::SPRAY) {
-                continue;
+            let policy = peer.policy();
+            match policy {
+                Policy::Adaptive | Policy::Spray => {}
+                Policy::Hash | Policy::Flowlet => continue,
             }
             // A sprayed bucket is on all links at once.
             busy.retain(|busy| !is_sprayed(policy, view.buckets(number)[busy.bucket as usize].flags.get()));
@@ -199,12 +200,12 @@ impl Flows {
         busy: &[Busy],
         sprays_elephants: bool,
     ) {
-        let policy = peer.policy.get();
-        let round = links.round(policy == policy::SPRAY);
+        let policy = peer.policy();
+        let round = links.round(policy == Policy::Spray);
         let judges = match policy {
-            policy::ADAPTIVE => sprays_elephants,
-            policy::SPRAY => true,
-            _ => false,
+            Policy::Adaptive => sprays_elephants,
+            Policy::Spray => true,
+            Policy::Hash | Policy::Flowlet => false,
         };
         let elephants = self.elephants.entry(number).or_default();
         let mut flags = BTreeMap::new();

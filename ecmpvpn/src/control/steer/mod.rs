@@ -23,8 +23,10 @@ mod simulation;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use super::log_once::LogOnce;
 use crate::config::Config;
 use crate::dataplane::{Pins, View};
+use crate::error::chain;
 use crate::host::Netlink;
 use crate::host::queues::Queues;
 use error::SteerError;
@@ -40,14 +42,10 @@ const ROUND: Duration = Duration::from_secs(1);
 
 /// Keeps the maps up to date. Never ends: what fails is said once, and tried again.
 pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
-    let mut said = None;
+    let mut log = LogOnce::default();
     loop {
         let Err(error) = follow(config, pins).await;
-        let text = format!("{:#}", anyhow::Error::new(error));
-        if said.as_ref() != Some(&text) {
-            tracing::warn!("steering goes on with what it knew last: {text}");
-            said = Some(text);
-        }
+        log.warn(format!("steering goes on with what it knew last: {}", chain(&error)));
         tokio::time::sleep(ROUND).await;
     }
 }

@@ -7,8 +7,7 @@ use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
-    BUCKETS_PER_PEER, Bucket, Destination, Load, Path, Peer, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
-    policy,
+    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -36,7 +35,7 @@ struct Site {
 
 impl Site {
     /// Links of these rates, bits a second.
-    fn new(policy: u32, rates: &[u64], seed: u64) -> Self {
+    fn new(policy: Policy, rates: &[u64], seed: u64) -> Self {
         let ids = 0..u32::try_from(rates.len()).unwrap();
         let all = (1 << rates.len()) - 1;
         let tunnels: Vec<Tunnel> = ids
@@ -65,7 +64,7 @@ impl Site {
                 live: Shared::new(all),
                 open: Shared::new(all),
                 bucket_mask: BUCKETS - 1,
-                policy: Shared::new(policy),
+                policy: Shared::new(policy.number()),
                 tunnel_count: Shared::new(ids.end),
                 gap_ns: Shared::new(u32::try_from(50 * MS).unwrap()),
                 path_count: Shared::new(ids.end),
@@ -96,7 +95,7 @@ impl Tables for Site {
         Some(&self.settings)
     }
 
-    fn peer_of(&self, _: &Destination) -> Option<u32> {
+    fn peer_of(&self, _: &Address) -> Option<u32> {
         Some(0)
     }
 
@@ -136,11 +135,11 @@ impl Tables for Site {
         None
     }
 
-    fn rules_of_source(&self, _: &Destination) -> u64 {
+    fn rules_of_source(&self, _: &Address) -> u64 {
         0
     }
 
-    fn rules_of_destination(&self, _: &Destination) -> u64 {
+    fn rules_of_destination(&self, _: &Address) -> u64 {
         0
     }
 
@@ -248,7 +247,7 @@ fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Outcome {
 fn equal_flows_spread_evenly() {
     let mut worst: f64 = 0.0;
     for seed in 0..10 {
-        let site = Site::new(policy::ADAPTIVE, &[10_000_000; 4], seed);
+        let site = Site::new(Policy::Adaptive, &[10_000_000; 4], seed);
         let seen = simulate(&site, &[35_000.0; 32], 6);
         worst = worst.max(seen.max_over_mean());
         assert_eq!(seen.moves, 0, "a balanced system makes no moves");
@@ -260,7 +259,7 @@ fn equal_flows_spread_evenly() {
 #[test]
 fn a_static_hash_spreads_less_evenly() {
     let sum: f64 = (0..10)
-        .map(|seed| simulate(&Site::new(policy::HASH, &[10_000_000; 4], seed), &[35_000.0; 32], 2).max_over_mean())
+        .map(|seed| simulate(&Site::new(Policy::Hash, &[10_000_000; 4], seed), &[35_000.0; 32], 2).max_over_mean())
         .sum();
     println!("32 equal flows on 4 tunnels by hash: mean of max/mean {:.3}", sum / 10.0);
     assert!(sum / 10.0 > 1.2, "{sum}");
@@ -278,7 +277,7 @@ fn pareto_flows_spread_evenly_where_they_can() {
         }
         // Four links of 40 Mbit/s at 70%.
         let rates: Vec<f64> = sizes.iter().map(|size| size / sum * 14e6).collect();
-        let seen = simulate(&Site::new(policy::ADAPTIVE, &[40_000_000; 4], seed), &rates, 8);
+        let seen = simulate(&Site::new(Policy::Adaptive, &[40_000_000; 4], seed), &rates, 8);
         judged += 1;
         worst = worst.max(seen.max_over_mean());
     }
@@ -289,7 +288,7 @@ fn pareto_flows_spread_evenly_where_they_can() {
 #[test]
 fn only_flows_that_meet_no_rule_are_moved() {
     // All on one link of three.
-    let site = Site::new(policy::ADAPTIVE, &[10_000_000; 3], 1);
+    let site = Site::new(Policy::Adaptive, &[10_000_000; 3], 1);
     let busy = [3usize, 30, 300, 3000];
     let rounds = |ruled: &[usize]| {
         let mut flows = Flows::default();
@@ -315,7 +314,7 @@ fn only_flows_that_meet_no_rule_are_moved() {
 #[test]
 fn flows_that_start_together_take_a_link_each() {
     for seed in 0..50 {
-        let site = Site::new(policy::FLOWLET, &[1_000_000_000; 3], seed);
+        let site = Site::new(Policy::Flowlet, &[1_000_000_000; 3], seed);
         let mut taken: Vec<u32> = (0..3)
             .map(|flow| {
                 site.now.set(site.now.get() + 1000);
@@ -333,7 +332,7 @@ fn flows_that_start_together_take_a_link_each() {
 #[test]
 fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
     let rates = [20_000_000u64, 20_000_000, 5_000_000];
-    let site = Site::new(policy::SPRAY, &rates, 1);
+    let site = Site::new(Policy::Spray, &rates, 1);
     // One flow at 97% of the sum; each link is a queue that sends at its rate.
     let (mut free, mut arrivals, mut bytes) = ([0u64; 3], Vec::new(), [0u64; 3]);
     for number in 0..20_000u64 {

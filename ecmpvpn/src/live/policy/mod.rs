@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::config::{InterfaceName, Policy};
 use crate::dataplane::{DataplaneError, Pins, RuleMaps, TunnelView, View};
-use crate::plan::rules::{TooManyRules, TunnelNames, policy_number};
+use crate::plan::rules::{TooManyRules, TunnelNames};
 
 /// A change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +158,7 @@ impl Live {
         let mut changed = Vec::new();
         for (number, seen) in (0..).zip(peers).filter(|(_, seen)| chosen(&seen.name)) {
             if let Some(record) = self.view.peer(number) {
-                record.policy.set(policy_number(policy));
+                record.policy.set(policy.number());
                 changed.push(seen.name);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::layout::{Bucket, Destination, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters};
+use ecmpvpn_common::layout::{Address, Bucket, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters};
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::shared::Shared;
@@ -147,7 +147,7 @@ struct Looked<'a> {
     fields: Vec<RuleSet>,
 }
 
-fn longest(prefixes: &BTreeMap<IpNet, u64>, address: &Destination) -> u64 {
+fn longest(prefixes: &BTreeMap<IpNet, u64>, address: &Address) -> u64 {
     let octets: Vec<u8> = address.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let address: IpAddr = match address.family {
         4 => <[u8; 4]>::try_from(&octets[..4]).unwrap().into(),
@@ -164,7 +164,7 @@ impl Tables for Looked<'_> {
     fn settings(&self) -> Option<&Settings> {
         None
     }
-    fn peer_of(&self, _: &Destination) -> Option<u32> {
+    fn peer_of(&self, _: &Address) -> Option<u32> {
         None
     }
     fn peer(&self, _: u32) -> Option<&Peer> {
@@ -195,10 +195,10 @@ impl Tables for Looked<'_> {
     fn rules_of_mark(&self, mark: u32) -> Option<u64> {
         self.tables.marks.get(&mark).copied()
     }
-    fn rules_of_source(&self, source: &Destination) -> u64 {
+    fn rules_of_source(&self, source: &Address) -> u64 {
         longest(&self.tables.sources, source)
     }
-    fn rules_of_destination(&self, destination: &Destination) -> u64 {
+    fn rules_of_destination(&self, destination: &Address) -> u64 {
         longest(&self.tables.destinations, destination)
     }
     fn rule_tunnels(&self, _: u32, _: u32) -> u32 {
