@@ -39,6 +39,13 @@ pub struct Args {
     pub seconds: u32,
 }
 
+impl Args {
+    /// Every target, so many seconds each.
+    pub fn all(seconds: u32) -> Self {
+        Self { targets: Vec::new(), seconds }
+    }
+}
+
 /// How a target's run ended.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {

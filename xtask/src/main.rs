@@ -5,6 +5,7 @@ mod build_ebpf;
 mod count;
 mod demo;
 mod fingerprint;
+mod fuzz;
 mod lint;
 mod machines;
 mod packages;
@@ -69,6 +70,11 @@ enum Task {
         cargo xtask bench goodput --case adaptive --runs 1 --seconds 6\n  \
         cargo xtask bench cycles --cycles 20")]
     Bench(bench::Args),
+    /// Feed arbitrary bytes to everything that reads what others wrote, each target for a while
+    #[command(after_help = "Examples:\n  \
+        cargo xtask fuzz\n  \
+        cargo xtask fuzz config wg_quick --seconds 600")]
+    Fuzz(fuzz::Args),
     /// Run a command or a suite in simulated time: real kernel, WireGuard, bond and programs, where only links take time
     #[command(after_help = "Examples:\n  \
         cargo xtask sim -- ip -V\n  \
@@ -98,6 +104,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::main(&args),
         Task::Test(args) => Ok(test::main(&args)),
         Task::Bench(args) => bench::main(args),
+        Task::Fuzz(args) => fuzz::main(&args),
         Task::Sim(args) => sim::main(args),
         Task::Vm(args) => vm::main(args),
     };

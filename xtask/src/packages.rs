@@ -31,6 +31,9 @@ pub const VM: &[Package] = &[
     package("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
 
+/// To compile libFuzzer, which is C++.
+pub const FUZZ: &[Package] = &[package("g++", "c++")];
+
 /// To run the simulation, and to build its kernel. Its source is beside these: `sim::kernel` knows the package.
 pub const SIM: &[Package] = &[
     package("busybox-static", "busybox"),

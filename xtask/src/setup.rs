@@ -40,11 +40,13 @@ pub enum Part {
     Vm,
     /// cargo-deny.
     Lint,
+    /// What libFuzzer is compiled with.
+    Fuzz,
 }
 
 /// `cargo xtask setup`; returns the exit status.
 pub fn main(args: &Args) -> Result<i32> {
-    let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab, Part::Lint];
+    let mut parts = vec![Part::Build, Part::Ebpf, Part::Lab, Part::Lint, Part::Fuzz];
     if !args.no_vm {
         parts.push(Part::Vm);
     }
@@ -124,6 +126,7 @@ fn missing_packages(parts: &[Part]) -> Vec<Package> {
         Part::Lab => packages::LAB,
         Part::Vm => packages::VM,
         Part::Sim => packages::SIM,
+        Part::Fuzz => packages::FUZZ,
         Part::Ebpf | Part::Lint => &[],
     };
     parts.iter().flat_map(of).filter(|package| !is_there(package.brings)).copied().collect()

@@ -13,7 +13,7 @@ use crate::side_by_side::{self, Ran};
 use crate::suites::{Stage, Suite, binary, build_suites, cargo};
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::{Sink, to_stdout};
-use crate::{build_ebpf, lint, machines};
+use crate::{build_ebpf, fuzz, lint, machines};
 
 /// Suites that the running kernel is not asked to run: they are about links whose time is simulated.
 const ONLY_SIMULATED: &[&str] = &["labs"];
@@ -30,6 +30,8 @@ enum Part {
     Lint,
     /// Unit and property tests; they need no privilege.
     Unit,
+    /// Each fuzz target for ten seconds.
+    Fuzz,
     /// The integration suites on the running kernel, as root.
     Suites,
     /// The integration suites in simulated time, with kernel WireGuard and a real bond.
@@ -118,6 +120,7 @@ pub fn main(args: &Args) -> i32 {
     parts.extend(args.runs(Part::Sim).then_some(setup::Part::Sim));
     parts.extend(args.runs(Part::Vm).then_some(setup::Part::Vm));
     parts.extend(args.runs(Part::Lint).then_some(setup::Part::Lint));
+    parts.extend(args.runs(Part::Fuzz).then_some(setup::Part::Fuzz));
     let mut suites = Vec::new();
     let built = tally.stage("setup", || setup::ensure(&parts).map(|()| Counts::default()))
         && tally.stage("build", || {
@@ -138,6 +141,12 @@ pub fn main(args: &Args) -> i32 {
     }
     if args.runs(Part::Unit) {
         tally.stage("unit tests", || unit(args));
+    }
+    if args.runs(Part::Fuzz) && args.filter.is_empty() {
+        tally.stage("fuzz", || {
+            let status = fuzz::main(&fuzz::Args::all(10))?;
+            Ok(if status == 0 { Counts { passed: 1, ..Counts::default() } } else { Counts::FAILURE })
+        });
     }
     if args.runs(Part::Suites) {
         let mut here: Vec<&Suite> = suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&&*suite.name)).collect();

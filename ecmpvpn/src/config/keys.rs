@@ -126,3 +126,10 @@ impl fmt::Debug for PublicKey {
         write!(f, "PublicKey({self})")
     }
 }
+
+/// Whether a key may be part of `text`, whatever stands beside it: such text is never quoted in a message.
+pub fn may_hold_key(text: &str) -> bool {
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+    // A little less than a key: one that was cut short, or lost a character, is as secret.
+    text.as_bytes().split(|byte| !is_base64(*byte)).any(|word| word.len() >= 32)
+}

@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 
 pub use edit::{Edit, EditError, TunnelKeys};
 pub use key_file::{KeyFileError, read_secret};
-pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey, may_hold_key};
 pub use problems::{ConfigError, Problem, Problems};
 pub use render::{preshared_key_file, private_key_file, render, tunnel_key_file, tunnel_preshared_key_file};
 pub use rules::{check_rule, parse_ports, parse_protocol, port_range, protocol_name};

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::problems::{Problem, Problems};
 use super::section::nearest;
-use super::{PresharedKey, PrivateKey, PublicKey};
+use super::{PresharedKey, PrivateKey, PublicKey, may_hold_key};
 
 /// One `.conf` file.
 #[derive(Clone, Debug, Default)]
@@ -142,7 +142,8 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
                 drafts.push(Draft { line: number, ..Draft::default() });
                 Section::Peer
             } else {
-                report(format!("{line} is no section of a wg-quick file: write [Interface] or [Peer]"));
+                let given = if may_hold_key(line) { "this line" } else { line };
+                report(format!("{given} is no section of a wg-quick file: write [Interface] or [Peer]"));
                 Section::Unknown
             };
             continue;
@@ -271,7 +272,7 @@ fn number<T: std::str::FromStr>(value: &str, desired: &str) -> Parsed<T> {
 
 /// A value as messages show it, unless somebody pasted a key there.
 fn shown(value: &str) -> String {
-    if value.parse::<PublicKey>().is_ok() { "a key".to_owned() } else { format!("{value:?}") }
+    if may_hold_key(value) { "a key".to_owned() } else { format!("{value:?}") }
 }
 
 fn fwmark(value: &str) -> Parsed<u32> {
@@ -410,6 +411,9 @@ mod tests {
             format!("{broken}= 5"),
             format!("Address = {SECRET}"),
             format!("ListenPort = {SECRET}"),
+            format!("Address = {SECRET}/24"),
+            format!("[{SECRET}"),
+            format!("[Peer {SECRET}]"),
             format!("[Peer]\nPublicKey = {broken}\n"),
             format!("[Peer]\nPublicKey = {PUBLIC}\nPresharedKey = {broken}"),
         ] {

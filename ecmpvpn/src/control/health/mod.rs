@@ -19,7 +19,9 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod watchdog;
-mod wire;
+/// Public for the fuzz targets only.
+#[doc(hidden)]
+pub mod wire;
 
 use std::convert::Infallible;
 use std::io;

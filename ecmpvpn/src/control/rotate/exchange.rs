@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use zeroize::Zeroizing;
 
-use crate::config::{PresharedKey, PublicKey};
+use crate::config::{PresharedKey, PublicKey, may_hold_key};
 
 /// What one site tells the other.
 #[derive(Debug, Deserialize)]
@@ -83,8 +83,9 @@ impl Exchange {
     pub fn parse(text: &str) -> Result<Self, String> {
         let parsed: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            // The parser's own text may quote the line.
-            format!("line {line}: {}", error.message())
+            // The parser's own text may quote what it does not understand.
+            let message = if may_hold_key(error.message()) { "it is not understood" } else { error.message() };
+            format!("line {line}: {message}")
         })?;
         if parsed.rotation.id == 0 || parsed.tunnel.is_empty() {
             return Err("it names no tunnel, or has no id".to_owned());
@@ -132,6 +133,8 @@ mod tests {
             (text.replace("public_key = \"", "public_key = \"x"), "line 15"),
             (text.replace("id = 3735928559", "id = 0"), "no id"),
             ("junk".to_owned(), "line 1"),
+            (text.replace("id = 3735928559", &format!("id = \"{}\"", secret.as_str())), "line 8"),
+            (text.replace("id = 3735928559", &format!("\"{}\" = 1", secret.as_str())), "line"),
             (String::new(), "rotation"),
         ] {
             let message = Exchange::parse(&broken).unwrap_err();

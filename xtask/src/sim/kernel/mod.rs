@@ -18,8 +18,8 @@ const CONFIG: &str = include_str!("config");
 const COMMON_PATCH: &str = include_str!("common.patch");
 /// Changes whenever a kernel has to be built anew although the three above are the same.
 const RECIPE: &str = "2";
-/// Where an own kernel source may be named: `linux-source-6.12.tar.xz` or the like.
-const SOURCE: &str = "ECMPVPN_LINUX_SOURCE";
+/// The folder with own kernel sources, named as Debian's package names them: `linux-source-6.12.tar.xz`.
+const SOURCES: &str = "ECMPVPN_LINUX_SOURCES";
 /// Where built kernels are kept, instead of the user's cache directory.
 const CACHE: &str = "ECMPVPN_CACHE";
 /// Files that are compiled, to show how far it is.
@@ -32,9 +32,14 @@ pub fn package(series: Series) -> String {
     format!("linux-source-{}", series.name())
 }
 
+/// The package's archive.
+fn archive(series: Series) -> String {
+    format!("{}.tar.xz", package(series))
+}
+
 /// Where the package puts it.
 pub fn packaged_source(series: Series) -> PathBuf {
-    PathBuf::from(format!("/usr/src/{}.tar.xz", package(series)))
+    Path::new("/usr/src").join(archive(series))
 }
 
 /// Where built kernels are kept.
@@ -104,13 +109,14 @@ fn not_there_yet(series: Series) -> &'static [&'static str] {
 
 /// Where the source is.
 fn source(series: Series) -> Result<PathBuf> {
-    let path = std::env::var_os(SOURCE).map_or_else(|| packaged_source(series), PathBuf::from);
+    let path = std::env::var_os(SOURCES)
+        .map_or_else(|| packaged_source(series), |folder| Path::new(&folder).join(archive(series)));
     ensure!(
         path.is_file(),
-        "there is no {}: `cargo xtask setup` installs {} where apt offers it; else set {SOURCE} to an archive of Linux {}",
+        "there is no {}: `cargo xtask setup` installs {} where apt offers it; else set {SOURCES} to a folder that has {}",
         path.display(),
         package(series),
-        series.name()
+        archive(series)
     );
     Ok(path)
 }
