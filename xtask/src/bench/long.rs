@@ -57,9 +57,10 @@ const SOAK: [&str; 1] = ["kernel_and_bond::full_and_lossy"];
 const CYCLES: [&str; 1] = ["kernel_and_bond::cycles_five_hundred"];
 /// What the tests need, wherever they run: else they fail.
 const REQUIRE: &str = "ECMPVPN_REQUIRE=wireguard,bonding";
-/// Full links that an emulated CPU carries, and that a long soak in simulated time can afford, where each packet costs time
-/// that is not simulated: 10^6 bits a second each, and connections.
-const SLOW: [&str; 2] = ["ECMPVPN_RATE=8", "ECMPVPN_FLOWS=12"];
+/// Full links that an emulated CPU carries: 10^6 bits a second each, and connections.
+const EMULATED: [&str; 2] = ["ECMPVPN_RATE=8", "ECMPVPN_FLOWS=12"];
+/// Full links of a soak in simulated time, where each packet costs time that is not simulated.
+const SIMULATED: [&str; 2] = ["ECMPVPN_RATE=4", "ECMPVPN_FLOWS=6"];
 
 /// A test of a suite, and how much is asked of it.
 struct Test {
@@ -87,7 +88,7 @@ impl Test {
         // What comes later counts.
         env.extend([self.asked.clone(), format!("ECMPVPN_BIN={}", programs.path("ecmpvpn"))]);
         if self.which == SOAK {
-            env.extend(SLOW.map(str::to_owned));
+            env.extend(SIMULATED.map(str::to_owned));
         }
         let request = sim::run::Request {
             series: kernel::ALL[0],
@@ -110,7 +111,7 @@ impl Test {
             memory_mib: 2048,
             timeout: LIMIT,
             copies: vec![(built("ecmpvpn", Profile::Dev), inside("ecmpvpn")), (suite, inside(self.suite))],
-            env: [&self.asked, REQUIRE].into_iter().chain(SLOW).map(str::to_owned).collect(),
+            env: [&self.asked, REQUIRE].into_iter().chain(EMULATED).map(str::to_owned).collect(),
             command: std::iter::once(self.suite.to_owned()).chain(self.words()).collect(),
         };
         vm::run(&request, None, &mut to_stdout)
