@@ -34,7 +34,7 @@ impl Ran {
     }
 }
 
-/// Does `jobs` in their order, `workers` at a time, and hands what became of each to `stage`, in the order in which they end.
+/// Does `jobs` in their order, `workers` at a time, and hands the result of each to `stage`, in the order in which they end.
 pub fn run<J: Send>(jobs: Vec<J>, workers: usize, work: impl Fn(J) -> Ran + Sync, stage: &mut dyn FnMut(Stage)) {
     let jobs = Mutex::new(jobs.into_iter());
     let (sender, results) = mpsc::channel();

@@ -20,7 +20,8 @@ const ONLY_SIMULATED: &[&str] = &["labs"];
 
 /// Suites on the running kernel, the longest first.
 const LONGEST: [&str; 4] = ["lifecycle", "failover", "namespaces", "host"];
-/// How many suites run at a time on the running kernel: they wait more than they work, and their sites have names of their own.
+/// How many suites run at a time on the running kernel: they wait more than they work, and their sites have names of their
+/// own.
 const TOGETHER: usize = 2;
 
 /// What can be run by itself.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{PresharedKey, PrivateKey, PublicKey};
 
 /// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`,
-/// white space or control bytes, neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c; refused as well are `%`, which the
-/// kernel takes for a pattern to fill in, and `"` and `\`, which would have to be escaped wherever the name is written.
+/// white space or control bytes, neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c. Refused as
+/// well are `%`, which the kernel takes for a pattern to fill in, and `"` and `\`, which would have to be escaped wherever
+/// the name is written.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InterfaceName(String);
 
@@ -22,8 +23,11 @@ impl InterfaceName {
             "" => Err("is empty"),
             "." | ".." => Err("is reserved"),
             _ if name.len() > 15 => Err("is longer than 15 bytes"),
-            _ if name.bytes().any(|b| !b.is_ascii_graphic() || b"/:%\"\\".contains(&b)) => {
+            _ if name.bytes().any(|b| !b.is_ascii_graphic() || b"/:%".contains(&b)) => {
                 Err("has a character that an interface name cannot have")
+            }
+            _ if name.contains(['"', '\\']) => {
+                Err("has a quotation mark or a backslash, which ecmpvpn does not support")
             }
             _ => Ok(Self(name.to_owned())),
         }

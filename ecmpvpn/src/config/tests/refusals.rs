@@ -135,6 +135,11 @@ fn interface_names_fit_and_are_unique() {
         ),
         (
             "device = \"ecmp0\"",
+            "device = 'wg\"0'",
+            r#"f:16: device in [steering] is "wg\"0", which has a quotation mark or a backslash, which ecmpvpn does not support: give 1 to 15 letters, digits or dashes"#,
+        ),
+        (
+            "device = \"ecmp0\"",
             "device = \"all\"",
             r#"f:16: device in [steering] is "all", which the kernel keeps for itself: give another name"#,
         ),
