@@ -7,7 +7,9 @@
 
 use crate::account::{self, Sent};
 use crate::flow::mix;
-use crate::layout::{Bucket, Peer, Policy, Reason, Rule, bucket_flags, how, rule_flags, settings_flags, tunnel_id};
+use crate::layout::{
+    Bucket, PEERS_OWN, Peer, Policy, Reason, Rule, bucket_flags, how, rule_flags, settings_flags, tunnel_id,
+};
 use crate::packet::{Packet, Parsed, Segments, parse, segments};
 use crate::rendezvous::NONE;
 use crate::rules;
@@ -199,7 +201,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
         record.tunnel.set(slot as u8);
     }
     let expected = if is_new { peer.expected_bytes.get() } else { 0 };
-    let at_once = is_new || constraints.policy == Policy::Spray || sprayed;
+    let at_once = sprayed || is_new || constraints.policy == Policy::Spray;
     account::record_sent(tables, tunnel_id(number, slot), now, &Sent { segments, how, expected, at_once });
     Chosen { slot, bucket: index, how }.pack()
 }
@@ -208,11 +210,14 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
 #[must_use]
 #[inline(always)]
 pub fn is_sprayed(policy: Policy, flags: u8) -> bool {
-    match policy {
-        Policy::Spray => flags & bucket_flags::WHOLE == 0,
-        Policy::Adaptive => flags & bucket_flags::SPRAY != 0,
-        Policy::Hash | Policy::Flowlet => false,
-    }
+    // A flag and its value, not a branch each: the verifier then sees fewer paths.
+    let (flag, when) = match policy {
+        Policy::Spray => (bucket_flags::WHOLE, 0),
+        Policy::Adaptive => (bucket_flags::SPRAY, bucket_flags::SPRAY),
+        // Never: no flag is looked at, and the result cannot be 1.
+        Policy::Hash | Policy::Flowlet => (0, 1),
+    };
+    flags & flag == when
 }
 
 /// When a bucket's packet comes.
@@ -257,7 +262,8 @@ impl Constraints {
     /// As a rule that the packet meets changes them; `allowed` are the peer's tunnels that the rule allows.
     #[inline(always)]
     fn under(self, rule: &Rule, allowed: u32) -> Self {
-        let policy = Policy::of(rule.policy.get()).unwrap_or(self.policy);
+        let number = rule.policy.get();
+        let policy = Policy::of_bits(if number == PEERS_OWN { self.policy.number() } else { number });
         let allowed = self.usable & allowed;
         let others_do = allowed == 0 && rule.flags.get() & rule_flags::PREFER != 0;
         Self { policy, usable: if others_do { self.usable } else { allowed } }

@@ -230,11 +230,11 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Its policy. A number of another version counts as [`Policy::Hash`].
+    /// Its policy.
     #[must_use]
     #[inline(always)]
     pub fn policy(&self) -> Policy {
-        Policy::of(self.policy.get()).unwrap_or(Policy::Hash)
+        Policy::of_bits(self.policy.get())
     }
 }
 
@@ -266,6 +266,19 @@ impl Policy {
             2 => Some(Self::Adaptive),
             3 => Some(Self::Spray),
             _ => None,
+        }
+    }
+
+    /// The policy of a number that this version wrote: only its two low bits are looked at, so that the program needs no
+    /// branch for numbers that do not occur.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_bits(number: u32) -> Self {
+        match number & 3 {
+            0 => Self::Hash,
+            1 => Self::Flowlet,
+            2 => Self::Adaptive,
+            _ => Self::Spray,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Options {
     pub test_run: TestRun,
     /// See [`globals::FLOWS`].
     pub flows: u32,
+    /// Another build's object, to be compared with this one's; `None`: this build's own.
+    pub object: Option<Vec<u8>>,
 }
 
 /// See [`globals::TEST_RUN`].
@@ -64,6 +66,7 @@ impl Default for Options {
             hook: None,
             test_run: TestRun::No,
             flows: 0,
+            object: None,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Loaded {
                 .map_max_entries(maps::TUNNEL_IDS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::BUCKETS, peers * BUCKETS_PER_PEER)
                 .map_max_entries(maps::ARRIVALS, count(tunnels + SPARE_TUNNELS).saturating_mul(MAX_FOLLOWED))
-                .load(OBJECT)
+                .load(options.object.as_deref().unwrap_or(OBJECT))
                 .map_err(load_error)?,
         })
     }

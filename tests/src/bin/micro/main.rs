@@ -4,9 +4,10 @@
 mod planning;
 mod steering;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use serde_json::Value;
 
@@ -30,6 +31,10 @@ struct Arguments {
     /// Only the variants whose description contains this, beside the programs that only redirect: "adaptive, 2"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Another build's object, such as target/ebpf/ecmpvpn.o of an earlier commit: both run in each round, and the ratio
+    /// of their times is shown
+    #[arg(long, value_name = "OBJECT")]
+    against: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -46,8 +51,10 @@ fn main() -> ExitCode {
 
 /// Whether planning was as fast as it must be.
 fn measure(arguments: &Arguments) -> Result<bool> {
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let other = arguments.against.as_ref().map(read).transpose()?;
     let in_time = planning::measure(arguments.plans)?;
-    steering::measure(arguments.rounds, arguments.packets, &arguments.only)?;
+    steering::measure(arguments.rounds, arguments.packets, &arguments.only, other.as_deref())?;
     Ok(in_time)
 }
 

@@ -14,7 +14,7 @@ use ecmpvpn::config::{InterfaceName, Policy, Rule};
 use ecmpvpn::dataplane::{Loaded, Options, TestRun};
 use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::median;
 
@@ -43,6 +43,8 @@ struct Variant {
     flows: u32,
     pace: Pace,
     loaded: Loaded,
+    /// Instructions that the verifier looked at; 0 where the kernel does not say.
+    verified: u32,
     /// Number of the flow of the next round's first packet.
     next: u32,
     /// Nanoseconds a packet, a round each.
@@ -67,7 +69,15 @@ impl fmt::Display for Variant {
 }
 
 impl Variant {
-    fn new(policy: Option<Policy>, tunnels: u8, rules: u16, flows: u32, pace: Pace) -> Result<Self> {
+    /// Loads `object`, or this build's where there is none.
+    fn new(
+        object: Option<&[u8]>,
+        policy: Option<Policy>,
+        tunnels: u8,
+        rules: u16,
+        flows: u32,
+        pace: Pace,
+    ) -> Result<Self> {
         let name = |slot| InterfaceName::new(&format!("wg{slot}"));
         let names = (0..tunnels).map(name).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
         let ifindexes: BTreeMap<InterfaceName, u32> = names.iter().cloned().zip(101..).collect();
@@ -82,13 +92,19 @@ impl Variant {
                 tunnels: names.into_iter().map(|name| (name, Some(1))).collect(),
             }],
         };
-        let options =
-            Options { test_run: TestRun::Timed, flows: if flows == 1 { 0 } else { flows }, ..Options::default() };
+        let options = Options {
+            test_run: TestRun::Timed,
+            flows: if flows == 1 { 0 } else { flows },
+            object: object.map(<[u8]>::to_vec),
+            ..Options::default()
+        };
         let mut loaded = Loaded::new(&table, 100, &ifindexes, &options)?;
         if policy.is_none() {
             loaded.program_mut(programs::BASELINE)?.load().context("loading the program that only redirects")?;
         }
-        Ok(Self { policy, tunnels, rules, flows, pace, loaded, next: 0, times: Vec::new() })
+        let program = loaded.program_mut(if policy.is_some() { programs::EGRESS } else { programs::BASELINE })?;
+        let verified = program.info()?.verified_instruction_count().unwrap_or(0);
+        Ok(Self { policy, tunnels, rules, flows, pace, loaded, verified, next: 0, times: Vec::new() })
     }
 
     /// One round of `packets` packets, after one that is not measured: in the time that the others took every flow has
@@ -154,48 +170,79 @@ fn frame(number: u32) -> Vec<u8> {
     frame
 }
 
-fn variants() -> Result<Vec<Variant>> {
-    let mut variants = vec![Variant::new(None, 2, 0, 1, Pace::Busy)?, Variant::new(None, 2, 0, MANY, Pace::Busy)?];
+fn variants(object: Option<&[u8]>) -> Result<Vec<Variant>> {
+    let mut variants = Vec::new();
+    for flows in [1, MANY] {
+        variants.push(Variant::new(object, None, 2, 0, flows, Pace::Busy)?);
+    }
     for policy in [Policy::Hash, Policy::Flowlet, Policy::Adaptive, Policy::Spray] {
         for tunnels in [2, 32] {
             for (flows, pace) in [(1, Pace::Busy), (MANY, Pace::Busy), (MANY, Pace::Paused)] {
                 // Pauses mean nothing where every packet chooses, or none does.
                 if pace == Pace::Busy || matches!(policy, Policy::Flowlet | Policy::Adaptive) {
-                    variants.push(Variant::new(Some(policy), tunnels, 0, flows, pace)?);
+                    variants.push(Variant::new(object, Some(policy), tunnels, 0, flows, pace)?);
                 }
             }
         }
     }
     for rules in [1, 64] {
         for flows in [1, MANY] {
-            variants.push(Variant::new(Some(Policy::Adaptive), 2, rules, flows, Pace::Busy)?);
+            variants.push(Variant::new(object, Some(Policy::Adaptive), 2, rules, flows, Pace::Busy)?);
         }
     }
     Ok(variants)
 }
 
-/// Measures every variant, all of them in each round, and prints medians.
-pub fn measure(rounds: u32, packets: u32, only: &str) -> Result<()> {
+/// Measures every variant, all of them in each round, and prints medians; `other` is another build's object.
+pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> Result<()> {
     eprintln!("==> loading the programs");
-    let mut variants = variants().context("loading the programs needs root")?;
-    variants.retain(|variant| variant.policy.is_none() || variant.to_string().contains(only));
-    eprintln!("==> {rounds} rounds of {packets} packets each for {} variants", variants.len());
-    for round in 0..rounds {
+    let load = |object| -> Result<Vec<Variant>> {
+        let mut variants = variants(object).context("loading the programs needs root")?;
+        variants.retain(|variant| variant.policy.is_none() || variant.to_string().contains(only));
+        Ok(variants)
+    };
+    let mut variants = load(None)?;
+    let mut others = other.map(|object| load(Some(object))).transpose()?.unwrap_or_default();
+    eprintln!("==> {rounds} rounds of {packets} packets each for {} variants", variants.len() + others.len());
+    for round in 0..rounds as usize {
         // Another one begins each time, so that none always follows the same.
         let count = variants.len();
-        for at in 0..count {
-            variants[(at + round as usize) % count].round(packets)?;
+        for at in (0..count).map(|at| (at + round) % count) {
+            let mut pair: Vec<&mut Variant> = others.get_mut(at).into_iter().chain([&mut variants[at]]).collect();
+            if round % 2 == 0 {
+                pair.reverse();
+            }
+            pair.into_iter().try_for_each(|variant| variant.round(packets))?;
         }
     }
 
+    println!(
+        "\nBPF_PROG_TEST_RUN, medians of {rounds} rounds of {packets} packets; ratios to the program that only redirects"
+    );
+    let rows = print_costs(&variants);
+    print_comparison(&variants, &others);
+    crate::print(&json!({
+        "series": "steering",
+        "making_flows_ns": making_flows(&variants),
+        "rounds": rounds,
+        "rows": rows,
+        "other_ns": others.iter().map(Variant::median).collect::<Vec<_>>(),
+    }));
+    Ok(())
+}
+
+/// What it costs to make each packet another flow's, in nanoseconds.
+fn making_flows(variants: &[Variant]) -> f64 {
+    variants[1].median() - variants[0].median()
+}
+
+/// Prints what every variant costs, and returns the same.
+fn print_costs(variants: &[Variant]) -> Vec<Value> {
     let base = [variants[0].median(), variants[1].median()];
-    // What it costs to make each packet another flow's.
-    let varying = base[1] - base[0];
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["program", "ns a packet", "ratio", "without making flows", "target"]);
+    let varying = making_flows(variants);
+    let mut table = new_table(&["program", "ns a packet", "ratio", "without making flows", "target"]);
     let mut rows = Vec::new();
-    for variant in &variants {
+    for variant in variants {
         let many = variant.flows > 1;
         let time = variant.median();
         let ratio = time / base[usize::from(many)];
@@ -205,7 +252,7 @@ pub fn measure(rounds: u32, packets: u32, only: &str) -> Result<()> {
         let verdict = target.map_or("", |met| if met { "<= 2.0: met" } else { "<= 2.0: MISSED" });
         let mut cells = vec![Cell::new(variant)];
         let numbers = [format!("{time:.1}"), format!("{ratio:.2}"), format!("{alone:.2}")];
-        cells.extend(numbers.map(|number| Cell::new(number).set_alignment(CellAlignment::Right)));
+        cells.extend(numbers.map(right));
         cells.push(Cell::new(verdict));
         table.add_row(cells);
         rows.push(json!({
@@ -218,12 +265,38 @@ pub fn measure(rounds: u32, packets: u32, only: &str) -> Result<()> {
             "ratio": ratio,
             "ratio_without_making_flows": alone,
             "target_met": target,
+            "verified_instructions": variant.verified,
         }));
     }
-    println!(
-        "\nBPF_PROG_TEST_RUN, medians of {rounds} rounds of {packets} packets; ratios to the program that only redirects"
-    );
     println!("making each packet another flow's costs {varying:.1} ns\n{table}\n");
-    crate::print(&json!({"series": "steering", "making_flows_ns": varying, "rounds": rounds, "rows": rows}));
-    Ok(())
+    rows
+}
+
+/// Prints both builds beside each other, where there are two. The ratio is the median over the rounds, since what
+/// disturbs a machine disturbs both of a round alike.
+fn print_comparison(variants: &[Variant], others: &[Variant]) {
+    if others.is_empty() {
+        return;
+    }
+    let mut table = new_table(&["program", "other build, ns", "this build, ns", "ratio", "verified instructions"]);
+    for (variant, other) in variants.iter().zip(others) {
+        let ratio = median(variant.times.iter().zip(&other.times).map(|(this, other)| this / other).collect());
+        let numbers = [format!("{:.1}", other.median()), format!("{:.1}", variant.median()), format!("{ratio:.3}")];
+        let mut cells = vec![Cell::new(variant)];
+        cells.extend(numbers.map(right));
+        cells.push(right(format!("{} -> {}", other.verified, variant.verified)));
+        table.add_row(cells);
+    }
+    println!("{table}\n");
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(header.iter().copied());
+    table
+}
+
+fn right(text: String) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
 }
