@@ -1,11 +1,12 @@
 //! Counts what is put onto a tunnel, and charges the tunnel's link with it.
 //!
-//! The counts are each CPU's own. The link's record ([`crate::load`]) is everybody's: written with each packet it would
-//! wander from CPU to CPU. So a CPU charges it with the first packet of each unit of time, and with what it has put onto
-//! the tunnel since; a look at the link misses what came later in the same unit. Flows that choose, and packets that are
-//! sprayed, are charged at once.
+//! Each CPU has its own counters. All CPUs share the link's record ([`crate::load`]): if each packet wrote to it, it
+//! would move from CPU to CPU. So a CPU charges the link with the first packet of each unit of time, and with
+//! everything that it has put onto the tunnel since the last charge. Whoever reads the link's record misses what came
+//! later in the same unit. Packets that start a flow or move a bucket, and all packets that are sprayed, are charged at
+//! once.
 
-use crate::layout::{TunnelCounters, how};
+use crate::layout::{TunnelCounters, TunnelId, how};
 use crate::load;
 use crate::packet::Segments;
 use crate::tables::{Calls, Tables};
@@ -16,30 +17,30 @@ const UNIT_BITS: u32 = 20;
 /// Packets that are put onto a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// Packets and bytes.
     pub segments: Segments,
     /// Bits of [`how`].
     pub how: u32,
-    /// What its flow is expected to send soon, bytes; 0: it is counted already.
+    /// Bytes that the flow is expected to send soon; 0: they were charged already.
     pub expected: u32,
-    /// Whether the link is charged at once.
+    /// Whether the link is charged now, and not with the next unit.
     pub at_once: bool,
 }
 
-/// What a link is to be charged with that was put onto it before.
+/// Bytes that were put onto a link and are not charged yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
     bytes: u32,
-    /// Units that have passed.
+    /// Units since the last charge.
     age: u32,
 }
 
-/// Counts what is put onto a tunnel at `now`, nanoseconds of the monotonic clock.
+/// Counts packets that are put onto a tunnel at `now`, nanoseconds of the monotonic clock, and charges the tunnel's
+/// link if that is due.
 #[inline(always)]
-pub fn record_sent<T: Calls + ?Sized>(tables: &T, id: u32, now: u64, sent: &Sent) {
+pub fn record_sent<T: Calls + ?Sized>(tables: &T, id: TunnelId, now: u64, sent: &Sent) {
     const { assert!(how::FAILOVER == 1 && how::FLOWLET == 2 && how::SPRAYED == 4) };
     let due = tables.counted(id, |counters| {
-        let due = due(counters, now, sent.at_once);
+        let due = charge_due(counters, now, sent.at_once);
         counters.tx_packets += u64::from(sent.segments.packets);
         counters.tx_bytes += u64::from(sent.segments.bytes);
         counters.failover_moves += u64::from(sent.how & 1);
@@ -61,11 +62,11 @@ pub fn record_sent<T: Calls + ?Sized>(tables: &T, id: u32, now: u64, sent: &Sent
     }
 }
 
-/// What is due, if a new unit has begun or it must be `at_once`.
+/// What is due, if a new unit has begun or `at_once` is set.
 #[inline(always)]
-fn due(counters: &mut TunnelCounters, now: u64, at_once: bool) -> Option<Due> {
+fn charge_due(counters: &mut TunnelCounters, now: u64, at_once: bool) -> Option<Due> {
     let unit = (now >> UNIT_BITS) as u32;
-    // The exact clock is ahead of the cheap one: time may seem to go back.
+    // The exact clock may be ahead of the cheap one, so time may seem to go back.
     let age = match unit.wrapping_sub(counters.charged_at) {
         age if age >> 31 == 0 => age,
         _ => 0,
@@ -77,12 +78,19 @@ fn due(counters: &mut TunnelCounters, now: u64, at_once: bool) -> Option<Due> {
     Some(Due { bytes: (counters.tx_bytes as u32).wrapping_sub(counters.charged), age })
 }
 
-/// Charges a tunnel's link with what was put onto it before (its age in units, and its bytes
-/// in the lower half of the word), with `bytes` now, and with `expected` ones that will follow. Returns 0: BPF functions
-/// return something.
+/// Charges a tunnel's link with the bytes that were put onto it before, with `bytes` now, and with `expected` bytes
+/// that will follow. `before` holds the age of the earlier bytes in units in the upper half, and their number in the
+/// lower half. Returns 0, because a BPF function must return a value.
 #[inline(always)]
-pub fn charge_link<T: Tables + ?Sized>(tables: &T, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-    if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link.get())) {
+pub fn charge_link<T: Tables + ?Sized>(
+    tables: &T,
+    id: TunnelId,
+    now: u64,
+    before: u64,
+    bytes: u32,
+    expected: u32,
+) -> u32 {
+    if let Some(load) = tables.load(id).and_then(|load| tables.load(load.link())) {
         let (age, waiting) = (before >> 32, before as u32);
         if waiting != 0 {
             load::charge(load, now.saturating_sub(age << UNIT_BITS), waiting, 0);
@@ -99,7 +107,7 @@ mod tests {
     const UNIT: u64 = 1 << UNIT_BITS;
 
     fn sent(counters: &mut TunnelCounters, now: u64, bytes: u64, at_once: bool) -> Option<Due> {
-        let due = due(counters, now, at_once);
+        let due = charge_due(counters, now, at_once);
         counters.tx_bytes += bytes;
         if due.is_some() {
             counters.charged = counters.tx_bytes as u32;

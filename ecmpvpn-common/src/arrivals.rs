@@ -1,43 +1,43 @@
-//! Recognises tunnels' outer packets where they arrive, on a bond member: the only place that tells which member the
-//! switch chose.
+//! Recognises the tunnels' outer packets where they arrive, on a bond member. Only the member shows what the switch
+//! chose.
 
 use crate::packet::Packet;
 
-/// What an outer packet of a tunnel has and no other packet: key of the arrivals' map.
+/// What identifies the outer packets of a tunnel: key of the map of arrivals.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {
     /// Source address, network byte order; an IPv4 address as `::ffff:a.b.c.d`.
     pub remote: [u32; 4],
-    /// Source and destination port as the packet has them: the peer's listen port, and ours.
+    /// Source and destination port as in the packet: the peer's listen port, and this site's.
     pub ports: [u8; 4],
-    /// Index of the member that it came in by.
+    /// Interface index of the member on which the packet arrived.
     pub ifindex: u32,
 }
 
-/// Counts of one tunnel's packets on one member.
+/// Counters of one tunnel's packets on one member.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArrivalCounters {
-    /// Outer packets; merged ones count as they arrived.
+    /// Outer packets; merged packets count as they arrived.
     pub packets: u64,
     /// Their bytes from the network header on.
     pub bytes: u64,
-    /// When the last one came, nanoseconds of the monotonic clock; 0: none came.
+    /// Time of the last packet, nanoseconds of the monotonic clock; 0: none arrived.
     pub last_ns: u64,
-    /// The tunnel's id.
+    /// Number of the tunnel's [`TunnelId`](crate::layout::TunnelId).
     pub tunnel: u32,
     /// Zero.
     pub padding: u32,
 }
 
-/// Values of the members' map.
+/// Bits of the values in the map of members.
 pub mod member_flags {
-    /// The member's clsact qdisc was added by us.
+    /// ecmpvpn added the member's clsact qdisc.
     pub const CLSACT_ADDED: u32 = 1 << 0;
 }
 
-/// Members that are followed at a time; those of several bonds together.
+/// Maximum number of members that are followed at a time, of all bonds together.
 pub const MAX_FOLLOWED: u32 = 256;
 
 const _: () = {
@@ -53,7 +53,7 @@ const UDP: u8 = 17;
 const IPV6_HEADER: u32 = 40;
 
 impl Arrival {
-    /// Of a packet from `remote`.
+    /// The key of packets from `remote`.
     #[must_use]
     pub fn new(remote: core::net::IpAddr, remote_port: u16, listen_port: u16, ifindex: u32) -> Self {
         let octets = match remote {
@@ -66,11 +66,11 @@ impl Arrival {
     }
 }
 
-/// A datagram that may be a tunnel's, and where its UDP header begins, bytes from the network header. `None`: it is no
-/// UDP, or a fragment: bonds and switches hash fragments without their ports, so they do not tell where whole packets
-/// arrive.
+/// The key of a datagram that may be a tunnel's, and the offset of its UDP header from the network header, bytes.
+/// `None` if the packet is not UDP, is cut off, or is a fragment: bonds and switches hash fragments without their
+/// ports, so fragments do not show where whole packets arrive.
 ///
-/// `ethertype` is that of the network header, in host byte order: below a VLAN tag, if there is one.
+/// `ethertype` is the network header's, in host byte order. If there is a VLAN tag, it is the type behind the tag.
 #[inline(always)]
 pub fn arrival<P: Packet + ?Sized>(packet: &P, ethertype: u16, ifindex: u32) -> Option<(Arrival, u32)> {
     let (remote, transport) = match ethertype {
@@ -104,7 +104,7 @@ fn ipv6<P: Packet + ?Sized>(packet: &P) -> Option<([u32; 4], u32)> {
     Some((packet.load(8)?, IPV6_HEADER))
 }
 
-/// Both records are `repr(C)`, have no implicit padding (the sizes above), and are valid for any bytes.
+/// Both records are `repr(C)`, have no implicit padding (see the sizes above), and are valid for any bytes.
 #[cfg(feature = "aya")]
 mod pod {
     #![allow(clippy::undocumented_unsafe_blocks, reason = "the module says it once for all")]
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn outer_packets_are_told_by_source_address_and_ports() {
+    fn outer_packets_are_known_by_source_address_and_ports() {
         assert_eq!(arrival(&v4(0)[..], 0x0800, MEMBER), Some((expected("10.2.3.5"), 20)));
         assert_eq!(arrival(&v4(10)[..], 0x0800, MEMBER), Some((expected("10.2.3.5"), 60)));
         assert_eq!(arrival(&v6()[..], 0x86dd, MEMBER), Some((expected("fd00::5"), 40)));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn other_packets_are_none_of_ours() {
+    fn other_packets_are_not_for_a_peer() {
         let changed = |mut packet: Vec<u8>, at: usize, to: u8, ethertype| {
             packet[at] = to;
             arrival(&packet[..], ethertype, MEMBER)

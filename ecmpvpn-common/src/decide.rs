@@ -1,31 +1,30 @@
-//! The steering decision: which tunnel a packet takes. Pure: the maps and the clock are behind [`Tables`] and [`Calls`].
+//! The steering decision: which tunnel a packet takes. It is pure: the maps and the clock are behind [`Tables`] and
+//! [`Calls`].
 //!
-//! A bucket stays with its tunnel while that lives and its packets follow one another closely. After a gap, or when the
-//! tunnel died, it chooses again: its home under policy `hash`, the least loaded link under `flowlet` and `adaptive`.
-//! Under `spray` every packet chooses, unless the daemon marked its bucket to go whole; under `adaptive` where it marked it
-//! to be sprayed.
+//! A bucket stays with its tunnel while the tunnel is up and the bucket's packets follow one another closely. After a
+//! gap, or when the tunnel is down, a tunnel is chosen again: the bucket's home under policy `hash`, a tunnel of the
+//! least loaded link under `flowlet` and `adaptive`. Under `spray` a tunnel is chosen for every packet, unless the
+//! daemon marked the bucket to stay whole. Under `adaptive` that is so only for buckets that the daemon marked to be
+//! sprayed.
 
 use crate::account::{self, Sent};
 use crate::flow::mix;
-use crate::layout::{
-    Bucket, PEERS_OWN, Peer, Policy, Reason, Rule, bucket_flags, how, rule_flags, settings_flags, tunnel_id,
-};
+use crate::layout::{Bucket, Peer, Policy, Reason, Rule, TunnelId, bucket_flags, how, rule_flags, settings_flags};
 use crate::packet::{Packet, Parsed, Segments, parse, segments};
 use crate::rendezvous::NONE;
 use crate::rules;
 use crate::tables::{Calls, Tables};
 
-/// A bucket without a packet for so long holds a new flow: where it was last does not count. Nanoseconds.
+/// A bucket without a packet for this long is taken to hold a new flow: its former tunnel does not count. Nanoseconds.
 pub const FORGOTTEN_NS: u64 = 1_000_000_000;
 
 /// The tunnel that a packet takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steer {
-    /// The tunnel's id.
-    pub tunnel: u32,
-    /// Its interface's index, never 0.
+    pub tunnel: TunnelId,
+    /// Interface index of the tunnel, never 0.
     pub ifindex: u32,
-    /// The bucket, by its place among all peers' buckets.
+    /// Index of the bucket among all peers' buckets.
     pub bucket: u32,
     /// Bits of [`how`].
     pub how: u32,
@@ -34,26 +33,26 @@ pub struct Steer {
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes to a tunnel.
     Steer(Steer),
-    /// It is none of ours and goes on.
+    /// It is not for a peer and is left alone.
     NotSteered(Reason),
-    /// It is a peer's and cannot be sent.
+    /// It is for a peer and cannot be sent.
     Dropped(Reason),
 }
 
-/// A packet that is a peer's, and its flow.
+/// The peer and the flow of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// The peer's number.
+    /// Number of the peer.
     pub peer: u32,
-    /// Of the flow key, and of the rule that it meets.
+    /// Hash of the flow key and of the rule that the packet matches.
     pub hash: u64,
-    /// The rule that the packet meets, or [`rules::NONE`].
+    /// Number of the rule that the packet matches, or [`rules::NONE`].
     pub rule: u32,
 }
 
-/// Decides for the packet, which is no super-packet; notes in its bucket which tunnel it takes, and counts it there.
+/// Decides for a packet that is not a super-packet. Records in the packet's bucket which tunnel it takes, and counts it
+/// there.
 #[inline(always)]
 pub fn decide<P: Packet + ?Sized, T: Calls + ?Sized>(packet: &P, tables: &T) -> Verdict {
     let steered = parse(packet).and_then(|parsed| {
@@ -70,7 +69,7 @@ pub fn decide<P: Packet + ?Sized, T: Calls + ?Sized>(packet: &P, tables: &T) -> 
 /// Finds the packet's peer and flow.
 ///
 /// # Errors
-/// Why it is not steered.
+/// Why the packet is not steered.
 #[inline(always)]
 pub fn classify<P: Packet + ?Sized, T: Calls + ?Sized>(
     parsed: &Parsed,
@@ -88,36 +87,36 @@ pub fn classify<P: Packet + ?Sized, T: Calls + ?Sized>(
     if candidates != 0 {
         rule = tables.first_rule(key, rules::marks(packet), candidates);
         if rule != rules::NONE {
-            // Else flows that meet different rules would share buckets.
+            // Otherwise flows that match different rules would share buckets.
             hash = mix(hash ^ u64::from(rule + 1));
         }
     }
     Ok(Flow { peer: number, hash, rule })
 }
 
-/// Puts a flow's packet onto a tunnel.
+/// Chooses the tunnel of a flow's packet, and counts the packet there.
 ///
 /// # Errors
-/// Why that cannot be.
+/// Why no tunnel can take the packet.
 #[inline(always)]
 pub fn steer<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T) -> Result<Steer, Reason> {
     steer_at(flow, segments, tables, 0)
 }
 
-/// The same; `now` is the exact clock's reading, if it was read, or 0.
+/// As [`steer`]; `now` is the reading of the exact clock, or 0 if it was not read.
 ///
 /// # Errors
-/// As above.
+/// As [`steer`].
 #[inline(always)]
 pub fn steer_at<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T, now: u64) -> Result<Steer, Reason> {
     let size = u64::from(segments.packets) << 32 | u64::from(segments.bytes);
     let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size, now))?;
-    let id = tunnel_id(flow.peer, chosen.slot & (u32::BITS - 1));
+    let id = TunnelId::new(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
     Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })
 }
 
-/// What [`choose`] found, as one word: BPF functions return no more.
+/// Result of [`choose`]. It is packed into one word, because BPF functions return no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Chosen {
     slot: u32,
@@ -147,12 +146,12 @@ impl Chosen {
 
 const NO_LIVE_TUNNEL: u8 = 1;
 const BAD_TABLE: u8 = 2;
-/// What [`choose`] says where it cannot look anything up.
+/// What [`choose`] returns if it cannot look up anything.
 pub const BAD_STATE: u64 = BAD_TABLE as u64;
 
-/// The tunnel for a packet of a flow, as [`Chosen`] packs it. `size` holds the number of its segments in the upper half and
-/// its bytes in the lower half. BPF makes a function of its own of it: on the many paths through the parser the verifier
-/// then sees only a call.
+/// Chooses the tunnel for a packet of a flow. Returns it as [`Chosen`] packs it. `size` holds the number of the
+/// packet's segments in the upper half and its bytes in the lower half. In BPF this is a separate function, so that the
+/// verifier sees only a call on each of the many paths through the parser.
 #[inline(always)]
 pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, size: u64) -> u64 {
     let segments = Segments { packets: (size >> 32) as u32, bytes: size as u32 };
@@ -161,7 +160,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let mut constraints = Constraints { policy: peer.policy(), usable: peer.live.get() };
     if rule != rules::NONE {
         let Some(rule_record) = tables.rule(rule) else { return u64::from(BAD_TABLE) };
-        constraints = constraints.under(rule_record, tables.rule_tunnels(rule, number));
+        constraints = constraints.under_rule(rule_record, tables.rule_tunnels(rule, number));
     }
     if constraints.usable == 0 {
         return u64::from(NO_LIVE_TUNNEL);
@@ -175,7 +174,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     }
     let sprayed = is_sprayed(constraints.policy, record.flags.get());
     let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
-    // Queues are modelled by single packets: a tick is too long for them.
+    // Queues are modelled packet by packet: a tick is too coarse for them.
     let Timing { at: now, stamp, idle } =
         Timing::now(tables, if sprayed { 0 } else { tick }, peer.gap_ns.get(), record.last_ns.get());
     record.last_ns.set(stamp);
@@ -191,7 +190,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
         slot = reselect(tables, number, peer, &constraints, bucket, record, now, idle);
         is_new = idle >= FORGOTTEN_NS || slot != current;
         if slot != current {
-            how = if lives && constraints.policy != Policy::Hash { how::FLOWLET } else { how::FAILOVER };
+            how = if lives && !constraints.policy.is_by_rank() { how::FLOWLET } else { how::FAILOVER };
         }
     }
     if slot == NONE {
@@ -201,39 +200,40 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
         record.tunnel.set(slot as u8);
     }
     let expected = if is_new { peer.expected_bytes.get() } else { 0 };
-    let at_once = sprayed || is_new || constraints.policy == Policy::Spray;
-    account::record_sent(tables, tunnel_id(number, slot), now, &Sent { segments, how, expected, at_once });
+    let at_once = sprayed || is_new || constraints.policy.sprays_all();
+    account::record_sent(tables, TunnelId::new(number, slot), now, &Sent { segments, how, expected, at_once });
     Chosen { slot, bucket: index, how }.pack()
 }
 
-/// Whether each packet of a bucket chooses by itself.
+/// Whether a tunnel is chosen for each packet of a bucket.
 #[must_use]
 #[inline(always)]
 pub fn is_sprayed(policy: Policy, flags: u8) -> bool {
-    // A flag and its value, not a branch each: the verifier then sees fewer paths.
+    // A flag and its value, instead of a branch for each policy: the verifier then sees fewer paths.
     let (flag, when) = match policy {
         Policy::Spray => (bucket_flags::WHOLE, 0),
         Policy::Adaptive => (bucket_flags::SPRAY, bucket_flags::SPRAY),
-        // Never: no flag is looked at, and the result cannot be 1.
+        // Never sprayed: no flag is read, so the result cannot be 1.
         Policy::Hash | Policy::Flowlet => (0, 1),
     };
     flags & flag == when
 }
 
-/// When a bucket's packet comes.
+/// Time of a bucket's packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
     /// Up to a tick too early or too late, nanoseconds of the monotonic clock.
     pub at: u64,
-    /// Up to two ticks too late, never too early: what its bucket keeps.
+    /// The time that the bucket keeps: up to two ticks too late, never too early.
     pub stamp: u64,
-    /// The pause before it, or less: nothing is overtaken by a flow that is taken to have paused too short.
+    /// Pause before the packet, nanoseconds. If it is as long as the gap, the real pause is at least as long: so no
+    /// packet overtakes another.
     pub idle: u64,
 }
 
 impl Timing {
-    /// Reads the clock: the exact one costs as much as all the rest of a decision and is read only where the ticks cannot
-    /// tell whether a pause is shorter than `gap`.
+    /// Reads the clock. The exact clock costs as much as the rest of a decision. It is read only if the ticks do not
+    /// show that the pause is shorter than `gap`.
     #[inline(always)]
     pub fn now<T: Tables + ?Sized>(tables: &T, tick: u32, gap: u32, last: u64) -> Self {
         if tick != 0
@@ -251,25 +251,25 @@ impl Timing {
     }
 }
 
-/// What holds for a packet.
+/// The policy and the tunnels that apply to a packet.
 struct Constraints {
     policy: Policy,
-    /// Live tunnels that it may take.
+    /// Tunnels that are up and that the packet may take, one bit per slot.
     usable: u32,
 }
 
 impl Constraints {
-    /// As a rule that the packet meets changes them; `allowed` are the peer's tunnels that the rule allows.
+    /// The constraints under a rule that the packet matches. `allowed`: the peer's tunnels that the rule allows, one
+    /// bit per slot.
     #[inline(always)]
-    fn under(self, rule: &Rule, allowed: u32) -> Self {
-        let number = rule.policy.get();
-        let policy = Policy::of_bits(if number == PEERS_OWN { self.policy.number() } else { number });
+    fn under_rule(self, rule: &Rule, allowed: u32) -> Self {
+        let policy = rule.policy(self.policy);
         let allowed = self.usable & allowed;
         let others_do = allowed == 0 && rule.flags.get() & rule_flags::PREFER != 0;
         Self { policy, usable: if others_do { self.usable } else { allowed } }
     }
 
-    /// Tunnels that may take a new flow: those that are being drained only if there are no others.
+    /// Tunnels that may take a new flow. Tunnels that are being drained are among them only if there is no other.
     #[inline(always)]
     fn preferred(&self, peer: &Peer) -> u32 {
         match self.usable & peer.open.get() {
@@ -279,7 +279,7 @@ impl Constraints {
     }
 }
 
-/// The slot for a bucket that may move.
+/// Chooses the slot for a bucket that may move.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined; a struct of them would go through the BPF stack")]
 fn reselect<T: Calls + ?Sized>(
@@ -293,7 +293,7 @@ fn reselect<T: Calls + ?Sized>(
     idle: u64,
 ) -> u32 {
     let candidates = constraints.preferred(peer);
-    if constraints.policy == Policy::Hash {
+    if constraints.policy.is_by_rank() {
         let home = u32::from(record.home.get());
         return if candidates.checked_shr(home).unwrap_or(0) & 1 == 1 {
             home

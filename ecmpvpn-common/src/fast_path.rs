@@ -1,12 +1,13 @@
-//! The decision for the packets that there are most of, in one go: the same as [`crate::decide`] comes to, or none.
+//! The decision for the most frequent packets, in one step. It gives the same result as [`crate::decide`], or none.
 //!
-//! Such packets are TCP or UDP right behind an IP header without options, for a peer that has no rules. What is costly is
-//! left out: the walk through headers, and, where the bucket stays with its tunnel, the exact clock and all calls.
+//! These packets are TCP or UDP directly behind an IP header without options, for a peer that has no rules. The fast
+//! path leaves out what is costly: the walk through headers and, if the bucket stays with its tunnel, the exact clock
+//! and all calls.
 
 use crate::account::{Sent, record_sent};
 use crate::decide::{self, Steer, Timing, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Address, Peer, Policy, Reason, Settings, settings_flags, tunnel_id};
+use crate::layout::{Address, Peer, Reason, Settings, TunnelId, settings_flags};
 use crate::packet::{Packet, Segments, Transport, protocol};
 use crate::rules;
 use crate::tables::{Calls, Tables};
@@ -14,14 +15,13 @@ use crate::tables::{Calls, Tables};
 /// A packet that was put onto a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steered {
-    /// Where it goes.
     pub steer: Steer,
-    /// Whether its bucket stayed where it was.
+    /// Whether the bucket kept its tunnel without a new choice.
     pub stayed: bool,
 }
 
-/// Puts the packet onto a tunnel and notes that, as `decide` does; `None`: nothing was done, ask `decide`. `segments` tells
-/// what it is on the wire.
+/// Chooses the packet's tunnel and records that, as `decide` does. `None`: nothing was done, and the caller must ask
+/// `decide`. `segments` returns what the packet is on the wire.
 #[inline(always)]
 pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
     packet: &P,
@@ -30,7 +30,7 @@ pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
 ) -> Option<Result<Steered, Reason>> {
     let [first, second, third, fourth, fifth, sixth] = packet.peek(0)?;
     let [version, ..] = first.to_ne_bytes();
-    // Each family by itself to the end of its hash: together they would need more registers than there are.
+    // Each family is handled separately up to its hash: together they would need more registers than BPF has.
     let (flow, transport) = if version == 0x45 {
         let [_, _, flags, offset] = second.to_ne_bytes();
         if flags & 0x3f != 0 || offset != 0 {
@@ -53,13 +53,13 @@ pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
 }
 
 struct Flow<'a> {
-    /// The peer's number.
+    /// Number of the peer.
     peer: u32,
     hash: u64,
     settings: &'a Settings,
 }
 
-/// Finds the packet's peer and flow. `key` lacks the ports.
+/// Finds the packet's peer and flow. `key` has no ports yet.
 #[inline(always)]
 fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Option<Flow<'_>> {
     if key.protocol != protocol::TCP && key.protocol != protocol::UDP {
@@ -85,7 +85,7 @@ fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> 
     let index = peer.bucket_base.wrapping_add(flow.hash as u32 & peer.bucket_mask);
     let bucket = tables.bucket(index)?;
     let slot = u32::from(bucket.tunnel.get());
-    let id = tunnel_id(flow.peer, slot & (u32::BITS - 1));
+    let id = TunnelId::new(flow.peer, slot & (u32::BITS - 1));
     let ifindex = tables.tunnel(id)?.ifindex;
     let policy = peer.policy();
     let lives = peer.live.get().checked_shr(slot).unwrap_or(0) & 1 == 1 && ifindex != 0;
@@ -96,7 +96,7 @@ fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> 
         if timing.idle < u64::from(gap) {
             bucket.last_ns.set(timing.stamp);
             bucket.bytes.set(bucket.bytes.get().wrapping_add(segments.bytes));
-            let at_once = policy == Policy::Spray;
+            let at_once = policy.sprays_all();
             record_sent(tables, id, timing.at, &Sent { segments, how: 0, expected: 0, at_once });
             return Some(Ok(Steered { steer: Steer { tunnel: id, ifindex, bucket: index, how: 0 }, stayed: true }));
         }

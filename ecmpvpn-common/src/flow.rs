@@ -1,32 +1,27 @@
-//! What makes packets one flow, and the keyed hash that puts flows into buckets.
+//! The key that identifies a flow, and the keyed hash that maps flows to buckets.
 
-/// IPv4, as [`FlowKey::family`] has it.
+/// Value of [`FlowKey::family`] for IPv4.
 pub const IPV4: u8 = 4;
-/// IPv6, as [`FlowKey::family`] has it.
+/// Value of [`FlowKey::family`] for IPv6.
 pub const IPV6: u8 = 6;
 
 /// Bits of `hash_fields`: those of the kernel's `net.ipv4.fib_multipath_hash_fields`.
 /// Source: `FIB_MULTIPATH_HASH_FIELD_*`, `include/net/ip_fib.h`.
 pub mod fields {
-    /// Source address.
     pub const SRC_IP: u32 = 1 << 0;
-    /// Destination address.
     pub const DST_IP: u32 = 1 << 1;
-    /// Protocol.
     pub const IP_PROTO: u32 = 1 << 2;
-    /// IPv6 flow label.
     pub const FLOW_LABEL: u32 = 1 << 3;
     /// Source port. An SPI, GRE key or ICMP id counts if either port does.
     pub const SRC_PORT: u32 = 1 << 4;
-    /// Destination port.
     pub const DST_PORT: u32 = 1 << 5;
     /// Addresses, protocol and ports.
     pub const FIVE_TUPLE: u32 = SRC_IP | DST_IP | IP_PROTO | SRC_PORT | DST_PORT;
-    /// Every field that is known here.
+    /// All fields that ecmpvpn supports.
     pub const ALL: u32 = FIVE_TUPLE | FLOW_LABEL;
 }
 
-/// What a packet's flow is told by. Addresses, ports and ids are as they stand in the packet (network byte order).
+/// Identifies a packet's flow. Addresses, ports and ids are as in the packet (network byte order).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -42,7 +37,7 @@ pub struct FlowKey {
     pub id: u32,
     /// IPv6 flow label; counts only where `hash_fields` asks for it.
     pub flow_label: u32,
-    /// IP protocol number; 0 where the header chain is deeper than the parser goes.
+    /// IP protocol number; 0 if the chain of headers is longer than the parser walks.
     pub protocol: u8,
     /// [`IPV4`] or [`IPV6`].
     pub family: u8,
@@ -53,14 +48,15 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 48);
 
 impl FlowKey {
-    /// The other direction's key.
+    /// The key of the other direction.
     #[must_use]
     #[inline(always)]
     pub fn reversed(&self) -> Self {
         Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
     }
 
-    /// Only the fields that `mask` names; see [`fields`]. The flow label goes into `id`, where the hash sees it.
+    /// The key with only the fields in `mask`; see [`fields`]. The flow label goes into `id`, which is part of the
+    /// hash.
     #[must_use]
     #[inline(always)]
     pub fn masked(&self, mask: u32) -> Self {
@@ -90,12 +86,13 @@ impl FlowKey {
         key
     }
 
-    /// The same key for both directions of a flow.
+    /// A key that is the same for both directions of a flow.
     #[must_use]
     #[inline(always)]
     pub fn ordered(&self) -> Self {
         let mut swap = self.sport > self.dport;
-        // From the least significant word on, so that the first that differs decides; ports only when none does.
+        // Starts with the least significant word, so that the most significant word that differs decides. The ports
+        // decide only if no word differs.
         for word in (0..4).rev() {
             if self.src[word] != self.dst[word] {
                 swap = self.src[word] > self.dst[word];
@@ -104,9 +101,9 @@ impl FlowKey {
         if swap { self.reversed() } else { *self }
     }
 
-    /// A 64-bit hash keyed by `seed`, of the fields in `mask`; with `symmetric` both directions hash alike.
+    /// A 64-bit hash of the fields in `mask`, keyed by `seed`. With `symmetric` both directions have the same hash.
     ///
-    /// IPv4 takes two rounds and IPv6 five: a round is a multiplication and a shift.
+    /// IPv4 takes two rounds and IPv6 five. A round is a multiplication and a shift.
     #[must_use]
     #[inline(always)]
     pub fn hash(&self, seed: u64, mask: u32, symmetric: bool) -> u64 {
@@ -119,7 +116,7 @@ impl FlowKey {
         }
         let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
         let ports = u32::from(key.sport) << 16 | u32::from(key.dport);
-        // Ports and id are never both there.
+        // A key never has both ports and an id.
         let tail = pair(ports ^ key.id, u32::from(key.protocol) << 8 | u32::from(key.family));
         let mut hash = round(seed, pair(key.src[0], key.dst[0]), MULTIPLIERS[0]);
         if key.family == IPV6 {
@@ -131,7 +128,7 @@ impl FlowKey {
     }
 }
 
-/// Odd, with bits spread evenly: those of splitmix64 and of the golden ratio.
+/// Odd, with evenly spread bits: the multipliers of splitmix64, and the golden ratio.
 const MULTIPLIERS: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 #[inline(always)]
@@ -140,7 +137,7 @@ fn round(hash: u64, word: u64, multiplier: u64) -> u64 {
     hash ^ hash >> 32
 }
 
-/// Spreads every bit of `x` over all 64: the finish of splitmix64. Source: Steele, Lea, Flood, "Fast splittable
+/// Spreads every bit of `x` over all 64: the last step of splitmix64. Source: Steele, Lea, Flood, "Fast splittable
 /// pseudorandom number generators", OOPSLA 2014.
 #[must_use]
 #[inline(always)]
@@ -174,7 +171,7 @@ mod tests {
         key
     }
 
-    /// Flips `bit` of everything that the hash is made of.
+    /// Flips bit number `bit` of everything that is hashed.
     fn flipped(key: &FlowKey, bit: usize) -> FlowKey {
         let mut key = *key;
         let words = if key.family == IPV6 { 4 } else { 1 };
@@ -202,7 +199,7 @@ mod tests {
                         *count += (difference >> out & 1) as u32;
                     }
                 }
-                // 2,048 coins: the standard deviation is 22.6; 5,120 pairs of bits are looked at.
+                // 2,048 coin tosses have a standard deviation of 22.6. The test looks at 6,144 pairs of bits.
                 let worst = flips.iter().map(|count| count.abs_diff(1024)).max().unwrap();
                 assert!(worst < 130, "family {family}, bit {bit}: {flips:?}");
             }
@@ -234,7 +231,7 @@ mod tests {
                 ("IPv6 hosts", (0..60_000).map(ipv6).collect()),
             ];
             for (what, keys) in structured {
-                // 1,023 degrees of freedom: mean 1,023, standard deviation 45.2; six of them are allowed.
+                // 1,023 degrees of freedom have mean 1,023 and standard deviation 45.2. Six deviations are allowed.
                 let chi = chi_square(keys.into_iter(), seed);
                 assert!((750.0..1_295.0).contains(&chi), "{what}, seed {seed}: {chi}");
             }

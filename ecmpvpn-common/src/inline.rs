@@ -1,10 +1,11 @@
-//! The host has no use for separate functions: each part of the decision is called in place.
+//! The host does not need separate functions: it calls each part of the decision directly.
 
 use crate::flow::FlowKey;
+use crate::layout::TunnelId;
 use crate::tables::{Calls, Tables};
 use crate::{account, decide, rules, select};
 
-/// Tables of the host: they get [`Calls`] by this word.
+/// Tables of the host implement this trait to get [`Calls`].
 pub trait Inline: Tables {}
 
 impl<T: Inline + ?Sized> Calls for T {
@@ -20,7 +21,7 @@ impl<T: Inline + ?Sized> Calls for T {
         select::best(self, peer, bucket, candidates)
     }
 
-    fn charge_link(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+    fn charge_link(&self, id: TunnelId, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
         account::charge_link(self, id, now, before, bytes, expected)
     }
 

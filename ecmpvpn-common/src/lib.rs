@@ -1,4 +1,5 @@
-//! Packet parsing, flow hash, steering decision and map layouts: compiled for BPF and for the host alike. No I/O.
+//! Packet parsing, flow hash, steering decision and map layouts. The same source is compiled for BPF and for the host.
+//! No I/O.
 #![no_std]
 #![expect(
     clippy::inline_always,

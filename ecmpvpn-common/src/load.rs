@@ -1,27 +1,27 @@
-//! How much is on its way through each link, as the steering decision estimates it. Pure arithmetic on [`Load`] records.
+//! Estimates for the steering decision how much is on its way through each link. Pure arithmetic on [`Load`] records.
 //!
-//! Two figures, both in nanoseconds of the link's time, so that links of unequal rate compare:
-//! - the *queue*: when the link will have sent all that was put onto it, were its rate the one that is assumed;
+//! There are two figures. Both are in nanoseconds of the link's time, so that links of different rates can be compared:
+//! - the *queue*: the time when the link will have sent everything that was put onto it, at the assumed rate;
 //! - the *level*: the time that recent bytes take, halved every [`HALF_LIFE_NS`]. It is CONGA's discounting rate
-//!   estimator (Alizadeh et al., "CONGA: Distributed congestion-aware load balancing", SIGCOMM 2014, section 3.2) with
-//!   the decay worked out when somebody looks, since a BPF program has no timer.
+//!   estimator (Alizadeh et al., "CONGA: Distributed congestion-aware load balancing", SIGCOMM 2014, section 3.2). The
+//!   decay is computed when the level is read, because a BPF program has no timer.
 //!
-//! Several CPUs write without a lock: a lost update is an estimate that is off by a packet.
+//! Several CPUs write without a lock. A lost update makes the estimate wrong by one packet.
 
 use crate::layout::Load;
 
 /// After this time a byte counts half.
 pub const HALF_LIFE_NS: u64 = 1 << HALF_LIFE_BITS;
 const HALF_LIFE_BITS: u32 = 26;
-/// The level is brought up to date in steps of this many nanoseconds: 256 of them are a half-life.
+/// The level is updated in steps of 2^`STEP_BITS` nanoseconds: 256 steps are a half-life.
 const STEP_BITS: u32 = HALF_LIFE_BITS - 8;
-/// A queue is never taken for longer: an assumed rate that is far too low must not lock a link out.
+/// Longest queue that is assumed: an assumed rate that is far too low must not exclude a link.
 pub const MAX_QUEUE_NS: u64 = 500_000_000;
 /// Fractional bits of [`Load::cost`].
 pub const COST_BITS: u32 = 10;
 
-/// What a byte costs on a link of so many bits a second: nanoseconds with [`COST_BITS`] fractional bits, at least 1.
-/// The slowest rate that can be told is about 1.9 kbit/s.
+/// What a byte costs on a link with this rate: nanoseconds with [`COST_BITS`] fractional bits, at least 1. The lowest
+/// rate that can be represented is about 1.9 kbit/s.
 #[must_use]
 pub const fn cost_of_rate(bits_per_second: u64) -> u32 {
     let bits_per_second = if bits_per_second == 0 { 1 } else { bits_per_second };
@@ -33,13 +33,13 @@ pub const fn cost_of_rate(bits_per_second: u64) -> u32 {
     }
 }
 
-/// The rate whose cost is `cost`, bits a second.
+/// The rate whose cost is `cost`, bits per second.
 #[must_use]
 pub const fn rate_of_cost(cost: u32) -> u64 {
     (8_000_000_000u64 << COST_BITS) / (if cost == 0 { 1 } else { cost as u64 })
 }
 
-/// The link's time that `bytes` take, nanoseconds.
+/// The time that `bytes` take on the link, nanoseconds.
 #[must_use]
 #[inline(always)]
 pub fn time_of(load: &Load, bytes: u32) -> u64 {
@@ -53,18 +53,18 @@ pub fn weighted_time_of(load: &Load, bytes: u32) -> u64 {
     (u64::from(bytes) * u64::from(load.weighted_cost.get())) >> COST_BITS
 }
 
-/// How long another packet would wait for the link, were it given one at `now`, nanoseconds.
+/// How long another packet would wait for the link if it were sent at `now`, nanoseconds.
 #[must_use]
 #[inline(always)]
-pub fn waits(load: &Load, now: u64) -> u64 {
+pub fn queued_ns(load: &Load, now: u64) -> u64 {
     at_most(positive(load.free_ns.get().wrapping_sub(now)), MAX_QUEUE_NS)
 }
 
-/// When the link would be free for another packet, were it given one at `now`.
+/// Time when the link would be free for another packet that is sent at `now`, nanoseconds of the monotonic clock.
 #[must_use]
 #[inline(always)]
 pub fn free_at(load: &Load, now: u64) -> u64 {
-    now + waits(load, now)
+    now + queued_ns(load, now)
 }
 
 /// The level at `now`, nanoseconds.
@@ -74,14 +74,14 @@ pub fn level(load: &Load, now: u64) -> u64 {
     decayed(load.level_ns.get(), positive(now.wrapping_sub(load.stamp_ns.get())))
 }
 
-/// `x`, or 0 where a difference is negative. As all that looks at a link, it has no branch of its own: a verifier would
-/// follow each one for each link.
+/// `x`, or 0 if the difference `x` is negative. Like everything that is computed for each link, it has no branch: the
+/// verifier would follow each branch for each link.
 #[inline(always)]
 fn positive(x: u64) -> u64 {
     x & !(x.cast_signed() >> 63).cast_unsigned()
 }
 
-/// The lesser one, of two below 2^63.
+/// The smaller of two numbers below 2^63.
 #[inline(always)]
 fn at_most(x: u64, most: u64) -> u64 {
     most - positive(most.wrapping_sub(x))
@@ -91,16 +91,16 @@ fn at_most(x: u64, most: u64) -> u64 {
 fn decayed(level: u64, elapsed: u64) -> u64 {
     // Levels are below 2^63.
     let level = level >> at_most(elapsed >> HALF_LIFE_BITS, 63);
-    // Within a half-life 1 - 0.6931 x + 0.1931 x^2: off by less than 1%, and right in its slope where x is small, so
-    // that many short steps decay as one long one does.
+    // Within a half-life the factor is 1 - 0.6931 x + 0.1931 x^2. It is off by less than 1%. Its slope is right where x
+    // is small, so that many short steps decay like one long step.
     let steps = elapsed >> STEP_BITS & 0xff;
     let factor = (1 << 16) - ((45_426 * steps) >> 8) + ((12_658 * steps * steps) >> 16);
     (level >> 16) * factor + (((level & 0xffff) * factor) >> 16)
 }
 
-/// Notes that `bytes` are put onto the link at `now`, or were put onto it then, and that a flow was just put onto it which is expected to send
-/// `expected` bytes soon: flows that start together have sent nothing yet, and would all find the same link the least
-/// loaded.
+/// Charges the link with `bytes` that are put onto it at `now`, or were put onto it then, and with `expected` bytes
+/// that a new flow is expected to send soon. Without the latter, flows that start together would all find the same link
+/// the least loaded, because they have sent nothing yet.
 #[inline(always)]
 pub fn charge(load: &Load, now: u64, bytes: u32, expected: u32) {
     load.free_ns.set(free_at(load, now) + time_of(load, bytes));
@@ -115,7 +115,7 @@ fn raise(load: &Load, now: u64, time: u64) {
         load.level_ns.set(level + decayed(time, stamp.saturating_sub(now)));
     } else {
         load.level_ns.set(decayed(level, elapsed) + time);
-        // What is left of the last step counts next time.
+        // The rest of the last step counts at the next update.
         load.stamp_ns.set(now - (elapsed & ((1 << STEP_BITS) - 1)));
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_late_counts_as_if_it_had_been_told_in_time() {
+    fn a_late_report_counts_as_if_it_had_come_in_time() {
         let (in_time, late) = (link(8_000_000), link(8_000_000));
         charge(&in_time, 100 * MS, 10_000, 0);
         charge(&in_time, 150 * MS, 1_000, 0);
@@ -183,7 +183,7 @@ mod tests {
         charge(&late, 100 * MS, 10_000, 0);
         let (in_time, late) = (level(&in_time, 150 * MS), level(&late, 150 * MS));
         assert!(late.abs_diff(in_time) < in_time / 100, "{late} {in_time}");
-        // Another CPU has charged the link meanwhile: what was gone long ago counts as if it still waited.
+        // Another CPU has charged the link meanwhile: bytes that were sent long ago count as if they still waited.
         let gone = link(8_000_000);
         charge(&gone, 150 * MS, 1_000, 0);
         charge(&gone, 100 * MS, 1_000, 0);

@@ -7,14 +7,13 @@ use crate::layout::{Address, Reason};
 pub trait Packet {
     /// `N` words as they stand in the packet (network byte order); `None` if they are not all there.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
-    /// The same; `None` also where it would cost more than a look.
+    /// The same, but it may also return `None` where the bytes cost more than a direct read.
     #[inline(always)]
     fn peek<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         self.load(offset)
     }
-    /// Bytes from the network header on; those of a super-packet are more than its header says.
+    /// Bytes from the network header on. A super-packet has more than its header says.
     fn length(&self) -> u32;
-    /// Its firewall mark.
     fn mark(&self) -> u32;
 }
 
@@ -37,11 +36,11 @@ impl Packet for [u8] {
     }
 }
 
-/// IPv6 extension headers that are walked.
+/// Maximum number of IPv6 extension headers that the parser walks.
 pub const MAX_EXTENSION_HEADERS: u32 = 6;
-/// No header is read that starts later than this, bytes.
+/// Highest offset at which the parser reads a header, bytes.
 pub const MAX_HEADER_OFFSET: u32 = 512;
-/// `load` is never called with a greater offset.
+/// Highest offset that the parser passes to [`Packet::load`], bytes.
 pub const MAX_LOAD_OFFSET: u32 = MAX_HEADER_OFFSET + 24;
 
 /// IP protocol numbers. Source: IANA, "Assigned Internet Protocol Numbers".
@@ -62,18 +61,16 @@ pub(crate) mod protocol {
     pub const UDP_LITE: u8 = 136;
 }
 
-/// What the parser found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
-    /// The flow. An ICMP error has the key of the flow that it answers, in the error's direction.
+    /// An ICMP error has the key of the flow that it reports on, in the error's direction.
     pub key: FlowKey,
-    /// Where the packet itself goes.
+    /// Destination of the packet itself, also if it is an ICMP error.
     pub destination: Address,
-    /// Its transport header, if it has one.
+    /// Place of the transport header, if the packet has one.
     pub transport: Transport,
 }
 
-/// A packet's transport header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
     /// IP protocol number.
@@ -86,16 +83,17 @@ pub struct Transport {
 #[derive(Clone, Copy)]
 struct Network {
     key: FlowKey,
-    /// Offset of what follows.
+    /// Offset of what follows, bytes.
     payload: u32,
-    /// Whether the transport header is not to be looked at: a fragment, or a header chain deeper than the bound.
+    /// Whether the transport header must not be read: the packet is a fragment, or its chain of headers is longer than
+    /// the bound.
     opaque: bool,
 }
 
 /// Reads the flow key of `packet`.
 ///
 /// # Errors
-/// Why it cannot be steered: not IP, truncated, or an address that never leaves the link.
+/// Why the packet cannot be steered: it is not IP, is truncated, or its destination never leaves the link.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
     let [first] = packet.load(0).ok_or(Reason::Truncated)?;
@@ -118,7 +116,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
     Ok(Parsed { key, destination, transport })
 }
 
-/// Multicast and link-local destinations belong to the steering device itself.
+/// Refuses multicast and link-local destinations: they belong to the steering device itself.
 #[inline(always)]
 pub(crate) fn refuse_link_scope(destination: &Address) -> Result<(), Reason> {
     let [a, b, ..] = destination.address[0].to_ne_bytes();
@@ -129,7 +127,7 @@ pub(crate) fn refuse_link_scope(destination: &Address) -> Result<(), Reason> {
     }
 }
 
-/// The IP header at `at`. What is not there is a reason.
+/// Reads the IP header at offset `at`. Returns [`Reason::Truncated`] if it is not all there.
 #[inline(always)]
 fn network<P: Packet + ?Sized>(packet: &P, at: u32, family: u8) -> Result<Network, Reason> {
     if family == IPV4 { ipv4(packet, at) } else { ipv6(packet, at) }
@@ -144,14 +142,15 @@ fn ipv4<P: Packet + ?Sized>(packet: &P, at: u32) -> Result<Network, Reason> {
         return Err(Reason::Truncated);
     }
     let [_, _, flags, offset] = second.to_ne_bytes();
-    // More fragments, or an offset: all fragments of a datagram go one way, and only the first has ports.
+    // More fragments, or an offset. All fragments of a datagram must take the same tunnel, and only the first has
+    // ports.
     let opaque = flags & 0x3f != 0 || offset != 0;
     let protocol = third.to_ne_bytes()[1];
     let key = FlowKey { src: [src, 0, 0, 0], dst: [dst, 0, 0, 0], protocol, family: IPV4, ..FlowKey::default() };
     Ok(Network { key, payload: at + header, opaque })
 }
 
-/// Source: RFC 8200; RFC 6946 for fragments that are whole.
+/// Source: RFC 8200; RFC 6946 for atomic fragments, which are whole packets.
 #[inline(always)]
 fn ipv6<P: Packet + ?Sized>(packet: &P, at: u32) -> Result<Network, Reason> {
     let [first, second] = packet.load(at).ok_or(Reason::Truncated)?;
@@ -189,11 +188,11 @@ fn ipv6<P: Packet + ?Sized>(packet: &P, at: u32) -> Result<Network, Reason> {
             }
         }
     }
-    // Deeper than the bound: the addresses alone tell the flow, and so they do for each of its packets.
+    // The chain is longer than the bound. Only the addresses identify the flow then, for each of its packets alike.
     Ok(Network { key, payload, opaque: true })
 }
 
-/// Reads ports, SPI, GRE key or echo id at `at` into `key`. `None`: cut off.
+/// Reads ports, SPI, GRE key or echo id at offset `at` into `key`. `None` if they are cut off.
 #[inline(always)]
 fn selectors<P: Packet + ?Sized>(packet: &P, key: &mut FlowKey, at: u32) -> Option<()> {
     match key.protocol {
@@ -204,7 +203,8 @@ fn selectors<P: Packet + ?Sized>(packet: &P, key: &mut FlowKey, at: u32) -> Opti
             key.dport = u16::from_ne_bytes([c, d]);
         }
         protocol::ESP => [key.id] = packet.load(at)?,
-        // What AH protects is not looked at: one association must not spread, or the receiver's replay window drops.
+        // What AH protects is not read: if one security association used several tunnels, the receiver's replay window
+        // would drop packets.
         protocol::AH => [_, key.id] = packet.load(at)?,
         protocol::GRE => key.id = gre_key(packet, at)?,
         protocol::ICMP | protocol::ICMPV6 => {
@@ -245,8 +245,8 @@ fn is_echo(family: u8, protocol: u8, kind: u8) -> bool {
     }
 }
 
-/// The key of the flow that an ICMP error quotes, endpoints swapped: the error goes the way of the flow's answers.
-/// `None`: no error, or its quote is too short or is none.
+/// The key of the flow that an ICMP error quotes, with the endpoints swapped: the error goes in the direction of the
+/// flow's answers. `None` if the packet is no ICMP error, or if its quote is too short or not of the same family.
 #[inline(always)]
 fn quoted<P: Packet + ?Sized>(packet: &P, family: u8, transport: Transport) -> Option<FlowKey> {
     match (family, transport.protocol) {
@@ -272,7 +272,7 @@ fn quoted<P: Packet + ?Sized>(packet: &P, family: u8, transport: Transport) -> O
     Some(FlowKey { flow_label: 0, ..key.reversed() })
 }
 
-/// The packets that a super-packet stands for, and the bytes that their headers add to its length.
+/// The packets that a super-packet stands for, and their length on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
     /// At least 1.
@@ -281,9 +281,9 @@ pub struct Segments {
     pub bytes: u32,
 }
 
-/// What a packet of `len` bytes is on the wire, the network header first. `gso_size` is 0 for a packet that is no
-/// super-packet; `gso_segs` may be 0 for one that came from a virtual machine and was not segmented yet
-/// (`SKB_GSO_DODGY`).
+/// Returns what a packet of `len` bytes is on the wire, from the network header on. `gso_size` is 0 for a packet that
+/// is not a super-packet. `gso_segs` may be 0 for a super-packet that came from a virtual machine and was not segmented
+/// yet (`SKB_GSO_DODGY`).
 #[inline(always)]
 pub fn segments<P: Packet + ?Sized>(
     packet: &P,
@@ -301,7 +301,7 @@ pub fn segments<P: Packet + ?Sized>(
     Segments { packets, bytes: len.wrapping_add((packets - 1).wrapping_mul(headers)) }
 }
 
-/// Network and transport header of a TCP or UDP packet, bytes; 0 if it is none.
+/// Length of the network and transport header of a TCP or UDP packet, bytes; 0 for other packets.
 #[inline(always)]
 fn header_length<P: Packet + ?Sized>(packet: &P, Transport { protocol, offset }: Transport) -> u32 {
     match protocol {
@@ -322,7 +322,7 @@ mod tests {
 
     use super::*;
 
-    /// 10.1.0.1 port 1000 to 10.20.0.1 port 80, and the other direction.
+    /// 10.1.0.1 port 1000 to 10.20.0.1 port 80, or the other direction.
     fn tcp(reversed: bool) -> Vec<u8> {
         let mut packet = [&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0][..], &[0; 28]].concat();
         let (a, b) = ([10, 1, 0, 1], [10, 20, 0, 1]);

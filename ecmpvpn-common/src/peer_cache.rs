@@ -1,8 +1,8 @@
-//! The peers of the latest IPv4 destinations: a look at one word in place of a longest-prefix match.
+//! Cache from recent IPv4 destinations to their peers: reading one word replaces a longest-prefix match.
 //!
-//! A word holds a range of destinations that no prefix divides ([`Settings::ipv4_mask`]), the version of the prefixes that
-//! it was looked up in, and the peer. It is read and written as a whole, so all CPUs share the words without a lock. Only
-//! destinations that do not stay on the link are remembered.
+//! A word holds a range of destinations that no prefix divides ([`Settings::ipv4_mask`]), the version of the prefixes
+//! in which it was looked up, and the peer. It is read and written as a whole, so all CPUs share the words without a
+//! lock. Only destinations that leave the link are cached.
 
 use crate::layout::{MAX_PEERS, PEER_CACHE_WORDS, Settings};
 use crate::shared::Shared;
@@ -11,7 +11,7 @@ const PEER_BITS: u32 = 8;
 const VERSION_BITS: u32 = 24;
 const _: () = assert!(MAX_PEERS <= 1 << PEER_BITS && VERSION_BITS + PEER_BITS == u32::BITS);
 
-/// The peer that `destination` (network byte order) belongs to, if that is remembered.
+/// The peer that `destination` (network byte order) belongs to, if the cache has it.
 #[inline(always)]
 pub fn peer_of(cache: &[Shared<u64>; PEER_CACHE_WORDS as usize], settings: &Settings, destination: u32) -> Option<u32> {
     let address = destination & settings.ipv4_mask;
@@ -19,8 +19,8 @@ pub fn peer_of(cache: &[Shared<u64>; PEER_CACHE_WORDS as usize], settings: &Sett
     (word >> PEER_BITS == tag(address, settings.prefixes_version)).then_some(word as u32 & ((1 << PEER_BITS) - 1))
 }
 
-/// Remembers what was found in a version of the prefixes, which was looked at before them: if they have changed since, it
-/// counts no more.
+/// Caches the result of a look-up. `version` was read before the look-up: if the prefixes have changed since, the entry
+/// is not used.
 #[inline(always)]
 pub fn remember(
     cache: &[Shared<u64>; PEER_CACHE_WORDS as usize],
@@ -29,7 +29,7 @@ pub fn remember(
     version: u32,
     peer: u32,
 ) {
-    // While they change.
+    // The prefixes are being changed.
     if version & 1 == 1 || peer >= MAX_PEERS {
         return;
     }
@@ -69,7 +69,7 @@ mod tests {
             settings.prefixes_version = version;
             assert_eq!(found(&settings, [10, 20, 30, 40]), None, "version {version}");
         }
-        // While prefixes change nothing is remembered.
+        // While the prefixes change, nothing is cached.
         settings.prefixes_version = 5;
         remember(&cache, &settings, of([10, 20, 30, 40]), 5, 1);
         assert_eq!(found(&settings, [10, 20, 30, 40]), None);

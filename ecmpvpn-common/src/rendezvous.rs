@@ -1,32 +1,33 @@
-//! Weighted rendezvous hashing: every bucket ranks the tunnels, each share follows the weights, and a tunnel that goes
-//! or comes moves no bucket but its own.
+//! Weighted rendezvous hashing: every bucket ranks the tunnels. Each tunnel's share follows its weight. Adding or
+//! removing a tunnel moves only the buckets of that tunnel.
 //!
-//! A tunnel's score in a bucket is `-log2(u) / weight`, `u` being a hash of both in (0, 1]; the least score wins.
-//! Source: Schindelhauer, Schomaker, "Weighted distributed hash tables", SPAA 2005. All arithmetic is of integers,
-//! because the BPF program ranks the live tunnels by the very same rule.
+//! A tunnel's score in a bucket is `-log2(u) / weight`, where `u` is a hash of both in (0, 1]. The lowest score wins.
+//! Source: Schindelhauer, Schomaker, "Weighted distributed hash tables", SPAA 2005. All arithmetic uses integers,
+//! because the BPF program ranks the tunnels by the same rule.
 //!
-//! Error: the logarithm is interpolated between 129 points, off by less than 1.1e-5 and exact at `u = 1`; the inverse
-//! weight has 24 fractional bits, off by less than 3.0e-5 of its value for weights up to 1,000. A tunnel's share is off
-//! by less than 0.3% of itself.
+//! Error: the logarithm is interpolated between 129 points. It is off by less than 1.1e-5, and exact at `u = 1`. The
+//! inverse weight has 24 fractional bits. It is off by less than 3.0e-5 of its value for weights up to 1,000. A
+//! tunnel's share is off by less than 0.3% of itself.
 
 use crate::flow::mix;
 
-/// What ranks a tunnel.
+/// What a tunnel is ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Tells the tunnel from the others, whatever its slot; see [`key_of`].
+    /// Distinguishes the tunnel from the others, whatever its slot; see [`key_of`].
     pub key: u64,
     /// See [`inverse_weight`].
     pub inverse_weight: u32,
 }
 
-/// A tunnel's key, from its name: it ranks the same after other tunnels have come or gone.
+/// A tunnel's key, from its name. So the tunnel ranks the same after other tunnels were added or removed.
 #[must_use]
 pub fn key_of(name: &[u8]) -> u64 {
     mix(name.iter().fold(0, |hash, byte| mix(hash ^ u64::from(*byte)).wrapping_add(1)))
 }
 
-/// 2^24 divided by `weight` and rounded; 0 stands for weight 0, which is chosen only when all others are 0 as well.
+/// 2^24 divided by `weight` and rounded; 0 stands for weight 0. A tunnel of weight 0 is chosen only if all others have
+/// weight 0 too.
 #[must_use]
 pub const fn inverse_weight(weight: u16) -> u32 {
     match weight {
@@ -35,7 +36,7 @@ pub const fn inverse_weight(weight: u16) -> u32 {
     }
 }
 
-/// How a tunnel ranks in a bucket: the least score wins.
+/// A tunnel's score in a bucket. The lowest score wins.
 #[must_use]
 #[inline(always)]
 pub fn score(bucket: u32, candidate: Candidate) -> u64 {
@@ -49,14 +50,14 @@ pub fn score(bucket: u32, candidate: Candidate) -> u64 {
 /// [`pick`] found no tunnel.
 pub const NONE: u32 = u32::MAX;
 
-/// The slot of the best of the tunnels whose bits are set in `among`, or [`NONE`]: a plain number, which BPF functions
-/// can return.
+/// The slot of the first-ranked tunnel among those whose bits are set in `candidates`, or [`NONE`]. It is a plain
+/// number, because BPF functions can return one.
 #[inline(always)]
-pub fn pick(bucket: u32, among: u32, candidate: impl Fn(u32) -> Option<Candidate>) -> u32 {
+pub fn pick(bucket: u32, candidates: u32, candidate: impl Fn(u32) -> Option<Candidate>) -> u32 {
     let mut best = u64::MAX;
     let mut chosen = NONE;
     for slot in 0..u32::BITS {
-        if among >> slot & 1 == 0 {
+        if candidates >> slot & 1 == 0 {
             continue;
         }
         let Some(candidate) = candidate(slot) else { continue };
@@ -69,14 +70,14 @@ pub fn pick(bucket: u32, among: u32, candidate: impl Fn(u32) -> Option<Candidate
     chosen
 }
 
-/// The slot of the best of all `candidates`, or [`NONE`] if there are none: a bucket's home.
+/// A bucket's home: the slot of the first-ranked tunnel of all `candidates`, or [`NONE`] if there are none.
 #[must_use]
 #[cfg(not(target_arch = "bpf"))]
 pub fn home(bucket: u32, candidates: &[Candidate]) -> u32 {
     pick(bucket, u32::MAX, |slot| candidates.get(slot as usize).copied())
 }
 
-/// -log2((x + 1) / 2^64), about, with 31 fractional bits: 0 to 2^37.
+/// About -log2((x + 1) / 2^64), with 31 fractional bits: 0 to 2^37.
 #[inline(always)]
 fn negative_log2(x: u64) -> u64 {
     let x = x | 1;
@@ -84,9 +85,9 @@ fn negative_log2(x: u64) -> u64 {
     // The mantissa's fraction: 7 bits choose the segment, the next 32 the place within it.
     let fraction = x << zeros << 1;
     let segment = (fraction >> 57) as usize & (SEGMENTS - 1);
-    let within = fraction >> 25 & 0xffff_ffff;
+    let remainder = fraction >> 25 & 0xffff_ffff;
     let (from, to) = (u64::from(LOG2[segment]), u64::from(LOG2[segment + 1]));
-    let log2 = from + (((to - from) * within) >> 32);
+    let log2 = from + (((to - from) * remainder) >> 32);
     (u64::from(zeros + 1) << 31) - log2
 }
 
@@ -103,7 +104,7 @@ static LOG2: [u32; SEGMENTS + 1] = {
     table
 };
 
-/// Squares the number and takes the carry, bit by bit.
+/// Computes the logarithm bit by bit: squares the number and takes the carry.
 const fn log2_of_segment(i: u32) -> u32 {
     if i == SEGMENTS as u32 {
         return 1 << 31;
@@ -142,8 +143,8 @@ mod tests {
         weights.iter().enumerate().map(candidate).collect()
     }
 
-    fn homes(tunnels: &[Candidate], among: u32) -> Vec<u32> {
-        (0..BUCKETS).map(|bucket| pick(bucket, among, |slot| Some(tunnels[slot as usize]))).collect()
+    fn homes(tunnels: &[Candidate], candidates: u32) -> Vec<u32> {
+        (0..BUCKETS).map(|bucket| pick(bucket, candidates, |slot| Some(tunnels[slot as usize]))).collect()
     }
 
     fn all(count: usize) -> u32 {

@@ -1,19 +1,21 @@
-//! Which rule a packet meets: the first of up to 64, in a handful of lookups however many there are.
+//! Finds the rule that a packet matches: the first of up to 64. The number of look-ups does not depend on the number of
+//! rules.
 //!
-//! For each field there is a table from its value to the set of rules that this value meets; the packet meets the rules
-//! that are in all of its fields' sets. Source: Lakshman, Stiliadis, "High-speed policy-based packet forwarding using
-//! efficient multi-dimensional range matching", SIGCOMM 1998.
+//! For each field there is a table from its value to the set of rules that this value matches. The packet matches the
+//! rules that are in the sets of all its fields. Source: Lakshman, Stiliadis, "High-speed policy-based packet
+//! forwarding using efficient multi-dimensional range matching", SIGCOMM 1998.
 
 use crate::flow::{FlowKey, IPV4};
 use crate::layout::{Address, rule_fields};
 use crate::packet::Packet;
 use crate::tables::Tables;
 
-/// No rule is met.
+/// No rule matches.
 pub const NONE: u32 = u32::MAX;
 
-/// The number of the first of `candidates` that a packet meets, or [`NONE`]. An ICMP error meets what the flow meets that it
-/// answers; fragments and packets without ports meet no rule that asks for ports. `marks` as [`marks`] tells them.
+/// The number of the first of `candidates` (one bit per rule) that a packet matches, or [`NONE`]. An ICMP error matches
+/// what the flow matches that it reports on. Fragments and packets without ports match no rule that names ports.
+/// `marks` is the result of [`marks`].
 #[inline(always)]
 pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, candidates: u64) -> u32 {
     let (mark, dscp) = (marks as u32, (marks >> 32) as u32 & 63);
@@ -37,7 +39,8 @@ fn field<T: Tables + ?Sized>(tables: &T, at: u32) -> u64 {
     tables.rule_field(at).map_or(0, |set| set.rules.get())
 }
 
-/// A packet's firewall mark in the low word, its differentiated services code point in the high one. Source: RFC 2474.
+/// A packet's firewall mark in the low word, and its differentiated services code point (DSCP) in the high word.
+/// Source: RFC 2474.
 #[inline(always)]
 pub fn marks<P: Packet + ?Sized>(packet: &P) -> u64 {
     let [word] = packet.load(0).unwrap_or([0]);

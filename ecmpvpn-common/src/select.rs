@@ -1,20 +1,20 @@
-//! Selection: which of the tunnels that may take a packet takes it, by rank in the bucket, by load, or by delivery time.
+//! Selects the tunnel among those that may take a packet: by rank in the bucket, by load, or by delivery time.
 
-use crate::layout::{Tunnel, tunnel_id};
+use crate::layout::{Path, Tunnel, TunnelId};
 use crate::load;
 use crate::rendezvous::{self, NONE};
 use crate::tables::{Calls, Tables};
 
-/// The slot that ranks first in a peer's bucket among `candidates`, or [`NONE`]. BPF makes a function of its own of it, which
-/// the verifier looks at only once.
+/// The slot that ranks first in a peer's bucket among `candidates`, or [`NONE`]. In BPF this is a separate function,
+/// which the verifier checks only once.
 #[inline(always)]
 pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, bucket: u32, candidates: u32) -> u32 {
-    rendezvous::pick(bucket, candidates, |slot| tables.tunnel(tunnel_id(peer, slot)).map(Tunnel::candidate))
+    rendezvous::pick(bucket, candidates, |slot| tables.tunnel(TunnelId::new(peer, slot)).map(Tunnel::candidate))
 }
 
-/// The slot among `candidates` whose link has the lowest level. The `current` one stays, unless that would leave its link
-/// ahead by more than a new flow is expected to bring: where nothing is to be gained nothing moves. Ties go to the first
-/// link in an order that differs from bucket to bucket.
+/// The slot among `candidates` whose link has the lowest level. The `current` slot is kept, unless the level of its
+/// link is higher by more than a new flow is expected to add: nothing moves without a gain. Between equal links the
+/// first wins, in an order that differs from bucket to bucket.
 #[inline(always)]
 pub fn least_loaded<T: Calls + ?Sized>(
     tables: &T,
@@ -27,7 +27,7 @@ pub fn least_loaded<T: Calls + ?Sized>(
     let first = tables.cheapest_link(peer, bucket, candidates, now, 0);
     if candidates.checked_shr(current).unwrap_or(0) & 1 == 1
         && let Some(record) = tables.peer(peer)
-        && let Some(load) = tables.load(tunnel_id(peer, current)).and_then(|load| tables.load(load.link.get()))
+        && let Some(load) = tables.load(TunnelId::new(peer, current)).and_then(|load| tables.load(load.link()))
     {
         let margin = load::weighted_time_of(load, record.expected_bytes.get());
         if load::level(load, now) <= (first >> PLACE_BITS).saturating_add(margin) {
@@ -37,10 +37,12 @@ pub fn least_loaded<T: Calls + ?Sized>(
     slot_of(tables, peer, bucket, candidates, first)
 }
 
-/// The slot among `candidates` that would deliver `bytes` first: earliest delivery path first, by the modelled queue, rate and
-/// delay of each link. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC 2002.
+/// The slot among `candidates` that would deliver `bytes` first ("earliest delivery path first"), by the modelled
+/// queue, rate and delay of each link. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC
+/// 2002.
 ///
-/// Where rates are over-estimated all queues look empty; then the lower level decides, which deals out bytes evenly.
+/// Where rates are overestimated, all queues look empty. Then the lower level decides, which distributes the bytes
+/// evenly.
 #[inline(always)]
 pub fn earliest_delivery<T: Calls + ?Sized>(
     tables: &T,
@@ -54,8 +56,9 @@ pub fn earliest_delivery<T: Calls + ?Sized>(
     slot_of(tables, peer, bucket, candidates, first)
 }
 
-/// The lowest rank among a peer's links. A rank is [`rank`]'s cost with the link's place in its low bits, counted from
-/// another link on from bucket to bucket. No comparison branches: the verifier would follow each branch of each turn.
+/// The lowest rank among a peer's links. A rank is the cost from [`rank`], with the link's place in the low bits.
+/// Places are counted from a link that differs from bucket to bucket. No comparison branches, because the verifier
+/// would follow each branch in each iteration.
 #[inline(always)]
 pub fn cheapest_link<T: Tables + ?Sized>(
     tables: &T,
@@ -73,8 +76,8 @@ pub fn cheapest_link<T: Tables + ?Sized>(
             break;
         }
         let place = u64::from(i.wrapping_sub(start) & PLACE_MASK);
-        let ranked = rank(tables, tunnel_id(peer, i), candidates, now, bytes) | place;
-        // Both are below 2^63: the sign of the difference tells which is lower.
+        let ranked = rank(tables, tables.path(peer, i), candidates, now, bytes) | place;
+        // Both are below 2^63: the sign of the difference shows which is lower.
         let difference = ranked.wrapping_sub(first);
         first = first.wrapping_add(difference & (difference.cast_signed() >> 63).cast_unsigned());
     }
@@ -83,29 +86,31 @@ pub fn cheapest_link<T: Tables + ?Sized>(
 
 const PLACE_BITS: u32 = 5;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
-/// Above every rank.
+/// Higher than every rank.
 pub const NO_RANK: u64 = u64::MAX >> 1;
 
-/// What a link costs, times 2^[`PLACE_BITS`]: without `bytes` its level, else when it would deliver them, nanoseconds
-/// from `now`. [`NO_RANK`] without the place if none of `candidates` leaves by it.
+/// The cost of a link, times 2^[`PLACE_BITS`]. Without `bytes` it is the link's level, otherwise the time when the link
+/// would deliver them, nanoseconds from `now`. If none of `candidates` leaves by the link, it is [`NO_RANK`] without
+/// the bits of the place.
 #[inline(always)]
-fn rank<T: Tables + ?Sized>(tables: &T, path: u32, candidates: u32, now: u64, bytes: u32) -> u64 {
+fn rank<T: Tables + ?Sized>(tables: &T, path: Option<&Path>, candidates: u32, now: u64, bytes: u32) -> u64 {
     const NONE: u64 = NO_RANK & !(PLACE_MASK as u64);
-    let Some(path) = tables.path(path) else { return NONE };
-    let Some(load) = tables.load(path.link.get()) else { return NONE };
+    let Some(path) = path else { return NONE };
+    let Some(load) = tables.load(path.link()) else { return NONE };
     let level = load::level(load, now);
     let mut cost = level;
     if bytes != 0 {
-        cost = load::waits(load, now) + load::time_of(load, bytes) + u64::from(load.delay_ns.get());
+        cost = load::queued_ns(load, now) + load::time_of(load, bytes) + u64::from(load.delay_ns.get());
         cost += level >> LEVEL_SHARE_BITS;
     }
     let leaving = u64::from(path.tunnels.get() & candidates);
-    // All ones if none does.
+    // All ones if no candidate leaves by the link.
     let none = ((leaving | leaving.wrapping_neg()) >> 63).wrapping_sub(1);
     (cost | none) << (PLACE_BITS + 1) >> 1
 }
 
-/// The level's share of the cost when delivery counts: enough to break ties, too little to outweigh a queued packet.
+/// Shift that gives the level's share of the cost when delivery counts: enough to decide between equal links, too
+/// little to outweigh a queued packet.
 const LEVEL_SHARE_BITS: u32 = 12;
 
 /// A slot of the link that a rank belongs to.
@@ -113,7 +118,7 @@ const LEVEL_SHARE_BITS: u32 = 12;
 fn slot_of<T: Calls + ?Sized>(tables: &T, peer: u32, bucket: u32, candidates: u32, rank: u64) -> u32 {
     let count = tables.peer(peer).map_or(0, |peer| peer.path_count.get());
     let place = (rank as u32).wrapping_add(spread(bucket, count)) & PLACE_MASK;
-    tables.path(tunnel_id(peer, place)).map_or(NONE, |path| tables.pick_bit(path.tunnels.get() & candidates, bucket))
+    tables.path(peer, place).map_or(NONE, |path| tables.pick_bit(path.tunnels.get() & candidates, bucket))
 }
 
 /// A number below `count` that differs from bucket to bucket.
@@ -123,14 +128,14 @@ fn spread(bucket: u32, count: u32) -> u32 {
     ((u64::from(scattered) * u64::from(count)) >> 32) as u32
 }
 
-/// One of the bits that are set, another one from bucket to bucket; [`NONE`] if there is none. No loop: kernels before
-/// 6.4 would look at each of its ends by itself.
+/// The number of one of the set bits, another one from bucket to bucket; [`NONE`] if no bit is set. It does not loop
+/// over the bits: kernels before 6.4 would check each end of such a loop separately.
 #[inline(always)]
 pub fn pick_bit(slots: u32, bucket: u32) -> u32 {
     if slots == 0 {
         return NONE;
     }
-    // How many set bits are left of the wanted one; halves that hold fewer are skipped.
+    // How many set bits are below the desired one. A half that does not hold more than that is skipped.
     let mut skipped = spread(bucket ^ 0x5555, slots.count_ones());
     let (mut rest, mut at) = (slots, 0);
     let mut width = u32::BITS / 2;

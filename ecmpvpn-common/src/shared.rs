@@ -2,19 +2,19 @@
 
 use core::cell::UnsafeCell;
 
-/// A word that others may change between any two looks at it. Each look and each write is one instruction; nothing is
-/// ordered by them, and nothing needs to be: a stale value is as good as a packet a moment earlier.
+/// A word that others may change between any two reads. Each read and each write is one instruction. They do not order
+/// other accesses, and need not: a stale value is as good as a packet a moment earlier.
 ///
-/// BPF has no atomic types below 64 bits, so these are volatile accesses there.
+/// The accesses are volatile, because BPF has no atomic types below 64 bits.
 #[repr(transparent)]
 #[derive(Default)]
 pub struct Shared<T>(UnsafeCell<T>);
 
 // SAFETY: there are only whole-word accesses, and no reference to the word is ever given out.
-unsafe impl<T: Word> Sync for Shared<T> {}
+unsafe impl<T: MachineWord> Sync for Shared<T> {}
 
 /// An unsigned integer that is read and written in one instruction.
-pub trait Word: Copy + private::Sealed {}
+pub trait MachineWord: Copy + private::Sealed {}
 
 mod private {
     pub trait Sealed {}
@@ -24,26 +24,23 @@ macro_rules! words {
     ($($word:ty),*) => {
         $(
             impl private::Sealed for $word {}
-            impl Word for $word {}
+            impl MachineWord for $word {}
         )*
     };
 }
 words!(u8, u32, u64);
 
-impl<T: Word> Shared<T> {
-    /// With a first value.
+impl<T: MachineWord> Shared<T> {
     pub const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
 
-    /// What it is now.
     #[inline(always)]
     pub fn get(&self) -> T {
         // SAFETY: the pointer is valid and aligned, because `self` is.
         unsafe { self.0.get().read_volatile() }
     }
 
-    /// Makes it `value`.
     #[inline(always)]
     pub fn set(&self, value: T) {
         // SAFETY: as in `get`.
@@ -53,7 +50,7 @@ impl<T: Word> Shared<T> {
 
 #[cfg(target_has_atomic = "32")]
 impl Shared<u32> {
-    /// Sets or clears `bits` without losing what others do to the other bits; returns the former value.
+    /// Sets or clears `bits` atomically: changes that others make to other bits are not lost. Returns the former value.
     pub fn set_bits(&self, bits: u32, on: bool) -> u32 {
         use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -63,36 +60,34 @@ impl Shared<u32> {
     }
 }
 
-/// A record that is written as a whole, word by word, while others look at it: they may see some words of the former one.
+/// A record that is written word by word while others read it. They may see some words of the former record.
 #[repr(transparent)]
 pub struct Whole<T>(UnsafeCell<T>);
 
-// SAFETY: a `T` is plain words, which are read and written one by one; whoever asks for a reference answers for it.
+// SAFETY: a `T` consists of plain words, which are read and written one by one. Whoever takes a reference is
+// responsible for its use.
 unsafe impl<T: Copy + Send> Sync for Whole<T> {}
 
 impl<T: Copy> Whole<T> {
     const WORDS: usize = size_of::<T>() / size_of::<u32>();
     const FITS: () = assert!(size_of::<T>().is_multiple_of(size_of::<u32>()) && align_of::<T>() >= align_of::<u32>());
 
-    /// With a first value.
     pub const fn new(value: T) -> Self {
         let () = Self::FITS;
         Self(UnsafeCell::new(value))
     }
 
-    /// What it is now.
     pub fn get(&self) -> T {
         let mut copy = core::mem::MaybeUninit::<T>::uninit();
         let (from, to) = (self.0.get().cast::<u32>(), copy.as_mut_ptr().cast::<u32>());
         for word in 0..Self::WORDS {
-            // SAFETY: both have so many words, and are aligned for them.
+            // SAFETY: both have `WORDS` words, and are aligned for them.
             unsafe { to.add(word).write(from.add(word).read_volatile()) };
         }
         // SAFETY: every word is written, and any words are a valid `T`: the record has plain integers only.
         unsafe { copy.assume_init() }
     }
 
-    /// Makes it `value`.
     pub fn set(&self, value: T) {
         let (from, to) = ((&raw const value).cast::<u32>(), self.0.get().cast::<u32>());
         for word in 0..Self::WORDS {
@@ -101,24 +96,24 @@ impl<T: Copy> Whole<T> {
         }
     }
 
-    /// For BPF programs, which look at single words. On the host [`Self::get`] is the way.
+    /// For BPF programs, which read single words. The host uses [`Self::get`].
     ///
     /// # Safety
-    /// A word that is looked at twice may have changed meanwhile.
+    /// Words may change at any time. The caller must not assume that two reads of a word return the same value.
     #[inline(always)]
     pub unsafe fn look(&self) -> &T {
-        // SAFETY: the pointer is valid and aligned; the caller answers for changes.
+        // SAFETY: the pointer is valid and aligned. The caller expects words to change.
         unsafe { &*self.0.get() }
     }
 }
 
-impl<T: Word> Clone for Shared<T> {
+impl<T: MachineWord> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self::new(self.get())
     }
 }
 
-impl<T: Word + core::fmt::Debug> core::fmt::Debug for Shared<T> {
+impl<T: MachineWord + core::fmt::Debug> core::fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.get().fmt(f)
     }

@@ -1,4 +1,4 @@
-//! TC ingress of every bond member: counts what arrives there of each tunnel, and lets everything pass.
+//! TC ingress of every bond member: counts the packets of each tunnel that arrive there, and lets everything pass.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
@@ -10,7 +10,7 @@ use ecmpvpn_common::packet::Transport;
 use crate::maps::arrivals;
 use crate::skb::Skb;
 
-/// Runs before the bond takes the packet over, while the packet still knows its member.
+/// Runs before the bond takes over the packet, while the packet still belongs to its member.
 #[classifier]
 pub fn ecmpvpn_arrival(context: TcContext) -> i32 {
     const UDP: u8 = 17;
@@ -21,7 +21,7 @@ pub fn ecmpvpn_arrival(context: TcContext) -> i32 {
         let segments = skb.segments(Transport { protocol: UDP, offset });
         counters.packets += u64::from(segments.packets);
         counters.bytes += u64::from(segments.bytes);
-        // SAFETY: the helper reads a clock; what it says is a tick old at most.
+        // SAFETY: the helper reads a clock. Its value is at most one tick old.
         counters.last_ns = unsafe { bpf_ktime_get_coarse_ns() };
     }
     TC_ACT_UNSPEC

@@ -1,5 +1,5 @@
-//! For measuring by `BPF_PROG_TEST_RUN`, whose packet is the same in each repetition: a packet that changes, and a
-//! program to compare with. `ecmpvpn run` loads none of this.
+//! For measurements with `BPF_PROG_TEST_RUN`, which repeats the same packet: varies the packet, and has a program to
+//! compare with. `ecmpvpn run` loads none of this.
 
 use core::ptr;
 
@@ -9,25 +9,26 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::layout::test_run;
 
-/// See `ecmpvpn_common::layout::globals::FLOWS`. The verifier knows its value and prunes what it rules out.
+/// See `ecmpvpn_common::layout::globals::FLOWS`. The verifier knows the value and removes code that it makes
+/// unreachable.
 #[unsafe(no_mangle)]
 static FLOWS: Global<u32> = Global::new(0);
 
-/// Source address, after the Ethernet header and twelve bytes of the IPv4 header.
+/// Offset of the source address, after the Ethernet header and twelve bytes of the IPv4 header.
 const SOURCE: usize = test_run::ETHERNET_HEADER as usize + 12;
-/// From there to the source port.
+/// Distance from there to the source port, bytes.
 const PORT: usize = 8;
 
-/// Redirects and does nothing else: what no steering program can do without.
+/// Redirects and does nothing else: the least that every steering program must do.
 #[classifier]
 pub fn ecmpvpn_baseline(context: TcContext) -> i32 {
     vary(&context);
-    // SAFETY: the helper only notes where the packet goes.
+    // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(1, 0) as i32 }
 }
 
-/// Makes the packet, IPv4 without options from 10.0.0.0/8, the next one of `FLOWS` flows, if that is set: the next
-/// source address, and the source port with it.
+/// If `FLOWS` is set, makes the packet one of the next flow: writes the next source address, and the source port that
+/// belongs to it. The packet must be IPv4 without options from 10.0.0.0/8.
 #[inline(always)]
 pub fn vary(context: &TcContext) {
     let flows = FLOWS.load();

@@ -1,8 +1,9 @@
-//! The parts of the decision that are functions of their own in the program.
+//! The parts of the decision that are separate functions in the program.
 //!
-//! They are global, so that the verifier looks at each of them once and not on every path that leads there.
+//! They are global functions, so that the verifier checks each of them once and not on every path that leads there.
 
 use ecmpvpn_common::flow::FlowKey;
+use ecmpvpn_common::layout::TunnelId;
 use ecmpvpn_common::rendezvous::NONE;
 use ecmpvpn_common::tables::Calls;
 use ecmpvpn_common::{account, decide, rules, select};
@@ -26,8 +27,8 @@ impl Calls for Maps<'_> {
     }
 
     #[inline(always)]
-    fn charge_link(&self, id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-        ecmpvpn_charge_link(id, now, before, bytes, expected)
+    fn charge_link(&self, id: TunnelId, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
+        ecmpvpn_charge_link(id.number(), now, before, bytes, expected)
     }
 
     #[inline(always)]
@@ -60,7 +61,8 @@ extern "C" fn ecmpvpn_choose(peer: u32, hash: u64, rule: u32, size: u64, now: u6
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_first_rule(key: *const FlowKey, marks: u64, candidates: u64) -> u32 {
-    // SAFETY: the only caller passes a reference. The verifier takes the pointer to be null until it is looked at.
+    // SAFETY: the only caller passes a reference. The verifier assumes that the pointer may be null until it is
+    // checked.
     match unsafe { key.as_ref() } {
         Some(key) => Maps::at(0).map_or(rules::NONE, |maps| rules::first(&maps, key, marks, candidates)),
         None => rules::NONE,
@@ -76,7 +78,7 @@ extern "C" fn ecmpvpn_best(peer: u32, bucket: u32, candidates: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_charge_link(id: u32, now: u64, before: u64, bytes: u32, expected: u32) -> u32 {
-    Maps::at(now).map_or(0, |maps| account::charge_link(&maps, id, now, before, bytes, expected))
+    Maps::at(now).map_or(0, |maps| account::charge_link(&maps, TunnelId::from_number(id), now, before, bytes, expected))
 }
 
 #[unsafe(no_mangle)]

@@ -14,9 +14,9 @@ use ecmpvpn_common::packet::{Parsed, Segments, parse};
 
 use crate::bench::vary;
 use crate::maps::{Maps, count_reason};
-use crate::skb::{Skb, tells};
+use crate::skb::{Skb, describes_choice};
 
-/// What is found in a packet, on this CPU: the stack has no room for it.
+/// What the parser found in a packet on this CPU. The stack has no room for it.
 #[map]
 static FOUND: PerCpuArray<Found> = PerCpuArray::with_max_entries(1, 0);
 
@@ -25,37 +25,50 @@ struct Found {
     segments: Segments,
 }
 
-/// Redirects to the tunnel. What it does not redirect is left to the steering device, which has no peer: it fails
-/// closed and answers with an ICMP unreachable.
+/// The number of a [`Reason`]. A separate BPF function cannot return the reason itself. Converting the number back into
+/// one would add a branch on each path for the verifier.
+#[derive(Clone, Copy)]
+struct Refusal(u32);
+
+impl From<Reason> for Refusal {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self(reason as u32)
+    }
+}
+
+/// Redirects the packet to its tunnel. A packet that is not redirected stays on the steering device, which has no peer:
+/// it fails closed and answers with an ICMP unreachable.
 #[classifier]
 pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
-    let Some(maps) = Maps::at(if tells() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::at(if describes_choice() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
     match try_decide(&skb, |transport| skb.segments(transport), &maps) {
         Some(Ok(Steered { steer, stayed })) => {
-            if tells() {
+            if describes_choice() {
                 skb.set_cb(test_run::FAST_PATH, 1 + u32::from(stayed));
             }
             return redirect(&skb, &steer);
         }
-        Some(Err(reason)) => return refuse(&context, &skb, reason as u32),
+        Some(Err(reason)) => return refuse(&context, &skb, reason.into()),
         None => {}
     }
     let refused = ecmpvpn_find(context.as_ptr().cast());
     if refused != 0 {
-        return refuse(&context, &skb, refused - 1);
+        return refuse(&context, &skb, Refusal(refused - 1));
     }
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
     let Some(found) = FOUND.get_ptr(0).and_then(|found| unsafe { found.as_ref() }) else { return TC_ACT_UNSPEC };
     match classify(&found.parsed, &skb, &maps).and_then(|flow| steer(&flow, found.segments, &maps)) {
         Ok(steer) => redirect(&skb, &steer),
-        Err(reason) => refuse(&context, &skb, reason as u32),
+        Err(reason) => refuse(&context, &skb, reason.into()),
     }
 }
 
-/// Parses; 0, or the number of the reason why not, plus 1. A function of its own, since what follows would otherwise be
-/// verified on each of the parser's many paths: kernels before 6.4 forget across a call which of them are alike.
+/// Parses the packet into [`FOUND`]. Returns 0, or the number of the [`Reason`] plus 1 if the packet is refused. This
+/// is a separate function, because otherwise the verifier would check everything that follows on each of the parser's
+/// many paths: kernels before 6.4 do not recognise across a call which paths are alike.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ecmpvpn_find(context: *mut __sk_buff) -> u32 {
@@ -75,20 +88,20 @@ extern "C" fn ecmpvpn_find(context: *mut __sk_buff) -> u32 {
 
 #[inline(always)]
 fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
-    if tells() {
-        skb.set_cb(test_run::TUNNEL, steer.tunnel + 1);
+    if describes_choice() {
+        skb.set_cb(test_run::TUNNEL, steer.tunnel.number() + 1);
         skb.set_cb(test_run::BUCKET, steer.bucket);
         skb.set_cb(test_run::HOW, steer.how);
     }
-    // SAFETY: the helper only notes where the packet goes.
+    // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(steer.ifindex, 0) as i32 }
 }
 
 #[inline(always)]
-fn refuse(context: &TcContext, skb: &Skb<'_>, reason: u32) -> i32 {
+fn refuse(context: &TcContext, skb: &Skb<'_>, Refusal(reason): Refusal) -> i32 {
     count_reason(reason);
     debug!(context, "not steered, reason {}", reason);
-    if tells() {
+    if describes_choice() {
         skb.set_cb(test_run::TUNNEL, 0);
         skb.set_cb(test_run::REASON, reason);
     }

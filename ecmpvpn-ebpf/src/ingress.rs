@@ -1,4 +1,4 @@
-//! TC ingress of every tunnel: counts what arrives, and lets it pass.
+//! TC ingress of every tunnel: counts the packets that arrive, and lets them pass.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
@@ -13,7 +13,7 @@ use crate::skb::Skb;
 pub fn ecmpvpn_ingress(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
     let Some(tunnel) = tunnel_id(skb.ifindex()) else { return TC_ACT_UNSPEC };
-    // Headers matter only for what was merged.
+    // Headers matter only for packets that the kernel merged.
     let transport = if skb.is_gso() { parse(&skb).ok().map(|Parsed { transport, .. }| transport) } else { None };
     let segments = skb.segments(transport.unwrap_or(Transport { protocol: 0, offset: 0 }));
     count(tunnel, |counters| {

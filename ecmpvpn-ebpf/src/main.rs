@@ -1,5 +1,8 @@
-//! The TC programs: thin around `ecmpvpn-common`.
+//! The TC programs: thin layers around `ecmpvpn-common`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// On the host there is nothing to compile: the programs are for the BPF target alone.
+#[cfg(not(target_arch = "bpf"))]
+use ecmpvpn_common as _;
 
 #[cfg(target_arch = "bpf")]
 mod arrival;
@@ -21,7 +24,7 @@ mod skb;
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // No panicking path is left once optimised; the verifier would refuse this loop.
+    // The optimised program has no panicking path. The verifier would refuse this loop.
     loop {}
 }
 
@@ -30,6 +33,6 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// The crate is of use on the BPF target only; this lets the workspace build as a whole.
+/// The crate is useful on the BPF target only. This function lets the workspace build as a whole.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,4 +1,4 @@
-//! The maps; their contents and names are described in `ecmpvpn_common::layout`. Sizes are set at load.
+//! The maps. `ecmpvpn_common::layout` describes their contents and names. Sizes are set when the object is loaded.
 
 use core::ptr;
 
@@ -12,7 +12,8 @@ use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::flow::IPV4;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Address, Bucket, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelSet,
+    Address, Bucket, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelId,
+    TunnelSet,
 };
 use ecmpvpn_common::peer_cache;
 use ecmpvpn_common::tables::Tables;
@@ -54,32 +55,34 @@ static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FOLLOWED, BPF_
 /// The maps, as the decision sees them.
 pub struct Maps<'a> {
     state: &'a State,
-    /// The clock's reading; 0 to ask the kernel.
+    /// Reading of the clock; 0: ask the kernel.
     pub now: u64,
 }
 
 impl Maps<'_> {
-    /// With the clock's reading, or 0 to ask the kernel. There always is a state; the verifier does not know.
+    /// `now` is the reading of the clock, or 0 to ask the kernel. The state always exists, but the verifier does not
+    /// know that.
     #[inline(always)]
     pub fn at(now: u64) -> Option<Self> {
         STATE.get(0).map(|state| Self { state, now })
     }
 }
 
-/// The id cut to what there are tunnels for. The maps hold no other ids; of a comparison the compiler may keep a copy that
-/// the verifier does not connect with the index. It goes through memory, or the compiler would cut before it puts the id
-/// together, and kernels before 6.4 do not see that the parts are bounded then.
+/// The id, masked to the number of possible tunnels. The maps hold no other ids. This is a mask and not a comparison,
+/// because after a comparison the compiler may index with a copy that the verifier does not connect with the check. The
+/// id goes through memory, because otherwise the compiler would mask its parts before it combines them, and kernels
+/// before 6.4 would not see that the parts are bounded.
 #[inline(always)]
-fn within_tunnels(id: u32) -> usize {
+fn within_tunnels(id: TunnelId) -> usize {
     const { assert!(layout::MAX_TUNNELS.is_power_of_two() && layout::MAX_PEERS.is_power_of_two()) };
     // SAFETY: the reference is valid.
-    let id = unsafe { ptr::read_volatile(&raw const id) };
+    let id = unsafe { ptr::read_volatile(&raw const id) }.number();
     (id & (layout::MAX_TUNNELS - 1)) as usize
 }
 
-/// The key of a single address.
+/// The key that matches a single address.
 #[inline(always)]
-fn whole(address: &Address) -> Key<Address> {
+fn full_key(address: &Address) -> Key<Address> {
     Key::new(8 * size_of::<Address>() as u32, *address)
 }
 
@@ -89,7 +92,8 @@ impl Tables for Maps<'_> {
         if self.now != 0 {
             return self.now;
         }
-        // SAFETY: the helpers take nothing. The exact clock first: a tick that begins meanwhile makes no time too early.
+        // SAFETY: the helpers take no arguments. The exact clock is read first, so that a tick that begins in between
+        // makes no time too early.
         let (now, ticks) = unsafe { (bpf_ktime_get_ns(), bpf_jiffies64()) };
         if let Some(settings) = self.settings() {
             self.state.clock.record(ticks, settings.tick_ns, now);
@@ -100,7 +104,7 @@ impl Tables for Maps<'_> {
     #[inline(always)]
     fn ticked(&self, tick_ns: u32) -> Option<u64> {
         if self.now == 0 {
-            // SAFETY: the helper takes nothing; it is a look at memory and no call (`do_misc_fixups()`,
+            // SAFETY: the helper takes no arguments. The verifier replaces it by a read of memory (`do_misc_fixups()`,
             // kernel/bpf/verifier.c).
             return self.state.clock.at(unsafe { bpf_jiffies64() }, tick_ns);
         }
@@ -109,7 +113,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
-        // SAFETY: what is decided by a word that changes is right for the former or the present settings.
+        // SAFETY: a word may change at any time. The decision is then right for the former or for the present settings.
         Some(unsafe { self.state.settings.look() })
     }
 
@@ -117,9 +121,10 @@ impl Tables for Maps<'_> {
     fn peer_of(&self, destination: &Address) -> Option<u32> {
         let settings = self.settings()?;
         self.cached_peer_of(destination, settings).or_else(|| {
-            // SAFETY: the reference is valid; read here and not again later.
+            // SAFETY: the reference is valid. The read is volatile, so that it happens before the look-up and not again
+            // later.
             let version = unsafe { ptr::read_volatile(&raw const settings.prefixes_version) };
-            let peer = PREFIXES.get(whole(destination)).copied()?;
+            let peer = PREFIXES.get(full_key(destination)).copied()?;
             if destination.family == u32::from(IPV4) {
                 peer_cache::remember(&self.state.peer_cache, settings, destination.address[0], version, peer);
             } else {
@@ -144,7 +149,7 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
         // SAFETY: as in `settings`.
         Some(unsafe { self.state.tunnels[within_tunnels(id)].look() })
     }
@@ -155,18 +160,18 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn load(&self, id: u32) -> Option<&Load> {
+    fn load(&self, id: TunnelId) -> Option<&Load> {
         Some(&self.state.loads[within_tunnels(id)])
     }
 
     #[inline(always)]
-    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         count(id, change)
     }
 
     #[inline(always)]
-    fn path(&self, index: u32) -> Option<&Path> {
-        Some(&self.state.paths[within_tunnels(index)])
+    fn path(&self, peer: u32, place: u32) -> Option<&Path> {
+        Some(&self.state.paths[within_tunnels(TunnelId::new(peer, place))])
     }
 
     #[inline(always)]
@@ -187,12 +192,12 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn rules_of_source(&self, source: &Address) -> u64 {
-        RULE_SOURCES.get(whole(source)).copied().unwrap_or(0)
+        RULE_SOURCES.get(full_key(source)).copied().unwrap_or(0)
     }
 
     #[inline(always)]
     fn rules_of_destination(&self, destination: &Address) -> u64 {
-        RULE_DESTS.get(whole(destination)).copied().unwrap_or(0)
+        RULE_DESTS.get(full_key(destination)).copied().unwrap_or(0)
     }
 
     #[inline(always)]
@@ -203,19 +208,19 @@ impl Tables for Maps<'_> {
 
 /// The id of the tunnel whose device has this index.
 #[inline(always)]
-pub fn tunnel_id(ifindex: u32) -> Option<u32> {
+pub fn tunnel_id(ifindex: u32) -> Option<TunnelId> {
     // SAFETY: the value is one word, which is written as a whole, and is copied at once.
-    unsafe { TUNNEL_IDS.get(ifindex) }.copied()
+    unsafe { TUNNEL_IDS.get(ifindex) }.copied().map(TunnelId::from_number)
 }
 
 /// Applies `change` to this CPU's counters of a tunnel.
 #[inline(always)]
-pub fn count<R>(tunnel: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+pub fn count<R>(tunnel: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
-    COUNTERS.get_ptr_mut(tunnel).map(|counters| change(unsafe { &mut *counters }))
+    COUNTERS.get_ptr_mut(tunnel.number()).map(|counters| change(unsafe { &mut *counters }))
 }
 
-/// Counts a packet that was not put onto a tunnel, for the reason of this number.
+/// Counts a packet that was not put onto a tunnel; `reason` is the number of the reason.
 #[inline(always)]
 pub fn count_reason(reason: u32) {
     if let Some(counter) = REASONS.get_ptr_mut(reason) {
@@ -224,9 +229,9 @@ pub fn count_reason(reason: u32) {
     }
 }
 
-/// This CPU's counters of a tunnel on a member; `None`: the packet is no tunnel's.
+/// This CPU's counters of a tunnel on a member; `None` if the packet belongs to no tunnel.
 #[inline(always)]
 pub fn arrivals<'a>(arrival: &Arrival) -> Option<&'a mut ArrivalCounters> {
-    // SAFETY: as in `count`; the kernel keeps the memory while the program runs, also that of an entry that is deleted.
+    // SAFETY: as in `count`. The kernel keeps the memory while the program runs, even if the entry is deleted.
     ARRIVALS.get_ptr_mut(arrival).map(|counters| unsafe { &mut *counters })
 }

@@ -1,5 +1,5 @@
-//! The peers of the latest IPv6 destinations; for IPv4 see `ecmpvpn_common::peer_cache`. An address does not fit a word, so each CPU
-//! remembers by itself.
+//! Cache from recent IPv6 destinations to their peers; for IPv4 see `ecmpvpn_common::peer_cache`. An address does not
+//! fit into one word, so each CPU has a cache of its own.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
@@ -12,9 +12,9 @@ static KNOWN_IPV6: PerCpuArray<Entry> = PerCpuArray::with_max_entries(1 << BITS,
 
 /// A range of destinations that no prefix divides, and its peer.
 struct Entry {
-    /// Its first address.
+    /// First address of the range.
     address: [u32; 4],
-    /// See [`Settings::prefixes_version`]: what was found in another version counts no more.
+    /// See [`Settings::prefixes_version`]. An entry of another version is not used.
     version: u32,
     peer: u32,
 }
@@ -29,8 +29,8 @@ pub fn peer_of(destination: &[u32; 4], settings: &Settings) -> Option<u32> {
     (version & 1 == 0 && entry.version == version && entry.address == address).then_some(entry.peer)
 }
 
-/// Keeps what the prefixes said in a version, which was looked at before them: if they have changed since, this counts
-/// no more.
+/// Caches the result of a look-up. `version` was read before the look-up: if the prefixes have changed since, the entry
+/// is not used.
 #[inline(always)]
 pub fn remember(destination: &[u32; 4], settings: &Settings, version: u32, peer: u32) {
     let address = range_of(destination, settings);

@@ -10,23 +10,24 @@ use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::layout::test_run;
 use ecmpvpn_common::packet::{MAX_LOAD_OFFSET, Packet, Segments, Transport, segments};
 
-/// See `ecmpvpn_common::layout::globals::TEST_RUN`. The verifier knows its value and prunes what it rules out.
+/// See `ecmpvpn_common::layout::globals::TEST_RUN`. The verifier knows the value and removes code that it makes
+/// unreachable.
 #[unsafe(no_mangle)]
 static TEST_RUN: Global<u8> = Global::new(0);
 
-/// Whether this program was loaded for test runs.
+/// Value 1 or 2 of `TEST_RUN`.
 #[inline(always)]
 fn is_test_run() -> bool {
     TEST_RUN.load() != 0
 }
 
-/// Whether it was loaded for test runs that tell the time, and want to know what was chosen.
+/// Whether the program was loaded for test runs that set the time and read what was chosen.
 #[inline(always)]
-pub fn tells() -> bool {
+pub fn describes_choice() -> bool {
     TEST_RUN.load() == 2
 }
 
-/// A packet that starts at its network header, as it does on devices without link layer.
+/// A packet that starts at its network header, as on devices without a link layer.
 pub struct Skb<'a> {
     context: &'a TcContext,
     /// Bytes before the network header: 0, or an Ethernet header in test runs.
@@ -39,7 +40,8 @@ impl<'a> Skb<'a> {
         Self { context, base: if is_test_run() { test_run::ETHERNET_HEADER } else { 0 } }
     }
 
-    /// At TC ingress of an Ethernet device, which shows packets with their header; VLAN tags are beside it.
+    /// A packet at TC ingress of an Ethernet device, which starts with its Ethernet header. The kernel keeps VLAN tags
+    /// beside the data.
     #[inline(always)]
     pub fn ethernet(context: &'a TcContext) -> Self {
         Self { context, base: test_run::ETHERNET_HEADER }
@@ -50,7 +52,7 @@ impl<'a> Skb<'a> {
         self.context.as_ptr().cast()
     }
 
-    /// What the packet is on the wire.
+    /// Packets and bytes on the wire.
     #[inline(always)]
     pub fn segments(&self, transport: Transport) -> Segments {
         // SAFETY: the context is valid while the program runs.
@@ -58,35 +60,35 @@ impl<'a> Skb<'a> {
         segments(self, transport, self.length(), size, segs)
     }
 
-    /// Whether it is a super-packet.
+    /// Whether the packet is a super-packet.
     #[inline(always)]
     pub fn is_gso(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw()).gso_size != 0 }
     }
 
-    /// When it was sent, in test runs: their clock.
+    /// Send time of the packet, nanoseconds: the clock of test runs.
     #[inline(always)]
     pub fn sent_ns(&self) -> u64 {
         // SAFETY: as above.
         unsafe { (*self.raw()).tstamp }
     }
 
-    /// Index of the device that the packet is on.
+    /// Index of the packet's device.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw()).ifindex }
     }
 
-    /// Ethernet type of the network header.
+    /// Ethernet type of the network header, in host byte order.
     #[inline(always)]
     pub fn ethertype(&self) -> u16 {
         // SAFETY: as above. The kernel has the 16 bits in network byte order.
         u16::from_be(unsafe { (*self.raw()).protocol } as u16)
     }
 
-    /// Leaves a word for who started the test run.
+    /// Writes a word of `skb->cb`, which the process that started the test run reads.
     #[inline(always)]
     pub fn set_cb(&self, word: usize, value: u32) {
         // SAFETY: as above; callers pass the constants of `test_run`, all below 5.
@@ -97,14 +99,14 @@ impl<'a> Skb<'a> {
 impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        // Parsing never goes further; the verifier wants to see it.
+        // The parser never goes further. The check is for the verifier.
         if offset > MAX_LOAD_OFFSET {
             return None;
         }
         self.peek(offset).or_else(|| self.load_paged(offset))
     }
 
-    /// Only what is in the linear part.
+    /// Reads only the linear part of the packet.
     #[inline(always)]
     fn peek<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let start = self.context.data() + (self.base + offset) as usize;
@@ -128,7 +130,7 @@ impl Packet for Skb<'_> {
 }
 
 impl Skb<'_> {
-    /// For what is not in the linear part; fails if it is nowhere.
+    /// Reads what is not in the linear part. `None` if the packet is too short.
     #[inline(always)]
     fn load_paged<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let mut words = [0; N];

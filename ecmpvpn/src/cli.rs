@@ -1,4 +1,4 @@
-//! Every flag.
+//! The subcommands and most of their flags.
 
 pub mod plan;
 pub mod policy;
@@ -16,14 +16,13 @@ use crate::cli::rotate::RotateArgs;
 use crate::config::{MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
 use crate::plan::init::{Members, Request};
 
-/// Where the configuration is unless `-c` names another file.
+/// The configuration that is read unless `-c` names another file.
 pub const DEFAULT_CONFIG: &str = "/etc/ecmpvpn/ecmpvpn.toml";
 
 /// Steers traffic between sites over several WireGuard tunnels.
 ///
-/// Joins two or more sites over hosts whose network ports are slower than the traffic between the sites: several
-/// WireGuard tunnels over a bond, their UDP ports planned against the bond's own hash, each flow put onto a tunnel
-/// by an eBPF program.
+/// Joins two or more sites whose network ports are slower than the traffic between them. Several WireGuard tunnels run
+/// over a bond. Their UDP ports are planned against the bond's own hash. An eBPF program puts each flow onto a tunnel.
 #[derive(Debug, Parser)]
 #[command(
     name = "ecmpvpn",
@@ -42,68 +41,68 @@ pub struct Cli {
     #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
 
-    /// Log more; twice for everything.
+    /// Log more; give it twice to log everything.
     ///
-    /// The environment variable `ECMPVPN_LOG` takes its place: a list such as `warn,ecmpvpn=debug`.
+    /// The environment variable `ECMPVPN_LOG` overrides it. Its value is a list such as `warn,ecmpvpn=debug`.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The subcommands; each is carried out by the module of its name in `commands`.
+/// Each subcommand is carried out by the module of its name in `commands`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Validate a configuration without touching the kernel.
     ///
-    /// Tells every problem at once, each with its line and the fix, and exits with 4 where there are any. Reads the
-    /// configuration and the key files that it names; needs no privilege beyond that.
+    /// Reports all problems at once, each with its line and the fix. Exits with 4 if there are any. Reads the
+    /// configuration and the key files that it names, and needs no other privilege.
     #[command(
         after_help = "Example: ecmpvpn check -c site-a/ecmpvpn.toml",
         after_long_help = "Example, in a deployment script:\n  ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml"
     )]
     Check,
 
-    /// Write both sites' configurations and keys, UDP ports planned.
+    /// Write the configurations and keys of both sites, with planned UDP ports.
     ///
-    /// Makes two folders, one a site, each with `ecmpvpn.toml`, the site's private key and the key that both share.
-    /// Nothing that exists is overwritten: either both folders are written, or nothing is.
+    /// Makes one folder for each site. Each has `ecmpvpn.toml`, the site's private key, and the key that both sites
+    /// share. Nothing that exists is overwritten: either both folders are written, or nothing is.
     ///
-    /// With --from it reads this site's wg-quick files instead, keeps the keys in them, plans the ports, says what
-    /// changes, and writes site A's folder only, with a text that says what the other site must set.
+    /// With --from it reads this site's wg-quick files instead. It keeps their keys, plans the ports and reports what
+    /// changes. It writes the folder of site A only, with a text that says what the other site must set.
     Init(Box<InitArgs>),
 
     /// Show each tunnel's bond member in both directions, and ports that spread better.
     ///
     /// With two endpoints on the command line it needs neither a configuration nor a privilege: it judges the ports of
-    /// any set-up, or plans new ones. Without them it shows the configured tunnels.
+    /// any set-up, or plans new ones. Without endpoints it shows the configured tunnels.
     Plan(PlanArgs),
 
-    /// Bring everything up and keep it; Ctrl-C or SIGTERM takes it all down again.
+    /// Bring everything up and keep it up; Ctrl-C or SIGTERM takes everything down again.
     ///
-    /// Makes or reuses the bond, makes the tunnels and the steering device, routes the remote prefixes to it, and
-    /// attaches the steering program. Any step that fails undoes the earlier ones.
+    /// Makes or reuses the bond, makes the tunnels and the steering device, routes the remote prefixes to this device,
+    /// and attaches the steering program. If a step fails, the earlier steps are undone.
     ///
-    /// What an earlier `run` has left, because it was killed or had --persist, is gone on with and changed where the
-    /// configuration differs: with the kernel backend no packet is lost. SIGHUP and `ecmpvpn reload` apply a changed
+    /// Continues what an earlier `run` left, because that was killed or had --persist. What differs from the
+    /// configuration is changed; with the kernel backend no packet is lost. SIGHUP and `ecmpvpn reload` apply a changed
     /// configuration.
     Run(RunArgs),
 
     /// Apply a changed configuration to a running `run`.
     ///
     /// Tunnels, prefixes, addresses, weights and keys are changed one tunnel at a time, while the others carry the
-    /// traffic. What cannot be applied changes nothing, and the reason is told. Some keys need `run` to be started
-    /// again; they are named.
+    /// traffic. If the configuration cannot be applied, nothing is changed and the reason is printed. Some keys take
+    /// effect only when `run` is started again; these are named.
     Reload(ReloadArgs),
 
     /// Renew keys and pre-shared keys, tunnel by tunnel, without losing a packet.
     ///
-    /// In three steps: `rotate --prepare` here makes new keys, and the file for the other site; `rotate --apply FILE`
-    /// there takes it; `rotate` here changes one tunnel after the other, while the others carry the traffic. It goes on
-    /// by itself when this command is cut off. A tunnel that does not come back gets its former keys, and the rest is
-    /// not touched. This renews this site's private keys and what both share; do the same from the other site for its.
+    /// There are three steps. `rotate --prepare` here makes new keys, and a file for the other site. `rotate --apply
+    /// FILE` at the other site takes this file. `rotate` here then changes one tunnel after the other, while the others
+    /// carry the traffic. The rotation continues if this command is interrupted. If a tunnel does not come up with its
+    /// new keys, it gets its former keys back, and the remaining tunnels are not changed. This renews the private keys
+    /// of this site and the pre-shared keys. Do the same from the other site to renew that site's private keys.
     Rotate(RotateArgs),
 
     /// Keep what `run --confirm` brought up.
@@ -111,25 +110,25 @@ pub enum Command {
 
     /// Remove everything that `run` made, and only that.
     ///
-    /// Stops a running `ecmpvpn run` first. Also cleans up after a crash or a `run --persist`. Nothing to remove is no
-    /// error.
+    /// Stops a running `ecmpvpn run` first. Also cleans up after a crash or a `run --persist`. It is not an error if
+    /// there is nothing to remove.
     Down(DownArgs),
 
-    /// Show what goes through which tunnel.
+    /// Show the traffic through each tunnel.
     ///
-    /// Reads the counters that the kernel keeps: it needs no running `ecmpvpn run`. Rates are measured over a quarter
-    /// of a second.
+    /// Reads the counters that the kernel keeps, so it does not need a running `ecmpvpn run`. Rates are measured over a
+    /// quarter of a second.
     Stats(StatsArgs),
 
-    /// Show and change how flows are steered, at once and without a restart.
+    /// Show and change how flows are steered, immediately and without a restart.
     ///
-    /// Works on what the kernel holds: it needs no running `ecmpvpn run`, no packet is lost, and what is changed stays
-    /// when `run` is started again. With --save it is written to the configuration too.
+    /// Works on the maps in the kernel, so it does not need a running `ecmpvpn run`. No packet is lost. A change stays
+    /// when `run` is started again. With --save the change is also written to the configuration.
     Policy(PolicyArgs),
 
-    /// Tell where a flow goes and why: rule, bucket, tunnel, bond member, and the tunnel that would be next.
+    /// Show where a flow goes and why: rule, bucket, tunnel, bond member, and the tunnel that would be next.
     ///
-    /// Makes the very decision of the steering program on a copy of what the kernel holds; changes nothing.
+    /// Makes the same decision as the steering program, on a copy of the maps in the kernel. Changes nothing.
     Explain(ExplainArgs),
 }
 
@@ -148,9 +147,9 @@ pub enum Command {
         --a-endpoint 10.2.3.4 --a-members 2 --b-members 2"
 )]
 pub struct InitArgs {
-    /// wg-quick files of the tunnels that site A has to site B, to be turned into a configuration.
+    /// wg-quick files of site A's tunnels to site B, to be turned into a configuration.
     ///
-    /// Both sites come to the same ports when both name their files in the same order of tunnels.
+    /// Both sites arrive at the same ports if both list their files in the same order of tunnels.
     #[arg(
         long,
         value_name = "FILE",
@@ -167,11 +166,11 @@ pub struct InitArgs {
     #[arg(long, value_name = "NAME", default_value = "site-b", value_parser = site_name)]
     pub b_name: String,
 
-    /// Address that site A's gateway has towards site B.
+    /// Address of site A's gateway towards site B.
     #[arg(long, value_name = "ADDRESS")]
     pub a_endpoint: IpAddr,
 
-    /// Address that site B's gateway has towards site A; with --from, in place of a name in the files.
+    /// Address of site B's gateway towards site A; with --from, replaces a host name in the files.
     #[arg(long, value_name = "ADDRESS", required_unless_present = "from")]
     pub b_endpoint: Option<IpAddr>,
 
@@ -179,7 +178,7 @@ pub struct InitArgs {
     #[arg(long = "a-prefix", value_name = "NET", required_unless_present = "from", value_delimiter = ',', value_parser = parse_prefix)]
     pub a_prefixes: Vec<IpNet>,
 
-    /// Net behind site B, IPv4 or IPv6; repeat for each. With --from, in place of the files' `AllowedIPs`.
+    /// Net behind site B, IPv4 or IPv6; repeat for each. With --from, replaces the `AllowedIPs` of the files.
     #[arg(long = "b-prefix", value_name = "NET", required_unless_present = "from", value_delimiter = ',', value_parser = parse_prefix)]
     pub b_prefixes: Vec<IpNet>,
 
@@ -187,13 +186,13 @@ pub struct InitArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = tunnel_count)]
     pub tunnels: u8,
 
-    /// Interfaces that site A shall bond, as `eno1,eno2`; or how many members its bond has already.
+    /// Interfaces that site A should bond, as `eno1,eno2`; or the number of members of its existing bond.
     ///
-    /// Left out, the ports are planned for as many members as there are tunnels.
+    /// If it is left out, the ports are planned for as many members as there are tunnels.
     #[arg(long, value_name = "NAMES|COUNT")]
     pub a_members: Option<Members>,
 
-    /// Interfaces that site B shall bond, as `eno1,eno2`; or how many members its bond has already.
+    /// Interfaces that site B should bond, as `eno1,eno2`; or the number of members of its existing bond.
     #[arg(long, value_name = "NAMES|COUNT")]
     pub b_members: Option<Members>,
 
@@ -213,13 +212,13 @@ pub struct InitArgs {
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=9000))]
     pub mtu: Option<u32>,
 
-    /// Folder to write the two sites' folders into; made if it does not exist.
+    /// Folder to write the two sites' folders into; created if it does not exist.
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub output: PathBuf,
 }
 
 impl InitArgs {
-    /// What is asked for, without the files.
+    /// All options of `init` that the planner uses: all but the files and the output folder.
     pub fn request(&self) -> Request {
         Request {
             a_name: self.a_name.clone(),
@@ -253,26 +252,26 @@ fn site_name(text: &str) -> Result<String, String> {
 #[derive(Args, Clone, Copy, Debug)]
 #[command(
     after_help = "Example: sudo ecmpvpn run -c site-a/ecmpvpn.toml",
-    after_long_help = "Example, first look and then leap:\n  \
+    after_long_help = "Example, look first and then apply:\n  \
         sudo ecmpvpn run --dry-run -c site-a/ecmpvpn.toml\n  \
         sudo ecmpvpn run -c site-a/ecmpvpn.toml\n\n\
         Example, on a host far away, undone unless `ecmpvpn confirm` comes within a minute:\n  \
         sudo ecmpvpn run --confirm 60"
 )]
 pub struct RunArgs {
-    /// Print what would be changed, and change nothing.
+    /// Print what would change, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Leave everything up on exit; the next `run` goes on with it, `ecmpvpn down` removes it.
+    /// Leave everything up on exit; the next `run` continues with it, `ecmpvpn down` removes it.
     #[arg(long, conflicts_with = "dry_run")]
     pub persist: bool,
 
-    /// Undo everything, the bond included, unless `ecmpvpn confirm` comes within so many seconds.
+    /// Undo everything, including the bond, unless `ecmpvpn confirm` comes within this many seconds.
     #[arg(long, value_name = "SECONDS", conflicts_with = "dry_run", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub confirm: Option<u32>,
 
-    /// Enslave also the port that carries the default route or an SSH session, if the bond takes its addresses over.
+    /// Also enslave the port that carries the default route or an SSH session, if the bond takes over its addresses.
     #[arg(long)]
     pub take_management_port: bool,
 }
@@ -295,10 +294,10 @@ pub struct ReloadArgs {}
         sudo ecmpvpn confirm        (in a new session, which shows that there is a way in)"
 )]
 pub struct ConfirmArgs {
-    /// Of `run --confirm`: undo everything of this site unless it is confirmed in time
+    /// Set by `run --confirm`: undo everything of this site unless it is confirmed in time
     #[arg(long, value_name = "SITE", hide = true, requires = "within")]
     pub guard: Option<String>,
-    /// Seconds
+    /// Time limit of --guard, seconds
     #[arg(long, value_name = "SECONDS", hide = true, requires = "guard")]
     pub within: Option<u32>,
 }
@@ -319,11 +318,11 @@ pub struct DownArgs {}
         sudo ecmpvpn stats --json | jq '.tunnels[] | {name, tx_bytes}'"
 )]
 pub struct StatsArgs {
-    /// One JSON object on standard output.
+    /// Print one JSON object on standard output.
     #[arg(long)]
     pub json: bool,
 
-    /// Again every second until Ctrl-C, with rates; one JSON object a line with --json.
+    /// Repeat every second until Ctrl-C, with rates; with --json, one JSON object a line.
     #[arg(long)]
     pub watch: bool,
 }

@@ -1,18 +1,14 @@
-//! The exit codes; scripts depend on them.
+//! The exit codes. Scripts depend on them.
 
 use std::process::ExitCode;
 
-/// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
     Done = 0,
-    /// It failed at run time.
     Failed = 1,
-    /// The command line or the configuration is wrong.
     Usage = 2,
-    /// The host lacks something: a privilege, a kernel feature, a tool.
+    /// The host lacks a privilege, a kernel feature or a tool.
     Host = 3,
     /// `check` or `doctor` found problems.
     Problems = 4,

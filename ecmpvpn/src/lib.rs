@@ -1,8 +1,9 @@
 //! Steers the flows between two sites over several WireGuard tunnels.
 //!
-//! The way of data: `config -> plan -> host + dataplane -> live -> control`, with `commands` on top and `report` (values only)
-//! below `live`. No import points back, and no files import each other in a circle: a test of the workspace checks both.
-//! `config` and `plan` touch no kernel; only `host` writes netlink and sysctls; only `dataplane` touches BPF.
+//! Data flows `config -> plan -> host + dataplane -> live -> control`. `commands` is on top; `report` (values only) is
+//! below `live`. No module imports against this direction, and no files import each other in a circle: unit tests in
+//! `xtask` check both. `config` and `plan` do not touch the kernel. Only `host` writes netlink and sysctls. Only
+//! `dataplane` touches BPF.
 
 pub mod cli;
 pub mod commands;
@@ -15,3 +16,6 @@ pub mod host;
 pub mod live;
 pub mod plan;
 pub mod report;
+
+// The binary uses it.
+use tracing_subscriber as _;

@@ -1,4 +1,5 @@
 //! Parses the command line, dispatches, prints errors, sets the exit code.
+#![expect(unused_crate_dependencies, reason = "the library uses them")]
 
 use std::env;
 use std::io;
@@ -11,7 +12,7 @@ use ecmpvpn::commands::{self, Failure};
 use ecmpvpn::exit::Exit;
 use tracing_subscriber::EnvFilter;
 
-/// Names the log levels; takes the place of `-v`.
+/// Environment variable with the log filter. It overrides `-v`.
 const LOG_VARIABLE: &str = "ECMPVPN_LOG";
 
 fn main() -> ExitCode {
@@ -44,7 +45,7 @@ fn start_logging(verbose: u8) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false)
-        // A message that cannot be written is no reason to end: the tunnels stay up.
+        // A log line that cannot be written must not end the process: the tunnels stay up.
         .log_internal_errors(false)
         .init();
     Ok(())

@@ -1,4 +1,5 @@
-//! Any text as a configuration: refused with a reason, or read as `render` writes it.
+//! Parses arbitrary text as a configuration. The parser must refuse it with a reason, or must read the same again from
+//! what `render` writes.
 
 #![no_main]
 
@@ -7,7 +8,7 @@ use ecmpvpn_fuzz::assert_sound;
 use libfuzzer_sys::fuzz_target;
 use zeroize::Zeroizing;
 
-/// The bytes from 1 to 32: every key file holds it.
+/// The bytes from 1 to 32: the contents of every key file.
 const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=\n";
 
 fuzz_target!(|text: &str| {
@@ -24,7 +25,7 @@ fuzz_target!(|text: &str| {
 
 fn read(text: &str) -> Result<Config, Problems> {
     parse(text, "f", &|file| match file {
-        // Names that `render` gives to no file.
+        // Names that `render` never gives to a file.
         "gone" => Err(KeyFileError::Missing(file.into())),
         "junk" => Ok(Zeroizing::new("junk\n".to_owned())),
         _ => Ok(Zeroizing::new(KEY.to_owned())),

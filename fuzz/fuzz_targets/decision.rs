@@ -1,7 +1,7 @@
-//! Any tables, and packets and changes one after another: the quick way through the decision comes to the same as the long
-//! one, verdict by verdict and record by record, and both keep to the tables.
+//! Decides with arbitrary tables, for arbitrary packets, with changes in between. The fast path must come to the same
+//! verdicts and records as the full decision, and both must obey the tables.
 //!
-//! Two sites are made alike. One decides with `decide` alone. The other asks `try_decide` first and remembers destinations,
+//! Two sites start equal. One decides with `decide` alone. The other asks `try_decide` first and caches destinations,
 //! as the BPF program does.
 
 #![no_main]
@@ -13,8 +13,8 @@ use ecmpvpn_common::fast_path::try_decide;
 use ecmpvpn_common::flow::{IPV4, fields};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
-    Address, Bucket, Load, PEER_CACHE_WORDS, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
-    settings_flags, tunnel_id,
+    Address, Bucket, Load, PEER_CACHE_WORDS, Path, Peer, Reason, Rule, RuleSet, Settings, Tunnel, TunnelCounters,
+    TunnelId, how, settings_flags,
 };
 use ecmpvpn_common::packet::{Packet, Segments, Transport, parse, segments};
 use ecmpvpn_common::peer_cache;
@@ -24,22 +24,22 @@ use ecmpvpn_common::tables::Tables;
 use libfuzzer_sys::arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 
-/// Of each peer: so few that packets meet in them.
+/// Buckets of each peer: so few that packets share them.
 const BUCKETS: u32 = 16;
 const SLOTS: u32 = 32;
 const MOST_EVENTS: usize = 200;
 const RULES: u32 = 4;
 /// Nanoseconds.
 const GAPS: [u32; 5] = [50_000_000, 0, 1, 4_000_000, u32::MAX];
-/// Nanoseconds; those of the kernel's usual rates, and not known.
+/// Nanoseconds: the kernel's usual tick periods, and 0 for unknown.
 const TICKS: [u32; 4] = [4_000_000, 0, 1_000_000, 10_000_000];
-/// Of a gigabit, and the ends.
+/// The cost at 1 Gbit/s, and extreme values.
 const COSTS: [u32; 4] = [8_192, 1, u32::MAX, 0];
 
 fuzz_target!(|bytes: &[u8]| {
     let (mut input, mut same) = (Input(Unstructured::new(bytes)), Input(Unstructured::new(bytes)));
     let mut long = Site::new(&mut input, false);
-    let mut quick = Site::new(&mut same, true);
+    let mut fast = Site::new(&mut same, true);
     for _ in 0..MOST_EVENTS {
         if input.0.is_empty() {
             break;
@@ -47,19 +47,19 @@ fuzz_target!(|bytes: &[u8]| {
         match Event::next(&mut input) {
             Event::Packet(packet) => {
                 let found = long.long_way(&packet);
-                assert_eq!(quick.quick_way(&packet), found, "{packet:?}");
-                long.assert_same_records(&quick);
+                assert_eq!(fast.fast_way(&packet), found, "{packet:?}");
+                long.assert_same_records(&fast);
                 long.assert_kept_to(found);
             }
             Event::Change(change) => {
                 long.change(&change);
-                quick.change(&change);
+                fast.change(&change);
             }
         }
     }
 });
 
-/// Numbers out of the fuzzer's bytes; zeros behind their end.
+/// Numbers from the fuzzer's bytes; zeros after their end.
 struct Input<'a>(Unstructured<'a>);
 
 impl<'a> Input<'a> {
@@ -79,7 +79,7 @@ impl<'a> Input<'a> {
 #[derive(Debug)]
 struct Sent {
     bytes: Vec<u8>,
-    /// That of a super-packet is not what its bytes say.
+    /// For a super-packet it is not the number of `bytes`.
     length: u32,
     mark: u32,
     gso_size: u32,
@@ -148,7 +148,7 @@ impl Prefix {
         let (family, first, most) = match input.of(&[4, 4, 6, 0]) {
             4 => (4, [10, 20, input.next(), input.next()], 32),
             6 => (6, [0xfd, input.next(), 0, 0], 128),
-            // All that there is: what stays on the link as well.
+            // All addresses, including those that never leave the link.
             _ => return Self { family: input.of(&[4, 6]), address: 0, length: 0, peer },
         };
         let address = u128::from(u32::from_be_bytes(first)) << 96;
@@ -164,7 +164,7 @@ impl Prefix {
     }
 }
 
-/// An address as a number; that of IPv4 in its highest bits.
+/// An address as a number; an IPv4 address is in the highest bits.
 fn number(address: &Address) -> u128 {
     address.address.iter().fold(0, |number, word| number << 32 | u128::from(u32::from_be(*word)))
 }
@@ -227,16 +227,17 @@ struct Site {
     paths: Vec<Path>,
     counters: RefCell<Vec<TunnelCounters>>,
     rules: Vec<Rule>,
-    /// What a rule's fields meet: looked up by whatever remainder, since all that counts is that both sites say the same.
+    /// The rules that the value of a field matches. Values are looked up modulo the number of entries, because it only
+    /// matters that both sites give the same result.
     rule_fields: Vec<RuleSet>,
     rule_tunnels: Vec<u32>,
-    /// `None`: nothing is remembered.
+    /// `None`: nothing is cached.
     cache: Option<Cache>,
 }
 
 struct Cache {
     ipv4: Box<[Shared<u64>; PEER_CACHE_WORDS as usize]>,
-    /// The BPF program's is of another kind, which is not here; this one stands for its effect.
+    /// The BPF program has a cache of another kind for IPv6. This one has the same effect.
     ipv6: RefCell<Vec<([u32; 4], u32)>>,
 }
 
@@ -273,7 +274,7 @@ impl Site {
             site.add_peer(input, number, flags & 8 == 0);
         }
         if flags & 16 != 0 {
-            // Fewer than the fields name: tables that contradict each other are refused.
+            // Fewer rules than the fields name: tables that contradict each other must be refused.
             let rule = |_| Rule { policy: Shared::new(input.below(5)), flags: Shared::new(input.below(2)) };
             site.rules = (1..RULES).map(rule).collect();
             site.rule_fields = (0..5).map(|_| RuleSet { rules: Shared::new(input.next::<u8>().into()) }).collect();
@@ -281,7 +282,7 @@ impl Site {
         for _ in 0..input.below(4) {
             site.prefixes.push(Prefix::next(input));
         }
-        // Where the packets go that are made here.
+        // The destinations of the packets that this target makes.
         let address = u128::from(u32::from_be_bytes([10, 20, 0, 0])) << 96;
         site.prefixes.push(Prefix { family: 4, address, length: 16, peer: 0 });
         site.prefixes.push(Prefix { family: 6, address: 0xfd << 120, length: 9, peer: peers - 1 });
@@ -308,7 +309,7 @@ impl Site {
             ..Peer::default()
         });
         for slot in 0..SLOTS {
-            let id = tunnel_id(number, slot);
+            let id = TunnelId::new(number, slot).number();
             self.tunnels.push(Tunnel {
                 key: key_of(&id.to_ne_bytes()),
                 ifindex: if slot < count { 10 + id } else { 0 },
@@ -325,13 +326,13 @@ impl Site {
                 ..Load::default()
             });
         }
-        for within in 0..BUCKETS {
-            let home = if is_sound { u8::try_from(within % count).unwrap() } else { input.next() };
+        for bucket_number in 0..BUCKETS {
+            let home = if is_sound { u8::try_from(bucket_number % count).unwrap() } else { input.next() };
             self.buckets.push(Bucket { tunnel: Shared::new(home), home: Shared::new(home), ..Bucket::default() });
         }
     }
 
-    /// As `dataplane::prefixes` sets them.
+    /// Sets the masks as `dataplane::prefixes` does.
     fn set_masks(&mut self) {
         let longest = |family| {
             let prefixes = self.prefixes.iter().filter(|prefix| prefix.family == family);
@@ -387,7 +388,7 @@ impl Site {
         steer(&flow, segments_of(packet, parsed.transport), self)
     }
 
-    fn quick_way(&self, packet: &Sent) -> Result<Steer, Reason> {
+    fn fast_way(&self, packet: &Sent) -> Result<Steer, Reason> {
         match try_decide(packet, |transport| segments_of(packet, transport), self) {
             Some(decided) => decided.map(|steered| steered.steer),
             None => self.long_way(packet),
@@ -408,14 +409,14 @@ impl Site {
         assert_eq!(*self.counters.borrow(), *other.counters.borrow());
     }
 
-    /// The tunnel is one that lives, and the bucket one of the peer's.
+    /// Checks that the tunnel is up, and that the bucket is one of the peer's.
     fn assert_kept_to(&self, found: Result<Steer, Reason>) {
         let Ok(steer) = found else { return };
-        let (peer, slot) = (steer.tunnel / SLOTS, steer.tunnel % SLOTS);
+        let (peer, slot) = (steer.tunnel.peer(), steer.tunnel.slot());
         let record = &self.peers[peer as usize];
         assert!(record.live.get() >> slot & 1 == 1, "{steer:?}: {record:?}");
         assert!((record.bucket_base..record.bucket_base + BUCKETS).contains(&steer.bucket), "{steer:?}");
-        assert!(steer.ifindex != 0 && steer.ifindex == self.tunnels[steer.tunnel as usize].ifindex, "{steer:?}");
+        assert!(steer.ifindex != 0 && steer.ifindex == self.tunnels[steer.tunnel.index()].ifindex, "{steer:?}");
         assert!([0, how::FAILOVER, how::FLOWLET, how::SPRAYED].contains(&steer.how), "{steer:?}");
     }
 
@@ -472,24 +473,24 @@ impl Tables for Site {
         self.peers.get(peer as usize)
     }
 
-    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
-        self.tunnels.get(id as usize)
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
+        self.tunnels.get(id.index())
     }
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get(index as usize)
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.get(id as usize)
+    fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
-        self.counters.borrow_mut().get_mut(id as usize).map(change)
+    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        self.counters.borrow_mut().get_mut(id.index()).map(change)
     }
 
-    fn path(&self, index: u32) -> Option<&Path> {
-        self.paths.get(index as usize)
+    fn path(&self, peer: u32, place: u32) -> Option<&Path> {
+        self.paths.get(TunnelId::new(peer, place).index())
     }
 
     fn rule(&self, rule: u32) -> Option<&Rule> {

@@ -1,4 +1,5 @@
-//! Any text as the file that carries new keys: refused without showing a key, or read as it would be written.
+//! Parses arbitrary text as the file that carries new keys. The parser must refuse it without showing a key, or must
+//! read the same again from what is written out of the result.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any bytes as a packet: the parser stays within its bounds, and what it finds stands in the packet.
+//! Parses arbitrary bytes as a packet. The parser must stay within its bounds, and what it finds must be in the packet.
 
 #![no_main]
 
@@ -13,10 +13,10 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 /// TCP, UDP, DCCP, SCTP, UDP-Lite.
 const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
-/// The longest extension header: its length is 255 times 8 bytes behind the first 8.
+/// Length of the longest extension header, bytes: 8, and 255 times 8 behind them.
 const LONGEST_EXTENSION: u32 = 256 * 8;
 
-/// A packet that sees to it that the parser keeps to what the BPF side relies on.
+/// A packet that checks that the parser stays within the bounds that the BPF side relies on.
 struct Watched<'a>(&'a [u8]);
 
 impl Packet for Watched<'_> {
@@ -43,7 +43,8 @@ fuzz_target!(|bytes: &[u8]| {
     assert_ports(bytes, &parsed);
     assert_segments(bytes, &parsed);
     if !matches!(parsed.transport.protocol, ICMP | ICMPV6) {
-        // An error's quote may be cut off; nothing else that was found depends on what comes behind it.
+        // The quote of an ICMP error may be cut off. For all other packets, nothing that was found depends on what
+        // follows.
         let longer = [bytes, &[0x5a; 64]].concat();
         assert_eq!(parse(&Watched(&longer)), Ok(parsed), "with more behind it");
     }
@@ -59,7 +60,7 @@ fn assert_refused(bytes: &[u8], reason: Reason) {
     }
 }
 
-/// The destination, and the flow's addresses unless they are those of an error's quote.
+/// Checks the destination, and also the flow's addresses unless they come from the quote of an ICMP error.
 fn assert_addresses(bytes: &[u8], parsed: &Parsed) {
     let Parsed { key, destination, transport } = parsed;
     assert_eq!(key.padding, [0; 2]);
@@ -111,7 +112,7 @@ fn assert_segments(bytes: &[u8], parsed: &Parsed) {
     }
 }
 
-/// All fragments of an IPv4 datagram have one key.
+/// Checks that all fragments of an IPv4 datagram have the same key.
 fn assert_fragments_stay_together(bytes: &[u8], parsed: &Parsed) {
     if bytes[0] >> 4 != IPV4 || bytes[6] & 0x3f == 0 && bytes[7] == 0 {
         return;

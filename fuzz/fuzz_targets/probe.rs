@@ -1,6 +1,7 @@
-//! Any bytes out of a raw ICMP socket: what is taken for a probe or an answer is one, and can be written again.
+//! Parses arbitrary bytes as if they came from a raw ICMP socket. What is accepted as a probe or an answer must be one,
+//! and must stay the same when it is written and read again.
 //!
-//! An input is this side's identifier and secret, ten bytes, and then the packet.
+//! An input is this side's identifier and secret, ten bytes, followed by the packet.
 
 #![no_main]
 
@@ -33,14 +34,14 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(parse(&again, identifier, secret), Some(message));
 });
 
-/// Behind the IPv4 header that a raw socket brings along.
+/// The packet as a raw socket delivers it, with its IPv4 header.
 fn packet_of(probe: [u8; LENGTH]) -> Vec<u8> {
     let sum = probe.chunks_exact(2).fold(0u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the checksum does not fit");
     [&[0x45; 20][..], &probe].concat()
 }
 
-/// As the far side's kernel answers.
+/// The answer that the far side's kernel would give.
 fn answered(mut packet: Vec<u8>) -> Vec<u8> {
     packet[20] = ECHO_REPLY;
     packet

@@ -1,4 +1,5 @@
-//! Any text as a wg-quick file: refused without showing a key, or read as it would be written from what was found.
+//! Parses arbitrary text as a wg-quick file. The parser must refuse it without showing a key, or must read the same
+//! again from what is written out of the result.
 
 #![no_main]
 

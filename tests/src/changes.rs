@@ -1,4 +1,4 @@
-//! Changes of policy, one after another, each held against what `policy show` says afterwards.
+//! Changes the policy many times and checks after each change that `policy show` reports it.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,21 @@ use serde_json::Value;
 
 use crate::sites::Lab;
 
-/// What was done.
 #[derive(Clone, Copy, Debug)]
 pub struct ChangeReport {
-    /// Changes made; `policy show` was right after each.
+    /// Number of changes. `policy show` was right after each.
     pub changes: usize,
-    /// The time that all of them took.
+    /// How long all of them took together.
     pub time: Duration,
-    /// The longest that one took, `policy show` not counted.
+    /// How long the slowest change took, without `policy show`.
     pub longest: Duration,
 }
 
-/// Makes `count` changes at site A of a lab that runs, evenly over `time`: policies, weights, drains, rules and pins.
-/// It has three tunnels, wg0 to wg2.
+/// Makes `count` changes at site A of a running lab, evenly over `time`: policies, weights, drains, rules and pins.
+/// The lab must have three tunnels, wg0 to wg2.
 ///
 /// # Errors
-/// One of them failed, or `policy show` says something else.
+/// A change failed, or `policy show` does not report it.
 pub fn make_changes(lab: &Lab, count: usize, time: Duration) -> Result<ChangeReport> {
     let start = Instant::now();
     let mut longest = Duration::ZERO;
@@ -42,7 +41,8 @@ pub fn make_changes(lab: &Lab, count: usize, time: Duration) -> Result<ChangeRep
 
 type IsTrue = fn(&Value) -> bool;
 
-/// The change of this number, and what it brings about. After each round all is as before.
+/// The arguments of change `number`, and a check of what `policy show` must report after it. After a whole round the
+/// policy is as it was before.
 fn change(number: usize) -> (&'static str, IsTrue) {
     const ROUND: [(&str, IsTrue); 14] = [
         ("set flowlet", |shown| shown["peers"][0]["policy"] == "flowlet"),
@@ -69,20 +69,20 @@ fn rules(shown: &Value) -> usize {
     shown["rules"].as_array().map_or(0, Vec::len)
 }
 
-/// `ecmpvpn policy ARGUMENTS…` at site A.
+/// Runs `ecmpvpn policy ARGUMENTS…` at site A and returns its standard output.
 ///
 /// # Errors
-/// It ended with another status than 0.
+/// Its exit code is not 0.
 pub fn policy(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let (code, output, complaint) = lab.ecmpvpn(0, &[&["policy"], arguments].concat())?;
     ensure!(code == 0, "`policy {}` ended with {code}: {complaint}", arguments.join(" "));
     Ok(output)
 }
 
-/// `ecmpvpn policy show --json` at site A.
+/// Returns what `ecmpvpn policy show --json` reports at site A.
 ///
 /// # Errors
-/// It failed.
+/// The command failed.
 pub fn show(lab: &Lab) -> Result<Value> {
     let output = policy(lab, &["show", "--json"])?;
     serde_json::from_str(&output).with_context(|| format!("reading `policy show --json`: {output}"))

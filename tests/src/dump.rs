@@ -1,9 +1,9 @@
-//! What a namespace looks like, as text that can be compared byte for byte before and after.
+//! The state of a namespace as text. Two dumps, taken before and after, are compared byte for byte.
 //!
-//! Taken with iproute2 and not with the code under test. Left out on purpose, as they change by themselves:
+//! iproute2 reads the state, not the code under test. These are left out on purpose, because they change by themselves:
 //! - counters (`ip -s` is not used; `refcnt` of a queueing discipline counts its users);
-//! - neighbour entries, which traffic makes and time removes;
-//! - remaining lifetimes of addresses and routes, replaced by whether there is one;
+//! - neighbour entries that are not permanent: traffic makes them and time removes them;
+//! - remaining lifetimes: a route's is left out, an address's is replaced by `limited`;
 //! - [`VOLATILE`] kernel settings.
 
 use std::collections::BTreeMap;
@@ -19,9 +19,9 @@ use serde_json::Value;
 
 use crate::netns::Netns;
 
-/// Where pins live.
+/// The BPF file system, where the pins are.
 pub const PINS: &str = "/sys/fs/bpf";
-/// Where `run` keeps its lock and what it must undo.
+/// Where `run` keeps its lock and its journal.
 pub const RUN_DIR: &str = "/run/ecmpvpn";
 
 /// Settings below `/proc/sys/net` that are not compared, and why.
@@ -40,18 +40,18 @@ const VOLATILE_FIELDS: [(&str, &str); 3] = [
     ("used", "time since a route was last used"),
 ];
 
-/// What a namespace, and what belongs to it outside of it, looked like: titled sections of sorted lines.
+/// The state of a namespace, with the pins and run files that belong to it: titled sections of sorted lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
     sections: BTreeMap<String, Vec<String>>,
 }
 
 impl Dump {
-    /// Everything that `ns` holds, and the pins and run files with one of `sites` in their path: other labs may run at
-    /// the same time.
+    /// Dumps everything in `ns`, and the pins and run files that have one of `sites` in their path. Those of other
+    /// sites are left out, because other labs may run at the same time.
     pub fn take(ns: &Netns, sites: &[&str]) -> Result<Self> {
         let mut dump = Self { sections: BTreeMap::new() };
-        // One process for many questions: starting one takes its time in an emulated machine.
+        // One process answers many questions, because starting a process is slow in an emulated machine.
         for (family, titles, commands) in [
             (
                 "",
@@ -104,8 +104,8 @@ impl Dump {
         Ok(dump)
     }
 
-    /// Waits until `take` gives the same as this, as duplicate address detection and link watching take a moment; the
-    /// last difference if it never does.
+    /// Waits until `take` gives the same dump as this one. Duplicate address detection and the kernel's link watch take
+    /// a moment. Returns the last difference if the dumps still differ after `patience`.
     pub fn wait_for_same(&self, patience: Duration, take: impl Fn() -> Result<Self>) -> Result<Option<String>> {
         let start = Instant::now();
         loop {
@@ -122,7 +122,7 @@ impl Dump {
         self.sections.insert(title.to_owned(), lines);
     }
 
-    /// What `later` has more (`+`) and less (`-`); `None` if the two are byte for byte the same.
+    /// The lines that `later` has more (`+`) and less (`-`). `None` if the two dumps are the same byte for byte.
     pub fn diff(&self, later: &Self) -> Option<String> {
         let none = Vec::new();
         let mut text = String::new();
@@ -147,7 +147,7 @@ impl Dump {
     }
 }
 
-/// What `ip` answers to each of three commands.
+/// The answers of `ip` to three commands.
 fn ip(ns: &Netns, family: &str, commands: &[&str; 3]) -> Result<[Vec<Value>; 3]> {
     let text = ns.query_batch("ip", &format!("{family} -d -j -batch -"), commands)?;
     let answers: Vec<Vec<Value>> = serde_json::Deserializer::from_str(&text)
@@ -191,7 +191,7 @@ fn normalise(value: &mut Value) {
 fn tcx(ns: &Netns, link: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for (side, attach) in [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)] {
-        // A kernel without tcx refuses the question and has no such programs.
+        // A kernel without tcx rejects the query. It has no such programs.
         if let Ok((_, programs)) = ns.run(|| SchedClassifier::query_tcx(link, attach)) {
             let describe = |p: &ProgramInfo| format!("{link} {side} {} {}", p.id(), p.name_as_str().unwrap_or("?"));
             lines.extend(programs.iter().map(describe));
@@ -215,7 +215,7 @@ fn sysctls(root: &Path) -> Vec<String> {
     lines
 }
 
-/// What all sites of a host share, is there, and serves nobody any more: it should have gone with the last site.
+/// Things that all sites of a host share and that no site uses any more. The last site should have removed them.
 pub fn idle_shared_things() -> Result<Vec<String>> {
     let is_empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     let mut idle = Vec::new();
@@ -239,7 +239,8 @@ pub fn any_path_contains(dir: &Path, word: &str) -> bool {
     found
 }
 
-/// Calls `visit` with every path below `dir`, and whether it is a directory. What vanishes meanwhile is left out.
+/// Calls `visit` with every path below `dir`, and with whether the path is a directory. Skips what disappears
+/// meanwhile.
 fn walk(dir: &Path, visit: &mut impl FnMut(&Path, bool)) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
@@ -315,7 +316,7 @@ mod tests {
         let diff = before.diff(&Dump::take(&ns, &[&site]).unwrap()).unwrap();
         let other = before.diff(&Dump::take(&ns, &["nobody"]).unwrap());
         fs::remove_dir(&dir).unwrap();
-        // Only if nobody else put something there.
+        // This fails, as it should, if another test has files there.
         let _ = fs::remove_dir(RUN_DIR);
         assert!(diff.contains(&format!("+ {}/", dir.display())), "{diff}");
         assert_eq!(other, None);

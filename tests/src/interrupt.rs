@@ -1,4 +1,4 @@
-//! Ctrl-C as a flag, so that guards still run: whatever takes long looks at it.
+//! Turns Ctrl-C into a flag, so that destructors still run. Everything that takes long looks at the flag.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,7 +12,7 @@ extern "C" fn handler(_signal: libc::c_int) {
     REQUESTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP only set the flag.
+/// Makes SIGINT, SIGTERM and SIGHUP set the flag and do nothing else.
 pub fn catch() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let action: extern "C" fn(libc::c_int) = handler;
@@ -21,18 +21,18 @@ pub fn catch() {
     }
 }
 
-/// Whether somebody wants this to end.
+/// Whether a signal has asked this program to end.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }
 
-/// An error if somebody wants this to end.
+/// Fails if a signal has asked this program to end.
 pub fn check() -> Result<()> {
     ensure!(!requested(), "interrupted");
     Ok(())
 }
 
-/// Sleeps, but not past an interruption.
+/// Sleeps for `time`, or until a signal asks this program to end.
 pub fn sleep(time: Duration) {
     let end = Instant::now() + time;
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero() && !requested()) {

@@ -1,6 +1,8 @@
 //! Labs: namespaces, links, traffic and dumps.
 //!
-//! Everything here runs as root, in network namespaces of its own; nothing touches the namespace that it is started in.
+//! Everything here runs as root in separate network namespaces, and does not touch the namespace in which it is
+//! started.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 pub mod changes;
 pub mod dump;

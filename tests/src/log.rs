@@ -1,10 +1,10 @@
-//! What a lab did: every command with its outcome, kept in memory and printed only when something fails.
+//! The log of a lab: every command with its result. It is kept in memory and printed only when something fails.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Lines kept; the oldest go first.
+/// Lines kept. The oldest is removed first.
 const KEPT: usize = 400;
 
 struct Log {
@@ -14,7 +14,6 @@ struct Log {
 
 static LOG: Mutex<Log> = Mutex::new(Log { started: None, lines: VecDeque::new() });
 
-/// Adds one line.
 pub fn note(line: impl AsRef<str>) {
     let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
     let at = log.started.get_or_insert_with(Instant::now).elapsed().as_secs_f64();

@@ -1,7 +1,7 @@
 //! Network namespaces that clean up after themselves.
 //!
-//! A namespace is entered with `setns(2)` and never by `ip netns exec`: that remounts `/sys` and so hides every pin
-//! below `/sys/fs/bpf`.
+//! `setns(2)` enters a namespace, never `ip netns exec`: that command remounts `/sys`, which hides every pin below
+//! `/sys/fs/bpf`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -19,27 +19,27 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use crate::log;
 
-/// Where `ip netns` looks for names.
+/// The directory where `ip netns` looks for names.
 const NAMES: &str = "/run/netns";
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-/// A name that no other lab uses, in this process or in another one.
+/// Makes a name that no other lab uses, in this process or in another one.
 pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A network namespace with its loopback up; it goes with the guard, and so does every link that is in it.
+/// A network namespace with its loopback up. Dropping this value removes the namespace and every link in it.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     fd: OwnedFd,
-    /// Made by us, to be removed by us.
+    /// This value made the namespace and must remove its name.
     ours: bool,
 }
 
 impl Netns {
-    /// A new namespace `PREFIX-PID-COUNTER`, visible to `ip netns`.
+    /// Makes a namespace `PREFIX-PID-COUNTER` that `ip netns` can see.
     pub fn new(prefix: &str) -> Result<Self> {
         let name = unique(prefix);
         let fd = thread::spawn(create)
@@ -53,13 +53,13 @@ impl Netns {
         Ok(ns)
     }
 
-    /// The namespace that this thread is in, to look at; it stays.
+    /// The namespace of this thread, for reading. Dropping this value does not remove the namespace.
     pub fn current() -> Result<Self> {
         let fd = File::open("/proc/thread-self/ns/net").context("opening the current network namespace")?.into();
         Ok(Self { name: "the host's namespace".to_owned(), fd, ours: false })
     }
 
-    /// Its name below `/run/netns`.
+    /// The file name below `/run/netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -75,7 +75,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Runs `body` in a thread that is inside the namespace, and waits for it. A panic of `body` goes on in the caller.
+    /// Runs `body` in a thread inside the namespace, and waits for it. A panic of `body` continues in the caller.
     pub fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let result = thread::scope(|scope| {
             scope
@@ -88,7 +88,7 @@ impl Netns {
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Starts `body` in a thread that is inside the namespace.
+    /// Starts `body` in a thread inside the namespace.
     pub fn spawn<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let fd = self.fd.try_clone().expect("duplicating a namespace's descriptor");
         thread::spawn(move || {
@@ -98,7 +98,7 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside the namespace.
+    /// Makes a command that will run inside the namespace.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let fd = self.fd.try_clone().expect("duplicating a namespace's descriptor");
@@ -109,7 +109,7 @@ impl Netns {
         command
     }
 
-    /// Runs a program inside the namespace; its standard output. An error shows what it wrote to standard error.
+    /// Runs a program inside the namespace and returns its standard output. An error contains its standard error.
     pub fn exec<S: AsRef<OsStr>>(
         &self,
         program: impl AsRef<OsStr>,
@@ -120,20 +120,20 @@ impl Netns {
         self.finish(&mut command, true)
     }
 
-    /// As [`Netns::exec`] for a program that only looks: it stays out of the log unless it fails.
+    /// As [`Netns::exec`], for a program that changes nothing. The log contains it only if it fails.
     pub fn query(&self, program: &str, words: &str) -> Result<String> {
         let mut command = self.command(program);
         command.args(words.split_whitespace()).stdin(Stdio::null());
         self.finish(&mut command, false)
     }
 
-    /// As [`Netns::query`] for a program that reads commands from its standard input.
+    /// As [`Netns::query`], for a program that reads commands from its standard input.
     pub fn query_batch(&self, program: &str, words: &str, commands: &[&str]) -> Result<String> {
         self.finish(&mut self.batch(program, words, commands)?, false)
     }
 
-    /// Runs `ip` commands, or `tc` ones, in one process, up to the first that fails: where many are needed, since
-    /// starting a process takes its time in an emulated machine.
+    /// Runs several `ip` or `tc` commands in one process, up to the first that fails. Starting a process is slow in an
+    /// emulated machine.
     pub fn apply(&self, program: &str, commands: &[String]) -> Result<()> {
         for command in commands {
             log::note(format!("[{}] $ {program} {command} (batch)", self.name));
@@ -151,12 +151,12 @@ impl Netns {
         Ok(command)
     }
 
-    /// Runs `ip WORDS…`; the words are split at white space.
+    /// Runs `ip WORDS…`. The words are split at white space.
     pub fn ip(&self, words: &str) -> Result<String> {
         self.exec("ip", words.split_whitespace())
     }
 
-    /// Runs `tc WORDS…`; the words are split at white space.
+    /// Runs `tc WORDS…`. The words are split at white space.
     pub fn tc(&self, words: &str) -> Result<String> {
         self.exec("tc", words.split_whitespace())
     }
@@ -198,7 +198,7 @@ impl Drop for Netns {
             return;
         }
         let path = self.path();
-        // Detached, so that a descriptor held elsewhere cannot keep the name.
+        // A lazy unmount: a descriptor that is still open elsewhere cannot keep the name.
         if let Err(e) = unmount(&path, UnmountFlags::DETACH) {
             eprintln!("unmounting {}: {e}", path.display());
         }
@@ -208,9 +208,9 @@ impl Drop for Netns {
     }
 }
 
-/// Makes a namespace in a thread that ends right after, and gives a descriptor of it.
+/// Makes a namespace and returns a descriptor of it. The calling thread moves into it, and must end right after.
 fn create() -> io::Result<OwnedFd> {
-    // SAFETY: only the network namespace of this short-lived thread changes, no memory or descriptors are unshared.
+    // SAFETY: only the network namespace of this short-lived thread changes. No memory or descriptors are unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
     Ok(File::open("/proc/thread-self/ns/net")?.into())
 }

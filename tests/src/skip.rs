@@ -1,4 +1,4 @@
-//! What the running kernel lacks, and tests that need it.
+//! Finds out what the running kernel lacks, and skips the tests that need it.
 
 use std::fmt;
 use std::fs::File;
@@ -11,18 +11,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::log;
 use crate::netns::Netns;
 
-/// Names the features that must be there, as `wireguard,bonding`: a test that misses one of them fails instead of being
-/// skipped. `1` names all.
+/// Environment variable that names the features which must be there, as in `wireguard,bonding`. A test that lacks one
+/// of them fails instead of being skipped. `1` names all features.
 pub const REQUIRE: &str = "ECMPVPN_REQUIRE";
 
-/// Something that a test may need of the kernel.
+/// A feature that a test may need from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// Kernel WireGuard.
     WireGuard,
-    /// Kernel bonding.
     Bonding,
-    /// TUN devices.
     Tun,
     /// TC programs attached as BPF links (Linux 6.6 and later).
     Tcx,
@@ -40,7 +37,7 @@ impl fmt::Display for Feature {
 }
 
 impl Feature {
-    /// Its name in [`REQUIRE`].
+    /// The name of the feature in [`REQUIRE`].
     const fn word(self) -> &'static str {
         match self {
             Self::WireGuard => "wireguard",
@@ -50,19 +47,19 @@ impl Feature {
         }
     }
 
-    /// Whether the environment says that it must be there.
+    /// Whether [`REQUIRE`] names the feature.
     fn is_required(self) -> bool {
         let required = std::env::var(REQUIRE).unwrap_or_default();
         required == "1" || required.split(',').any(|word| word == self.word())
     }
 
-    /// Why the running kernel seems not to have it; `None` if it has. Tried out once and remembered.
+    /// Why the running kernel seems to lack the feature. `None` if the kernel has it. Probed once and remembered.
     pub fn missing(self) -> Option<&'static str> {
         static RESULTS: [OnceLock<Option<String>>; 4] = [const { OnceLock::new() }; 4];
         RESULTS[self as usize].get_or_init(|| self.probe().err().map(|e| format!("no {self} here: {e:#}"))).as_deref()
     }
 
-    /// Tried out, never told from a version.
+    /// Tries the feature. A kernel version says nothing reliable.
     fn probe(self) -> anyhow::Result<()> {
         match self {
             Self::WireGuard => Netns::new("probe")?.ip("link add probe0 type wireguard").map(drop),
@@ -76,14 +73,15 @@ impl Feature {
     }
 }
 
-/// How a test says that it failed.
+/// An error that a test can fail with.
 pub trait Failure {
-    /// What is printed.
+    /// The message that the test harness prints.
     fn into_failed(self) -> Failed;
 }
 
 impl Failure for anyhow::Error {
-    /// The whole chain of causes, which `Failed` by itself would cut after the first link; and what the labs did last.
+    /// Gives the whole chain of causes. `Failed` by itself would give only the outermost error. Also prints what the
+    /// labs did last.
     fn into_failed(self) -> Failed {
         for line in log::last(LOG_LINES) {
             eprintln!("  {line}");
@@ -98,11 +96,11 @@ impl Failure for Failed {
     }
 }
 
-/// Lines of the labs' log that a failure shows.
+/// How many lines of the labs' log a failure shows.
 const LOG_LINES: usize = 80;
 
-/// A test that needs `features`. Where one is missing it is ignored, and says why on standard error; where the
-/// environment requires that feature ([`REQUIRE`]) it fails instead.
+/// Makes a test that needs `features`. If one is missing, the test is ignored and says why on standard error. If the
+/// environment requires that feature ([`REQUIRE`]), the test fails instead.
 pub fn requires<F, E>(features: &[Feature], name: &str, test: F) -> Trial
 where
     F: FnOnce() -> Result<(), E> + Send + 'static,
@@ -121,10 +119,10 @@ where
     }
 }
 
-/// Set by who runs a suite in an emulated machine, where everything takes ten times as long.
+/// Environment variable that is set when a suite runs in an emulated machine, where everything takes ten times as long.
 pub const EMULATED: &str = "ECMPVPN_EMULATED";
 
-/// A test that an emulated machine is spared, since it takes minutes there and the simulation runs it.
+/// Makes an emulated machine skip this test. It takes minutes there, and the simulation runs it.
 #[must_use]
 pub fn not_emulated(trial: Trial) -> Trial {
     let is_spared = std::env::var_os(EMULATED).is_some();
@@ -135,11 +133,11 @@ pub fn not_emulated(trial: Trial) -> Trial {
     trial.with_ignored_flag(ignored)
 }
 
-/// Runs a suite as its command line says, by default one test after another, and ends the process.
+/// Runs a suite as its command line says, and ends the process. By default the tests run one after another.
 ///
-/// Not at once, because a program that one test starts holds, from its fork to its exec, a duplicate of each descriptor
-/// that another test has just closed: the address is still in use then, the lock still held, the device still there. On a
-/// slow machine that is long enough to be met.
+/// Tests do not run in parallel, because a program that one test starts holds a duplicate of every descriptor from its
+/// fork to its exec. If another test closes a descriptor in that time, the address is still in use, the lock is still
+/// held and the device still exists. On a slow machine this lasts long enough to make tests fail.
 pub fn run(trials: Vec<Trial>) -> ! {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(1));

@@ -1,5 +1,5 @@
-//! Moments in which a CPU of this machine was not to be had: an emulated one stands still whenever the host has something
-//! better to do, and what it was decrypting then stands still with it.
+//! Detects when a CPU of this machine does not run. An emulated CPU stops whenever its host runs something else, and
+//! whatever the CPU was decrypting stops with it.
 
 use std::fmt;
 use std::io;
@@ -12,24 +12,22 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Between looks at the clock.
+/// Time between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(5);
-/// A shorter one is none.
+/// A shorter stop is ignored.
 const LEAST: Duration = Duration::from_millis(30);
 
-/// One of them.
+/// One stop of one CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Stall {
-    /// Which CPU.
     pub cpu: usize,
-    /// When it was to be had again.
+    /// When the CPU ran again.
     pub until: SystemTime,
-    /// How long it was not.
     pub lasted: Duration,
 }
 
 impl fmt::Display for Stall {
-    /// With the time of day, UTC, as log lines have it.
+    /// Shows the begin as time of day in UTC, as log lines do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let begin = (self.until - self.lasted).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (seconds, milliseconds) = (begin.as_secs(), begin.subsec_millis());
@@ -39,7 +37,7 @@ impl fmt::Display for Stall {
     }
 }
 
-/// Watches every CPU until it is asked what it saw.
+/// Watches every CPU until [`Watch::end`].
 #[derive(Debug)]
 pub struct Watch {
     stop: Arc<AtomicBool>,
@@ -47,7 +45,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A thread on each CPU that goes before all others there.
+    /// Starts a thread on each CPU. It runs before all threads of ordinary priority there.
     pub fn begin() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let all = sched_getaffinity(None).context("asking for the CPUs")?;
@@ -59,7 +57,7 @@ impl Watch {
         Ok(Self { stop, threads })
     }
 
-    /// What was seen, in order.
+    /// All stalls, ordered by their end.
     pub fn end(self) -> Vec<Stall> {
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.threads.into_iter().map(|thread| thread.join().expect("a watch does not panic"));
@@ -86,12 +84,12 @@ fn watch(cpu: usize, stop: &AtomicBool) -> Vec<Stall> {
     stalls
 }
 
-/// Has this thread run before all of ordinary priority, sched(7).
+/// Gives this thread real-time priority: it runs before all threads of ordinary priority, sched(7).
 fn go_first() -> io::Result<()> {
-    // SAFETY: a sched_param is integers, of which zero is a valid value.
+    // SAFETY: a sched_param consists of integers, for which zero is a valid value.
     let mut parameters: libc::sched_param = unsafe { zeroed() };
     parameters.sched_priority = 1;
-    // SAFETY: the parameters live until the call returns; 0 is the calling thread.
+    // SAFETY: the parameters live until the call returns. 0 is the calling thread.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

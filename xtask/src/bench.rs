@@ -28,7 +28,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Planning, and the steering program beside one that only redirects; on the running kernel
+    /// Planning, and the steering program compared with one that only redirects; on the running kernel
     Micro {
         /// Passed to the measuring program: --rounds N, --plans N…; -- --help shows them all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -36,7 +36,7 @@ enum What {
     },
     #[command(flatten)]
     Long(Long),
-    /// Traffic over one tunnel, over kernel ECMP and by ecmpvpn, side by side
+    /// Goodput of one tunnel, of kernel ECMP and of ecmpvpn, compared
     Goodput {
         #[command(flatten)]
         place: Place,
@@ -61,7 +61,7 @@ pub fn main(args: Args) -> Result<i32> {
     }
 }
 
-/// Runs a measuring program on this machine; its exit status.
+/// Runs a measuring program on this machine; returns its exit status.
 fn here(program: Cmd, results: &mut Results) -> Result<i32> {
     let line = program.line();
     let mut child =

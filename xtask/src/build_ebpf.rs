@@ -10,15 +10,16 @@ use crate::toolchain::{self, ToolchainChoice};
 
 /// The triple of little-endian BPF.
 const TARGET: &str = "bpfel-unknown-none";
-/// BTF for names and lines; the instructions of Linux 5.1; packet words may lie at odd addresses.
+/// BTF for names and lines; the instructions of Linux 5.1; unaligned access to packet words.
 const FLAGS: &str = "-C target-cpu=v3 -C link-arg=--btf -C link-arg=--cpu-features=+allows-misaligned-mem-access";
-/// Separate from the outer cargo's directory: the two would wait for each other and rebuild each other's crates.
+/// Separate from the outer cargo's directory. Otherwise the two would wait for each other and rebuild each other's
+/// crates.
 const TARGET_DIR: &str = "target/ebpf/build";
 
-/// Builds the object unless it is of the sources as they are; returns where it is.
+/// Builds the object unless it fits the current sources; returns its path.
 ///
 /// # Errors
-/// No toolchain fits, or compiling fails; cargo then has said why on stderr.
+/// No toolchain fits, or compiling fails; cargo has then printed the reason on stderr.
 pub fn build_ebpf(choice: Option<ToolchainChoice>) -> Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is not in a workspace")?;
     let object = workspace.join(OBJECT);
@@ -44,7 +45,7 @@ pub fn build_ebpf(choice: Option<ToolchainChoice>) -> Result<PathBuf> {
     }
 
     let built = workspace.join(TARGET_DIR).join(TARGET).join("release/ecmpvpn-ebpf");
-    // Renamed into place, so that a build which runs meanwhile never reads half an object.
+    // Renamed into place, so that a build that runs at the same time never reads half an object.
     let fresh = object.with_extension("o.new");
     fs::copy(&built, &fresh).with_context(|| format!("copying {}", built.display()))?;
     fs::rename(&fresh, &object).with_context(|| format!("writing {}", object.display()))?;
@@ -53,7 +54,7 @@ pub fn build_ebpf(choice: Option<ToolchainChoice>) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Whether the record says that the object is of these sources and, if one is asked for, of this toolchain.
+/// Whether the record says that the object was built from these sources and, if one is requested, with this toolchain.
 fn is_current(record: &Path, fingerprint: &str, choice: Option<ToolchainChoice>) -> bool {
     let record = fs::read_to_string(record).unwrap_or_default();
     let mut lines = record.lines();

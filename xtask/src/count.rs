@@ -11,10 +11,10 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Nothing but one failure: a step that could not be carried out.
+    /// One failure: a step that could not be carried out.
     pub const FAILURE: Self = Self { passed: 0, failed: 1, skipped: 0 };
 
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`, as libtest and libtest-mimic end with.
+    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`, the last line of libtest and libtest-mimic.
     fn parse(line: &str) -> Option<Self> {
         let (_, numbers) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
         let number = |what: &str| {
@@ -39,7 +39,7 @@ impl std::fmt::Display for Counts {
     }
 }
 
-/// Watches a runner's output go by.
+/// Reads a runner's output while it is passed on.
 #[derive(Debug, Default)]
 pub struct Watcher {
     counts: Counts,
@@ -67,8 +67,8 @@ impl Watcher {
         self.line.clear();
     }
 
-    /// The counts, given whether the runner says that all is well. A runner that failed without saying which test did,
-    /// or that never came to a result, counts as a failure.
+    /// The counts. `success`: the runner's exit status was 0. A runner that failed without a failed test, or that
+    /// printed no result, counts as a failure.
     pub fn finish(mut self, success: bool) -> Counts {
         self.end_line();
         if self.results == 0 || (!success && self.counts.failed == 0) {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: everything from a bare machine to a table of what ecmpvpn does.
+//! `cargo xtask demo`: sets up the machine, builds, and shows in a table what ecmpvpn does.
 
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
@@ -14,19 +14,19 @@ use crate::vm::kernel::Series;
 use crate::vm::run::to_stdout;
 use crate::{build_ebpf, sim};
 
-/// How long the demonstration may take in the simulation, of this machine's time.
+/// Limit for the demonstration in the simulation, in this machine's time.
 const LIMIT: Duration = Duration::from_secs(900);
-/// The simulation's links: what the usual recipe is published for. Transfers are short, as each simulated second at these
-/// rates takes several of this machine's.
+/// The simulation's links, as in the published usual recipe. Transfers are short, since a simulated second at these
+/// rates takes several seconds of this machine.
 const SIMULATED: [&str; 6] = ["--rate", "1000", "--delay", "0.5", "--seconds", "0.4"];
 
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// In simulated time, with kernel WireGuard and a real LACP bond, whatever this machine has
+    /// Run in simulated time, with kernel WireGuard and a real LACP bond, whatever this machine has
     #[arg(long)]
     sim: bool,
-    /// Passed to the demonstration; `-- --help` shows what it takes
+    /// Passed to the demonstration; `-- --help` shows its options
     #[arg(last = true)]
     options: Vec<String>,
 }
@@ -39,7 +39,7 @@ pub fn main(args: &Args) -> Result<i32> {
     build_ebpf::build_ebpf(None)?;
     let step = sh::step("building ecmpvpn and its demonstration (a few minutes the first time)");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        // What the demonstration needs fast is optimised in this profile too; a release build takes far longer.
+        // This profile also optimises what must be fast here; a release build takes far longer.
         .args(["build", "--quiet", "-p", "ecmpvpn", "-p", "ecmpvpn-tests", "--bin", "ecmpvpn", "--bin", "ecmpvpn-demo"])
         .dir(&sh::root())
         .run()?;
@@ -52,13 +52,13 @@ pub fn main(args: &Args) -> Result<i32> {
     if !sh::is_root() {
         sh::note("sudo is needed: the demonstration makes network namespaces");
     }
-    // It takes the place of this process: a signal reaches it, and whoever started this waits until it has taken
+    // The demonstration replaces this process. So a signal reaches it, and the caller waits until it has taken
     // everything down.
     let mut demo = Cmd::root(demo).arg("--ecmpvpn").arg(program).args(&args.options).into_inner();
     Err(demo.exec()).with_context(|| format!("starting {} as root", demo.get_program().display()))
 }
 
-/// Everything that is made there goes with the simulation, which ends with this process.
+/// Everything that is made in the simulation ends with it, and the simulation ends with this process.
 fn simulated(program: &Path, demo: &Path, options: &[String]) -> Result<i32> {
     let mut command: Vec<String> =
         [demo, Path::new("--ecmpvpn"), program].map(|word| word.display().to_string()).into();
@@ -78,6 +78,6 @@ fn simulated(program: &Path, demo: &Path, options: &[String]) -> Result<i32> {
         unread = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
         written
     });
-    // As on the running kernel: that nobody reads on is an end like another.
+    // As on the running kernel: a closed stdout is not an error.
     if unread { Ok(0) } else { status }
 }

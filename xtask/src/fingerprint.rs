@@ -1,5 +1,5 @@
-//! What the eBPF object was built of. Read by `cargo xtask build-ebpf`, which writes it next to the object, and by
-//! `ecmpvpn/build.rs`, which compares it, so that no stale object is ever embedded.
+//! A fingerprint of the sources of the eBPF object. `cargo xtask build-ebpf` writes it next to the object.
+//! `ecmpvpn/build.rs` compares it, so that no stale object is ever embedded.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The object, below the workspace.
 pub const OBJECT: &str = "target/ebpf/ecmpvpn.o";
-/// Its fingerprint and toolchain, one a line, below the workspace.
+/// Its fingerprint and toolchain, one for each line, below the workspace.
 pub const RECORD: &str = "target/ebpf/ecmpvpn.o.fingerprint";
 /// Everything that goes into the object, below the workspace.
 pub const SOURCES: [&str; 5] = [
@@ -18,7 +18,7 @@ pub const SOURCES: [&str; 5] = [
     "xtask/src/build_ebpf.rs",
 ];
 
-/// What FNV-1a begins with.
+/// The 64-bit offset basis of FNV-1a.
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// A hash of the names and contents of all [`SOURCES`] in `workspace`, in hexadecimal.
@@ -61,7 +61,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// FNV-1a, the length first so that no two lists of byte strings run together.
+/// FNV-1a. The length comes first, so that two different lists of byte strings do not give the same input.
 fn absorb(hash: &mut u64, bytes: &[u8]) {
     for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
         *hash = (*hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);

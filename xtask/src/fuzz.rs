@@ -1,11 +1,12 @@
-//! `cargo xtask fuzz`: feeds arbitrary bytes to everything that reads what others wrote. The targets are in `fuzz/`.
+//! `cargo xtask fuzz`: feeds arbitrary bytes to everything that parses foreign input. The targets are in `fuzz/`.
 //!
-//! The engine is libFuzzer, out of the crate `libfuzzer-sys`. Its coverage counters are a pass of LLVM that every compiler
-//! brings along, so neither a nightly compiler nor cargo-fuzz is needed.
+//! The engine is libFuzzer, from the crate `libfuzzer-sys`. Its coverage counters come from an LLVM pass that every
+//! compiler contains, so neither a nightly compiler nor cargo-fuzz is needed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,19 +14,20 @@ use anyhow::{Context, Result, bail};
 use crate::build_ebpf;
 use crate::setup::{self, Part};
 use crate::sh::{self, Cmd};
+use crate::side_by_side;
 use crate::suites::cargo;
 
-/// What makes coverage counters, and tells libFuzzer what is compared.
+/// Compiler flags for coverage counters, and for reporting compared values to libFuzzer.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
                         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
                         -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
-/// An input that takes longer is a finding, seconds. Most take microseconds, but it is the wall clock that counts.
+/// An input that takes longer is a finding, seconds. Most take microseconds, but libFuzzer measures wall clock time.
 const SLOW: u32 = 60;
-/// More is a finding, MiB.
+/// An input that uses more memory is a finding, MiB.
 const MEMORY: u32 = 1024;
-/// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// How often a target is looked after.
+/// Time between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(60);
+/// Time between two checks whether a target has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Arguments of `cargo xtask fuzz`.
@@ -34,23 +36,23 @@ pub struct Args {
     /// Run only these targets
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
-    /// How long each target runs
+    /// How long each target runs, in seconds
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub seconds: u32,
 }
 
 impl Args {
-    /// Every target, so many seconds each.
+    /// Every target, for `seconds` each.
     pub fn all(seconds: u32) -> Self {
         Self { targets: Vec::new(), seconds }
     }
 }
 
-/// How a target's run ended.
+/// The result of a target's run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
     executions: u64,
-    /// Input that the target failed with.
+    /// The input that made the target fail.
     crash: Option<PathBuf>,
 }
 
@@ -61,18 +63,21 @@ pub fn main(args: &Args) -> Result<i32> {
     build_ebpf::build_ebpf(None)?;
     let programs = build()?;
     let mut failed = 0;
-    for name in &chosen {
-        let step = sh::step(format!("fuzz {name} for {} s", args.seconds));
-        let outcome = run(&programs.join(name), name, args.seconds)?;
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let step = sh::step(format!("fuzz {}, {} s each, {workers} at a time", chosen.join(", "), args.seconds));
+    let fuzz = |name: &String| (name.clone(), run(&programs.join(name), name, args.seconds));
+    side_by_side::run(chosen.iter().collect(), workers, fuzz, &mut |(name, outcome)| {
+        let outcome = outcome?;
         let result = if outcome.crash.is_some() { "failed" } else { "ok" };
-        step.done(&format!("{result}, {} executions", outcome.executions));
         println!("{name:10}  {:>10} executions  {result}", outcome.executions);
         if let Some(input) = outcome.crash {
             println!("    input:  {}", input.display());
-            println!("    replay: {}", Cmd::new(programs.join(name)).arg(&input).line());
+            println!("    replay: {}", Cmd::new(programs.join(&name)).arg(&input).line());
             failed += 1;
         }
-    }
+        Ok(())
+    })?;
+    step.done("");
     Ok(i32::from(failed > 0))
 }
 
@@ -80,7 +85,7 @@ fn directory() -> PathBuf {
     sh::root().join("fuzz")
 }
 
-/// Every target there is, by name.
+/// The names of all targets, sorted.
 fn targets() -> Result<Vec<String>> {
     let directory = directory().join("fuzz_targets");
     let files = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
@@ -90,7 +95,7 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Those of `all` that are asked for, in the order in which they are; without a name all of them.
+/// The requested targets, in the requested order; all targets if none is requested.
 fn chosen(asked: &[String], all: Vec<String>) -> Result<Vec<String>> {
     if let Some(unknown) = asked.iter().find(|name| !all.contains(name)) {
         bail!("there is no target {unknown}: there are {}", all.join(", "));
@@ -98,13 +103,13 @@ fn chosen(asked: &[String], all: Vec<String>) -> Result<Vec<String>> {
     Ok(if asked.is_empty() { all } else { asked.to_vec() })
 }
 
-/// Compiles the targets; the directory that they are in.
+/// Compiles the targets; returns their directory.
 fn build() -> Result<PathBuf> {
     let host = Cmd::new("rustc").args(["--print", "host-tuple"]).dir(&directory()).output()?;
     let host = host.trim();
     let target = sh::target().join("fuzz/build");
     let step = sh::step("compile the fuzz targets");
-    // With `--target` the counters stay out of build scripts and macros, which have no libFuzzer.
+    // `--target` keeps the counters out of build scripts and macros, which do not link libFuzzer.
     cargo()
         .dir(&directory())
         .args(["build", "--quiet", "--locked", "--release", "--bins", "--target", host])
@@ -116,8 +121,8 @@ fn build() -> Result<PathBuf> {
     Ok(target.join(host).join("release"))
 }
 
-/// Runs a target. What it finds is kept below `target/fuzz`: libFuzzer writes to the first directory that it is given, and
-/// reads the others.
+/// Runs a target. Its findings are kept below `target/fuzz`: libFuzzer writes to the first directory of its arguments,
+/// and reads the others.
 fn run(program: &Path, name: &str, seconds: u32) -> Result<Outcome> {
     let kept = sh::target().join("fuzz").join(name);
     let found = kept.join("corpus");
@@ -144,16 +149,16 @@ fn run(program: &Path, name: &str, seconds: u32) -> Result<Outcome> {
         .spawn()
         .with_context(|| format!("starting `{line}`"))?;
     let text = || fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let mut told = Instant::now();
+    let mut noted = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().with_context(|| format!("waiting for `{line}`"))? {
             break status;
         }
-        if told.elapsed() >= PROGRESS {
+        if noted.elapsed() >= PROGRESS {
             sh::note(format!("{name}: {} executions so far", executions(&text())));
-            told = Instant::now();
+            noted = Instant::now();
         }
-        std::thread::sleep(LOOK);
+        thread::sleep(LOOK);
     };
     let text = text();
     let outcome = Outcome { executions: executions(&text), crash: crash(&text) };
@@ -166,7 +171,7 @@ fn run(program: &Path, name: &str, seconds: u32) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// How many inputs were tried, by what libFuzzer has said so far.
+/// How many inputs were tried, from libFuzzer's output so far.
 fn executions(log: &str) -> u64 {
     let count = |line: &str| {
         let number = line.strip_prefix("stat::number_of_executed_units:").or_else(|| line.strip_prefix('#'))?;
@@ -175,12 +180,12 @@ fn executions(log: &str) -> u64 {
     log.lines().filter_map(count).max().unwrap_or(0)
 }
 
-/// The file with the input that the target failed with.
+/// The file with the input that made the target fail.
 fn crash(log: &str) -> Option<PathBuf> {
     log.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1.trim().into()))
 }
 
-/// What the target said as it failed: from the panic on, or else the end.
+/// What the target printed when it failed: the panic, or else the end of the log.
 fn failure(log: &str) -> String {
     const MOST: usize = 30;
     let panic: Vec<&str> = log

@@ -1,15 +1,18 @@
-//! Formatting, clippy and cargo-deny. A check that passes is no test and is not counted; one that fails is a failure.
+//! Formatting, clippy and cargo-deny. A check that passes is not counted as a test. A check that fails counts as a
+//! failure.
 
 use crate::count::Counts;
 use crate::sh::{self, Cmd};
 
-/// Runs every check; each failing one counts.
+/// Runs every check.
 pub fn run() -> Counts {
     let mut counts = Counts::default();
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    // What needs no network. The graph it looks at is the lock file's.
+    // These checks need no network: they read the lock file.
     let deny = ["deny", "--log-level", "error", "check", "licenses", "bans", "sources"];
-    for arguments in [&["fmt", "--all", "--check"][..], &clippy, &deny] {
+    // The fuzz targets are a workspace of their own.
+    let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+    for arguments in [&["fmt", "--all", "--check"][..], &fuzz, &clippy, &deny] {
         let step = sh::step(format!("cargo {}", arguments.join(" ")));
         match cargo(arguments).run() {
             Ok(()) => drop(step.done("")),
@@ -23,7 +26,7 @@ pub fn run() -> Counts {
     counts
 }
 
-/// Known vulnerabilities among the dependencies; their list is on the network only.
+/// Checks the dependencies for known vulnerabilities. The database is only on the network.
 fn advisories(counts: &mut Counts) {
     if let Err(error) = cargo(&["deny", "fetch", "db"]).quiet().run() {
         sh::note(format!("skipped: advisories are not checked, their database cannot be fetched: {error:#}"));

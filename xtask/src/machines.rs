@@ -1,6 +1,6 @@
-//! The suites in the simulation and in the emulated machines, as many side by side as this host has CPUs.
+//! Runs the suites in the simulation and in the emulated machines, as many side by side as this host has CPUs.
 //!
-//! An emulated machine has one CPU, on which no code can be stale (`vm::death`).
+//! An emulated machine has one CPU: with one CPU no code can be stale (`vm::death`).
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,87 +10,84 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::count::{Counts, Watcher};
-use crate::side_by_side::{self, Ran};
-use crate::suites::{Stage, Suite, binary};
+use crate::suites::{Ran, Stage, Suite, binary, run_side_by_side};
 use crate::vm::death::Died;
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::Request;
 use crate::vm::{self, Accel};
 use crate::{setup, sh, sim};
 
-/// What the suites leave out: the userspace backend is tested on the running kernel.
+/// The suites skip the userspace backend here: its tests run on the running kernel.
 const SKIPPED: [&str; 2] = ["--skip", "userspace"];
-/// Suites of the simulation, the longest first; there they run whole.
+/// Suites of the simulation, the longest first. They run completely there.
 const SIMULATED: [&str; 7] = ["lifecycle", "namespaces", "failover", "ports", "host", "bond_hash", "labs"];
-/// Those of them that its older kernel runs as well: there programs are attached by clsact.
+/// Suites that also run on the simulation's older kernel, which attaches programs by clsact.
 const SIMULATED_CLSACT: [&str; 3] = ["lifecycle", "failover", "ports"];
-/// Suites of the emulated machines, the longest first: what needs a distribution's own kernel, its JIT and its verifier, and
-/// what is attached by clsact where there is no tcx.
+/// Suites of the emulated machines, the longest first: those that need a distribution's own kernel, its JIT and its
+/// verifier, and clsact on a kernel without tcx.
 const EMULATED: [&str; 4] = ["host", "namespaces", "bpf", "bond_hash"];
-/// Faults by seed: five simulated minutes, and whether what is broken on purpose is found.
+/// Faults by seed: five simulated minutes, and the check that deliberate defects are found.
 const FAULTS: [(&str, &[&str]); 2] =
     [("faults of seed 1", &["--seed", "1", "--minutes", "5"]), ("defects are found", &["--self-test", "--jobs", "1"])];
-/// When one suite counts as hung. An emulated CPU on a busy machine is slow.
+/// After this time a suite counts as hung. An emulated CPU on a busy machine is slow.
 const SUITE_LIMIT: Duration = Duration::from_secs(1800);
-/// What the simulation draws its random numbers from: a test that fails does so again.
+/// The seed of the simulation's random numbers. It is fixed, so that a test that fails can be repeated.
 const SEED: u64 = 1;
-/// How often a suite may be run again after its machine died of stale code.
+/// How many times at most a suite is run again after its machine died of stale code.
 const REPEATS: u32 = 2;
 
-/// A suite, and where it runs.
+/// A suite and the place where it runs.
 #[derive(Clone, Copy)]
 enum Job<'a> {
     Simulated(&'a Suite, Series),
     Emulated(&'a Suite, Series),
-    /// `cargo xtask sim fault` with these words, by this name.
+    /// A name, and the arguments of `cargo xtask sim fault`.
     Faults(&'static str, &'static [&'static str]),
 }
 
-/// What is to run.
+/// The suites, kernels and tests to run.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
-    /// The suites that there are.
+pub struct Selection<'a> {
+    /// All suites.
     pub suites: &'a [Suite],
-    /// The simulation's kernels.
     pub simulated: &'a [Series],
-    /// The emulated machines' kernels.
+    /// Kernels of the emulated machines.
     pub kernels: &'a [Series],
-    /// Whether faults by seed are tried as well.
+    /// Whether faults by seed run too.
     pub faults: bool,
     /// Passed to each suite.
     pub filter: &'a [String],
 }
 
-/// Runs what is wanted and hands what became of each to `stage`, in the order in which they end.
-pub fn run(wanted: Wanted<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
-    // Before machines run side by side, which would both want to.
-    for series in wanted.simulated {
+/// Runs the selection and passes each result to `stage`, in the order in which the jobs end.
+pub fn run(selection: Selection<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
+    // Before machines run side by side: otherwise several of them would build the same kernel.
+    for series in selection.simulated {
         setup::simulation(*series)?;
     }
-    for series in wanted.kernels {
+    for series in selection.kernels {
         vm::prepare(*series)?;
     }
-    let accel = wanted.kernels.first().map(|first| vm::detect(*first)).transpose()?.unwrap_or(Accel::Tcg);
-    let named = |name: &&str| wanted.suites.iter().find(|suite| suite.name == **name);
-    let emulated = wanted
+    let accel = selection.kernels.first().map(|first| vm::detect(*first)).transpose()?.unwrap_or(Accel::Tcg);
+    let named = |name: &&str| selection.suites.iter().find(|suite| suite.name == **name);
+    let emulated = selection
         .kernels
         .iter()
         .flat_map(|series| EMULATED.iter().filter_map(named).map(|suite| Job::Emulated(suite, *series)));
     let newest = kernel::ALL[0];
     let simulated = SIMULATED.iter().filter_map(named).flat_map(|suite| {
         let runs_it = |series: &&Series| **series == newest || SIMULATED_CLSACT.contains(&&*suite.name);
-        wanted.simulated.iter().filter(runs_it).map(move |series| Job::Simulated(suite, *series))
+        selection.simulated.iter().filter(runs_it).map(move |series| Job::Simulated(suite, *series))
     });
-    let has_faults = wanted.faults && wanted.simulated.contains(&newest);
+    let has_faults = selection.faults && selection.simulated.contains(&newest);
     let faults = FAULTS.iter().filter(|_| has_faults).map(|(name, words)| Job::Faults(name, words));
     let machines = thread::available_parallelism().map_or(1, usize::from);
     let work = |job: Job<'_>| match job {
-        Job::Simulated(suite, series) => simulate(suite, series, wanted.filter),
+        Job::Simulated(suite, series) => simulate(suite, series, selection.filter),
         Job::Faults(name, words) => try_faults(name, words),
-        Job::Emulated(suite, series) => emulate(suite, series, accel, wanted.filter),
+        Job::Emulated(suite, series) => emulate(suite, series, accel, selection.filter),
     };
-    side_by_side::run(emulated.chain(faults).chain(simulated).collect(), machines, work, stage);
-    Ok(())
+    run_side_by_side(emulated.chain(faults).chain(simulated).collect(), machines, work, stage)
 }
 
 /// Runs one suite in the simulation and keeps its output.
@@ -115,7 +112,7 @@ fn try_faults(name: &str, words: &[&str]) -> Ran {
     eprintln!("==> {name}");
     let since = Instant::now();
     let run = || -> Result<(bool, Vec<u8>)> {
-        // This very program, also where a build has replaced its file.
+        // The program of this process, even if a build has replaced its file.
         let mut command = Command::new("/proc/self/exe");
         let output =
             command.args(["sim", "fault"]).args(words).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
@@ -135,7 +132,7 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
     eprintln!("==> {name}");
     let inside = format!("/root/{}", suite.name);
     let mut env = vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()];
-    // Whoever asks for a test by its name gets it.
+    // With a filter, tests that are left out of emulated machines run too.
     env.extend(filter.is_empty().then(|| "ECMPVPN_EMULATED=1".to_owned()));
     let request = Request {
         series,
@@ -160,8 +157,8 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
     Ran { name, counts, took: since.elapsed(), output }
 }
 
-/// Does `run` again, in a new machine and from the start, if an emulated one died of stale code. Whatever the dead one
-/// printed counts for nothing: a test may have failed because its kernel was dying. Every other end is final.
+/// Calls `run` again, in a new machine and from the start, if an emulated machine died of stale code. The output of the
+/// dead machine does not count, since a test may have failed because its kernel was dying. Every other result is final.
 fn again_after_stale_code(name: &str, emulated: bool, mut run: impl FnMut() -> Result<Counts>) -> Result<Counts> {
     for repeat in 1..=REPEATS {
         let result = run();
@@ -186,7 +183,7 @@ mod tests {
         Err(Died { why: "Kernel panic".to_owned(), by_stale_code }.into())
     }
 
-    /// The result, and how often it ran; `results` for each time.
+    /// The result, and how many times it ran; `results` has one entry for each run.
     fn outcome(emulated: bool, results: &[fn() -> Result<Counts>]) -> (Result<Counts>, usize) {
         let mut runs = 0;
         let result = again_after_stale_code("suite on Linux 0", emulated, || {

@@ -4,6 +4,8 @@ mod bench;
 mod build_ebpf;
 mod count;
 mod demo;
+#[cfg(test)]
+mod dependencies;
 mod fingerprint;
 mod fuzz;
 mod lint;
@@ -40,42 +42,42 @@ struct Cli {
 enum Task {
     /// Compile the eBPF programs into target/ebpf/ecmpvpn.o, which the program embeds
     BuildEbpf {
-        /// Compiler to use [default: whichever fits, rustup's first]
+        /// Compiler to use [default: the first that fits: rustup's, then Debian's]
         #[arg(long, value_name = "TOOLCHAIN")]
         toolchain: Option<toolchain::ToolchainChoice>,
-        /// Only show which toolchains are here and whether they fit
+        /// Only show which toolchains are installed and whether they fit
         #[arg(long)]
         describe: bool,
     },
-    /// Install what is missing on this machine: tools, the eBPF toolchain, cargo-deny, QEMU
+    /// Install what is missing on this machine: tools, the eBPF toolchain, cargo-deny, QEMU, the simulation's kernel
     #[command(after_help = "Examples:\n  \
         cargo xtask setup\n  \
         cargo xtask setup --check      (changes nothing)")]
     Setup(setup::Args),
-    /// Build two sites on this machine, show ecmpvpn between them, take everything down again
+    /// Build two sites on this machine, show ecmpvpn between them, and take everything down again
     #[command(after_help = "Examples:\n  \
         cargo xtask demo\n  \
         cargo xtask demo --sim     (kernel WireGuard, a real LACP bond, 3 links of 1 Gbit/s)")]
     Demo(demo::Args),
-    /// Run every test, on this kernel and in virtual machines
+    /// Run every test, on this kernel, in the simulation and in emulated machines
     #[command(after_help = "Examples:\n  \
         cargo xtask test\n  \
         cargo xtask test --only unit\n  \
         cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
     Test(test::Args),
-    /// Measure goodput between two sites in a virtual machine and what planning and steering cost, and run long tests
+    /// Measure goodput between two sites, and the cost of planning and steering; run long tests
     #[command(after_help = "Examples:\n  \
         cargo xtask bench micro\n  \
         cargo xtask bench goodput\n  \
         cargo xtask bench goodput --case adaptive --runs 1 --seconds 6\n  \
         cargo xtask bench cycles --cycles 20")]
     Bench(bench::Args),
-    /// Feed arbitrary bytes to everything that reads what others wrote, each target for a while
+    /// Feed arbitrary bytes to everything that parses foreign input, each target for some seconds
     #[command(after_help = "Examples:\n  \
         cargo xtask fuzz\n  \
         cargo xtask fuzz config wg_quick --seconds 600")]
     Fuzz(fuzz::Args),
-    /// Run a command or a suite in simulated time: real kernel, WireGuard, bond and programs, where only links take time
+    /// Run a command or a suite in simulated time: a real kernel, WireGuard, bond and programs; only links take time
     #[command(after_help = "Examples:\n  \
         cargo xtask sim -- ip -V\n  \
         cargo xtask sim --suite failover -- blackholed\n  \
@@ -85,7 +87,7 @@ enum Task {
     /// Run a command in a virtual machine with a real kernel, or open a shell there
     #[command(after_help = "Examples:\n  \
         cargo xtask vm -- ip -V\n  \
-        cargo xtask vm --kernel 6.1 --copy target/debug/ecmpvpn:/bin/ -- bash -c 'ecmpvpn doctor; ip link'\n  \
+        cargo xtask vm --kernel 6.1 --copy target/debug/ecmpvpn:/bin/ -- bash -c 'ecmpvpn --version; ip link'\n  \
         cargo xtask vm        (a shell)")]
     Vm(vm::Args),
 }

@@ -1,11 +1,10 @@
-//! What has to be installed, apart from the eBPF toolchain, which `toolchain` knows: the one place with these names.
+//! What must be installed, apart from the eBPF toolchain (see `toolchain`). No other file has these names.
 
-/// A Debian or Ubuntu package, and how to see that what it brings is there.
+/// A Debian or Ubuntu package, and how to check that it is installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Package {
-    /// Its name for apt.
     pub name: &'static str,
-    /// A program, or a file if it begins with a slash.
+    /// A program in the package, or a file if it begins with a slash.
     pub brings: &'static str,
 }
 
@@ -13,7 +12,7 @@ const fn package(name: &'static str, brings: &'static str) -> Package {
     Package { name, brings }
 }
 
-/// To compile the program: aws-lc-sys, which the userspace backend uses, is C.
+/// To compile the program: aws-lc-sys, which the userspace backend uses, is in C.
 pub const BUILD: &[Package] = &[package("gcc", "cc"), package("libc6-dev", "/usr/include/stdlib.h")];
 
 /// To build two sites out of network namespaces and drive traffic through them.
@@ -31,10 +30,10 @@ pub const VM: &[Package] = &[
     package("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
 
-/// To compile libFuzzer, which is C++.
+/// To compile libFuzzer, which is in C++.
 pub const FUZZ: &[Package] = &[package("g++", "c++")];
 
-/// To run the simulation, and to build its kernel. Its source is beside these: `sim::kernel` knows the package.
+/// To run the simulation, and to build its kernel. The package of the kernel's source is in `sim::kernel`.
 pub const SIM: &[Package] = &[
     package("busybox-static", "busybox"),
     package("make", "make"),
@@ -53,10 +52,10 @@ pub const SIM: &[Package] = &[
     package("python3-minimal", "python3"),
 ];
 
-/// Arguments of the cargo that installs cargo-deny. Not optimised: it reads a lock file, and this takes half as long.
+/// Arguments of the cargo that installs cargo-deny. A debug build is fast enough, and takes half as long to compile.
 pub const CARGO_DENY_INSTALL: [&str; 6] = ["install", "--locked", "--debug", "cargo-deny", "--version", "0.20.2"];
 
-/// Where LLVM's packages come from on an Ubuntu that has none of the version needed; `{}` is the release's code name.
+/// LLVM's own package source, for Ubuntu releases without the required version; `{}` is the release's code name.
 pub const LLVM_SOURCE: &str = "http://apt.llvm.org/{}/ llvm-toolchain-{}-22 main";
 /// The key that signs them.
 pub const LLVM_KEY: &str = "https://apt.llvm.org/llvm-snapshot.gpg.key";

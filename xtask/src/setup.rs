@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: installs what is missing, and only that. Root is asked for where apt needs it, and nowhere else.
+//! `cargo xtask setup`: installs what is missing, and only that. It uses root only for apt.
 
 use std::fs;
 use std::path::Path;
@@ -14,18 +14,18 @@ use crate::{sim, toolchain};
 /// Arguments of `cargo xtask setup`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only print what is missing; exit status 1 if anything is
+    /// Only print what is missing; exit status 1 if something is
     #[arg(long)]
     check: bool,
-    /// Leave out what only the virtual machine needs
+    /// Leave out what only the emulated machines need
     #[arg(long)]
     no_vm: bool,
-    /// Leave out the simulation, whose kernel takes 6 to 12 minutes to build
+    /// Leave out the simulation; building its kernel takes 6 to 12 minutes
     #[arg(long)]
     no_sim: bool,
 }
 
-/// Something that a task may need.
+/// A group of things that a task may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A C compiler.
@@ -34,13 +34,13 @@ pub enum Part {
     Ebpf,
     /// Tools for the lab in namespaces.
     Lab,
-    /// The simulation's kernel, and what it is built with.
+    /// The simulation's kernel, and the tools that build it.
     Sim,
     /// QEMU and the tools that make a root file system.
     Vm,
     /// cargo-deny.
     Lint,
-    /// What libFuzzer is compiled with.
+    /// A C++ compiler, for libFuzzer.
     Fuzz,
 }
 
@@ -91,7 +91,7 @@ pub fn ensure(parts: &[Part]) -> Result<()> {
     Ok(())
 }
 
-/// The simulation's kernel: its source from apt unless it is there, then the kernel, unless it is built already.
+/// Installs the source of the simulation's kernel from apt if it is missing, and builds the kernel if it is not built.
 pub fn simulation(series: Series) -> Result<()> {
     if sim::kernel::built(series).is_none() && sim::kernel::version(series).is_err() {
         let package = sim::kernel::package(series);
@@ -100,7 +100,7 @@ pub fn simulation(series: Series) -> Result<()> {
     sim::kernel::get(series).map(drop)
 }
 
-/// What `parts` need and this machine lacks, in words.
+/// What `parts` need and this machine lacks, as text.
 fn missing(parts: &[Part]) -> Vec<String> {
     let mut missing: Vec<String> = missing_packages(parts)
         .iter()
@@ -140,19 +140,19 @@ fn has_cargo_deny() -> bool {
     cargo_bin("cargo-deny").is_some()
 }
 
-/// A program that `cargo install` may have put where PATH does not lead.
+/// Looks for the program also where `cargo install` puts it, which PATH may lack.
 fn cargo_bin(name: &str) -> Option<std::path::PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(std::path::PathBuf::from);
     let home = home.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")))?;
     sh::which(name).or_else(|| Some(home.join("bin").join(name)).filter(|file| file.is_file()))
 }
 
-/// The cargo that runs this, without a target directory that it would share with a build under way.
+/// The cargo that runs this program. It gets no target directory that it would share with a running build.
 fn cargo() -> Cmd {
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).env_remove("CARGO_TARGET_DIR")
 }
 
-/// Debian's compiler where apt offers it, else rustup's; then the linker that fits.
+/// Installs Debian's compiler if apt offers it, else rustup's; then a linker for it.
 fn ebpf_toolchain() -> Result<()> {
     if !toolchain::has_compiler() {
         ebpf_compiler()?;
@@ -175,7 +175,7 @@ fn ebpf_toolchain() -> Result<()> {
 }
 
 fn ebpf_compiler() -> Result<()> {
-    // All of them, also those that are installed: a release's first version may be too old, and is replaced.
+    // All of them, also those that are installed: the release's first version may be too old, and apt then upgrades it.
     if offered(&toolchain::DEBIAN_PACKAGES)? {
         apt_install(&toolchain::DEBIAN_PACKAGES, "a compiler that can build the eBPF programs")?;
         if toolchain::has_compiler() {
@@ -199,7 +199,7 @@ fn ebpf_compiler() -> Result<()> {
     Ok(())
 }
 
-/// The packages among `names` that dpkg does not call installed.
+/// The packages among `names` that are not installed.
 fn missing_of<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let installed = |name: &str| {
         let query = Cmd::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", name]).output();
@@ -208,7 +208,7 @@ fn missing_of<'a>(names: &[&'a str]) -> Vec<&'a str> {
     names.iter().copied().filter(|name| !installed(name)).collect()
 }
 
-/// Whether apt knows a version of each. Its lists are fetched first: old ones name old versions.
+/// Whether apt offers a version of each. Fetches apt's lists first, since old lists have old versions.
 fn offered(names: &[&str]) -> Result<bool> {
     static FETCHED: AtomicBool = AtomicBool::new(false);
     if sh::which("apt-get").is_none() {
@@ -217,7 +217,7 @@ fn offered(names: &[&str]) -> Result<bool> {
     if !FETCHED.load(Ordering::Relaxed) {
         match apt_update() {
             Ok(()) => FETCHED.store(true, Ordering::Relaxed),
-            Err(error) => sh::note(format!("{error:#}; going on with the lists that are there")),
+            Err(error) => sh::note(format!("{error:#}; continuing with the existing lists")),
         }
     }
     candidates(names)
@@ -231,7 +231,7 @@ fn candidates(names: &[&str]) -> Result<bool> {
     Ok(have_candidates(&policy, names.len()))
 }
 
-/// Whether `apt-cache policy` names a candidate for each of `count` packages; it is silent about unknown ones.
+/// Whether `apt-cache policy` names a candidate for each of `count` packages. It prints nothing about unknown packages.
 fn have_candidates(policy: &str, count: usize) -> bool {
     let known = policy.lines().filter_map(|line| line.trim().strip_prefix("Candidate: "));
     known.filter(|version| *version != "(none)").count() == count
@@ -239,7 +239,7 @@ fn have_candidates(policy: &str, count: usize) -> bool {
 
 fn apt_install(names: &[&str], why: &str) -> Result<()> {
     if sh::which("apt-get").is_none() {
-        bail!("{why} are missing and there is no apt here: install what these packages bring: {}", names.join(" "));
+        bail!("{why} are missing and there is no apt here: install what these packages contain: {}", names.join(" "));
     }
     ensure!(
         offered(names)?,
@@ -263,7 +263,7 @@ fn apt_get() -> Result<Cmd> {
     Ok(as_root("apt writes to the system")?.args(["DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get"]))
 }
 
-/// `env` as root, which says so if that takes sudo.
+/// `env` as root. Says so if that needs sudo.
 fn as_root(why: &str) -> Result<Cmd> {
     if !sh::is_root() {
         ensure!(sh::which("sudo").is_some(), "{why}, and there is no sudo: run `cargo xtask setup` as root");
@@ -272,7 +272,7 @@ fn as_root(why: &str) -> Result<Cmd> {
     Ok(Cmd::root("env"))
 }
 
-/// Adds LLVM's own package source, for an Ubuntu whose archive lacks the version.
+/// Adds LLVM's own package source, for an Ubuntu release whose archive lacks the version.
 fn add_llvm_source() -> Result<()> {
     let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let code_name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));

@@ -1,4 +1,4 @@
-//! Running other programs, and saying what takes time. All progress goes to stderr.
+//! Runs other programs, and reports what takes time. All progress goes to stderr.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// A program to run, which names itself in every error.
+/// A program to run. Every error names the program.
 #[derive(Debug)]
 pub struct Cmd {
     command: Command,
@@ -54,19 +54,19 @@ impl Cmd {
         self
     }
 
-    /// Keeps the program's output back unless it fails.
+    /// Shows the program's output only if it fails.
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
         self
     }
 
-    /// The command line as one would type it.
+    /// The command line, quoted for a shell.
     pub fn line(&self) -> String {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
         words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
-    /// The command itself, for callers that deal with its pipes.
+    /// The command itself, for callers that use its pipes.
     pub fn into_inner(self) -> Command {
         self.command
     }
@@ -82,7 +82,7 @@ impl Cmd {
         }
     }
 
-    /// Runs it and returns how it ended.
+    /// Runs it and returns its exit status.
     pub fn status(&mut self) -> Result<ExitStatus> {
         self.command.status().map_err(|error| self.started(&error))
     }
@@ -108,14 +108,14 @@ impl Cmd {
         Ok(())
     }
 
-    /// Runs it up to `times` times, for what the network may spoil.
+    /// Runs it up to `times` times, for programs that may fail because of the network.
     pub fn retried(mut self, times: u32) -> Result<()> {
         let mut tried = 1;
         loop {
             match self.run_once() {
                 Ok(()) => return Ok(()),
                 Err(error) if tried < times => {
-                    note(format!("{error:#}; once more"));
+                    note(format!("{error:#}; trying again"));
                     std::thread::sleep(Duration::from_secs(2));
                     tried += 1;
                 }
@@ -140,7 +140,7 @@ impl Cmd {
     }
 }
 
-/// `word` so that a POSIX shell reads it as one word.
+/// Quotes `word` so that a POSIX shell reads it as one word.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -155,20 +155,19 @@ pub fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Whether this process is root.
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Where `program` is, as the shell would find it; the administrator's directories too, which users often lack.
+/// Finds `program` in PATH, and in the administrator's directories, which a user's PATH often lacks.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(extra).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// The one file in `dir` with this extension.
+/// The only file in `dir` with this extension.
 pub fn only_file_with_extension(dir: &Path, extension: &str) -> Result<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(dir)?
         .flatten()
@@ -181,30 +180,27 @@ pub fn only_file_with_extension(dir: &Path, extension: &str) -> Result<PathBuf> 
     }
 }
 
-/// The repository's root.
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Cargo's target directory.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// Says something that the user should know.
+/// Prints a note for the user.
 pub fn note(text: impl AsRef<str>) {
     eprintln!("   {}", text.as_ref());
 }
 
-/// Something that takes a while: says so at once, and at the end how long it took.
+/// Work that takes some time. It is announced when it begins, and its duration is printed at the end.
 #[derive(Debug)]
 pub struct Step {
     what: String,
     since: Instant,
 }
 
-/// Begins a step.
 pub fn step(what: impl Into<String>) -> Step {
     let what = what.into();
     eprintln!("==> {what}");
@@ -212,7 +208,7 @@ pub fn step(what: impl Into<String>) -> Step {
 }
 
 impl Step {
-    /// Ends it, with a few words on the outcome; returns how long it took.
+    /// Ends the step and prints `outcome`; returns the duration.
     pub fn done(self, outcome: &str) -> Duration {
         let took = self.since.elapsed();
         let colon = if outcome.is_empty() { "" } else { ": " };

@@ -1,89 +1,93 @@
-//! Test programs side by side: each keeps its output, which is passed on when it ends.
+//! A pool of threads for jobs that run side by side.
 
-use std::sync::{Mutex, mpsc};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::count::{Counts, Watcher};
-use crate::suites::Stage;
-use crate::vm::run::{Sink, to_stdout};
-
-/// A test program that ran.
-pub struct Ran {
-    pub name: String,
-    pub counts: Result<Counts>,
-    pub took: Duration,
-    pub output: Vec<u8>,
+/// Calls `work` for each of `jobs`, in their order, `workers` at a time. Passes each result to `take`, in the order in
+/// which the jobs end.
+///
+/// # Errors
+/// If `take` returns an error, no further job starts, and this returns that error.
+pub fn run<J: Send, R: Send>(
+    jobs: Vec<J>,
+    workers: usize,
+    work: impl Fn(J) -> R + Sync,
+    take: &mut dyn FnMut(R) -> Result<()>,
+) -> Result<()> {
+    run_with_progress(jobs, workers, work, Duration::MAX, &mut || {}, take)
 }
 
-impl Ran {
-    /// Runs `program`, which hands over its output and returns its exit status, and counts its tests.
-    pub fn of(name: String, program: impl FnOnce(&mut Sink<'_>) -> Result<i32>) -> Self {
-        eprintln!("==> {name}");
-        let since = Instant::now();
-        let mut output = Vec::new();
-        let mut watcher = Watcher::default();
-        let status = program(&mut |bytes| {
-            watcher.feed(bytes);
-            output.extend_from_slice(bytes);
-            Ok(())
-        });
-        Self { name, counts: status.map(|status| watcher.finish(status == 0)), took: since.elapsed(), output }
-    }
-}
-
-/// Does `jobs` in their order, `workers` at a time, and hands the result of each to `stage`, in the order in which they end.
-pub fn run<J: Send>(jobs: Vec<J>, workers: usize, work: impl Fn(J) -> Ran + Sync, stage: &mut dyn FnMut(Stage)) {
+/// Like [`run`]. Also calls `progress` whenever no job has ended for `every`.
+pub fn run_with_progress<J: Send, R: Send>(
+    jobs: Vec<J>,
+    workers: usize,
+    work: impl Fn(J) -> R + Sync,
+    every: Duration,
+    progress: &mut dyn FnMut(),
+    take: &mut dyn FnMut(R) -> Result<()>,
+) -> Result<()> {
     let jobs = Mutex::new(jobs.into_iter());
-    let (sender, results) = mpsc::channel();
     thread::scope(|scope| {
+        // Created inside the scope, so that an error below closes the channel and the workers stop.
+        let (sender, results) = mpsc::channel();
         for _ in 0..workers {
             let (sender, jobs, work) = (sender.clone(), &jobs, &work);
             scope.spawn(move || {
                 while let Some(job) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
-                    // The receiver stays until all senders are gone.
-                    let _ = sender.send(work(job));
+                    if sender.send(work(job)).is_err() {
+                        break;
+                    }
                 }
             });
         }
         drop(sender);
-        for ran in results {
-            eprintln!("==> {}: its output", ran.name);
-            // A closed stdout ends the whole test soon enough.
-            let _ = to_stdout(&ran.output);
-            stage((ran.name, ran.counts, ran.took));
+        loop {
+            match results.recv_timeout(every) {
+                Ok(result) => take(result)?,
+                Err(RecvTimeoutError::Timeout) => progress(),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
         }
-    });
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
-    fn each_job_is_done_once_and_its_tests_are_counted() {
-        let mut names = Vec::new();
-        let job = |name: &str| {
-            Ran::of(name.to_owned(), |sink| {
-                sink(b"test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured\n")?;
-                Ok(0)
-            })
-        };
-        run(vec!["a", "b", "c"], 2, job, &mut |(name, counts, _)| {
-            assert_eq!(counts.unwrap(), Counts { passed: 2, failed: 0, skipped: 1 });
-            names.push(name);
-        });
-        names.sort();
-        assert_eq!(names, ["a", "b", "c"]);
+    fn every_job_is_done_once() {
+        let mut done = Vec::new();
+        run((0..20).collect(), 3, |job: u32| job, &mut |job| {
+            done.push(job);
+            Ok(())
+        })
+        .unwrap();
+        done.sort_unstable();
+        assert_eq!(done, (0..20).collect::<Vec<u32>>());
     }
 
     #[test]
-    fn a_program_that_cannot_be_started_is_told() {
-        let ran = Ran::of("broken".to_owned(), |_| anyhow::bail!("no such file"));
-        assert!(ran.counts.is_err());
-        let ran = Ran::of("silent".to_owned(), |_| Ok(0));
-        assert!(ran.counts.unwrap().failed > 0, "it has not said that anything passed");
+    fn an_error_ends_it() {
+        let mut taken = 0;
+        let result = run((0..1000).collect(), 3, |job: u32| job, &mut |_| {
+            taken += 1;
+            bail!("full")
+        });
+        assert!(result.is_err() && taken == 1);
+    }
+
+    #[test]
+    fn progress_is_asked_for_while_jobs_run() {
+        let mut asked = 0;
+        let work = |()| thread::sleep(Duration::from_millis(50));
+        run_with_progress(vec![()], 1, work, Duration::from_millis(5), &mut || asked += 1, &mut |()| Ok(())).unwrap();
+        assert!(asked > 0);
     }
 }

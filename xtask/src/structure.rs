@@ -1,7 +1,8 @@
 //! The workspace's own lint: no circle of files, and no import against the direction of the layers.
 //!
-//! A file imports another one where a `use` or a path in its code names an item of that file. A name that a module only hands
-//! on (`pub use`) counts as an import of the file that has it. Tests are left out. Macros are read as text.
+//! A file imports another one if a `use` or a path in its code names an item of that file. A name that a module
+//! re-exports (`pub use`) counts as an import of the file that defines it. Tests are left out. Macros are read as
+//! tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,8 +12,8 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemUse, UseTree, Visibility};
 
-/// The rooms of the program, the lowest layer first. A room imports from itself and from lower layers; two rooms of one layer
-/// do not import each other.
+/// The rooms of the program, the lowest layer first. A room imports from itself and from lower layers; two rooms of one
+/// layer do not import each other.
 const LAYERS: [&[&str]; 10] = [
     &["error", "exit"],
     &["config"],
@@ -26,22 +27,24 @@ const LAYERS: [&[&str]; 10] = [
     &["main", "lib"],
 ];
 
-/// Crates of the workspace, by the folders of their sources.
+/// Crates of the workspace, by the folders of their sources; those below [`FOLDERS`] are crates too.
 const CRATES: [&str; 5] = ["ecmpvpn-common/src", "ecmpvpn-ebpf/src", "ecmpvpn/src", "tests/src", "xtask/src"];
+/// Folders with a crate in each subfolder.
+const FOLDERS: [&str; 2] = ["tests/src/bin", "tests/suites"];
 
-/// Words of a path, or of a module below its crate; the crate's root has none.
+/// The words of a path, or of a module below its crate. The crate's root has none.
 type Words = Vec<String>;
 
-/// What one file names.
+/// The names in one file.
 #[derive(Default)]
 struct Names {
     /// `use` without `pub`: the name in this file, and the path.
     imports: Vec<(String, Words)>,
-    /// `pub use`, and paths handed on whole.
+    /// `pub use`: the name in this file (or `*`), and the path.
     handed_on: Vec<(String, Words)>,
     /// Paths in code.
     paths: Vec<Words>,
-    /// What stands in the file itself.
+    /// Items that the file defines.
     items: BTreeSet<String>,
 }
 
@@ -93,7 +96,7 @@ impl Names {
         if is_public { &mut self.handed_on } else { &mut self.imports }.push((name, path));
     }
 
-    /// `a::b::c` among a macro's tokens.
+    /// Collects paths such as `a::b::c` from a macro's tokens.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path = Words::new();
         let mut colons = 0;
@@ -154,7 +157,7 @@ impl<'a> Visit<'a> for Names {
     }
 }
 
-/// File to file to the names that the first takes from the second.
+/// For each file, the files that it imports, and the names that it takes from each.
 type Arrows = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
 /// One crate's files.
@@ -162,20 +165,20 @@ type Arrows = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 struct House {
     /// The file of each module.
     files: BTreeMap<Words, String>,
-    /// What each module hands on: the name, or `*`, and where it is.
+    /// What each module re-exports: the name, or `*`, and its path.
     handed_on: BTreeMap<Words, Vec<(String, Words)>>,
-    /// What stands in each module's file.
+    /// Items that each module's file defines.
     items: BTreeMap<Words, BTreeSet<String>>,
 }
 
-/// The module that a file is, below its crate.
+/// The module of a file, below its crate.
 fn module_of(file: &str) -> Words {
     let words = file.trim_end_matches(".rs").trim_end_matches("/mod").split('/').map(str::to_owned);
     words.filter(|word| !["main", "lib", "mod"].contains(&word.as_str())).collect()
 }
 
 impl House {
-    /// The arrows of a crate with these files: path below its folder, and text.
+    /// The arrows of a crate. `sources`: path below the crate's folder, and text.
     fn arrows(sources: &[(String, String)]) -> syn::Result<Arrows> {
         let mut house = Self::default();
         let mut named = Vec::new();
@@ -216,7 +219,7 @@ impl House {
         Ok(arrows)
     }
 
-    /// A path of `module` from the crate's root; `None`: it leads out of the crate, or to what stands in the file itself.
+    /// A path in `module`, from the crate's root. `None`: it leads out of the crate, or to an item of the file itself.
     fn absolute(&self, module: &[String], path: &[String]) -> Option<Words> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {
@@ -238,7 +241,8 @@ impl House {
         }
     }
 
-    /// The file that has what a path names, and the name. A module as a whole has none: what is used of it is named elsewhere.
+    /// The file that defines the item of a path, and the item's name. `None` for a path to a whole module: its items
+    /// are named elsewhere.
     fn owner(&self, path: &[String], depth: u32) -> Option<(String, String)> {
         let length = (0..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length]))?;
         let (module, rest) = path.split_at(length);
@@ -255,7 +259,7 @@ impl House {
     }
 }
 
-/// Files that import each other in a loop, and the arrows among them, a text each.
+/// Files that import each other in a circle, and the arrows between them: one text for each circle.
 fn circles(arrows: &Arrows) -> Vec<String> {
     let reaches = |from: &str| {
         let mut seen = BTreeSet::new();
@@ -271,14 +275,14 @@ fn circles(arrows: &Arrows) -> Vec<String> {
     };
     let reach: BTreeMap<&String, BTreeSet<String>> = arrows.keys().map(|file| (file, reaches(file))).collect();
     let mutual = |a: &String, b: &String| reach[a].contains(b) && reach.get(b).is_some_and(|back| back.contains(a));
-    let mut told = BTreeSet::new();
+    let mut listed = BTreeSet::new();
     let mut circles = Vec::new();
     for file in arrows.keys().filter(|file| reach[file].contains(*file)) {
-        if told.contains(file) {
+        if listed.contains(file) {
             continue;
         }
         let members: BTreeSet<&String> = arrows.keys().filter(|other| mutual(file, other)).collect();
-        told.extend(members.iter().copied());
+        listed.extend(members.iter().copied());
         let mut text = format!("a circle of {} files", members.len());
         for (from, tos) in arrows.iter().filter(|(from, _)| members.contains(from)) {
             for (to, names) in tos.iter().filter(|(to, _)| members.contains(to)) {
@@ -328,8 +332,12 @@ fn read(folder: &Path, below: &str, sources: &mut Vec<(String, String)>) {
     }
 }
 
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
+}
+
 fn arrows_of(name: &str) -> Arrows {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join(name);
+    let folder = workspace().join(name);
     let mut sources = Vec::new();
     read(&folder, "", &mut sources);
     House::arrows(&sources).expect("sources that compile")
@@ -337,10 +345,13 @@ fn arrows_of(name: &str) -> Arrows {
 
 #[test]
 fn no_files_import_each_other_in_a_circle() {
-    let circles: Vec<String> = CRATES
-        .into_iter()
-        .flat_map(|name| circles(&arrows_of(name)).into_iter().map(move |circle| format!("{name}: {circle}")))
-        .collect();
+    let subfolders = |folder: &str| {
+        let entries = fs::read_dir(workspace().join(folder)).expect("a folder of crates");
+        entries.map(|entry| format!("{folder}/{}", entry.expect("an entry").file_name().display())).collect::<Vec<_>>()
+    };
+    let crates = CRATES.map(str::to_owned).into_iter().chain(FOLDERS.into_iter().flat_map(subfolders));
+    let of_crate = |name: String| circles(&arrows_of(&name)).into_iter().map(move |circle| format!("{name}: {circle}"));
+    let circles: Vec<String> = crates.flat_map(of_crate).collect();
     assert!(circles.is_empty(), "{}", circles.join("\n"));
 }
 

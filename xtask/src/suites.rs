@@ -1,14 +1,16 @@
-//! The integration suites: how they are built and found, and what is told of one that ran.
+//! The integration suites: builds, finds and runs them, and counts their tests.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::count::Counts;
+use crate::count::{Counts, Watcher};
 use crate::sh::{self, Cmd};
+use crate::side_by_side;
+use crate::vm::run::{Sink, to_stdout};
 
 /// The package that holds the suites.
 const SUITES: &str = "ecmpvpn-tests";
@@ -20,10 +22,49 @@ pub struct Suite {
     pub program: PathBuf,
 }
 
-/// A stage that has been run: its name, what came of it, and how long it took.
+/// A stage that has been run: its name, its result, and its duration.
 pub type Stage = (String, Result<Counts>, Duration);
 
-/// Cargo, as this program was started by.
+/// A test program that ran.
+pub struct Ran {
+    pub name: String,
+    pub counts: Result<Counts>,
+    pub took: Duration,
+    pub output: Vec<u8>,
+}
+
+impl Ran {
+    /// Runs `program`, which passes on its output and returns its exit status. Counts its tests.
+    pub fn of(name: String, program: impl FnOnce(&mut Sink<'_>) -> Result<i32>) -> Self {
+        eprintln!("==> {name}");
+        let since = Instant::now();
+        let mut output = Vec::new();
+        let mut watcher = Watcher::default();
+        let status = program(&mut |bytes| {
+            watcher.feed(bytes);
+            output.extend_from_slice(bytes);
+            Ok(())
+        });
+        Self { name, counts: status.map(|status| watcher.finish(status == 0)), took: since.elapsed(), output }
+    }
+}
+
+/// Runs `jobs`, `workers` at a time, and passes on the output and the result of each when it ends.
+pub fn run_side_by_side<J: Send>(
+    jobs: Vec<J>,
+    workers: usize,
+    work: impl Fn(J) -> Ran + Sync,
+    stage: &mut dyn FnMut(Stage),
+) -> Result<()> {
+    side_by_side::run(jobs, workers, work, &mut |ran| {
+        eprintln!("==> {}: its output", ran.name);
+        to_stdout(&ran.output)?;
+        stage((ran.name, ran.counts, ran.took));
+        Ok(())
+    })
+}
+
+/// The cargo that started this program.
 pub fn cargo() -> Cmd {
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).dir(&sh::root())
 }
@@ -33,7 +74,7 @@ pub fn binary() -> PathBuf {
     sh::target().join("debug/ecmpvpn")
 }
 
-/// Compiles the suites; the program of the one called `name`.
+/// Compiles the suites; returns the program of suite `name`.
 pub fn suite(name: &str) -> Result<PathBuf> {
     let found = build_suites()?.into_iter().find(|suite| suite.name == name);
     Ok(found.with_context(|| format!("there is no suite {name}"))?.program)
@@ -44,7 +85,7 @@ pub fn build_suites() -> Result<Vec<Suite>> {
     let mut build = cargo()
         .args(["test", "--no-run", "-p", SUITES, "--tests", "--message-format", "json-render-diagnostics"])
         .into_inner();
-    // Progress and errors go to stderr, as they come.
+    // Progress and errors go to stderr at once.
     let output = build.stderr(Stdio::inherit()).output().context("starting cargo")?;
     ensure!(output.status.success(), "the suites do not compile");
     let messages = String::from_utf8_lossy(&output.stdout);
@@ -55,7 +96,7 @@ pub fn build_suites() -> Result<Vec<Suite>> {
     Ok(suites)
 }
 
-/// The integration suites among cargo's messages, by name.
+/// The integration suites in cargo's messages, sorted by name.
 fn programs(messages: &str) -> Vec<Suite> {
     let suite = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
@@ -82,5 +123,29 @@ mod tests {
 {"reason":"build-finished","success":true}"#;
         let names: Vec<String> = programs(messages).into_iter().map(|suite| suite.name).collect();
         assert_eq!(names, ["bpf", "namespaces"]);
+    }
+
+    #[test]
+    fn the_tests_of_a_program_are_counted() {
+        let mut stages = Vec::new();
+        let job = |name: &str| {
+            Ran::of(name.to_owned(), |sink| {
+                sink(b"test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured\n")?;
+                Ok(0)
+            })
+        };
+        run_side_by_side(vec!["a", "b"], 2, job, &mut |(name, counts, _)| stages.push((name, counts.unwrap())))
+            .unwrap();
+        stages.sort_by(|a, b| a.0.cmp(&b.0));
+        let counts = Counts { passed: 2, failed: 0, skipped: 1 };
+        assert_eq!(stages, [("a".to_owned(), counts), ("b".to_owned(), counts)]);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_is_reported() {
+        let ran = Ran::of("broken".to_owned(), |_| anyhow::bail!("no such file"));
+        assert!(ran.counts.is_err());
+        let ran = Ran::of("silent".to_owned(), |_| Ok(0));
+        assert!(ran.counts.unwrap().failed > 0, "it has not said that anything passed");
     }
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every test there is, on the running kernel and in the virtual machines, and the counts.
+//! `cargo xtask test`: runs every test, on the running kernel, in the simulation and in emulated machines, and counts
+//! them.
 
 use std::io::Read;
 use std::process::Stdio;
@@ -9,22 +10,21 @@ use anyhow::{Context, Result};
 use crate::count::{Counts, Watcher};
 use crate::setup;
 use crate::sh::{self, Cmd};
-use crate::side_by_side::{self, Ran};
-use crate::suites::{Stage, Suite, binary, build_suites, cargo};
+use crate::suites::{Ran, Stage, Suite, binary, build_suites, cargo, run_side_by_side};
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::{Sink, to_stdout};
 use crate::{build_ebpf, fuzz, lint, machines};
 
-/// Suites that the running kernel is not asked to run: they are about links whose time is simulated.
+/// Suites that do not run on the running kernel: they test links in simulated time.
 const ONLY_SIMULATED: &[&str] = &["labs"];
 
 /// Suites on the running kernel, the longest first.
 const LONGEST: [&str; 4] = ["lifecycle", "failover", "namespaces", "host"];
-/// How many suites run at a time on the running kernel: they wait more than they work, and their sites have names of their
-/// own.
+/// How many suites run at a time on the running kernel. They wait most of the time, and their sites have different
+/// names.
 const TOGETHER: usize = 2;
 
-/// What can be run by itself.
+/// Stages that can be run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     /// rustfmt, clippy, cargo-deny.
@@ -50,7 +50,7 @@ pub struct Args {
     /// Run only these suites
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
-    /// Simulation and emulated machines with only these kernels
+    /// Use only these kernels in the simulation and in emulated machines
     #[arg(long, value_enum)]
     kernel: Vec<Series>,
     /// Passed to every test runner: part of a test's name, or options
@@ -72,14 +72,14 @@ impl Args {
     }
 }
 
-/// What has run so far.
+/// The stages that have run so far.
 #[derive(Default)]
 struct Tally {
     stages: Vec<(String, Counts, Duration)>,
 }
 
 impl Tally {
-    /// Runs a stage. One that cannot be carried out counts as a failure, and the next ones still run.
+    /// Runs a stage. A stage that cannot be carried out counts as a failure, and the next ones still run.
     fn stage(&mut self, name: impl Into<String>, work: impl FnOnce() -> Result<Counts>) -> bool {
         let name = name.into();
         let since = Instant::now();
@@ -98,7 +98,16 @@ impl Tally {
         counts.failed == 0
     }
 
-    /// Prints a line a stage and the sum; returns the exit status.
+    /// Runs stages that add their own results. If `work` fails, that counts as a failure called `name`.
+    fn group(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<()>) {
+        let since = Instant::now();
+        let result = work(self);
+        if result.is_err() {
+            self.add((name.to_owned(), result.map(|()| Counts::default()), since.elapsed()));
+        }
+    }
+
+    /// Prints one line for each stage, and the sum; returns the exit status.
     fn finish(self) -> i32 {
         let width = self.stages.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         println!();
@@ -152,33 +161,33 @@ pub fn main(args: &Args) -> i32 {
     if args.runs(Part::Suites) {
         let mut here: Vec<&Suite> = suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&&*suite.name)).collect();
         here.sort_by_key(|suite| LONGEST.iter().position(|name| *name == suite.name).unwrap_or(LONGEST.len()));
-        side_by_side::run(here, TOGETHER, |suite| run_here(suite, args), &mut |stage| {
-            tally.add(stage);
+        tally.group("suites on the running kernel", |tally| {
+            run_side_by_side(here, TOGETHER, |suite| run_here(suite, args), &mut |stage| {
+                tally.add(stage);
+            })
         });
     }
     let series =
         |part| kernel::ALL.into_iter().filter(|one| args.runs(part) && args.runs_kernel(*one)).collect::<Vec<_>>();
     let (simulated, emulated) = (series(Part::Sim), series(Part::Vm));
-    let since = Instant::now();
-    let wanted = machines::Wanted {
+    let selection = machines::Selection {
         suites: &suites,
         simulated: &simulated,
         faults: args.suite.is_empty() && args.filter.is_empty(),
         kernels: &emulated,
         filter: &args.filter,
     };
-    let ran = machines::run(wanted, &mut |stage| {
-        tally.add(stage);
+    tally.group("simulation and emulated machines", |tally| {
+        machines::run(selection, &mut |stage| {
+            tally.add(stage);
+        })
     });
-    if ran.is_err() {
-        tally.add(("simulation and emulated machines".to_owned(), ran.map(|()| Counts::default()), since.elapsed()));
-    }
     tally.finish()
 }
 
 fn unit(args: &Args) -> Result<Counts> {
     let mut counts = watched(cargo().args(["test", "--lib", "--bins", "--no-fail-fast", "--"]).args(&args.filter))?;
-    // Packages with libraries, apart from the labs.
+    // The packages with a library, except the labs.
     counts +=
         watched(cargo().args(["test", "--doc", "-p", "ecmpvpn", "-p", "ecmpvpn-common", "--"]).args(&args.filter))?;
     Ok(counts)
@@ -191,7 +200,7 @@ fn run_here(suite: &Suite, args: &Args) -> Ran {
     Ran::of(format!("{} here", suite.name), |sink| pass_output(program, sink))
 }
 
-/// Runs a test runner, passing its output on and counting.
+/// Runs a test runner, passes its output on and counts its tests.
 fn watched(runner: Cmd) -> Result<Counts> {
     let mut watcher = Watcher::default();
     let status = pass_output(runner, &mut |bytes| {
@@ -201,7 +210,7 @@ fn watched(runner: Cmd) -> Result<Counts> {
     Ok(watcher.finish(status == 0))
 }
 
-/// Runs a test runner and hands its output to `sink`; the exit status.
+/// Runs a test runner and passes its output to `sink`; returns the exit status.
 fn pass_output(runner: Cmd, sink: &mut Sink<'_>) -> Result<i32> {
     let line = runner.line();
     let mut child = runner

@@ -1,8 +1,8 @@
-//! Which compiler and linker build the eBPF programs: the one place that knows the matrix.
+//! Which compiler and linker build the eBPF programs. No other file has these versions.
 //!
-//! `bpfel-unknown-none` has no prebuilt `core`, so the compiler must have its own source with it. bpf-linker reads
-//! the compiler's LLVM bitcode, so its LLVM must be of the compiler's major version and not older: an older one stops
-//! with "Invalid record".
+//! `bpfel-unknown-none` has no prebuilt `core`, so the compiler needs its own source. bpf-linker reads the
+//! compiler's LLVM bitcode, so its LLVM must have the compiler's major version and must not be older. An older one
+//! stops with "Invalid record".
 
 use std::env;
 use std::fmt;
@@ -16,11 +16,11 @@ use anyhow::{Context, Result, bail};
 pub const RUSTUP_TOOLCHAIN: &str = "nightly-2026-07-15";
 /// Debian packages of the compiler, its `core` source and cargo.
 pub const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "libstd-rust-web-dev"];
-/// The LLVM that bpf-linker is built with, and the compiler must have been: its major version.
+/// The major version of LLVM that bpf-linker is built with, and that the compiler must have.
 pub const LLVM: u32 = 22;
 /// Debian packages that bpf-linker is built with: LLVM 22.1.8.
 pub const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "libpolly-22-dev"];
-/// Set while bpf-linker is built: where those packages put LLVM.
+/// An environment variable for the build of bpf-linker: where those packages put LLVM.
 pub const LINKER_ENVIRONMENT: (&str, &str) = ("LLVM_PREFIX", "/usr/lib/llvm-22");
 /// Arguments of the cargo that builds bpf-linker.
 pub const LINKER_INSTALL: [&str; 7] =
@@ -50,13 +50,12 @@ pub type LlvmVersion = (u32, u32, u32);
 /// A compiler that can build the eBPF programs, and a linker that reads what it writes.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
-    /// Where the compiler comes from.
     pub choice: ToolchainChoice,
     /// The compiler's version line.
     pub rustc: String,
     /// The compiler's LLVM.
     pub llvm: LlvmVersion,
-    /// The bpf-linker executable.
+    /// Path of bpf-linker.
     pub linker: PathBuf,
     /// The linker's LLVM.
     pub linker_llvm: LlvmVersion,
@@ -71,21 +70,21 @@ impl fmt::Display for Toolchain {
 }
 
 impl Toolchain {
-    /// Cargo of this toolchain, in an environment free of what an outer cargo has set.
+    /// This toolchain's cargo, without the variables that an outer cargo has set.
     pub fn cargo(&self) -> Command {
         let mut cargo = tool(self.choice, "cargo");
         if self.choice == ToolchainChoice::Debian {
-            // The packages' stable compiler needs leave for `-Z build-std`.
+            // The packages' compiler is stable: this variable allows `-Z build-std`.
             cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
         }
         cargo
     }
 }
 
-/// The toolchain to build with: the one asked for, else rustup's, else Debian's.
+/// The toolchain to build with: the requested one, else rustup's, else Debian's.
 ///
 /// # Errors
-/// Neither fits; the message says what was found, what is needed and what installs it.
+/// No toolchain fits. The message says what was found, what is needed and what installs it.
 pub fn detect(choice: Option<ToolchainChoice>) -> Result<Toolchain> {
     let tried = match choice {
         Some(choice) => vec![choice],
@@ -112,7 +111,7 @@ pub fn detect(choice: Option<ToolchainChoice>) -> Result<Toolchain> {
     )
 }
 
-/// What is found of each toolchain, a line each, for people.
+/// What was found of each toolchain, one line for each, for people.
 pub fn describe() -> String {
     let line = |choice| probe(choice).map_or_else(|why| format!("{choice}: {why:#}"), |found| found.to_string());
     format!("{}\n{}", line(ToolchainChoice::Rustup), line(ToolchainChoice::Debian))
@@ -124,7 +123,7 @@ pub fn has_compiler() -> bool {
     [ToolchainChoice::Rustup, ToolchainChoice::Debian].into_iter().any(fits)
 }
 
-/// A compiler's version line and its LLVM, if its cargo and its core library's source are there too.
+/// A compiler's version line and its LLVM, if its cargo and the source of its core library are installed too.
 fn compiler(choice: ToolchainChoice) -> Result<(String, LlvmVersion)> {
     let name = match choice {
         ToolchainChoice::Rustup => RUSTUP_TOOLCHAIN,
@@ -171,7 +170,7 @@ fn tool(choice: ToolchainChoice, name: &str) -> Command {
     command
 }
 
-/// Whether a variable steers which compiler runs and how; where cargo finds its files and the network is kept.
+/// Whether a variable decides which compiler runs and how. Variables for cargo's files and network are kept.
 fn is_foreign(variable: &str) -> bool {
     const KEPT: [&str; 6] =
         ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_SOURCE_"];
@@ -202,7 +201,7 @@ fn find_linker() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The linker's LLVM, which it does not tell: it stands in the bitcode that the linker writes.
+/// The linker's LLVM. The linker has no option that prints it, but writes it into its bitcode.
 fn linker_llvm(choice: ToolchainChoice, linker: &Path) -> Result<LlvmVersion> {
     const SOURCE: &str = "#![no_std]\n#[inline(never)]\npub fn probe(x: &[u64]) -> u64 { x.iter().sum() }\n";
     let dir = tempfile::tempdir()?;
@@ -226,7 +225,7 @@ fn linker_llvm(choice: ToolchainChoice, linker: &Path) -> Result<LlvmVersion> {
     producer(&fs::read(at("linked.bc"))?).with_context(|| format!("{} does not say its LLVM", linker.display()))
 }
 
-/// The version in a bitcode file's identification block: text such as `LLVM22.1.8` in six bits a character.
+/// The version in a bitcode file's identification block: text such as `LLVM22.1.8`, six bits for each character.
 /// Source: `writeIdentificationBlock()`, llvm/lib/Bitcode/Writer/BitcodeWriter.cpp.
 fn producer(bitcode: &[u8]) -> Option<LlvmVersion> {
     const ALPHABET: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._";

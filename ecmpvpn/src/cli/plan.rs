@@ -17,23 +17,23 @@ use crate::plan::ports::{LOWEST_PORT, PortPair};
         Example, ports for four tunnels between bonds of 4 and of 2 members:\n  \
         ecmpvpn plan --endpoint-a 10.2.3.4 --endpoint-b 10.5.6.7 --members 4 --members-b 2 --tunnels 4\n\n\
         Neither needs a configuration or a privilege.\n\n\
-        Example, where the tunnels of a running site truly arrive, and what the other site should change:\n  \
+        Example, where the tunnels of a running site really arrive, and what the other site should change:\n  \
         sudo ecmpvpn plan --replan-rx -c site-a/ecmpvpn.toml"
 )]
 pub struct PlanArgs {
-    /// Address of the outer packets at one end; with it no configuration is read.
+    /// Address of the outer packets at end A; with it no configuration is read.
     #[arg(long, value_name = "ADDRESS", requires_all = ["endpoint_b", "members"])]
     pub endpoint_a: Option<IpAddr>,
 
-    /// Address of the outer packets at the other end.
+    /// Address of the outer packets at end B.
     #[arg(long, value_name = "ADDRESS", requires = "endpoint_a")]
     pub endpoint_b: Option<IpAddr>,
 
-    /// Members of the bond at both ends, or at A.
+    /// Number of bond members at both ends, or at A.
     #[arg(long, value_name = "N", requires = "endpoint_a")]
     pub members: Option<u8>,
 
-    /// Members of the bond at B, where it differs; 1 for no bond.
+    /// Number of bond members at B, if it differs; 1 for no bond.
     #[arg(long, value_name = "N", requires = "endpoint_a")]
     pub members_b: Option<u8>,
 
@@ -41,7 +41,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "POLICY", requires = "endpoint_a", default_value = "layer3+4", value_parser = policy)]
     pub xmit_hash_policy: XmitHashPolicy,
 
-    /// `xmit_hash_policy` of the bond at B, where it differs.
+    /// `xmit_hash_policy` of the bond at B, if it differs.
     #[arg(long, value_name = "POLICY", requires = "endpoint_a", value_parser = policy)]
     pub xmit_hash_policy_b: Option<XmitHashPolicy>,
 
@@ -49,7 +49,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "A:B", requires = "endpoint_a", conflicts_with = "tunnels", value_delimiter = ',', value_parser = pair)]
     pub ports: Vec<PortPair>,
 
-    /// Plan ports for so many tunnels; without --ports and this, for one tunnel a member.
+    /// Plan ports for this many tunnels; without this and --ports, for one tunnel per member.
     #[arg(long, value_name = "K", requires = "endpoint_a")]
     pub tunnels: Option<usize>,
 
@@ -57,30 +57,30 @@ pub struct PlanArgs {
     #[arg(long, value_name = "PORT", requires = "endpoint_a", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..))]
     pub base_port: Option<u16>,
 
-    /// Ports that are taken at A.
+    /// Ports that are in use at A.
     #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
     pub exclude_a: Vec<u16>,
 
-    /// Ports that are taken at B.
+    /// Ports that are in use at B.
     #[arg(long, value_name = "PORT", requires = "endpoint_a", value_delimiter = ',')]
     pub exclude_b: Vec<u16>,
 
-    /// An end whose address or ports are translated on the way: what the other end sends on cannot be promised.
+    /// End behind NAT; the bond member that the other end sends on cannot be predicted.
     #[arg(long, value_name = "END", requires = "endpoint_a")]
     pub nat: Option<Nat>,
 
-    /// Show also which member each tunnel truly arrives on, as counted by the running site.
+    /// Also show which member each tunnel really arrives on, as counted by the running site.
     ///
-    /// Of the other direction only the sender's bond can be predicted: the switch before this site hashes by a policy of
-    /// its own. Needs the privilege that `stats` needs.
+    /// For the incoming direction only the sender's bond can be predicted: the switch in front of this site hashes by
+    /// its own policy. Needs the same privilege as `stats`.
     #[arg(long, conflicts_with = "endpoint_a")]
     pub measured: bool,
 
-    /// Measure, and propose listen ports for the other site where tunnels arrive on fewer members than they could.
+    /// Measure, and propose listen ports for the other site if tunnels arrive on fewer members than they could.
     #[arg(long, conflicts_with = "endpoint_a")]
     pub replan_rx: bool,
 
-    /// One JSON object on standard output.
+    /// Print one JSON object on standard output.
     #[arg(long)]
     pub json: bool,
 }
@@ -88,11 +88,8 @@ pub struct PlanArgs {
 /// Which end is behind address translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Nat {
-    /// End A.
     A,
-    /// End B.
     B,
-    /// Both.
     Both,
 }
 

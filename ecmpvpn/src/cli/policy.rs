@@ -1,4 +1,4 @@
-//! Flags of `policy` and `explain`.
+//! The flags of `policy` and `explain`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,15 +18,13 @@ use crate::config::{InterfaceName, MAX_WEIGHT, Policy, parse_ports, parse_prefix
         sudo ecmpvpn policy show"
 )]
 pub struct PolicyArgs {
-    /// What to do.
     #[command(subcommand)]
     pub action: PolicyAction,
 }
 
-/// The subcommands of `policy`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyAction {
-    /// Show policies, weights, tunnels, rules and pins as they are in force.
+    /// Show the policies, weights, tunnels, rules and pins that are in force.
     #[command(
         after_help = "Example: sudo ecmpvpn policy show --json",
         after_long_help = "Example, the tunnels that are being drained:\n  \
@@ -36,7 +34,7 @@ pub enum PolicyAction {
 
     /// Set the policy of all peers, or of one.
     ///
-    /// For flows that no rule gives another: hash, flowlet, adaptive or spray.
+    /// One of hash, flowlet, adaptive or spray. It applies to flows that no rule gives another policy.
     #[command(
         after_help = "Example: sudo ecmpvpn policy set adaptive",
         after_long_help = "Example, one remote site by hash alone, for good:\n  \
@@ -46,8 +44,8 @@ pub enum PolicyAction {
 
     /// Set a tunnel's share of the flows.
     ///
-    /// Relative to its peer's other tunnels, 1 to 1000; `auto` has it learned from what the tunnel delivers. As few
-    /// flows move as the new shares allow, each when it pauses.
+    /// Relative to the peer's other tunnels, 1 to 1000. With `auto` the weight is learned from what the tunnel
+    /// delivers. Only as many flows move as the new shares need, each when it pauses.
     #[command(
         after_help = "Example: sudo ecmpvpn policy weight wg0 2",
         after_long_help = "Example, a tunnel over a port of half the rate:\n  sudo ecmpvpn policy weight wg2 1\n  \
@@ -57,9 +55,9 @@ pub enum PolicyAction {
 
     /// Take a tunnel out of use without losing a packet.
     ///
-    /// It takes no new flows from now on, and those that it has leave it when they pause. Waits until none is left;
-    /// after the deadline the others are moved as well, which may reorder some of their packets. Ctrl-C ends the waiting
-    /// and leaves the tunnel closed to new flows; `undrain` opens it again.
+    /// The tunnel takes no new flows from now on, and its flows leave it when they pause. The command waits until none
+    /// is left. At the deadline the remaining flows are moved too, which may reorder some of their packets. Ctrl-C ends
+    /// the waiting and leaves the tunnel closed to new flows; `undrain` opens it again.
     #[command(
         after_help = "Example: sudo ecmpvpn policy drain wg1",
         after_long_help = "Example, before maintenance of a path, within ten seconds:\n  \
@@ -67,7 +65,7 @@ pub enum PolicyAction {
     )]
     Drain(DrainArgs),
 
-    /// Give a drained tunnel flows again.
+    /// Let a drained tunnel take flows again.
     #[command(
         after_help = "Example: sudo ecmpvpn policy undrain wg1",
         after_long_help = "Example, after maintenance:\n  sudo ecmpvpn policy undrain wg1 && sudo ecmpvpn policy show"
@@ -84,7 +82,7 @@ pub enum PolicyAction {
 
     /// Keep flows on one tunnel.
     ///
-    /// Others are used only while it is down. A pin comes before all rules.
+    /// Other tunnels are used only while this one is down. A pin comes before all rules.
     #[command(
         after_help = "Example: sudo ecmpvpn policy pin wg1 --dst 10.20.0.7",
         after_long_help = "Example, one connection:\n  sudo ecmpvpn policy pin wg1 --src 10.10.0.5 --dst 10.20.0.7 \
@@ -92,7 +90,7 @@ pub enum PolicyAction {
     )]
     Pin(PinArgs),
 
-    /// Let pinned flows go where the policy sends them; names the same flows as `pin` did.
+    /// Remove a pin; name the same flows as for `pin`.
     #[command(
         after_help = "Example: sudo ecmpvpn policy unpin --dst 10.20.0.7",
         after_long_help = "Example, one connection:\n  sudo ecmpvpn policy unpin --src 10.10.0.5 --dst 10.20.0.7 \
@@ -100,11 +98,11 @@ pub enum PolicyAction {
     )]
     Unpin(UnpinArgs),
 
-    /// Carry out one command a line, from a file or standard input.
+    /// Carry out commands from a file or standard input, one a line.
     ///
-    /// A line is what would stand behind `ecmpvpn policy`; empty lines and those that begin with # are passed over. Each
-    /// is in force before the next is read, so that another program can steer through a pipe. Ends at the first that
-    /// fails; those before it stay in force.
+    /// A line is what would follow `ecmpvpn policy`. Empty lines and lines that begin with # are skipped. Each command
+    /// is in force before the next line is read, so another program can steer through a pipe. Stops at the first
+    /// command that fails; the earlier ones stay in force.
     #[command(
         after_help = "Example: sudo ecmpvpn policy batch night.policy",
         after_long_help = "Example, two changes and what came of them:\n  \
@@ -116,15 +114,15 @@ pub enum PolicyAction {
 /// `policy batch`
 #[derive(Args, Clone, Debug)]
 pub struct BatchArgs {
-    /// The file; - is standard input.
+    /// File with the commands; - is standard input.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
 
-/// Of commands that show something.
+/// Of commands that print a report.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct JsonArgs {
-    /// One JSON object on standard output.
+    /// Print one JSON object on standard output.
     #[arg(long)]
     pub json: bool,
 }
@@ -132,7 +130,7 @@ pub struct JsonArgs {
 /// Of commands that change something.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct SaveArgs {
-    /// Write the change to the configuration as well, whose comments are kept.
+    /// Also write the change to the configuration; its comments are kept.
     #[arg(long)]
     pub save: bool,
 }
@@ -148,7 +146,6 @@ pub struct SetArgs {
     #[arg(long, value_name = "NAME")]
     pub peer: Option<String>,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -164,12 +161,11 @@ pub struct WeightArgs {
     #[arg(value_parser = weight)]
     pub weight: Weight,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
 
-/// A weight; `None`: to be learned.
+/// `None`: to be learned.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight(pub Option<u16>);
 
@@ -180,7 +176,7 @@ pub struct DrainArgs {
     #[arg(value_parser = tunnel)]
     pub tunnel: InterfaceName,
 
-    /// Move what has not paused by then.
+    /// Move flows that have not paused after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub deadline: u32,
 }
@@ -196,15 +192,13 @@ pub struct UndrainArgs {
 /// `policy rule`
 #[derive(Args, Clone, Debug)]
 pub struct RuleArgs {
-    /// What to do.
     #[command(subcommand)]
     pub action: RuleAction,
 }
 
-/// The subcommands of `policy rule`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum RuleAction {
-    /// Add a rule, by default behind all others.
+    /// Add a rule, by default after all others.
     #[command(
         after_help = "Example: sudo ecmpvpn policy rule add --proto tcp --dports 873 --policy spray",
         after_long_help = "Example, before all other rules:\n  \
@@ -220,7 +214,7 @@ pub enum RuleAction {
     )]
     Del(RuleDelArgs),
 
-    /// List rules and pins with their numbers; the first that a packet meets counts.
+    /// List rules and pins with their numbers; the first rule that matches a packet applies.
     #[command(
         after_help = "Example: sudo ecmpvpn policy rule list",
         after_long_help = "Example, the rules that a restart would not bring back:\n  \
@@ -229,7 +223,7 @@ pub enum RuleAction {
     List(JsonArgs),
 }
 
-/// The flows that a rule or pin asks for; what is left out matches everything.
+/// The flows that a rule or pin matches; what is left out matches everything.
 #[derive(Args, Clone, Debug)]
 pub struct FlowArgs {
     /// Source net or address, inside the VPN.
@@ -264,11 +258,10 @@ pub struct FlowArgs {
 /// `policy rule add`
 #[derive(Args, Clone, Debug)]
 pub struct RuleAddArgs {
-    /// Which flows.
     #[command(flatten)]
     pub flows: FlowArgs,
 
-    /// hash, flowlet, adaptive or spray; left out: the peer's.
+    /// hash, flowlet, adaptive or spray; if left out, the peer's policy.
     #[arg(long, value_name = "POLICY", value_parser = policy)]
     pub policy: Option<Policy>,
 
@@ -276,11 +269,10 @@ pub struct RuleAddArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = tunnel)]
     pub tunnels: Vec<InterfaceName>,
 
-    /// The rule's number; those from there on move back.
+    /// Number of the new rule; the rules from this number on move back by one.
     #[arg(long, value_name = "NUMBER", value_parser = number)]
     pub at: Option<usize>,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -288,11 +280,10 @@ pub struct RuleAddArgs {
 /// `policy rule del`
 #[derive(Args, Clone, Debug)]
 pub struct RuleDelArgs {
-    /// As `list` numbers them.
+    /// The number that `list` shows.
     #[arg(value_parser = number)]
     pub number: usize,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -304,11 +295,9 @@ pub struct PinArgs {
     #[arg(value_parser = tunnel)]
     pub tunnel: InterfaceName,
 
-    /// Which flows.
     #[command(flatten)]
     pub flows: FlowArgs,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -316,11 +305,9 @@ pub struct PinArgs {
 /// `policy unpin`
 #[derive(Args, Clone, Debug)]
 pub struct UnpinArgs {
-    /// Which flows.
     #[command(flatten)]
     pub flows: FlowArgs,
 
-    /// Whether to save.
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -365,7 +352,7 @@ pub struct ExplainArgs {
     #[arg(long, visible_alias = "fwmark", value_name = "MARK", default_value = "0", value_parser = mark)]
     pub mark: u32,
 
-    /// One JSON object on standard output.
+    /// Print one JSON object on standard output.
     #[arg(long)]
     pub json: bool,
 }
@@ -390,7 +377,7 @@ fn tunnel(text: &str) -> Result<InterfaceName, String> {
     InterfaceName::new(text).map_err(|why| format!("{text:?} {why}: give a tunnel's interface name"))
 }
 
-/// A net, or an address as the net of itself.
+/// Parses a net, or an address as a net of this one host.
 fn net(text: &str) -> Result<IpNet, String> {
     match text.parse::<IpAddr>() {
         Ok(address) => parse_prefix(&IpNet::from(address).to_string()),

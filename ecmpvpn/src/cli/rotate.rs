@@ -1,4 +1,4 @@
-//! Flags of `rotate`.
+//! The flags of `rotate`.
 
 use std::path::PathBuf;
 
@@ -16,31 +16,31 @@ use clap::Args;
         sudo ecmpvpn rotate"
 )]
 pub struct RotateArgs {
-    /// Make new keys and the file for the other site; changes no tunnel.
+    /// Make new keys, and the file for the other site; changes no tunnel.
     #[arg(long, group = "what")]
     pub prepare: bool,
 
-    /// Take over the file that the other site has prepared; changes no tunnel until the other site does.
+    /// Take the file that the other site prepared; changes no tunnel until the other site does.
     #[arg(long, value_name = "FILE", group = "what")]
     pub apply: Option<PathBuf>,
 
-    /// Give up: tunnels that have new keys already keep them, the others keep their former ones.
+    /// Give up the rotation: tunnels that have new keys already keep them, the others keep their former keys.
     #[arg(long, group = "what")]
     pub abort: bool,
 
-    /// Show how far it is.
+    /// Show the progress of the rotation.
     #[arg(long, group = "what")]
     pub status: bool,
 
-    /// One JSON object on standard output.
+    /// Print one JSON object on standard output.
     #[arg(long, requires = "status")]
     pub json: bool,
 
-    /// The other site; needed where there are several.
+    /// Name of the other site; needed if there are several.
     #[arg(long, value_name = "NAME", requires = "prepare")]
     pub peer: Option<String>,
 
-    /// The file for the other site [default: `keys-for-PEER` beside the configuration].
+    /// File to write for the other site [default: `keys-for-PEER` beside the configuration].
     #[arg(short, long, value_name = "FILE", requires = "prepare")]
     pub output: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::plan::ports::LocalBond;
 use crate::report::plan::Peer;
 
-/// Says that the configuration is sound, or fails with all its problems.
+/// Reports that the configuration is valid, or fails with all its problems.
 pub fn run(path: &Path) -> Result<(), Failure> {
     let config = config::load(path).map_err(|error| match error {
         ConfigError::Invalid(_) => Failure::problems(error),
@@ -35,18 +35,19 @@ fn summary(config: &Config) -> String {
     )
 }
 
-/// What is to be said against the ports by the configuration alone: the same on every host.
+/// Warnings about the ports that follow from the configuration alone: the same on every host.
 fn spread_warnings(config: &Config) -> Vec<String> {
     let (local, in_use) = (LocalBond::configured(config), BTreeSet::new());
     let warning = |peer| match Peer::configured(config, peer, local, &in_use) {
         Ok(peer) => peer.warning(),
-        Err(error) => Some(format!("the tunnels' bond members cannot be told: {error}")),
+        Err(error) => Some(format!("the tunnels' bond members cannot be predicted: {error}")),
     };
-    // Without an address there is no hash.
+    // Without the remote address there is no hash.
     config.peers.iter().filter(|peer| !peer.remote_endpoint.is_unspecified()).filter_map(warning).collect()
 }
 
-/// The kernel lends ports of its ephemeral range to whoever asks: before `run` starts, somebody may have one of ours.
+/// Warns about listen ports in the kernel's ephemeral range: before `run` starts, another program may be using one of
+/// them.
 fn port_warning(config: &Config) -> Option<String> {
     let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
     let lent = setting("ip_local_port_range")?;
@@ -59,20 +60,21 @@ fn port_warning(config: &Config) -> Option<String> {
         let listed = listed.join(",");
         format!(
             "listen ports {listed} are in the range {}-{} that the kernel lends to other programs: \
-             keep them with `sysctl -w net.ipv4.ip_local_reserved_ports={listed}`, added to what stands there",
+             reserve them with `sysctl -w net.ipv4.ip_local_reserved_ports={listed}`, and add to this list the ports \
+             that are reserved already",
             lent.0, lent.1
         )
     })
 }
 
-/// The `ports` within the range `lent` that are not in `kept`.
+/// The `ports` in the range `lent` that are not in `kept`.
 fn at_risk(ports: &[u16], lent: (u16, u16), kept: &[(u16, u16)]) -> Vec<u16> {
     let within = |port: u16, (low, high): (u16, u16)| (low..=high).contains(&port);
     let risky = |port: &u16| within(*port, lent) && !kept.iter().any(|range| within(*port, *range));
     ports.iter().copied().filter(risky).collect()
 }
 
-/// Ranges as in `ip_local_reserved_ports`: `51820-51823,51830`.
+/// Parses ranges as in `ip_local_reserved_ports`: `51820-51823,51830`.
 fn ranges(text: &str) -> Vec<(u16, u16)> {
     let range = |range: &str| {
         let (low, high) = range.split_once('-').unwrap_or((range, range));
@@ -94,7 +96,7 @@ mod tests {
         assert_eq!(at_risk(&[5000, 51820, 51824, 51830, 61000], (32768, 60999), &kept), [51824]);
     }
 
-    /// The recipe that everybody follows, and what `plan` makes of it.
+    /// The usual recipe of equal ports, and the ports that `plan` proposes.
     #[test]
     fn equal_ports_are_warned_of_until_they_are_planned() {
         let mut config = crate::plan::tests::config(3);

@@ -11,7 +11,7 @@ use crate::control::confirm;
 use crate::control::site::{Paths, SessionError};
 use crate::host::RunDir;
 
-/// Confirms the site of the configuration at `path`; or guards the one that is named.
+/// Confirms the site of the configuration at `path`. With `--guard`, waits for the confirmation of the named site.
 pub async fn run(path: &Path, args: &ConfirmArgs) -> Result<(), Failure> {
     if let Some(site) = &args.guard {
         return Ok(confirm::guard(site, &Paths::of(site), args.within.unwrap_or_default()).await?);
@@ -23,8 +23,8 @@ pub async fn run(path: &Path, args: &ConfirmArgs) -> Result<(), Failure> {
         return Ok(());
     }
     Err(match RunDir::holder(&paths.run_root, &site).map_err(SessionError::from)? {
-        None => anyhow!("no `ecmpvpn run` of {site} is there to be confirmed"),
-        Some(_) => anyhow!("{site} does not wait to be confirmed: it was already, or `run` had no --confirm"),
+        None => anyhow!("`ecmpvpn run` of {site} is not running, so there is nothing to confirm"),
+        Some(_) => anyhow!("{site} does not wait for a confirmation: it has one already, or `run` had no --confirm"),
     }
     .into())
 }

@@ -1,10 +1,10 @@
-//! `explain`: where a flow goes and why.
+//! `explain`: shows where a flow goes and why.
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
-use ecmpvpn_common::layout::{Reason, tunnel_id};
+use ecmpvpn_common::layout::{Reason, TunnelId};
 
 use crate::cli::policy::ExplainArgs;
 use crate::commands::{Failure, print};
@@ -18,7 +18,7 @@ use crate::live::stats;
 use crate::report::explain::Report;
 use crate::report::policy::Rule;
 
-/// Explains the flow to the site of the configuration at `path`.
+/// Explains where the site of the configuration at `path` sends the flow.
 pub async fn run(path: &Path, args: &ExplainArgs) -> Result<(), Failure> {
     let flow = flow(args)?;
     let config = config::load(path)?;
@@ -64,8 +64,8 @@ async fn report(
 ) -> Result<Report, Failure> {
     let netlink = Netlink::open().context("opening a netlink socket")?;
     let links = netlink.links().await.context("reading the host's links")?;
-    let tunnel = |id: u32| tunnels.iter().find(|tunnel| tunnel_id(tunnel.peer, tunnel.slot) == id);
-    let name = |id: u32| tunnel(id).map(|tunnel| tunnel.name.clone());
+    let tunnel = |id: TunnelId| tunnels.iter().find(|tunnel| tunnel.id == id);
+    let name = |id: TunnelId| tunnel(id).map(|tunnel| tunnel.name.clone());
     let mut report = Report {
         flow: written(flow),
         key: key(answer),
@@ -114,7 +114,9 @@ fn why(found: &Found) -> (String, String) {
         Why::Sprayed => ("sprayed", "chosen for each packet: the tunnel that would deliver it first now"),
         Why::Home => ("home", "its bucket's home, by hash and weights"),
         Why::Rule => ("rule", "the rule does not allow its bucket's home; the best of the tunnels that it allows"),
-        Why::Failover => ("failover", "the tunnel that its bucket was on is down; it returns with it"),
+        Why::Failover => {
+            ("failover", "the tunnel that its bucket was on is down; the bucket returns when that tunnel is up again")
+        }
         Why::Drained => ("drained", "its bucket's home is being drained"),
         Why::Stays => ("stays", "an earlier choice put its bucket there; it stays until the flow pauses"),
         Why::Flowlet => ("flowlet", "the flow pauses, and this is the least loaded link"),
@@ -134,7 +136,7 @@ fn refused(reason: Reason) -> &'static str {
     }
 }
 
-/// The flow as it was asked for.
+/// The flow as given on the command line.
 fn written(flow: &Flow) -> String {
     let end = |address: IpAddr, port: u16| match (address, flow.ports) {
         (address, (0, 0)) => address.to_string(),
@@ -151,7 +153,7 @@ fn written(flow: &Flow) -> String {
     text
 }
 
-/// What the steering program tells the flow by.
+/// The flow key that the steering program uses.
 fn key(answer: &Answer) -> String {
     let key = &answer.key;
     let address = |words: [u32; 4]| -> IpAddr {

@@ -1,4 +1,4 @@
-//! How a command fails: what the user is told, and the exit status.
+//! How a command fails: the message for the user, and the exit status.
 
 use std::io::{self, Write as _};
 
@@ -11,13 +11,13 @@ use crate::live::policy::PolicyError;
 use crate::live::stats::GatherError;
 use crate::plan::init::InitError;
 
-/// Why a command did not do what it was asked for. Its text is one chain, from what was being done to the cause; a text
-/// of several lines is a list of problems.
+/// Why a command failed. The text is one chain, from the operation to the cause. A text of several lines is a list of
+/// problems.
 #[derive(Debug)]
 pub struct Failure {
-    /// How the program ends.
+    /// The exit status.
     pub exit: Exit,
-    /// What the user is told.
+    /// The message for the user.
     pub error: anyhow::Error,
 }
 
@@ -37,17 +37,17 @@ impl Failure {
         Self { exit: Exit::Problems, error: error.into() }
     }
 
-    /// Prints the failure to standard error, each line marked as ours.
+    /// Prints the failure to standard error. Each line starts with `ecmpvpn:`.
     pub fn print(&self) {
         let text = format!("{:#}", self.error);
         for line in text.lines() {
-            // There is nobody left to tell when standard error is gone.
+            // If standard error is closed, nobody can read the message.
             let _ = writeln!(io::stderr(), "ecmpvpn: {line}");
         }
     }
 }
 
-/// It failed at run time.
+/// A failure at run time.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self { exit: Exit::Failed, error }

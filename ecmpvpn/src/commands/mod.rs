@@ -1,4 +1,4 @@
-//! One file a subcommand, each thin.
+//! The subcommands: one file or folder each, all thin.
 
 pub mod check;
 pub mod confirm;
@@ -19,7 +19,7 @@ pub use output::{counted, load, print};
 
 use crate::cli::{Cli, Command, DownArgs, ReloadArgs};
 
-/// Carries out what the command line asks for.
+/// Runs the subcommand.
 pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Check => check::run(&cli.config),

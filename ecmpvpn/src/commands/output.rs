@@ -1,4 +1,4 @@
-//! What commands read and print alike.
+//! Input and output that commands have in common.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -8,14 +8,14 @@ use super::failure::Failure;
 use crate::config::{self, Config};
 use crate::control::resolve;
 
-/// The configuration at `path`, its remote endpoints resolved.
+/// Loads the configuration at `path`, and resolves its remote endpoints.
 pub fn load(path: &Path) -> Result<Config, Failure> {
     let mut config = config::load(path)?;
     resolve::resolve(&mut config, None)?;
     Ok(config)
 }
 
-/// Writes a result to standard output. A reader that has gone away, such as `head`, has seen all that it wanted.
+/// Writes a result to standard output. A closed pipe is not an error: a reader such as `head` has read what it needs.
 pub fn print(result: impl Display) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{result}").and_then(|()| stdout.flush()) {
@@ -26,7 +26,7 @@ pub fn print(result: impl Display) -> Result<(), Failure> {
     }
 }
 
-/// `count` things, in words.
+/// `count` and the singular or plural of a noun.
 pub fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -1,4 +1,4 @@
-//! `plan`: each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
+//! `plan`: shows each tunnel's bond member in both directions, and ports that spread better. Changes nothing.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::plan::Plan;
 use crate::plan::ports::{self, End, LOWEST_PORT, Request};
 use crate::report::plan::{Peer, Report};
 
-/// Where ports are taken from unless the user names a port: WireGuard's customary one.
+/// Lowest port unless the user gives another: the customary port of WireGuard.
 const DEFAULT_BASE_PORT: u16 = 51820;
 
-/// Prints the plan: of the endpoints that are given, else of the configuration at `path`.
+/// Prints the plan for the given endpoints; without endpoints, for the configuration at `path`.
 pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
-    let report = if let Some((a, b)) = ends(args) {
-        Report { peers: vec![bare(args, a, b).map_err(Failure::usage)?], changes: None }
+    let report = if let Some((a, b)) = given_ends(args) {
+        Report { peers: vec![plan_without_site(args, a, b).map_err(Failure::usage)?], changes: None }
     } else {
         let config = crate::commands::load(path)?;
         let Judged { mut report, degraded } = judge(&config, Count::Usable).await.map_err(Failure::usage)?;
@@ -40,21 +40,22 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
     }
 }
 
-/// What `run` would change. Where that cannot be told, the ports are no less true: the reason goes to standard error.
+/// What `run` would change. If this cannot be determined, the report on ports is still valid, so the reason only goes
+/// to standard error.
 async fn changes(config: &Config) -> Option<Vec<String>> {
     let plan = Plan::new(config, host::detect_backend(config.steering.backend));
     match host::changes(&plan).await {
         Ok(changes) => Some(changes.iter().filter(|change| change.is_needed()).map(ToString::to_string).collect()),
         Err(error) => {
-            let error = anyhow::Error::new(error).context("what `run` would change cannot be told");
+            let error = anyhow::Error::new(error).context("what `run` would change cannot be determined");
             let _ = writeln!(io::stderr(), "ecmpvpn: warning: {error:#}");
             None
         }
     }
 }
 
-/// The two ends on the command line.
-fn ends(args: &PlanArgs) -> Option<(End, End)> {
+/// The two ends on the command line. `None`: they are not given.
+fn given_ends(args: &PlanArgs) -> Option<(End, End)> {
     let members = args.members?;
     let mut a = End::new(args.endpoint_a?, members, args.xmit_hash_policy);
     let policy_b = args.xmit_hash_policy_b.unwrap_or(args.xmit_hash_policy);
@@ -66,8 +67,8 @@ fn ends(args: &PlanArgs) -> Option<(End, End)> {
     Some((a, b))
 }
 
-/// The report that needs no configuration.
-fn bare(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
+/// The report without a configuration.
+fn plan_without_site(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
     let lowest = args.ports.iter().map(|pair| pair.a.min(pair.b)).min().filter(|port| *port >= LOWEST_PORT);
     let tunnels = match args.tunnels {
         Some(tunnels) => tunnels,
@@ -100,8 +101,8 @@ mod tests {
 
     fn peer(line: &str) -> Peer {
         let args = parse(line).unwrap();
-        let (a, b) = ends(&args).expect("endpoints are given");
-        bare(&args, a, b).unwrap()
+        let (a, b) = given_ends(&args).expect("endpoints are given");
+        plan_without_site(&args, a, b).unwrap()
     }
 
     const ENDPOINTS: &str = "--endpoint-a 10.2.3.4 --endpoint-b 10.2.3.5 --members 3";
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_is_told() {
+    fn wrong_usage_is_reported() {
         for (line, expected) in [
             ("--endpoint-a 10.2.3.4", "--endpoint-b <ADDRESS>"),
             ("--members 3", "--endpoint-a <ADDRESS>"),

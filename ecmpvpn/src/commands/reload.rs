@@ -1,4 +1,4 @@
-//! `reload`: makes a running `run` take a changed configuration.
+//! `reload`: makes a running `run` apply a changed configuration.
 
 use std::path::Path;
 
@@ -14,9 +14,7 @@ use crate::exit::Exit;
 pub async fn run(path: &Path) -> Result<(), Failure> {
     let site = config::load(path)?.site.name;
     let Some(outcome) = reload::ask(&site, &Paths::of(&site)).await? else {
-        return Err(
-            anyhow!("no `ecmpvpn run` of {site} is there to reload: start one, which goes on with what is up").into()
-        );
+        return Err(anyhow!("`ecmpvpn run` of {site} is not running: start it; it continues with what is up").into());
     };
     let exit = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Host].into_iter().find(|exit| *exit as u8 == outcome.exit);
     match exit.unwrap_or(Exit::Failed) {

@@ -1,4 +1,4 @@
-//! `rotate`: begins, watches and gives up a renewal of keys. The running `run` changes the tunnels.
+//! `rotate`: starts, watches and gives up a renewal of keys. The running `run` changes the tunnels.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::commands::{Failure, counted, print};
 use crate::config::{self, Config, Peer};
 use crate::control::reload;
 use crate::control::rotate::files::{self, FilesError};
-use crate::control::rotate::state::{Role, Stage, State, StateError};
+use crate::control::rotate::record::{Role, Stage, State, StateError};
 use crate::control::site::Paths;
 use crate::exit::Exit;
 use crate::host::RunDir;
 
-/// Between looks at how far it is.
+/// Time between two checks of the progress.
 const LOOK: Duration = Duration::from_millis(200);
 
 impl From<FilesError> for Failure {
@@ -34,7 +34,7 @@ impl From<StateError> for Failure {
     }
 }
 
-/// Does what the arguments say with the site of the configuration at `path`.
+/// Carries out `rotate` for the site of the configuration at `path`.
 pub async fn run(path: &Path, args: &RotateArgs) -> Result<(), Failure> {
     let config = config::load(path)?;
     if args.prepare {
@@ -46,7 +46,7 @@ pub async fn run(path: &Path, args: &RotateArgs) -> Result<(), Failure> {
     } else if args.status {
         status(path, args.json)
     } else {
-        go(path, &config).await
+        advance(path, &config).await
     }
 }
 
@@ -90,9 +90,9 @@ async fn apply(path: &Path, config: &Config, file: &Path) -> Result<(), Failure>
     }
     if reload(site).await? {
         tracing::info!("{site} has the new keys for {} and follows {}", tunnels(state.parts.len()), state.peer);
-        tracing::info!("go on at {}: `ecmpvpn rotate`; {} is not needed any more", state.peer, file.display());
+        tracing::info!("continue at {} with `ecmpvpn rotate`; {} is no longer needed", state.peer, file.display());
     } else {
-        tracing::warn!("no `ecmpvpn run` of {site} is there: start one before you go on at {}", state.peer);
+        tracing::warn!("`ecmpvpn run` of {site} is not running: start it before you continue at {}", state.peer);
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
         tracing::info!("no keys are being renewed");
         return Ok(());
     };
-    // A tunnel that was being changed gets what the configuration says.
+    // A tunnel that was being changed gets the keys of the configuration.
     reload(&config.site.name).await?;
     files::remove_files(path, &state)?;
     let (done, rest): (Vec<_>, Vec<_>) = state.parts.iter().partition(|part| part.stage == Stage::Done);
@@ -133,11 +133,11 @@ fn status(path: &Path, json: bool) -> Result<(), Failure> {
     let Some(state) = state else { return print("no keys are being renewed") };
     let head = match (state.is_done(), state.role, state.going) {
         (true, ..) => "every tunnel has its new keys".to_owned(),
-        (_, Role::Follows, _) => format!("follows {}: `ecmpvpn rotate` there goes on", state.peer),
-        (_, Role::Leads, true) => "goes on".to_owned(),
+        (_, Role::Follows, _) => format!("follows {}: `ecmpvpn rotate` there continues", state.peer),
+        (_, Role::Leads, true) => "in progress".to_owned(),
         (_, Role::Leads, false) => match &state.stopped {
-            Some(why) => format!("stopped: {why}; `ecmpvpn rotate` goes on, `ecmpvpn rotate --abort` gives up"),
-            None => format!("prepared; when {} has the file, `ecmpvpn rotate` goes on", state.peer),
+            Some(why) => format!("stopped: {why}; `ecmpvpn rotate` continues, `ecmpvpn rotate --abort` gives up"),
+            None => format!("prepared; when {} has the file, `ecmpvpn rotate` continues", state.peer),
         },
     };
     let lines: Vec<String> =
@@ -153,8 +153,8 @@ fn describe(stage: Stage) -> &'static str {
     }
 }
 
-/// Has the running `run` change the tunnels, and tells how far it is.
-async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
+/// Makes the running `run` change the tunnels, and reports the progress.
+async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
     let file = State::path(path);
     let site = &config.site.name;
     let Some(mut seen) = State::read(&file)? else {
@@ -162,23 +162,27 @@ async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
     };
     if seen.role == Role::Follows && !seen.is_done() {
         return Err(Failure::usage(anyhow!(
-            "{} leads this renewal of keys: go on there, with `ecmpvpn rotate`",
+            "{} leads this renewal of keys: continue there with `ecmpvpn rotate`",
             seen.peer
         )));
     }
     let running = RunDir::holder(&Paths::of(site).run_root, site).map_err(anyhow::Error::new)?.is_some();
     if !seen.is_done() && !running {
-        return Err(anyhow!("no `ecmpvpn run` of {site} is there, which has to change the tunnels: start one").into());
+        return Err(
+            anyhow!("`ecmpvpn run` of {site} is not running, and only it can change the tunnels: start it").into()
+        );
     }
     if !seen.is_done() && !seen.going {
         State::update(&file, |state| (state.going, state.stopped) = (true, None))?;
         reload(site).await?;
-        tracing::info!("one tunnel after the other is changed; Ctrl-C ends only this report, `--abort` gives up");
+        tracing::info!("the tunnels are changed one after the other; Ctrl-C ends only this report, `--abort` gives up");
     }
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     loop {
-        let Some(now) = State::read(&file)? else { return Err(anyhow!("it was given up").into()) };
+        let Some(now) = State::read(&file)? else {
+            return Err(anyhow!("the renewal of keys was given up with --abort").into());
+        };
         for (part, before) in now.parts.iter().zip(&seen.parts).filter(|(part, before)| part.stage != before.stage) {
             let words = match (before.stage, part.stage) {
                 (_, Stage::Changing) => "both sites stop using it, and its keys are changed",
@@ -194,7 +198,7 @@ async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
         }
         if let (false, Some(why)) = (now.going, &now.stopped) {
             let advice =
-                "the other tunnels were not touched; `ecmpvpn rotate` goes on, `ecmpvpn rotate --abort` gives up";
+                "the other tunnels were not touched; `ecmpvpn rotate` continues, `ecmpvpn rotate --abort` gives up";
             return Err(anyhow!("{why}; {advice}").into());
         }
         seen = now;
@@ -202,19 +206,19 @@ async fn go(path: &Path, config: &Config) -> Result<(), Failure> {
             () = tokio::time::sleep(LOOK) => {}
             interrupted = &mut interrupt => {
                 interrupted.context("waiting for Ctrl-C")?;
-                tracing::info!("it goes on; `ecmpvpn rotate --status` tells how far it is");
+                tracing::info!("the renewal continues; `ecmpvpn rotate --status` shows its progress");
                 return Ok(());
             }
         }
     }
 }
 
-/// Lets the running `run` look again; false: there is none.
+/// Makes the running `run` read its files again. `false`: none is running.
 async fn reload(site: &str) -> Result<bool, Failure> {
     match reload::ask(site, &Paths::of(site)).await? {
         None => Ok(false),
         Some(outcome) if outcome.exit == Exit::Done as u8 => Ok(true),
-        Some(outcome) => Err(anyhow!("the running `ecmpvpn run` does not take it: {}", outcome.text).into()),
+        Some(outcome) => Err(anyhow!("the running `ecmpvpn run` refuses it: {}", outcome.text).into()),
     }
 }
 

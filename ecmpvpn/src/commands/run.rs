@@ -1,4 +1,4 @@
-//! `run`: brings everything up and keeps it.
+//! `run`: brings everything up and keeps it up.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::commands::{Failure, print};
 use crate::control::session::{self, Options};
 use crate::control::site::Paths;
 
-/// Runs the site of the configuration at `path` until it is told to stop; with `--dry-run` says what that would change.
+/// Runs the site of the configuration at `path` until it is stopped. With `--dry-run`, prints what that would change.
 pub async fn run(path: &Path, args: RunArgs) -> Result<(), Failure> {
     let config = crate::commands::load(path)?;
     if args.dry_run {

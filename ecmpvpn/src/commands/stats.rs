@@ -1,4 +1,4 @@
-//! `stats`: what goes through which tunnel.
+//! `stats`: shows the traffic through each tunnel.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use crate::host::Netlink;
 use crate::live::stats;
 use crate::report::stats::Report;
 
-/// Rates of a single report are measured over this.
+/// The rates of a single report are measured over this time.
 const SAMPLE: Duration = Duration::from_millis(250);
-/// Between the reports of `--watch`.
+/// Time between the reports of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Shows the counters of the configuration at `path`.
+/// Prints the counters of the site of the configuration at `path`.
 pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
     let config = config::load(path)?;
     let pins = Pins::of(&config.site.name);
@@ -29,7 +29,7 @@ pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
         tokio::time::sleep(pause).await;
         let mut now = sample(&config, &pins, &netlink).await?;
         now.report.set_rates(&earlier.report, (now.at - earlier.at).as_secs_f64());
-        print(shown(&now.report, args)?)?;
+        print(render(&now.report, args)?)?;
         if !args.watch {
             return Ok(());
         }
@@ -47,7 +47,7 @@ async fn sample(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Sampl
     Ok(Sample { at: Instant::now(), report })
 }
 
-fn shown(report: &Report, args: StatsArgs) -> Result<String, Failure> {
+fn render(report: &Report, args: StatsArgs) -> Result<String, Failure> {
     if !args.json {
         return Ok(report.to_string());
     }

@@ -1,4 +1,5 @@
-//! Changes single values of a configuration file: all else in it, comments and order included, stays as it is.
+//! Changes single values of a configuration file. Everything else in the file, including comments and order, stays as
+//! it is.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -13,32 +14,26 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
 use super::render::rule_text;
 use super::{Config, Policy, PublicKey, Rule};
 
-/// The file was not changed.
+/// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// Somebody else has written to it.
-    #[error("{} changed meanwhile: it was left as it is; repeat the command to write to it as it is now", path.display())]
-    Changed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It cannot be written.
+    /// Another process has written to the file.
+    #[error("{} was changed by another program meanwhile, so it was not written: repeat the command", path.display())]
+    Changed { path: PathBuf },
+    /// The file cannot be written.
     #[error("writing the configuration {}", path.display())]
     Unwritable {
-        /// The file.
         path: PathBuf,
-        /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// It is written in a way that is not understood here.
+    /// The file is written in a form that [`Edit`] cannot change.
     #[error("{} has {what} in a form that is not edited here: write it as {form}", path.display())]
     Form {
-        /// The file.
         path: PathBuf,
-        /// What.
+        /// The part of the file.
         what: String,
-        /// How it should be.
+        /// The form that can be edited.
         form: &'static str,
     },
 }
@@ -49,29 +44,27 @@ pub struct Edit {
     before: String,
     document: DocumentMut,
     rules: Vec<Rule>,
-    /// The new text's file, made first: where it cannot be made nothing can be saved.
+    /// The file for the new text. It is made first: if that fails, nothing could be saved.
     new: NamedTempFile,
 }
 
-/// Keys that a tunnel is given; files as the configuration names them.
+/// New keys for a tunnel. File names are as in the configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TunnelKeys<'a> {
-    /// This site's.
     pub private_key_file: Option<&'a str>,
-    /// The far end's.
+    /// The far end's key.
     pub public_key: Option<PublicKey>,
-    /// What both share.
     pub preshared_key_file: Option<&'a str>,
 }
 
 impl Edit {
-    /// Of the file at `path`, which holds `text`, which says `config`.
+    /// Starts to edit the file at `path`. `text` is its content, and `config` is what `text` parses to.
     ///
     /// # Errors
-    /// No file can be made beside it.
+    /// No temporary file can be made beside it, or the text is not TOML.
     pub fn new(path: &Path, text: &str, config: &Config) -> Result<Self, EditError> {
         let unwritable = |source| EditError::Unwritable { path: path.to_owned(), source };
-        // A link stays one: what it leads to is changed.
+        // A symbolic link stays a link: its target is changed.
         let target = fs::canonicalize(path).map_err(unwritable)?;
         let new = NamedTempFile::new_in(target.parent().unwrap_or(Path::new("."))).map_err(unwritable)?;
         let document = text.parse().map_err(|error: toml_edit::TomlError| EditError::Form {
@@ -102,13 +95,13 @@ impl Edit {
                     Some(value) => replace(value, policy.as_str().into()),
                     None => drop(table.insert("policy", toml_edit::value(policy.as_str()))),
                 },
-                None => return Err(self.form("[steering]", "[steering]")),
+                None => return Err(self.wrong_form("[steering]", "[steering]")),
             }
         }
         Ok(())
     }
 
-    /// Sets a tunnel's weight; `None`: learned.
+    /// Sets a tunnel's weight. `None`: `"auto"`.
     ///
     /// # Errors
     /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
@@ -119,14 +112,15 @@ impl Edit {
     }
 
     fn tunnel(&mut self, name: &str) -> Result<&mut Table, EditError> {
-        let missing = self.form(&format!("no tunnel {name}, or has it"), "[[peer.tunnel]]");
+        let missing = self.wrong_form(&format!("no tunnel {name}, or has it"), "[[peer.tunnel]]");
         let tunnels =
             self.tables("peer", "[[peer]]")?.filter_map(|peer| peer.get_mut("tunnel")?.as_array_of_tables_mut());
         let mut tunnels = tunnels.flat_map(ArrayOfTables::iter_mut);
         tunnels.find(|table| string(table, "name") == Some(name)).ok_or(missing)
     }
 
-    /// Gives a tunnel keys of its own; what is `None` stays as it is. The key files that it does not name any more.
+    /// Gives a tunnel keys of its own. Keys that are `None` stay as they are. Returns the key files that the tunnel no
+    /// longer names.
     ///
     /// # Errors
     /// The tunnels are not written as `[[peer.tunnel]]`, or there is none of this name.
@@ -148,8 +142,8 @@ impl Edit {
         Ok(former)
     }
 
-    /// Adds a rule before the first of `behind` that is written, else behind all rules. One that is written already, as
-    /// `is_same` tells, stays where it is.
+    /// Adds a rule before the first rule of `behind` that is in the file, otherwise after all rules. A rule that is in
+    /// the file already, as `is_same` decides, stays where it is.
     ///
     /// # Errors
     /// The rules are not written as `[[rule]]`.
@@ -168,13 +162,13 @@ impl Edit {
             self.document.insert("rule", Item::ArrayOfTables(ArrayOfTables::new()));
         }
         let Some(tables) = self.document.get_mut("rule").and_then(Item::as_array_of_tables_mut) else {
-            return Err(self.form("rules", "[[rule]]"));
+            return Err(self.wrong_form("rules", "[[rule]]"));
         };
         let at = before.unwrap_or(tables.len());
         let rendered: DocumentMut = rule_text(rule).parse().expect("what is rendered is TOML");
         let mut table =
             rendered["rule"].as_array_of_tables().and_then(|rules| rules.get(0)).cloned().unwrap_or_default();
-        // Among tables of one position the order is that of the list.
+        // Tables with the same position are written in the order of the list.
         let neighbour = tables.get(at).or_else(|| tables.iter().last()).and_then(Table::position);
         table.set_position(Some(neighbour.unwrap_or(last)));
         tables.insert(at, table);
@@ -182,29 +176,29 @@ impl Edit {
         Ok(())
     }
 
-    /// Removes a rule with the comment above it; one that is not written is none to remove.
+    /// Removes a rule, and the comment above it. Does nothing if the rule is not in the file.
     ///
     /// # Errors
     /// The rules are not written as `[[rule]]`.
     pub fn remove_rule(&mut self, rule: &Rule, is_same: impl Fn(&Rule, &Rule) -> bool) -> Result<(), EditError> {
         let Some(at) = self.rules.iter().position(|written| is_same(written, rule)) else { return Ok(()) };
         let Some(tables) = self.document.get_mut("rule").and_then(Item::as_array_of_tables_mut) else {
-            return Err(self.form("rules", "[[rule]]"));
+            return Err(self.wrong_form("rules", "[[rule]]"));
         };
         tables.remove(at);
         self.rules.remove(at);
         Ok(())
     }
 
-    /// The text as it would be saved.
+    /// The text that [`Edit::save`] would write.
     pub fn text(&self) -> String {
         self.document.to_string()
     }
 
-    /// Puts the new text in the place of the old one, in one step, with the same mode and owner.
+    /// Replaces the old text with the new one atomically. Mode and owner stay the same.
     ///
     /// # Errors
-    /// The file changed meanwhile, or it cannot be written.
+    /// The file changed since it was read, or it cannot be written.
     pub fn save(mut self) -> Result<(), EditError> {
         let path = self.path.clone();
         let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
@@ -224,11 +218,11 @@ impl Edit {
     }
 
     fn tables(&mut self, key: &str, form: &'static str) -> Result<impl Iterator<Item = &mut Table>, EditError> {
-        let error = self.form(&format!("its {key}s"), form);
+        let error = self.wrong_form(&format!("its {key}s"), form);
         self.document.get_mut(key).and_then(Item::as_array_of_tables_mut).map(ArrayOfTables::iter_mut).ok_or(error)
     }
 
-    fn form(&self, what: &str, form: &'static str) -> EditError {
+    fn wrong_form(&self, what: &str, form: &'static str) -> EditError {
         EditError::Form { path: self.path.clone(), what: what.to_owned(), form }
     }
 }
@@ -237,7 +231,7 @@ fn string<'t>(table: &'t Table, key: &str) -> Option<&'t str> {
     table.get(key).and_then(Item::as_str)
 }
 
-/// Sets a key; what stands around its former value stays.
+/// Sets a key. White space and comments around the value stay.
 fn set(table: &mut Table, key: &str, new: Value) {
     match table.get_mut(key).and_then(Item::as_value_mut) {
         Some(value) => replace(value, new),
@@ -250,7 +244,7 @@ fn replace(value: &mut Value, mut new: Value) {
     *value = new;
 }
 
-/// The position of the table that stands last in the document.
+/// The position of the last table in the document.
 fn last_position(table: &Table) -> isize {
     let below = table.iter().flat_map(|(_, item)| -> Vec<isize> {
         match item {

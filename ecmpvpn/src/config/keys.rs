@@ -1,4 +1,5 @@
-//! WireGuard keys: 32 bytes in base64. Their `Debug` shows nothing and secret ones are wiped on drop.
+//! WireGuard keys: 32 bytes, written in base64. The `Debug` output of secret keys hides them, and they are wiped on
+//! drop.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Why a text is no key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not base64, or not 32 bytes.
     #[error("is not a WireGuard key: a key is 44 characters of base64, as `wg genkey` prints")]
     Malformed,
 }
@@ -27,12 +26,11 @@ macro_rules! secret_key {
         pub struct $name([u8; 32]);
 
         impl $name {
-            /// A key of the operating system's randomness.
+            /// Makes a key from the operating system's random numbers.
             pub fn generate() -> Self {
                 Self::from_bytes(x25519_dalek::StaticSecret::random().to_bytes())
             }
 
-            /// The key's 32 bytes.
             pub fn as_bytes(&self) -> &[u8; 32] {
                 &self.0
             }
@@ -65,20 +63,19 @@ secret_key! {
 }
 
 secret_key! {
-    /// A symmetric key that both ends of a peering share.
+    /// A symmetric key that both ends of a peering share (pre-shared key).
     PresharedKey
 }
 
 impl PrivateKey {
     fn from_bytes(bytes: [u8; 32]) -> Self {
-        // Clamped as `wg genkey` does it, so that the text is the same wherever it is printed.
+        // Clamped as by `wg genkey`, so that the text is the same wherever it is printed.
         let mut bytes = bytes;
         bytes[0] &= 0xf8;
         bytes[31] = (bytes[31] & 0x7f) | 0x40;
         Self(bytes)
     }
 
-    /// The public half.
     pub fn public_key(&self) -> PublicKey {
         let secret = x25519_dalek::StaticSecret::from(self.0);
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
@@ -96,12 +93,10 @@ impl PresharedKey {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// The key of these bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The key's 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -127,9 +122,9 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// Whether a key may be part of `text`, whatever stands beside it: such text is never quoted in a message.
+/// Whether `text` may contain a key, whatever is next to it. Such text is never quoted in a message.
 pub fn may_hold_key(text: &str) -> bool {
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-    // A little less than a key: one that was cut short, or lost a character, is as secret.
+    // 32 characters are less than a key: a key that was cut short or lost a character is just as secret.
     text.as_bytes().split(|byte| !is_base64(*byte)).any(|word| word.len() >= 32)
 }

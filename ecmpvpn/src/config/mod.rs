@@ -1,7 +1,8 @@
 //! The configuration of one site: TOML text in, a validated [`Config`] out.
 //!
-//! A `Config` in hand is sound: names fit, keys parse, ports and addresses are unique, no endpoint lies inside a
-//! steered prefix. Nothing here looks at the kernel; files are read only by [`load`].
+//! A `Config` is always valid: names fit, keys parse, ports and addresses are unique, and no endpoint lies inside a
+//! steered prefix. Nothing here looks at the kernel. Files are read only by [`load`] and [`read_secret`], and written
+//! only by [`Edit`].
 
 mod crosscheck;
 mod edit;
@@ -37,17 +38,22 @@ pub use rules::{check_rule, parse_ports, parse_protocol, port_range, protocol_na
 pub use types::*;
 pub use values::{is_site_name, parse_prefix};
 
-/// Far above any sound configuration: all peers, tunnels and prefixes at their limits fit many times.
+/// Maximum file size, bytes. Far above any valid configuration: all peers, tunnels and prefixes at their limits fit
+/// many times.
 const MAX_LEN: u64 = 16 << 20;
-/// Syntax errors shown at once: past the first few they are echoes.
+/// Syntax errors shown at once. Those after the first few are only consequences of these.
 const MAX_SYNTAX_ERRORS: usize = 3;
 
-/// Reads the configuration at `path` and the key files that it names, relative to it.
+/// Reads the configuration at `path`, and the key files that it names. Their paths are relative to the configuration's
+/// folder.
+///
+/// # Errors
+/// The file cannot be read, or it is not a valid configuration.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_with_text(path).map(|(config, _)| config)
 }
 
-/// As [`load`], with the text that was read.
+/// Like [`load`]; also returns the text of the file.
 pub fn load_with_text(path: &Path) -> Result<(Config, String), ConfigError> {
     let name = path.display().to_string();
     let unreadable = |source: io::Error| match source.kind() {
@@ -73,7 +79,11 @@ pub fn load_with_text(path: &Path) -> Result<(Config, String), ConfigError> {
     Ok((config.map_err(ConfigError::Invalid)?, text.to_owned()))
 }
 
-/// The configuration in `text`. `file` is what messages call it; `keys` gives the text of a key file that it names.
+/// Parses a configuration. Messages call it `file`. `keys` returns the content of a key file, given the name in the
+/// configuration.
+///
+/// # Errors
+/// All problems of the text and of the key files.
 pub fn parse(
     text: &str,
     file: &str,
@@ -89,7 +99,7 @@ pub fn parse(
     } else if errors.is_empty() {
         config = schema::config(document.get_ref(), keys, &collector);
     } else {
-        // The sections are left alone: what half a document lacks says nothing.
+        // The sections are not read: what is missing from half a document means nothing.
         for error in errors.iter().take(MAX_SYNTAX_ERRORS) {
             collector.add(error.span().map_or(text.len(), |span| span.start), format!("not TOML: {}", error.message()));
         }

@@ -1,41 +1,38 @@
-//! What is wrong with a configuration, told by file and line.
+//! Problems of a configuration, reported by file and line.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
 
-/// One thing to put right.
+/// One thing to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Counted from 1; `None`: the file as a whole.
+    /// Counted from 1. `None`: the problem concerns the file as a whole.
     pub line: Option<usize>,
     /// One sentence: the key, what is wrong with it, and the fix.
     pub message: String,
 }
 
-/// Why there is no configuration.
+/// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file does not exist.
     #[error("there is no configuration {file}: write one with `ecmpvpn init`, or name yours with `-c FILE`")]
     Missing {
         /// The file as the user named it.
         file: String,
     },
-    /// The file exists and cannot be read.
     #[error("reading the configuration {file}")]
     Unreadable {
         /// The file as the user named it.
         file: String,
-        /// What the system said.
         source: io::Error,
     },
-    /// The file was read and cannot be used.
+    /// The file was read, but it is not a valid configuration.
     #[error("{0}")]
     Invalid(Problems),
 }
 
-/// All that is wrong with one file, in the order of its lines. Displayed one to a line, as `FILE:LINE: MESSAGE`.
+/// All problems of one file, in the order of their lines. Displayed one per line, as `FILE:LINE: MESSAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     /// The file as the user named it.
@@ -59,12 +56,12 @@ impl fmt::Display for Problems {
     }
 }
 
-/// The line, counted from 1, that follows `before`.
+/// The number, counted from 1, of the line that `before` ends in.
 pub(super) fn line(before: &[u8]) -> usize {
     before.split(|byte| *byte == b'\n').count()
 }
 
-/// Collects problems while a text is read. Positions are byte offsets into that text.
+/// Collects problems while a text is read. Positions are byte offsets in that text.
 pub(super) struct Collector<'a> {
     text: &'a str,
     found: RefCell<Vec<Problem>>,
@@ -75,7 +72,7 @@ impl<'a> Collector<'a> {
         Self { text, found: RefCell::default() }
     }
 
-    /// The line, counted from 1, of a byte offset.
+    /// The line number, counted from 1, of a byte offset.
     pub(super) fn line(&self, at: usize) -> usize {
         line(&self.text.as_bytes()[..at.min(self.text.len())])
     }
@@ -89,7 +86,7 @@ impl<'a> Collector<'a> {
         self.found.borrow_mut().push(Problem { line: None, message: message.into() });
     }
 
-    /// The problems by line; `None` when there are none.
+    /// The problems, sorted by line. `None` if there are none.
     pub(super) fn finish(self, file: &str) -> Option<Problems> {
         let mut list = self.found.into_inner();
         list.sort_by_key(|problem| problem.line);

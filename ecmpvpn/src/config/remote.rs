@@ -1,17 +1,17 @@
-//! Addresses of remote endpoints that are given by name: checked as those that are written.
+//! Addresses of remote endpoints that are configured by host name. They are checked like those in the configuration.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::Config;
-use super::values::unfit;
+use super::values::why_unusable;
 
 impl Config {
-    /// Lets outer packets to a peer go to `address`, which its `remote_name` leads to.
+    /// Sets the address that a peer's `remote_name` resolved to as destination of its outer packets.
     ///
     /// # Errors
-    /// Why it must not be used: a phrase that goes on from the address. Nothing is changed then.
+    /// The address must not be used. The error is a phrase that continues the address. Nothing is changed then.
     pub fn set_remote(&mut self, peer: usize, address: IpAddr) -> Result<(), String> {
         if let Some(why) = self.against_remote(peer, address) {
             return Err(why);
@@ -20,10 +20,10 @@ impl Config {
         Ok(())
     }
 
-    /// Why `address` must not be used.
+    /// Why `address` must not be used for the peer at position `at`. `None`: it may be used.
     pub fn against_remote(&self, at: usize, address: IpAddr) -> Option<String> {
         let peer = &self.peers[at];
-        if let Some(why) = unfit(address) {
+        if let Some(why) = why_unusable(address) {
             return Some(format!("which {why}: have the name lead to the gateway's own unicast address"));
         }
         if address.is_ipv4() != peer.local_endpoint.is_ipv4() {

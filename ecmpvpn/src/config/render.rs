@@ -1,32 +1,33 @@
-//! A [`Config`] as TOML with comments. Key files are named by convention; the keys themselves stay out of the text.
+//! Writes a [`Config`] as TOML with comments. Key files get conventional names; the keys themselves are not in the
+//! text.
 
 use std::fmt::{Display, Write as _};
 
 use super::rules::{PROTOCOLS, port_range};
 use super::{Bond, BondMode, Config, InterfaceName, Peer, Rule, Steering, Tunnel};
 
-/// Name of the file that holds a site's private key.
+/// Name of the file with a site's private key.
 pub fn private_key_file(site: &str) -> String {
     format!("{site}.key")
 }
 
-/// Name of the file that holds the key shared with a peer.
+/// Name of the file with the key shared with a peer.
 pub fn preshared_key_file(peer: &str) -> String {
     format!("{peer}.psk")
 }
 
-/// Name of the file that holds this site's key for one tunnel.
+/// Name of the file with this site's key for one tunnel.
 pub fn tunnel_key_file(tunnel: &InterfaceName) -> String {
     format!("{tunnel}.key")
 }
 
-/// Name of the file that holds the key shared for one tunnel.
+/// Name of the file with the key shared for one tunnel.
 pub fn tunnel_preshared_key_file(tunnel: &InterfaceName) -> String {
     format!("{tunnel}.psk")
 }
 
-/// The text that [`parse`](super::parse) reads back as the same configuration, given the keys in files named by
-/// [`private_key_file`], [`preshared_key_file`], [`tunnel_key_file`] and [`tunnel_preshared_key_file`].
+/// Writes the text that [`parse`](super::parse) reads back as the same configuration. The keys must be in the files
+/// named by [`private_key_file`], [`preshared_key_file`], [`tunnel_key_file`] and [`tunnel_preshared_key_file`].
 pub fn render(config: &Config) -> String {
     let mut out = Text(String::new());
     out.line("# One site of an ecmpvpn. Every key: docs/configuration.md. Validate with: ecmpvpn check -c FILE");
@@ -127,7 +128,7 @@ fn render_tunnel(out: &mut Text, tunnel: &Tunnel) {
     }
 }
 
-/// A rule as it stands in a configuration.
+/// A rule as `[[rule]]`.
 pub(super) fn rule_text(rule: &Rule) -> String {
     let mut out = Text(String::new());
     render_rule(&mut out, rule);
@@ -171,12 +172,12 @@ fn render_rule(out: &mut Text, rule: &Rule) {
     }
 }
 
-/// Names, addresses and words: nothing among them needs an escape.
+/// For names, addresses and words: none of them needs an escape.
 fn quoted(value: impl Display) -> String {
     format!("\"{value}\"")
 }
 
-/// Single ports as numbers.
+/// Single ports are written as numbers, ranges as strings.
 fn ports(ranges: &[(u16, u16)]) -> String {
     let range = |range: &(u16, u16)| if range.0 == range.1 { range.0.to_string() } else { quoted(port_range(*range)) };
     format!("[{}]", ranges.iter().map(range).collect::<Vec<_>>().join(", "))

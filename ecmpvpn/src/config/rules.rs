@@ -7,7 +7,7 @@ use super::section::{Parsed, Section, number, string, values, word};
 use super::values::{interface, prefix};
 use super::{MAX_PORT_RANGES, MAX_RULES, MAX_TUNNELS_PER_PEER, Policy, Rule};
 
-/// Names of IP protocols that a flow may have. Source: IANA protocol numbers.
+/// Names of IP protocols that rules may use. Source: IANA protocol numbers.
 pub(super) const PROTOCOLS: [(&str, u8); 9] = [
     ("icmp", 1),
     ("tcp", 6),
@@ -20,10 +20,10 @@ pub(super) const PROTOCOLS: [(&str, u8); 9] = [
     ("sctp", 132),
 ];
 
-/// Protocols whose first four bytes are the ports.
+/// Protocols whose header starts with two 16-bit ports.
 const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
-/// The sound rules, in their order; the others are reported.
+/// Reads the rules in order; problems are reported.
 pub(super) fn read(top: &Section<'_>, claims: &mut Claims) -> Vec<Rule> {
     let known = ["src", "dst", "proto", "src_ports", "dst_ports", "dscp", "fwmark", "policy", "tunnels", "pin"];
     let sections = top.tables("rule", "[[rule]]", &known, MAX_RULES);
@@ -86,18 +86,18 @@ fn named(name: &str) -> Parsed<u8> {
     })
 }
 
-/// The protocol of this name or number, or what is wrong with it and the fix.
+/// Parses the name or number of a protocol. The error says what is wrong and the fix.
 pub fn parse_protocol(text: &str) -> Result<u8, String> {
     text.parse().or_else(|_| named(text).map_err(|why| why.trim_start_matches("is ").to_owned()))
 }
 
-/// A protocol's name, or its number where it has none here.
+/// The name of a protocol. Its number, if ecmpvpn has no name for it.
 pub fn protocol_name(protocol: u8) -> String {
     let known = PROTOCOLS.iter().find(|(_, number)| *number == protocol);
     known.map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
 }
 
-/// A port, or a text of two with a dash between them.
+/// A port as a number, or a range as a string of two ports with a dash between them.
 fn ports(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
     if matches!(value, DeValue::Integer(_)) {
         return number(0..=u16::MAX)(value).map(|port| (port, port));
@@ -109,7 +109,7 @@ fn ports(value: &DeValue<'_>) -> Parsed<(u16, u16)> {
         .ok_or_else(|| format!("has {written:?}: give a port such as 873 or a range such as \"8000-8999\""))
 }
 
-/// A port such as `873` or a range such as `8000-8999`, or what is wrong with it and the fix.
+/// Parses a port such as `873` or a range such as `8000-8999`. The error says what is wrong and the fix.
 pub fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     let (low, high) = text.split_once('-').unwrap_or((text, text));
     let range = low.parse().and_then(|low| Ok((low, high.parse()?)));
@@ -117,12 +117,15 @@ pub fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     range.ok_or_else(|| format!("{text:?}: give a port such as 873 or a range such as 8000-8999"))
 }
 
-/// Ports as [`parse_ports`] reads them.
+/// Writes ports in the form that [`parse_ports`] reads.
 pub fn port_range((low, high): (u16, u16)) -> String {
     if low == high { low.to_string() } else { format!("{low}-{high}") }
 }
 
-/// What no single field of a rule can tell: why no packet would meet it, or why it would do nothing.
+/// Checks the fields of a rule against each other.
+///
+/// # Errors
+/// No packet could match the rule, or it would do nothing.
 pub fn check_rule(rule: &Rule) -> Result<(), String> {
     if let (Some(src), Some(dst)) = (rule.src, rule.dst)
         && src.addr().is_ipv4() != dst.addr().is_ipv4()

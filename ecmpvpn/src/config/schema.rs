@@ -1,7 +1,7 @@
-//! The sections of the configuration, each read into its type. What no single section can tell is in `crosscheck`.
+//! Reads the sections of the configuration, each into its type. Checks between sections are in `crosscheck`.
 //!
-//! A function here reports what is unsound and goes on as well as it can, so that all problems are told at once: what it
-//! returns counts only where nothing at all was reported.
+//! A function here reports what is wrong and continues as well as it can, so that all problems are reported at once.
+//! Its result is used only if nothing was reported.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -22,10 +22,10 @@ use super::{
     Steering, Tunnel, XmitHashPolicy, rules,
 };
 
-/// Gives the text of a key file, named as in the configuration.
+/// Returns the content of a key file, given its name in the configuration.
 pub(super) type KeyReader<'k> = &'k dyn Fn(&str) -> Result<Zeroizing<String>, KeyFileError>;
 
-/// The whole document; `None` only where a problem was reported.
+/// Reads the whole document. `None` only if a problem was reported.
 pub(super) fn config<'a>(
     document: &'a DeTable<'a>,
     keys: KeyReader<'_>,
@@ -116,7 +116,7 @@ fn bond(section: &Section<'_>, claims: &mut Claims) -> Option<Bond> {
     })
 }
 
-/// `own_key` gives the seed where none is written: unlike between VPNs, and the same at each start.
+/// The default seed comes from `own_key`: it differs between VPNs, and is the same at each start.
 fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims) -> Option<Steering> {
     let known = ["device", "policy", "backend", "mtu", "seed", "flowlet_gap_us", "spray_elephants"];
     let empty = DeTable::new();
@@ -290,7 +290,7 @@ fn metrics(top: &Section<'_>) -> Option<Metrics> {
     Some(Metrics { listen: listen?.value })
 }
 
-/// A key of the file that `key` names.
+/// Reads the key in the file that `key` names.
 fn key_from_file<K: std::str::FromStr<Err = KeyError>>(
     section: &Section<'_>,
     key: &str,

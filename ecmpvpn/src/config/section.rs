@@ -1,7 +1,7 @@
-//! One TOML table: its keys checked against the known ones, its values read with a parser each.
+//! One TOML table: checks its keys against the known ones, and reads each value with a parser.
 //!
-//! A parser returns the value, or a phrase that goes on from `KEY in [SECTION]`. Values are quoted back only by parsers
-//! of values that are no secret.
+//! A parser returns the value, or a phrase that continues `KEY in [SECTION]`. Only parsers of values that are not
+//! secret quote the value in the phrase.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -11,26 +11,25 @@ use toml::de::{DeTable, DeValue};
 
 use super::problems::Collector;
 
-/// A value, or what is wrong with it.
+/// A value, or a phrase that says what is wrong with it.
 pub(super) type Parsed<T> = Result<T, String>;
 
-/// A value and the byte offset where it stands.
+/// A value and its byte offset in the text.
 #[derive(Clone, Debug)]
 pub(super) struct At<T> {
     pub(super) value: T,
     pub(super) at: usize,
 }
 
-/// The values without their places.
+/// Drops the offsets.
 pub(super) fn values<T>(found: Vec<At<T>>) -> Vec<T> {
     found.into_iter().map(|found| found.value).collect()
 }
 
-/// One table of the document.
 pub(super) struct Section<'a> {
     label: &'static str,
     table: &'a DeTable<'a>,
-    /// Known keys that an unknown one probably stands for: their absence is already told.
+    /// Known keys that are probably misspelt: the unknown key is reported already, so their absence is not.
     misspelt: Vec<String>,
     at: usize,
     collector: &'a Collector<'a>,
@@ -64,7 +63,7 @@ impl<'a> Section<'a> {
         Self { label, table, misspelt, at, collector }
     }
 
-    /// A section that is not written: `table` is empty.
+    /// A section that is missing from the document; `table` is empty.
     pub(super) fn absent<'b>(&self, label: &'static str, table: &'b DeTable<'b>) -> Section<'b>
     where
         'a: 'b,
@@ -86,18 +85,18 @@ impl<'a> Section<'a> {
         self.collector.add(self.at, format!("{} {phrase}", self.label));
     }
 
-    /// Whether `key` is written, if only misspelt.
+    /// Whether `key` is present, even if misspelt.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key) || self.misspelt.iter().any(|misspelt| misspelt == key)
     }
 
-    /// The value of `key`; `None` where it is absent, or unsound and reported.
+    /// The value of `key`. `None` if it is absent, or invalid (then it is reported).
     pub(super) fn get<T>(&self, key: &str, parse: impl Fn(&DeValue<'a>) -> Parsed<T>) -> Option<At<T>> {
         let value = self.table.get(key)?;
         self.parse(key, value, parse)
     }
 
-    /// As [`Self::get`], and reports the absence of `key`.
+    /// Like [`Self::get`]; also reports the absence of `key`.
     pub(super) fn need<T>(&self, key: &str, example: &str, parse: impl Fn(&DeValue<'a>) -> Parsed<T>) -> Option<At<T>> {
         if !self.has(key) {
             self.report_whole(&format!("has no {key}: add a line such as `{key} = {example}`"));
@@ -105,12 +104,12 @@ impl<'a> Section<'a> {
         self.get(key, parse)
     }
 
-    /// The value of `key`, or `default` where it is absent, or unsound and reported.
+    /// The value of `key`. `default` if it is absent, or invalid (then it is reported).
     pub(super) fn or<T>(&self, key: &str, default: T, parse: impl Fn(&DeValue<'a>) -> Parsed<T>) -> T {
         self.get(key, parse).map_or(default, |found| found.value)
     }
 
-    /// The sound elements of a list; the others are reported. Empty where `key` is absent.
+    /// The valid elements of a list; the others are reported. Empty if `key` is absent.
     pub(super) fn list<T>(&self, key: &str, max: usize, parse: impl Fn(&DeValue<'a>) -> Parsed<T>) -> Vec<At<T>> {
         let Some(value) = self.table.get(key) else { return Vec::new() };
         let DeValue::Array(array) = value.get_ref() else {
@@ -135,7 +134,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The tables of the array of tables below `key`, `max` at most.
+    /// The array of tables below `key`, at most `max` of them.
     pub(super) fn tables(&self, key: &str, label: &'static str, known: &[&str], max: usize) -> Vec<Section<'a>> {
         let Some(value) = self.table.get(key) else { return Vec::new() };
         let at = value.span().start;
@@ -174,10 +173,11 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The known key that `name` probably stands for.
+/// The known key that `name` is probably a misspelling of.
 pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distances = known.iter().map(|key| (strsim::damerau_levenshtein(name, key), *key));
-    // Two slips at most, and fewer in a short word: further away, the nearest key is no likelier than any other.
+    // At most two typing errors, and fewer in a short word. Beyond that the nearest key is not more likely than any
+    // other.
     distances.min().filter(|(distance, key)| *distance <= 2 && distance * 2 < key.len()).map(|(_, key)| key)
 }
 
@@ -193,12 +193,10 @@ fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// A string as it stands.
 pub(super) fn string(value: &DeValue<'_>) -> Parsed<String> {
     value.as_str().map(str::to_owned).ok_or_else(|| format!("must be a string, not {}", kind(value)))
 }
 
-/// A whole number within `range`.
 pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&DeValue<'_>) -> Parsed<T>
 where
     T: TryFrom<u64> + PartialOrd + Display,
@@ -214,7 +212,7 @@ where
     }
 }
 
-/// A string that `T` understands; `what` says what it should be, with an example.
+/// A string that `T` parses. `what` describes the expected value, with an example.
 pub(super) fn text<T: FromStr>(what: &str) -> impl Fn(&DeValue<'_>) -> Parsed<T> {
     move |value| {
         let text = string(value)?;
@@ -222,7 +220,7 @@ pub(super) fn text<T: FromStr>(what: &str) -> impl Fn(&DeValue<'_>) -> Parsed<T>
     }
 }
 
-/// One word of the closed set `all`.
+/// One of the words of `all`.
 pub(super) fn word<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> impl Fn(&DeValue<'_>) -> Parsed<T> {
     move |value| {
         let text = string(value)?;

@@ -1,4 +1,4 @@
-//! The validated configuration's types.
+//! The types of a validated configuration.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{PresharedKey, PrivateKey, PublicKey};
 
-/// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`,
-/// white space or control bytes, neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c. Refused as
-/// well are `%`, which the kernel takes for a pattern to fill in, and `"` and `\`, which would have to be escaped wherever
-/// the name is written.
+/// A Linux interface name: 1 to 15 bytes (IFNAMSIZ less the NUL), no `/`, `:`, white space or control bytes, and
+/// neither `.` nor `..`. Source: `dev_valid_name()`, net/core/dev.c. `%` is refused too, because the kernel takes it as
+/// a pattern to fill in, and `"` and `\`, because they would have to be escaped wherever the name is written.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InterfaceName(String);
 
 impl InterfaceName {
-    /// The name, or why it is none in a phrase such as `is longer than 15 bytes`.
+    /// # Errors
+    /// The name is invalid. The error is a phrase such as `is longer than 15 bytes`.
     pub fn new(name: &str) -> Result<Self, &'static str> {
         match name {
             "" => Err("is empty"),
@@ -33,7 +33,6 @@ impl InterfaceName {
         }
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -51,63 +50,56 @@ impl fmt::Debug for InterfaceName {
     }
 }
 
-/// Remote sites at most.
+/// Maximum number of remote sites.
 pub const MAX_PEERS: usize = 64;
-/// Tunnels to one remote site at most.
+/// Maximum number of tunnels to one remote site.
 pub const MAX_TUNNELS_PER_PEER: usize = 32;
-/// Steered prefixes of one remote site at most.
+/// Maximum number of steered prefixes of one remote site.
 pub const MAX_PREFIXES_PER_PEER: usize = 1024;
-/// Port ranges in one list of a rule at most.
+/// Maximum number of port ranges in one list of a rule.
 pub const MAX_PORT_RANGES: usize = 16;
-/// Rules at most.
+/// Maximum number of rules.
 pub const MAX_RULES: usize = 64;
-/// A tunnel's weight at most.
+/// Maximum weight of a tunnel.
 pub const MAX_WEIGHT: u16 = 1000;
-/// Members of a bond at most.
+/// Maximum number of members of a bond.
 pub const MAX_MEMBERS: u8 = 32;
 
-/// One site's validated configuration.
+/// The validated configuration of one site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// This site.
     pub site: Site,
-    /// The bond to make or reuse; `None`: the interfaces that the host has.
+    /// The bond to make or reuse. `None`: outer packets use the interfaces that the host already has.
     pub bond: Option<Bond>,
-    /// How flows are put onto tunnels.
     pub steering: Steering,
-    /// The remote sites, at least one.
+    /// At least one.
     pub peers: Vec<Peer>,
-    /// Ordered; the first match wins.
+    /// In order; the first match applies.
     pub rules: Vec<Rule>,
-    /// Probing of tunnels.
     pub health: Health,
-    /// Where metrics are served, if at all.
     pub metrics: Option<Metrics>,
 }
 
 /// `[site]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
-    /// 1 to 32 bytes of `[A-Za-z0-9._-]`, not starting with a dot: it names directories and link aliases.
+    /// 1 to 32 bytes of `[A-Za-z0-9._-]`, not starting with a dot. It becomes part of directory names and link aliases.
     pub name: String,
     /// Read from `private_key_file`.
     pub private_key: PrivateKey,
-    /// This gateway inside the VPN; source of its own traffic. At most one host address (/32, /128) a family is used as source.
+    /// Addresses of this gateway inside the VPN; sources of its own traffic. At most one host address (/32, /128) of
+    /// each family is used as a source.
     pub addresses: Vec<IpNet>,
 }
 
 /// `[bond]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bond {
-    /// The bond's interface name.
     pub name: InterfaceName,
     /// Interfaces to enslave, in this order; at least one, distinct.
     pub members: Vec<InterfaceName>,
-    /// `mode`
     pub mode: BondMode,
-    /// `xmit_hash_policy`
     pub xmit_hash_policy: XmitHashPolicy,
-    /// `lacp_rate`
     pub lacp_rate: LacpRate,
     /// Link monitoring interval, milliseconds.
     pub miimon_ms: u32,
@@ -115,14 +107,13 @@ pub struct Bond {
     pub addresses: Vec<IpNet>,
 }
 
-/// Gives an enum its words, in the order in which they are listed to the user.
+/// Gives an enum the words of its values, in the order in which messages list them.
 macro_rules! words {
     ($type:ident: $($value:ident = $word:literal),+) => {
         impl $type {
-            /// Every value.
             pub const ALL: &[Self] = &[$(Self::$value),+];
 
-            /// The value's name in the configuration.
+            /// The word in the configuration.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$value => $word),+ }
             }
@@ -135,12 +126,12 @@ words!(LacpRate: Slow = "slow", Fast = "fast");
 words!(Policy: Hash = "hash", Flowlet = "flowlet", Adaptive = "adaptive", Spray = "spray");
 words!(BackendChoice: Auto = "auto", Kernel = "kernel", Userspace = "userspace");
 
-/// Bonding mode; only the modes that hash flows onto members.
+/// `mode` of a bond. Only modes that hash flows onto members are possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BondMode {
     /// `802.3ad`: LACP.
     Lacp,
-    /// `balance-xor`: the same hash with no LACP.
+    /// `balance-xor`: the same hash, without LACP.
     BalanceXor,
 }
 
@@ -171,11 +162,11 @@ pub enum XmitHashPolicy {
 }
 
 impl XmitHashPolicy {
-    /// Every policy, in the kernel's order.
+    /// In the kernel's order.
     pub const ALL: [Self; 6] =
         [Self::Layer2, Self::Layer34, Self::Layer23, Self::Encap23, Self::Encap34, Self::VlanSrcmac];
 
-    /// The kernel's name of the policy.
+    /// The kernel's name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Layer2 => "layer2",
@@ -191,32 +182,31 @@ impl XmitHashPolicy {
 /// `[steering]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steering {
-    /// Remote prefixes are routed to this device.
     pub device: InterfaceName,
-    /// The policy of peers and rules that name none.
+    /// For peers and rules without a policy of their own.
     pub policy: Policy,
-    /// Which WireGuard carries the tunnels.
+    /// The WireGuard implementation.
     pub backend: BackendChoice,
     /// MTU of the steering device and of every tunnel, bytes.
     pub mtu: u32,
-    /// Keys the flow hash.
+    /// Seed of the flow hash.
     pub seed: u64,
     /// `None`: automatic.
     pub flowlet_gap_us: Option<u32>,
-    /// Whether policy `adaptive` may put a flow that fills its link onto several.
+    /// Whether policy `adaptive` may spread a flow that fills its link over several links.
     pub spray_elephants: bool,
 }
 
 /// How a flow's tunnel is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
-    /// By the flow hash and the tunnels' weights alone.
+    /// By the flow hash and the tunnels' weights only.
     Hash,
     /// To the least loaded tunnel whenever the flow pauses.
     Flowlet,
-    /// As `Flowlet`, and busy buckets move off an overloaded tunnel.
+    /// Like `Flowlet`; also moves busy buckets off an overloaded tunnel.
     Adaptive,
-    /// Packet by packet, to the tunnel that delivers first.
+    /// Each packet to the tunnel that would deliver it first.
     Spray,
 }
 
@@ -243,12 +233,12 @@ impl From<layout::Policy> for Policy {
 }
 
 impl Policy {
-    /// Its number in the maps.
+    /// The value in the maps.
     pub fn number(self) -> u32 {
         layout::Policy::from(self).number()
     }
 
-    /// The policy of a number in the maps; `None`: none of this version's.
+    /// The policy for a value in the maps. `None`: the value is unknown to this version.
     pub fn of(number: u32) -> Option<Self> {
         layout::Policy::of(number).map(Self::from)
     }
@@ -257,9 +247,8 @@ impl Policy {
 /// `backend`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// The kernel's WireGuard where there is one, else userspace.
+    /// The kernel's WireGuard if there is one, otherwise userspace.
     Auto,
-    /// The kernel's WireGuard.
     Kernel,
     /// gotatun in this process.
     Userspace,
@@ -268,24 +257,24 @@ pub enum BackendChoice {
 /// `[[peer]]`: a remote site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// As [`Site::name`].
+    /// Same rules as [`Site::name`].
     pub name: String,
-    /// The remote site's WireGuard public key.
     pub public_key: PublicKey,
     /// Read from `preshared_key_file`.
     pub preshared_key: Option<PresharedKey>,
-    /// Address that the outer packets leave from.
+    /// Source address of the outer packets.
     pub local_endpoint: IpAddr,
-    /// Address that the outer packets go to; same family as `local_endpoint`. Unspecified while `remote_name` is not
+    /// Destination address of the outer packets; same family as `local_endpoint`. Unspecified until `remote_name` is
     /// resolved.
     pub remote_endpoint: IpAddr,
-    /// The name that stands in place of that address; [`Config::set_remote`] fills the address in.
+    /// The host name, if the configuration has one in place of `remote_endpoint`. [`Config::set_remote`] sets the
+    /// address.
     pub remote_name: Option<String>,
-    /// What the planner may assume of the far end.
+    /// What the port planner assumes about the far end.
     pub remote_bond: Option<RemoteBond>,
-    /// How its flows are put onto tunnels; `None`: as [`Steering::policy`] says.
+    /// `None`: [`Steering::policy`] applies.
     pub policy: Option<Policy>,
-    /// Steered to this peer; host bits zero.
+    /// Nets that are steered to this peer; host bits zero.
     pub prefixes: Vec<IpNet>,
     /// At least one.
     pub tunnels: Vec<Tunnel>,
@@ -294,16 +283,14 @@ pub struct Peer {
 /// `remote_bond`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteBond {
-    /// Members of the far end's bond.
+    /// Number of members of the far end's bond.
     pub members: u8,
-    /// The far end's policy.
     pub xmit_hash_policy: XmitHashPolicy,
 }
 
 /// `[[peer.tunnel]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The WireGuard interface's name.
     pub name: InterfaceName,
     /// UDP port here; unique on this host.
     pub listen_port: u16,
@@ -311,55 +298,52 @@ pub struct Tunnel {
     pub remote_port: u16,
     /// This end's address of a /31 (or /30) IPv4 net; the far end has the other one.
     pub address: Ipv4Net,
-    /// Share of flows relative to the peer's other tunnels, 1 to 1,000; `None`: learned from what it delivers.
+    /// Share of flows relative to the peer's other tunnels, 1 to 1,000. `None`: learned from what the tunnel delivers.
     pub weight: Option<u16>,
-    /// This site's key for it alone; `None`: [`Site::private_key`].
+    /// This site's key for this tunnel only. `None`: [`Site::private_key`].
     pub private_key: Option<PrivateKey>,
-    /// The far end's key for it alone; `None`: [`Peer::public_key`].
+    /// The far end's key for this tunnel only. `None`: [`Peer::public_key`].
     pub public_key: Option<PublicKey>,
-    /// Shared for it alone; `None`: [`Peer::preshared_key`].
+    /// Pre-shared key for this tunnel only. `None`: [`Peer::preshared_key`].
     pub preshared_key: Option<PresharedKey>,
 }
 
 /// `[[rule]]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Source prefix.
     pub src: Option<IpNet>,
-    /// Destination prefix.
     pub dst: Option<IpNet>,
-    /// IP protocol number.
     pub proto: Option<u8>,
-    /// Inclusive ranges; empty: any.
+    /// Inclusive ranges, host byte order. Empty: any.
     pub src_ports: Vec<(u16, u16)>,
-    /// Inclusive ranges; empty: any.
+    /// Inclusive ranges, host byte order. Empty: any.
     pub dst_ports: Vec<(u16, u16)>,
     /// Differentiated services code point, 0 to 63.
     pub dscp: Option<u8>,
-    /// Firewall mark.
     pub fwmark: Option<u32>,
-    /// What matching flows get; `None`: the peer's policy.
+    /// `None`: the peer's policy.
     pub policy: Option<Policy>,
-    /// Tunnels allowed; empty: all.
+    /// Allowed tunnels. Empty: all.
     pub tunnels: Vec<InterfaceName>,
-    /// It pins flows to its one tunnel, by policy `hash`; while that is down, they take the peer's other tunnels.
+    /// The rule pins flows to its only tunnel, with policy `hash`. While this tunnel is down, they use the peer's other
+    /// tunnels.
     pub pin: bool,
 }
 
 /// `[health]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Between probes of one tunnel, milliseconds.
+    /// Time between probes of one tunnel, milliseconds.
     pub interval_ms: u32,
-    /// Probes lost in a row until a tunnel counts as down.
+    /// How many probes in a row must be lost before a tunnel counts as down.
     pub down_after: u32,
-    /// Probes answered in a row until it counts as up.
+    /// How many probes in a row must be answered before it counts as up.
     pub up_after: u32,
 }
 
 /// `[metrics]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metrics {
-    /// Address to listen on.
+    /// Address and port of the metrics server.
     pub listen: SocketAddr,
 }

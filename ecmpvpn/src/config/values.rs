@@ -1,4 +1,5 @@
-//! Parsers of single values. Each gives the value, or a phrase that goes on from `KEY in [SECTION]` and ends in the fix.
+//! Parsers of single values. Each returns the value, or a phrase that continues `KEY in [SECTION]` and ends with the
+//! fix.
 
 use std::net::IpAddr;
 
@@ -34,7 +35,7 @@ pub(super) fn site_name(value: &DeValue<'_>) -> Parsed<String> {
     }
 }
 
-/// Whether `name` can name a site: it becomes part of file names and link aliases.
+/// Whether `name` is a valid site name. It becomes part of file names and link aliases.
 pub fn is_site_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
         && !name.starts_with('.')
@@ -83,14 +84,14 @@ pub(super) fn weight(value: &DeValue<'_>) -> Parsed<Option<u16>> {
 
 pub(super) fn endpoint(value: &DeValue<'_>) -> Parsed<IpAddr> {
     let address: IpAddr = text("an IPv4 or IPv6 address such as \"10.2.3.4\"")(value)?;
-    match unfit(address) {
+    match why_unusable(address) {
         None => Ok(address),
         Some(why) => Err(format!("is {address}, which {why}: give the gateway's own unicast address")),
     }
 }
 
-/// Why no outer packet can go to an address, or come from it.
-pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
+/// Why an address cannot be the source or destination of outer packets. `None`: it can.
+pub(super) fn why_unusable(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("stands for any address"),
         _ if address.is_loopback() => Some("never leaves the host"),
@@ -102,7 +103,7 @@ pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Where outer packets go.
+/// The destination of outer packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remote {
     Address(IpAddr),
@@ -120,7 +121,8 @@ pub(super) fn remote_endpoint(value: &DeValue<'_>) -> Parsed<Remote> {
     }
 }
 
-/// Whether `name` can be looked up: labels of letters, digits, dashes and underscores, the last one no number.
+/// Whether `name` is a host name: labels of letters, digits, dashes and underscores, and the last label is not a
+/// number.
 fn is_host_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_label = |label: &str| {
@@ -133,7 +135,7 @@ fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// An address of this host with its net.
+/// An address of this host with its prefix length.
 pub(super) fn host_address(value: &DeValue<'_>) -> Parsed<IpNet> {
     let written = string(value)?;
     if let Ok(address) = written.parse::<IpAddr>() {
@@ -159,7 +161,7 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Parsed<IpNet> {
     parse_prefix(&string(value)?).map_err(|why| format!("has {why}"))
 }
 
-/// A net that can be steered, or what is wrong with it and the fix: `10.20.0.1/16, with bits set behind …`.
+/// A net that can be steered. The error says what is wrong and the fix: `10.20.0.1/16, with bits set behind …`.
 pub fn parse_prefix(written: &str) -> Result<IpNet, String> {
     if let Ok(address) = written.parse::<IpAddr>() {
         let net = IpNet::from(address).to_string();
@@ -178,7 +180,7 @@ pub fn parse_prefix(written: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
-/// One end of a point-to-point net.
+/// An address of a point-to-point net, /31 or /30.
 pub(super) fn tunnel_address(value: &DeValue<'_>) -> Parsed<Ipv4Net> {
     let net: Ipv4Net = text("an address of a /31 such as \"169.254.77.0/31\"")(value)?;
     let trouble = match net.prefix_len() {

@@ -1,7 +1,7 @@
-//! Reads what `wg-quick` reads: a tunnel's `.conf` file. Text in, [`WgQuick`] out; nothing here looks at files or the host.
+//! Reads the `.conf` file of a `wg-quick` tunnel. Text in, [`WgQuick`] out; nothing here looks at files or the host.
 //!
-//! Sections and keys as in wg(8) and wg-quick(8), in any case; `#` starts a comment. All problems are told at once, and
-//! no key is ever shown.
+//! Sections and keys are those of wg(8) and wg-quick(8), in upper or lower case; `#` starts a comment. All problems are
+//! reported at once, and no key is ever shown.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::problems::{Problem, Problems};
 use super::section::nearest;
 use super::{PresharedKey, PrivateKey, PublicKey, may_hold_key};
 
-/// One `.conf` file.
+/// The content of one `.conf` file.
 #[derive(Clone, Debug, Default)]
 pub struct WgQuick {
     /// `[Interface]`
@@ -23,11 +23,11 @@ pub struct WgQuick {
 /// `[Interface]`
 #[derive(Clone, Debug, Default)]
 pub struct Interface {
-    /// `PrivateKey`; a file may leave it to a `PostUp` command.
+    /// `PrivateKey`. `None`: the file may set it in a `PostUp` command.
     pub private_key: Option<PrivateKey>,
-    /// `ListenPort`; `None`: the kernel picks one.
+    /// `ListenPort`. `None`: the kernel picks a port.
     pub listen_port: Option<u16>,
-    /// `FwMark`; `None`: off.
+    /// `FwMark`. `None`: off.
     pub fwmark: Option<u32>,
     /// `Address`, each with its prefix length.
     pub addresses: Vec<IpNet>,
@@ -35,7 +35,7 @@ pub struct Interface {
     pub mtu: Option<u32>,
     /// `Table`
     pub table: Table,
-    /// Keys that concern only wg-quick, such as `DNS` and `PostUp`, as often as they occur, with their lines.
+    /// Keys that only wg-quick uses, such as `DNS` and `PostUp`, once for each line, with the line number.
     pub unused: Vec<(&'static str, usize)>,
 }
 
@@ -45,9 +45,9 @@ pub enum Table {
     /// The main table, with policy routing for a default route.
     #[default]
     Auto,
-    /// No routes: something else, such as an ECMP route, is in charge.
+    /// No routes: something else sets them, such as an ECMP route.
     Off,
-    /// A table by number or name.
+    /// A table, given by number or name.
     Named(String),
 }
 
@@ -58,29 +58,26 @@ pub struct Peer {
     pub public_key: PublicKey,
     /// `PresharedKey`
     pub preshared_key: Option<PresharedKey>,
-    /// `AllowedIPs`, host bits cleared as the kernel does.
+    /// `AllowedIPs`. Host bits are cleared, as the kernel does.
     pub allowed_ips: Vec<IpNet>,
-    /// `Endpoint`; `None`: it is learnt from the peer's packets.
+    /// `Endpoint`. `None`: learned from the peer's packets.
     pub endpoint: Option<Endpoint>,
-    /// `PersistentKeepalive`, seconds; `None`: off.
+    /// `PersistentKeepalive`, seconds. `None`: off.
     pub persistent_keepalive: Option<u16>,
 }
 
 /// `Endpoint`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The peer's address.
     pub host: Host,
-    /// The peer's UDP port.
+    /// UDP port.
     pub port: u16,
 }
 
-/// An endpoint's host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// An address.
     Address(IpAddr),
-    /// A name to be looked up.
+    /// A host name.
     Name(String),
 }
 
@@ -100,12 +97,12 @@ const INTERFACE_KEYS: [&str; 12] = [
 ];
 const PEER_KEYS: [&str; 5] = ["PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"];
 
-/// A peer that is being read.
+/// A `[Peer]` section that is being read.
 #[derive(Default)]
 struct Draft {
     line: usize,
     public_key: Option<PublicKey>,
-    /// A public key was given that is none, which has been told already.
+    /// There was a `PublicKey`, even if it was invalid and is reported already.
     bad_key: bool,
     preshared_key: Option<PresharedKey>,
     allowed_ips: Vec<IpNet>,
@@ -120,7 +117,10 @@ enum Section {
     Peer,
 }
 
-/// The file in `text`, which messages call `file`.
+/// Parses a file. Messages call it `file`.
+///
+/// # Errors
+/// All problems of the text.
 pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
     let mut interface = Interface::default();
     let mut drafts: Vec<Draft> = Vec::new();
@@ -148,7 +148,7 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
             };
             continue;
         }
-        // The value is not shown where it is not understood: it may be a key.
+        // The value of a line that cannot be parsed is not shown: it may be a key.
         let Some((key, value)) = line.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
             report("there is no KEY = VALUE here: name a wg-quick file".to_owned());
             continue;
@@ -187,7 +187,7 @@ pub fn parse(text: &str, file: &str) -> Result<WgQuick, Problems> {
     }
 }
 
-/// A value, or a phrase that goes on from its key and ends in the fix.
+/// A value, or a phrase that continues its key and ends with the fix.
 type Parsed<T> = Result<T, String>;
 
 impl Interface {
@@ -220,7 +220,7 @@ impl Draft {
             }
             "PresharedKey" => {
                 let key: PresharedKey = key_of(value)?;
-                // All zeros is how WireGuard says that there is none.
+                // In WireGuard an all-zero key means that there is none.
                 self.preshared_key = Some(key).filter(|key| key.as_bytes() != &[0; 32]);
             }
             "AllowedIPs" => self.allowed_ips.extend(nets(value)?.iter().map(IpNet::trunc)),
@@ -247,7 +247,7 @@ impl Draft {
 
 fn unknown(key: &str, known: &[&'static str]) -> String {
     let belongs_elsewhere = |keys: &[&str]| keys.iter().any(|other| other.eq_ignore_ascii_case(key));
-    // What stands before the equals sign of a line that is no setting may be part of a key.
+    // The text before `=` may be part of a key if the line is not a setting.
     if key.len() > 24 || !key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         "there is no known key before the equals sign: name a wg-quick file".to_owned()
     } else if belongs_elsewhere(&INTERFACE_KEYS) {
@@ -267,11 +267,11 @@ fn key_of<T: std::str::FromStr<Err = super::KeyError>>(value: &str) -> Parsed<T>
 }
 
 fn number<T: std::str::FromStr>(value: &str, desired: &str) -> Parsed<T> {
-    value.parse().map_err(|_| format!("is {}: give {desired}", shown(value)))
+    value.parse().map_err(|_| format!("is {}: give {desired}", excerpt(value)))
 }
 
-/// A value as messages show it, unless somebody pasted a key there.
-fn shown(value: &str) -> String {
+/// A value as messages show it. A value that may be a key is not shown.
+fn excerpt(value: &str) -> String {
     if may_hold_key(value) { "a key".to_owned() } else { format!("{value:?}") }
 }
 
@@ -281,7 +281,7 @@ fn fwmark(value: &str) -> Parsed<u32> {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None => value.parse().ok(),
     };
-    parsed.ok_or_else(|| format!("is {}: give a number such as 51820 or 0xca6c, or off", shown(value)))
+    parsed.ok_or_else(|| format!("is {}: give a number such as 51820 or 0xca6c, or off", excerpt(value)))
 }
 
 fn keepalive(value: &str) -> Parsed<Option<u16>> {
@@ -291,18 +291,18 @@ fn keepalive(value: &str) -> Parsed<Option<u16>> {
     Ok(Some(number(value, "seconds from 0 to 65535, or off")?).filter(|seconds| *seconds > 0))
 }
 
-/// Nets or addresses by commas; an address alone is a whole one.
+/// Nets or addresses, separated by commas. An address without a prefix length is a net of one host.
 fn nets(value: &str) -> Parsed<Vec<IpNet>> {
     let net = |text: &str| {
         let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        net.map_err(|_| format!("has {}: give addresses such as 10.0.0.1/24 or fd00::1/64, by commas", shown(text)))
+        net.map_err(|_| format!("has {}: give addresses such as 10.0.0.1/24 or fd00::1/64, by commas", excerpt(text)))
     };
     value.split(',').map(str::trim).filter(|text| !text.is_empty()).map(net).collect()
 }
 
 fn endpoint(value: &str) -> Parsed<Endpoint> {
     let desired = || {
-        let given = shown(value);
+        let given = excerpt(value);
         format!("is {given}: give an address or name and a port, such as 203.0.113.5:51820 or [2001:db8::5]:51820")
     };
     let (host, port) = value.rsplit_once(':').ok_or_else(desired)?;
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told_by_line() {
+    fn all_problems_are_reported_by_line() {
         let text = "[Interface]\nListenPort = 70000\nListenport2 = 5\nAdress = 10.0.0.1/24\nAddress = 10.0.0.1/33\n\
                     PublicKey = x\nMTU = big\nFwMark = 0xzz\n[Peer]\nEndpoint = 2001:db8::5\nEndpoint = [10.0.0.1]:5\n\
                     ListenPort = 5\nAllowedIPs = here\nPersistentKeepalive = never\nnonsense\n[Pear]\nWhat = ever\n";

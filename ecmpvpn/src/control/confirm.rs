@@ -1,5 +1,5 @@
-//! `run --confirm`: everything is undone unless `ecmpvpn confirm` comes in time, also if the process that brought it up is
-//! killed meanwhile. A file stands for the question; whoever confirms removes it.
+//! `run --confirm`: everything is undone unless `ecmpvpn confirm` is run in time, even if the process that brought the
+//! site up is killed meanwhile. The file `unconfirmed` exists until then; `ecmpvpn confirm` removes it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -16,26 +16,26 @@ use super::syslog::{self, Severity};
 use crate::host::RunDir;
 use crate::host::run_dir::StateError;
 
-/// How often the word is looked for.
+/// How often the file is checked.
 const POLL: Duration = Duration::from_millis(200);
-/// How long a process that is there may take to undo everything by itself.
+/// How long a running process may take to undo everything by itself.
 const GRACE: Duration = Duration::from_secs(30);
-/// This program, also where its file was replaced since.
+/// This program, even if its file was replaced since.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// The word that `run --confirm` waits for.
+/// The confirmation that `run --confirm` waits for.
 pub struct Confirmation {
     file: PathBuf,
     seconds: Option<u32>,
-    /// Until when; `None`: the time has not begun, it came, or none is asked for.
+    /// When the time ends. `None`: it has not begun, the site is confirmed, or no confirmation is required.
     until: Option<Instant>,
     begun: bool,
     guard: Option<Child>,
 }
 
 impl Confirmation {
-    /// Asks for the word, if it is wanted within so many `seconds`, and starts the process that undoes everything where
-    /// this one cannot. To be called before anything is changed; the time begins with [`Self::begin`].
+    /// Requires a confirmation within `seconds`, if that is given, and starts the guard: a process that undoes
+    /// everything if this one cannot. Call it before anything is changed. The time begins with [`Self::begin`].
     pub fn ask(run_dir: &RunDir, config: &Path, seconds: Option<u32>) -> Result<Self, SessionError> {
         let mut confirmation = Self { file: run_dir.unconfirmed(), seconds, until: None, begun: false, guard: None };
         if seconds.is_none() {
@@ -46,35 +46,35 @@ impl Confirmation {
             }
             return Ok(confirmation);
         }
-        let io = |source| SessionError::Io { operation: "asking to be confirmed", source };
+        let io = |source| SessionError::Io { operation: "asking for a confirmation", source };
         fs::write(&confirmation.file, "").map_err(io)?;
         let mut guard = Command::new(THIS_PROGRAM);
         guard.arg("-c").arg(config).args(["confirm", "--guard", run_dir.site()]);
         guard.args(["--within", &seconds.unwrap_or_default().to_string()]);
-        // Away from the terminal, whose end would end it, and which would wait for it.
+        // Detached from the terminal: closing the terminal would end the guard, and the shell would wait for the guard.
         guard.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         confirmation.guard = Some(guard.spawn().map_err(io)?);
         Ok(confirmation)
     }
 
-    /// Everything is up: the time begins.
+    /// Starts the time. Call it when everything is up.
     pub fn begin(&mut self) {
         let Some(seconds) = self.seconds else { return };
         self.until = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
         self.begun = true;
-        // Without it the guard counts from when it began, and only where this process is gone.
+        // If this fails the guard counts from its own start, and acts only if this process is gone.
         if let Err(error) = fs::write(&self.file, "up") {
             tracing::warn!("writing {}: {error}", self.file.display());
         }
-        tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` comes before");
+        tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` is run before");
     }
 
-    /// Whether the word may still come.
+    /// Whether the time runs and the confirmation may still come.
     pub fn is_awaited(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Returns when the time is over without the word, else never: the seconds that there were.
+    /// Returns when the time is over without a confirmation: the seconds that were given. Otherwise never returns.
     pub async fn is_missing(&mut self) -> u32 {
         while let Some(until) = self.until {
             if !self.file.exists() {
@@ -91,8 +91,8 @@ impl Confirmation {
 }
 
 impl Drop for Confirmation {
-    /// What did not come up needs no confirmation. The guard goes as soon as the file does; it is waited for so that it
-    /// does not stay behind.
+    /// A site that did not come up needs no confirmation: removes the file. The guard ends when the file is gone; waits
+    /// for it, so that it leaves no zombie.
     fn drop(&mut self) {
         let Some(mut guard) = self.guard.take() else { return };
         if !self.begun {
@@ -104,7 +104,7 @@ impl Drop for Confirmation {
     }
 }
 
-/// Whether something waits to be confirmed at `site`; it is confirmed now.
+/// Confirms `site`. Returns whether it was waiting for a confirmation.
 ///
 /// # Errors
 /// The file cannot be removed.
@@ -116,11 +116,11 @@ pub fn confirm(site: &str, paths: &Paths) -> io::Result<bool> {
     }
 }
 
-/// What the guard does: waits until the word comes, and where it does not, sees that everything is undone, and says so in
-/// the system's log: whoever started `run` may have been cut off.
+/// The work of the guard: waits for the confirmation. If it does not come, undoes everything and logs that to syslog:
+/// the person who started `run` may have lost the connection.
 ///
 /// # Errors
-/// It cannot be undone.
+/// Not everything could be undone.
 pub async fn guard(site: &str, paths: &Paths, seconds: u32) -> Result<(), SessionError> {
     let done = wait_or_undo(site, paths, seconds).await;
     let unconfirmed = format!("{site} was not confirmed within {seconds} s");
@@ -129,26 +129,26 @@ pub async fn guard(site: &str, paths: &Paths, seconds: u32) -> Result<(), Sessio
         Ok(true) => syslog::log(Severity::Warning, &format!("{unconfirmed}: everything is undone")),
         Err(error) => {
             let why = crate::error::chain(error);
-            let text = format!("{unconfirmed}, and undoing failed, which `ecmpvpn down` tries again: {why}");
+            let text = format!("{unconfirmed}, and undoing failed: {why}; run `ecmpvpn down` to try again");
             syslog::log(Severity::Error, &text);
         }
     }
     done.map(drop)
 }
 
-/// Whether it was undone.
+/// Waits for the confirmation. Returns whether everything was undone because it did not come.
 async fn wait_or_undo(site: &str, paths: &Paths, seconds: u32) -> Result<bool, SessionError> {
     let file = RunDir::unconfirmed_path(&paths.run_root, site);
     let asked = Duration::from_secs(u64::from(seconds));
     let mut since = Instant::now();
     let mut up = false;
-    // Gone: confirmed, or undone by who asked.
+    // The file is gone when the site is confirmed, or undone by the process that asked for it.
     while let Ok(text) = fs::read_to_string(&file) {
         if !up && !text.is_empty() {
             (up, since) = (true, Instant::now());
         }
         let is_there = RunDir::holder(&paths.run_root, site)?.is_some();
-        // One that is there brings up, waits, or undoes by itself.
+        // A running process still brings the site up, waits, or undoes everything by itself: give it more time.
         let within = if is_there { asked + GRACE } else { asked };
         if (up || !is_there) && since.elapsed() >= within {
             undo(site, paths).await?;
@@ -159,13 +159,13 @@ async fn wait_or_undo(site: &str, paths: &Paths, seconds: u32) -> Result<bool, S
     Ok(false)
 }
 
-/// Takes everything down. Who runs it is asked to end, and made to where that does not help.
+/// Takes everything down. Asks a running process to end, and kills it if it does not.
 async fn undo(site: &str, paths: &Paths) -> Result<(), SessionError> {
     let asked_in_vain = match down(site, paths).await {
         Err(SessionError::State(StateError::DoesNotStop { pid, .. })) => pid,
         done => return done.map(drop),
     };
-    // Another one that runs by now has nothing to do with this.
+    // Kill only the process that was asked: another one may run by now.
     if let Some(hung) = RunDir::holder(&paths.run_root, site)?.filter(|holder| holder.pid == asked_in_vain) {
         hung.kill().map_err(|source| SessionError::Io { operation: "ending a process that hangs", source })?;
     }

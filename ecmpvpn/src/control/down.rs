@@ -6,19 +6,19 @@ use super::site::{Paths, SessionError};
 use crate::dataplane;
 use crate::host::{self, Journal, Netlink, RunDir};
 
-/// How long `down` waits for a running `run` to take its changes back.
+/// How long `down` waits for a running `ecmpvpn run` to undo its changes.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What there was to take down.
+/// What [`down`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TakenDown {
-    /// A running process that was stopped; it took its own changes back.
+    /// The pid of a running process that was stopped. It undid its own changes.
     pub stopped: Option<i32>,
-    /// Host changes undone here.
+    /// How many host changes were undone by this process.
     pub undone: usize,
 }
 
-/// Removes everything that `run` made for `site`, from any process; a running one is stopped first.
+/// Removes everything that `run` made for `site`. Works from any process; a running `ecmpvpn run` is stopped first.
 pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> {
     let pinned = paths.pins.exist() || !paths.pins.of_other_versions().is_empty();
     if !paths.run_root.join(site).exists() && !pinned {
@@ -35,7 +35,10 @@ pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> 
 }
 
 /// Detaches the programs, then undoes the host's changes: programs must not outlive the devices that they redirect to.
-/// Goes on past a failure and returns the first one.
+/// Continues after a failure.
+///
+/// # Errors
+/// Undoing failed, or else detaching did.
 pub async fn undo(journal: &mut Journal, paths: &Paths) -> Result<usize, SessionError> {
     let detached = dataplane::remove(&paths.pins);
     let netlink =

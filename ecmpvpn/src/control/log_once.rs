@@ -1,11 +1,11 @@
-//! A complaint that is logged when it comes and when it changes, not each time that it is met.
+//! Logs a warning when it first occurs and when it changes, not at every repetition.
 
-/// The last complaint about one thing.
+/// The last warning about one subject.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogOnce(Option<String>);
 
 impl LogOnce {
-    /// Logs `text` as a warning, unless it was the last one.
+    /// Logs `text` as a warning, unless it equals the last one.
     pub fn warn(&mut self, text: String) {
         if self.0.as_ref() != Some(&text) {
             tracing::warn!("{text}");
@@ -13,7 +13,7 @@ impl LogOnce {
         }
     }
 
-    /// All is well: the same complaint is logged again when it comes back.
+    /// Call it when all is well. The same warning is then logged again if it comes back.
     pub fn clear(&mut self) {
         self.0 = None;
     }

@@ -1,9 +1,8 @@
-//! Follows the members of the bonds that carry the tunnels, so that what arrives on each is counted.
+//! Attaches the arrival counters to the members of the bonds that carry the tunnels, also to members that join later.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
-use ecmpvpn_common::layout::tunnel_id;
 use tokio::time::sleep;
 
 use super::log_once::LogOnce;
@@ -15,20 +14,16 @@ use crate::host::underlay::bonds;
 use crate::live::stats::GatherError;
 use crate::plan::Plan;
 
-/// How soon a member that joins the bond is followed.
+/// How often to look for new members.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Keeps every member followed, for ever. Counting is no condition of steering: what fails is logged and tried again.
+/// Counts arrivals on every member. Never returns. Steering works without these counters: a failure is logged and tried
+/// again.
 pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
-    let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
     let tunnels: Vec<OuterTunnel> = plan
         .tunnels
         .iter()
-        .map(|tunnel| OuterTunnel {
-            id: tunnel_id(number(tunnel.peer), number(tunnel.slot)),
-            remote: tunnel.remote_endpoint,
-            listen_port: tunnel.listen_port,
-        })
+        .map(|tunnel| OuterTunnel { id: tunnel.id(), remote: tunnel.remote_endpoint, listen_port: tunnel.listen_port })
         .collect();
     let netlink = match Netlink::open() {
         Ok(netlink) => netlink,
@@ -62,7 +57,7 @@ async fn look(
     Ok(Arrivals::open(pins)?.follow(tunnels, &members)?)
 }
 
-/// The members of the tunnels' bonds, up or down.
+/// The members of the tunnels' bonds, whether they are up or down.
 async fn members(config: &Config, netlink: &Netlink) -> Result<Vec<Device>, GatherError> {
     let links = netlink.links().await.map_err(GatherError::Netlink)?;
     let members = bonds(&links, netlink, config).await.into_iter().flat_map(|bond| links.members(bond));

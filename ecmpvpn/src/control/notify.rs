@@ -1,27 +1,27 @@
-//! Tells systemd what goes on, where it started us with `Type=notify`. Anywhere else nothing is told.
+//! Reports the state to systemd, if systemd started this process with `Type=notify`. Otherwise does nothing.
 
 use std::convert::Infallible;
 
 use sd_notify::NotifyState;
 
-/// Everything is in place.
+/// Reports that everything is up.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// The configuration is being read again; [`ready`] is to follow.
+/// Reports that the configuration is being read again. [`ready`] must follow.
 pub fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     let states: Vec<NotifyState<'_>> = [Some(NotifyState::Reloading), now.ok()].into_iter().flatten().collect();
     send(&states);
 }
 
-/// It is ending.
+/// Reports that this process is about to end.
 pub fn stopping(status: &str) {
     send(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Says that this process is not stuck, as often as systemd asks for, for ever.
+/// Feeds systemd's watchdog three times in each period that systemd sets. Never returns.
 pub async fn watchdog() -> Infallible {
     let Some(period) = sd_notify::watchdog_enabled().filter(|period| !period.is_zero()) else {
         return std::future::pending().await;
@@ -35,6 +35,6 @@ pub async fn watchdog() -> Infallible {
 
 fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("systemd cannot be told: {error}");
+        tracing::debug!("systemd cannot be notified: {error}");
     }
 }

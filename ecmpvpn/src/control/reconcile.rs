@@ -1,5 +1,5 @@
-//! Brings a site that is up in line with another plan: what an earlier run left, when a new one begins; or what this run
-//! has made, when its configuration changes. Tunnels that stay carry the traffic meanwhile.
+//! Changes a site that is up so that it matches another plan: a site that an earlier run left up, or the site of this
+//! run when its configuration changes. Meanwhile the tunnels that stay carry the traffic.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use crate::host::wireguard::userspace::Userspace;
 use crate::host::{self, Change, Conflict, HostError, Made, Netlink, RunDir};
 use crate::live::policy::Live;
 use crate::live::policy::keep::Applied;
-use crate::plan::{Plan, SteeringTable};
+use crate::plan::{Plan, SteeringTable, Tunnel};
 
-/// What is on its way through a tunnel when it is taken out of use gets this long to leave.
+/// How long to wait after a tunnel is taken out of use, for packets that are still in it.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// How long probing may take to find a changed tunnel alive before the next one is changed. One whose far end is not
-/// changed yet does not come back until then.
+/// How long to wait for probes to find a changed tunnel up, before the next tunnel is changed. A tunnel whose far end
+/// is not changed yet does not come up within this time.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How often it is looked at meanwhile.
+/// How often the tunnel's state is read meanwhile.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What an earlier run left cannot be gone on with.
+/// Why what an earlier run left up cannot be adopted.
 #[derive(Debug)]
 pub enum NotTakenOver {
-    /// It has to be made anew, for this reason; nothing was changed.
+    /// It must be taken down and made again, for this reason. Nothing was changed.
     MadeOtherwise(String),
-    /// Something failed. What was there is left as it is.
+    /// A step failed. What was there is left as it is.
     Failed(SessionError),
 }
 
@@ -43,7 +43,8 @@ impl From<SessionError> for NotTakenOver {
     }
 }
 
-/// Adopts what an earlier run left, changed to the site's plan where it differs. The plan keeps the slots that the maps have.
+/// Adopts what an earlier run left up, and changes it where it differs from the site's plan. Tunnels and peers keep the
+/// slots that they have in the maps.
 pub async fn take_over(site: &mut Site, take_management_port: bool) -> Result<(), NotTakenOver> {
     let io = |source| SessionError::Io { operation: "looking for what an earlier run has left", source };
     let netlink = Netlink::open().map_err(io)?;
@@ -71,9 +72,12 @@ pub async fn take_over(site: &mut Site, take_management_port: bool) -> Result<()
     }
 }
 
-/// Changes a running site from `previous` to `plan`, which keeps the slots that the maps have and becomes the site's. Fails
-/// before anything is changed where that shows; else what was changed until then stays, and changing back to `previous` is
-/// the caller's.
+/// Changes a running site from `previous` to `plan`, which then becomes the site's plan. Tunnels and peers keep the
+/// slots that they have in the maps.
+///
+/// # Errors
+/// What can be checked beforehand fails before anything is changed. After a later failure the changes made so far stay:
+/// the caller must change back to `previous`.
 pub async fn reconcile(site: &mut Site, config: &Config, plan: &mut Plan, previous: &Plan) -> Result<(), SessionError> {
     if let Some(held) = dataplane::slots(&site.paths.pins)? {
         plan.keep_slots(&held)
@@ -85,26 +89,26 @@ pub async fn reconcile(site: &mut Site, config: &Config, plan: &mut Plan, previo
     Ok(())
 }
 
-/// What a site is to become.
+/// What the site is changed to.
 struct Target<'a> {
     config: &'a Config,
     plan: &'a Plan,
-    /// What it is, if this process has made it.
+    /// The plan in force, if this process brought the site up.
     previous: Option<&'a Plan>,
 }
 
-/// What becomes of the steering programs.
+/// What happens to the steering programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Steering {
-    /// There are none.
+    /// There are none: load and attach them.
     Start,
-    /// They are replaced by those of this version.
+    /// Replace them by those of this version.
     Adopt,
-    /// They stay.
+    /// Keep them, and update the maps.
     Update,
 }
 
-/// Changes the host and the maps to `target`; the site's links follow.
+/// Changes the host, the maps and `site.links` to match `target`.
 async fn change(
     site: &mut Site,
     target: &Target<'_>,
@@ -130,7 +134,7 @@ async fn change(
     };
     let (index, mut tunnels) =
         host::apply(plan, &options, &coming, &mut site.journal, &mut site.links.userspace, &mut on_change).await?;
-    // They are on their devices already.
+    // These tunnels exist already; their devices stay.
     tunnels.extend(interrupting.iter().chain(&going).filter_map(|change| match change {
         Change::Alter { name, ifindex, .. } if *name != plan.steering.name => Some((name.clone(), *ifindex)),
         _ => None,
@@ -140,7 +144,7 @@ async fn change(
     let paths = &site.paths;
     match steering {
         Steering::Start => {
-            // Of a start that was cut short.
+            // Remains of a start that was interrupted.
             dataplane::remove(&paths.pins)?;
             dataplane::start(&paths.pins, &plan.table, &device, &indexes, &dataplane::Options::default())?;
         }
@@ -168,7 +172,7 @@ async fn change(
     Ok(())
 }
 
-/// Puts changed rules of the configuration in force, beside those that only the maps have.
+/// Applies changed rules of the configuration. Rules that only the maps have (from `ecmpvpn policy`) stay.
 fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, paths: &Paths) -> Result<(), SessionError> {
     match former {
         Some(former) if former.rules != plan.table.rules => {
@@ -178,8 +182,8 @@ fn follow_rules(plan: &Plan, former: Option<&SteeringTable>, paths: &Paths) -> R
     }
 }
 
-/// Changes one tunnel while its peer's others carry the traffic, and waits until it works again. One that does not, as
-/// its far end is yet to be changed, stays out of use until probing finds it alive.
+/// Changes one tunnel while the peer's other tunnels carry the traffic, and waits until it is up again. If its far end
+/// is not changed yet it stays out of use until probes find it up.
 async fn interrupt(
     site: &mut Site,
     target: &Target<'_>,
@@ -189,13 +193,12 @@ async fn interrupt(
     let Target { config, plan, .. } = *target;
     let Change::Alter { name, .. } = change else { return Ok(()) };
     let planned = plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
-    let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-    let Some((peer, slot)) = planned.map(|tunnel| (number(tunnel.peer), number(tunnel.slot))) else { return Ok(()) };
+    let Some(id) = planned.map(Tunnel::id) else { return Ok(()) };
     let view = View::open(&site.paths.pins)?;
-    let live = view.peers().get(peer as usize).map_or(0, |peer| peer.live);
-    let has_others = live & !(1 << slot) != 0;
+    let live = view.peers().get(id.peer() as usize).map_or(0, |peer| peer.live);
+    let has_others = live & !(1 << id.slot()) != 0;
     if has_others {
-        view.set_live(peer, slot, false);
+        view.set_live(id, false);
         sleep(DRAIN).await;
     }
     let options = host::Options::default();
@@ -204,7 +207,7 @@ async fn interrupt(
     if has_others {
         let _health = Health::start(config, plan, &site.paths.pins, &Handover::default());
         let until = Instant::now() + PATIENCE;
-        let is_live = || view.peers().get(peer as usize).is_some_and(|peer| peer.live >> slot & 1 == 1);
+        let is_live = || view.peers().get(id.peer() as usize).is_some_and(|peer| peer.live >> id.slot() & 1 == 1);
         while !is_live() && Instant::now() < until {
             sleep(POLL).await;
         }

@@ -1,4 +1,4 @@
-//! Applies a changed configuration to a running site, and lets `ecmpvpn reload` know what became of it.
+//! Applies a changed configuration to a running site, and reports the result to `ecmpvpn reload`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -17,18 +17,18 @@ use crate::host::RunDir;
 use crate::plan::Plan;
 use crate::plan::reload::unreloadable;
 
-/// How long `ecmpvpn reload` waits: each of many tunnels may have to wait for its far end.
+/// How long `ecmpvpn reload` waits for the result. Long, because every changed tunnel may wait for its far end.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 
-/// What became of a reload.
+/// The result of a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Tells it from earlier ones.
+    /// Distinguishes this result from earlier ones: the time, nanoseconds since 1970.
     pub number: u64,
-    /// An [`Exit`].
+    /// An [`Exit`] code.
     pub exit: u8,
-    /// In words.
+    /// The result in words: what was applied, or why not.
     pub text: String,
 }
 
@@ -37,7 +37,7 @@ impl Outcome {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// Leaves it for whoever asked.
+    /// Saves the result for the process that requested the reload.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let temporary = path.with_extension("json.new");
         fs::File::create(&temporary)?.write_all(serde_json::to_string(self)?.as_bytes())?;
@@ -45,7 +45,8 @@ impl Outcome {
     }
 }
 
-/// Reads the configuration at `file` again and applies what has changed. What cannot be applied changes nothing.
+/// Reads the configuration at `file` again and applies the differences. On a failure the running site stays as it was,
+/// or is changed back as far as possible.
 pub async fn reload(site: &mut Site, file: &Path) -> Outcome {
     let (exit, text) = match apply(site, file).await {
         Ok(text) => {
@@ -69,7 +70,7 @@ async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
     let fixed = unreloadable(&site.config, &config, site.plan.backend);
     if !fixed.is_empty() {
         let text = format!(
-            "{} cannot be changed while {} is up, and nothing was: stop `ecmpvpn run` and start it again",
+            "{} cannot be changed while {} is up, so nothing is changed: stop `ecmpvpn run` and start it again",
             fixed.join(", "),
             site.config.site.name
         );
@@ -80,14 +81,14 @@ async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
     match reconcile::reconcile(site, &config, &mut plan, &former).await {
         Ok(()) => {
             site.config = config;
-            Ok(format!("{} follows {} again", site.config.site.name, file.display()))
+            Ok(format!("{} now matches {}", site.config.site.name, file.display()))
         }
         Err(error) => {
             let exit = if error.is_lack() { Exit::Host } else { Exit::Failed };
             let mut text = format!("{}; nothing is changed", chain(&error));
             let (config, mut former) = (site.config.clone(), former);
             if let Err(error) = reconcile::reconcile(site, &config, &mut former, &plan).await {
-                text = format!("{text}, as far as that was possible: {}", chain(&error));
+                text = format!("{text}, except for what could not be changed back: {}", chain(&error));
             }
             site.plan = former;
             Err((exit, text))
@@ -95,7 +96,7 @@ async fn apply(site: &mut Site, file: &Path) -> Result<String, (Exit, String)> {
     }
 }
 
-/// `config` with the addresses of new names; those of `known` stay.
+/// Resolves the host names in `config`. Names that `known` has keep their addresses.
 async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> {
     let known = known.clone();
     let resolving = tokio::task::spawn_blocking(move || resolve::resolve(&mut config, Some(&known)).map(|()| config));
@@ -103,7 +104,11 @@ async fn resolved(mut config: Config, known: &Config) -> Result<Config, String> 
     resolved.map_err(|error| chain(&error))
 }
 
-/// Asks the process that runs `site` to reload, and waits for what becomes of it; `None`: no process runs it.
+/// Asks the process that runs `site` to reload, and waits for the result. `None`: no process runs it, or it ended
+/// meanwhile.
+///
+/// # Errors
+/// The process cannot be found or signalled, or did not answer in time.
 pub async fn ask(site: &str, paths: &Paths) -> Result<Option<Outcome>, SessionError> {
     let Some(holder) = RunDir::holder(&paths.run_root, site)? else { return Ok(None) };
     let path = RunDir::reload_path(&paths.run_root, site);

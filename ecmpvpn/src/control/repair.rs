@@ -1,4 +1,4 @@
-//! Makes devices again that somebody else has deleted while the site is up.
+//! Makes devices again that somebody else deleted while the site is up.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use crate::config::InterfaceName;
 use crate::error::chain;
 use crate::host::Netlink;
 
-/// Between looks.
+/// How often to look for deleted devices.
 const LOOK: Duration = Duration::from_secs(1);
-/// After what could not be made again.
+/// How long to wait after a device could not be made again.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Looks after the devices.
+/// Watches the site's devices.
 #[derive(Debug, Default)]
 pub struct Repair {
     paused: bool,
 }
 
 impl Repair {
-    /// Waits until devices are gone; their names.
+    /// Waits until at least one device is gone, and returns the names of all that are.
     pub async fn missing(&mut self, site: &Site) -> Vec<InterfaceName> {
         if self.paused {
             tokio::time::sleep(PAUSE).await;
@@ -29,11 +29,11 @@ impl Repair {
         }
         let netlink = match Netlink::open() {
             Ok(netlink) => netlink,
-            Err(error) => match never(&error).await {},
+            Err(error) => match wait_forever(&error).await {},
         };
         loop {
             tokio::time::sleep(LOOK).await;
-            // A look that fails finds nothing; the next one may.
+            // If this fails nothing is known: look again later.
             let Ok(links) = netlink.links().await else { continue };
             let there = |index: u32| links.iter().any(|link| link.ifindex == index);
             let tunnels = site.links.tunnels.iter().filter(|(_, index)| !there(*index)).map(|(name, _)| name.clone());
@@ -47,7 +47,7 @@ impl Repair {
         }
     }
 
-    /// Makes them again, with all that was on them.
+    /// Makes these devices again, with their addresses, routes and programs.
     pub async fn restore(&mut self, missing: &[InterfaceName], site: &mut Site) {
         let names: Vec<&str> = missing.iter().map(InterfaceName::as_str).collect();
         let names = names.join(", ");
@@ -56,7 +56,7 @@ impl Repair {
             Err(error) => {
                 self.paused = true;
                 tracing::error!(
-                    "{names} was deleted by somebody else, and cannot be made again: {}; it is tried again \
+                    "{names} was deleted by somebody else, and cannot be made again: {}; trying again \
                      in {} s",
                     chain(&error),
                     PAUSE.as_secs()
@@ -66,7 +66,7 @@ impl Repair {
     }
 }
 
-async fn never(error: &std::io::Error) -> Infallible {
+async fn wait_forever(error: &std::io::Error) -> Infallible {
     tracing::warn!("devices that somebody deletes are not made again: opening a netlink socket: {error}");
     std::future::pending().await
 }
@@ -78,7 +78,7 @@ async fn make(missing: &[InterfaceName], site: &mut Site) -> Result<(), SessionE
             userspace.forget(name).await;
         }
     }
-    // Their records go, and those of what was on them.
+    // Removes the records of these devices, and of what was on them.
     site.journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
     let (config, mut plan, former) = (site.config.clone(), site.plan.clone(), site.plan.clone());
     reconcile::reconcile(site, &config, &mut plan, &former).await

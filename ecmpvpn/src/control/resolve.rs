@@ -1,7 +1,7 @@
-//! Remote endpoints that are given by name: resolved when a command begins, and again while `run` runs.
+//! Resolves remote endpoints that are host names: when a command starts, and again while `run` runs.
 //!
-//! Resolving blocks, and may take half a minute where name servers do not answer: a running site does it on a thread of
-//! its own, and goes on with the address that it has.
+//! Resolving blocks, and may take half a minute if no name server answers. A running site therefore resolves on a
+//! separate thread, and keeps using the known address meanwhile.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,63 +16,54 @@ use crate::dataplane::View;
 use crate::error::chain;
 use crate::host::wireguard::kernel;
 
-/// Between resolutions of a name whose tunnels work.
+/// Interval between resolutions of a name while its tunnels are up.
 const EVERY: Duration = Duration::from_secs(60);
-/// And while one of them does not.
+/// The same while one of them is down.
 const WHILE_DOWN: Duration = Duration::from_secs(5);
-/// A site that shows no life at one of its name's addresses is looked for at the next one after this. Handshakes are tried
-/// every 5 s.
+/// How long one address of a name is tried before the next one, if the site does not answer there. WireGuard repeats a
+/// handshake every 5 s.
 const EACH: Duration = Duration::from_secs(15);
-/// Between looks at the tunnels.
+/// How often the state of the tunnels is read.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A name gives no address that can be used.
+/// Why a name gives no usable address.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
-    /// No answer, or none that helps.
+    /// The resolver failed, or gave no address.
     #[error(
         "resolving remote_endpoint {name} of {peer}: correct the name, or see whether this host's name servers answer"
     )]
     Unresolved {
-        /// As configured.
         name: String,
-        /// The remote site.
         peer: String,
-        /// What the resolver said.
         #[source]
         source: io::Error,
     },
-    /// Answers of the other family.
-    #[error("remote_endpoint {name} of {peer} has no {family} address, as local_endpoint is: it has {}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    /// All answers are of the other address family.
+    #[error("remote_endpoint {name} of {peer} has no {family} address, but local_endpoint is {family}: it has {}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     OtherFamily {
-        /// As configured.
         name: String,
-        /// The remote site.
         peer: String,
-        /// What is needed.
+        /// The family that is needed, `IPv4` or `IPv6`.
         family: &'static str,
-        /// The answers.
         found: Vec<IpAddr>,
     },
-    /// An answer that must not be used.
+    /// The answer must not be used as a remote endpoint.
     #[error("remote_endpoint {name} of {peer} is {address}, {why}")]
     Unfit {
-        /// As configured.
         name: String,
-        /// The remote site.
         peer: String,
-        /// The answer.
         address: IpAddr,
-        /// Why not, and what to do.
+        /// Why not, and what to do about it.
         why: String,
     },
 }
 
-/// Fills in the addresses of the endpoints that `config` gives by name; those that `known` has already stay. Without
-/// an answer it is the address that tunnels use which an earlier process left, if there are any. Blocks.
+/// Resolves the endpoints that `config` gives by name. A name that `known` has keeps its address. If a name cannot be
+/// resolved, uses the address that existing tunnels to this peer use, if there are any. Blocks.
 ///
 /// # Errors
-/// A name cannot be resolved, or to no address that fits.
+/// A name cannot be resolved, or has no usable address.
 pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameError> {
     for at in 0..config.peers.len() {
         let peer = &config.peers[at];
@@ -85,7 +76,7 @@ pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameEr
                 Ok(answers) => preferred(config, at, &answers),
                 Err(error) => {
                     let Some(address) = in_use(peer) else { return Err(error) };
-                    tracing::warn!("{}; its tunnels go on to {address}", chain(&error));
+                    tracing::warn!("{}; its tunnels keep using {address}", chain(&error));
                     address
                 }
             },
@@ -100,13 +91,13 @@ pub fn resolve(config: &mut Config, known: Option<&Config>) -> Result<(), NameEr
     Ok(())
 }
 
-/// The first answer that may be used; where none may, the first. There is at least one.
+/// The first answer that may be used; if none may, the first of all. `answers` must not be empty.
 fn preferred(config: &Config, at: usize, answers: &[IpAddr]) -> IpAddr {
     let fit = answers.iter().find(|answer| config.against_remote(at, **answer).is_none());
     *fit.unwrap_or(&answers[0])
 }
 
-/// Where a peer's tunnels go that are there.
+/// The remote address that the peer's existing tunnels use.
 fn in_use(peer: &Peer) -> Option<IpAddr> {
     let mut seen = peer.tunnels.iter().filter_map(|tunnel| kernel::peers(tunnel.name.as_str()).ok()).flatten();
     seen.find_map(|seen| seen.endpoint).map(|endpoint| endpoint.ip()).filter(|address| is_family(*address, peer))
@@ -116,7 +107,7 @@ fn is_family(address: IpAddr, peer: &Peer) -> bool {
     address.is_ipv4() == peer.local_endpoint.is_ipv4()
 }
 
-/// The addresses of a name that are of `peer`'s family, at least one, as the resolver prefers them.
+/// The addresses of a name that are of `peer`'s family, in the resolver's order. At least one.
 fn addresses(name: &str, peer: &Peer) -> Result<Vec<IpAddr>, NameError> {
     let found = (name, 0).to_socket_addrs().map_err(|source| NameError::Unresolved {
         name: name.to_owned(),
@@ -136,25 +127,25 @@ fn fitting(name: &str, peer: &Peer, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, N
     Ok(fit)
 }
 
-/// A remote site that has another address now.
+/// A remote site whose address has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     peer: usize,
     address: IpAddr,
 }
 
-/// Follows the names of a running site.
+/// Follows the host names of a running site.
 #[derive(Debug, Default)]
 pub struct Names {
     looked: BTreeMap<usize, Instant>,
-    /// Since when a site shows no life at the address that is in use.
+    /// Since when nothing is heard from a site at the address in use.
     lost: BTreeMap<usize, Instant>,
-    /// Said of a peer last; once is enough.
+    /// The last warning about each peer.
     logged: BTreeMap<usize, LogOnce>,
 }
 
 impl Names {
-    /// Waits until a name leads elsewhere.
+    /// Waits until a name has another address.
     pub async fn moved(&mut self, site: &Site) -> Moved {
         if site.config.peers.iter().all(|peer| peer.remote_name.is_none()) {
             return std::future::pending().await;
@@ -185,7 +176,7 @@ impl Names {
                     Ok(Ok(answers)) => {
                         let may = |answer: &IpAddr| site.config.against_remote(at, *answer).is_none();
                         let fit: Vec<IpAddr> = answers.iter().copied().filter(may).collect();
-                        match (elsewhere(peer.remote_endpoint, &fit, next), answers.first()) {
+                        match (other_address(peer.remote_endpoint, &fit, next), answers.first()) {
                             (Some(address), _) => return Moved { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
                                 let why = site.config.against_remote(at, *answer).unwrap_or_default();
@@ -205,10 +196,10 @@ impl Names {
 
     fn log_once(&mut self, peer: usize, text: &str) {
         let log = self.logged.entry(peer).or_default();
-        log.warn(format!("{text}; the address that is known stays in use"));
+        log.warn(format!("{text}; the address known so far stays in use"));
     }
 
-    /// Lets a site's tunnels go to its new address, one at a time.
+    /// Changes a site's tunnels to its new address, one at a time.
     pub async fn follow(&mut self, moved: Moved, site: &mut Site) {
         let Moved { peer, address } = moved;
         self.lost.remove(&peer);
@@ -228,31 +219,32 @@ impl Names {
     }
 }
 
-/// Where to go instead. While the address in use is among the answers that is nowhere, as a name may have several; with
-/// `next`, the next of them.
-fn elsewhere(now: IpAddr, answers: &[IpAddr], next: bool) -> Option<IpAddr> {
+/// The address to use instead of `now`, if any. An address that is still among the answers stays, because a name may
+/// have several. With `next`, returns the next one of them.
+fn other_address(now: IpAddr, answers: &[IpAddr], next: bool) -> Option<IpAddr> {
     if !answers.contains(&now) {
         return answers.first().copied();
     }
-    // Name servers give them in changing order.
+    // Name servers rotate the order of answers, so go by value.
     let least =
         |above: bool| answers.iter().copied().filter(|answer| *answer != now && (!above || *answer > now)).min();
     if next { least(true).or_else(|| least(false)) } else { None }
 }
 
-/// Whether nothing is heard of a site: none of its tunnels lives, or none has ever had an answer or a handshake.
+/// Whether nothing is heard from a site: none of its tunnels is up, or none has ever had an answer or a handshake.
 fn is_lost(view: &View, site: &Site, peer: usize, live: u32) -> bool {
     let mut tunnels = site.plan.tunnels.iter().filter(|tunnel| tunnel.peer == peer);
     live == 0
         || tunnels.all(|tunnel| {
-            let health = || view.health(u32::try_from(peer).ok()?, u32::try_from(tunnel.slot).ok()?);
+            let health = || view.health(tunnel.id());
             health().is_some_and(|health| health.rtt_us.get() == 0 && health.last_handshake_ns.get() == 0)
                 && kernel::last_handshake(tunnel.name.as_str()).is_none()
         })
 }
 
 async fn move_endpoint(config: &Config, moved: Moved, site: &mut Site) -> Result<(), SessionError> {
-    // Not made of the configuration anew: tunnels may have keys that it does not name yet.
+    // Changes the plan in force instead of planning again: tunnels may have keys that the configuration does not name
+    // yet.
     let mut plan = site.plan.clone();
     for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {
         tunnel.remote_endpoint.set_ip(moved.address);
@@ -278,9 +270,9 @@ mod tests {
 
     #[test]
     fn an_address_that_is_still_an_answer_stays() {
-        assert_eq!(elsewhere(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.7")], false), None);
-        assert_eq!(elsewhere(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.9")], false), Some(ip("10.5.6.8")));
-        assert_eq!(elsewhere(ip("10.5.6.7"), &[], true), None);
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.7")], false), None);
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.9")], false), Some(ip("10.5.6.8")));
+        assert_eq!(other_address(ip("10.5.6.7"), &[], true), None);
     }
 
     #[test]
@@ -288,11 +280,11 @@ mod tests {
         let mut answers = ["10.5.6.9", "10.5.6.7", "10.5.6.8"].map(ip);
         let mut now = ip("10.5.6.7");
         for expected in ["10.5.6.8", "10.5.6.9", "10.5.6.7", "10.5.6.8"] {
-            now = elsewhere(now, &answers, true).unwrap();
+            now = other_address(now, &answers, true).unwrap();
             assert_eq!(now, ip(expected));
             answers.rotate_left(1);
         }
-        assert_eq!(elsewhere(now, &[now], true), None, "there is no other");
+        assert_eq!(other_address(now, &[now], true), None, "there is no other");
     }
 
     #[test]
@@ -306,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_not_asked_for_and_what_does_not_fit_is_told() {
+    fn what_is_known_is_not_asked_for_and_what_does_not_fit_is_reported() {
         let known = named("nobody.invalid");
         let mut config = named("nobody.invalid");
         config.peers[0].remote_endpoint = ip("0.0.0.0");

@@ -1,4 +1,4 @@
-//! A site's session: from `run` to the last change undone.
+//! A site's session: from the start of `run` until the last change is undone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +22,10 @@ use crate::host::{self, HostLinks, Journal, Made, RunDir};
 use crate::live::ports;
 use crate::plan::{Backend, Plan};
 
-/// How often the userspace tunnels' handshakes are written down.
+/// How often the handshake times of userspace tunnels are written to the map `HEALTH`.
 const HANDSHAKES_EVERY: Duration = Duration::from_secs(1);
 
-/// What `run` would change, and where nothing needs changing. Changes nothing.
+/// Lists what `run` would change, and what it would keep. Changes nothing.
 pub async fn dry_run(
     config: &Config,
     paths: &Paths,
@@ -39,20 +39,20 @@ pub async fn dry_run(
     Ok(changes)
 }
 
-/// How a site is run.
+/// The options of `run`.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The configuration, to be read again.
+    /// The configuration file. SIGHUP reads it again.
     pub file: PathBuf,
-    /// Leave everything up at the end.
+    /// Leave the site up when this process ends.
     pub persist: bool,
-    /// Undo everything unless it is confirmed within so many seconds.
+    /// Undo everything unless `ecmpvpn confirm` is run within this many seconds.
     pub confirm: Option<u32>,
-    /// Enslave also a port that carries the default route or an SSH session.
+    /// Also enslave a port that carries the default route or an SSH session.
     pub take_management_port: bool,
 }
 
-/// Why the waiting ended.
+/// Why the main loop stopped waiting.
 enum Event {
     Stop,
     Reload,
@@ -62,20 +62,22 @@ enum Event {
     Moved(resolve::Moved),
 }
 
-/// Brings a site up, keeps it until SIGINT or SIGTERM, and takes it down again unless it shall persist. SIGHUP reads the
-/// configuration again.
+/// Brings a site up and keeps it until SIGINT or SIGTERM. Then takes it down, unless `options.persist` is set. SIGHUP
+/// reads the configuration again.
 ///
-/// It adopts what an earlier run has left, and changes it where the configuration differs. If a step fails, the steps before
-/// it are undone and its error is returned.
+/// If an earlier run left the site up, adopts it and changes it where the configuration differs.
+///
+/// # Errors
+/// A step failed. The steps before it are undone.
 pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(), SessionError> {
     let name = config.site.name.clone();
-    // Asked for first: a signal that comes while the site is brought up must not end the process half way.
+    // First of all: a signal that arrives while the site is brought up must not end the process half-way.
     let mut signals = Signals::new().map_err(|source| SessionError::Io { operation: "waiting for signals", source })?;
     let plan = Plan::new(&config, host::detect_backend(config.steering.backend));
     if options.persist && plan.backend == Backend::Userspace {
         return Err(SessionError::CannotPersist);
     }
-    // Without privilege this says so; the run directory would only say that it cannot be made.
+    // Checked here for a clear error: without privilege the run directory would only fail to be created.
     host::require_privilege()?;
     let run_dir = RunDir::lock(&paths.run_root, &name)?;
     let journal = Journal::open(&run_dir.journal_path(), &name)?;
@@ -106,12 +108,12 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             never = probing.watch(&site.plan, site.links.userspace.as_ref()) => match never {},
             never = members::follow(&site.config, &site.plan, &paths.pins) => match never {},
             never = notify::watchdog() => match never {},
-            step = rotation.due(&site) => Ok(Event::Rotate(step)),
+            step = rotation.next_step(&site) => Ok(Event::Rotate(step)),
             moved = names.moved(&site) => Ok(Event::Moved(moved)),
             missing = repair.missing(&site) => Ok(Event::Missing(missing)),
         };
-        // Probing ends before tunnels are removed, so that none of them counts as dead. It begins again with those that a
-        // reload leaves. It goes on while keys are renewed: it tells whether the tunnel works.
+        // Probing ends before tunnels are removed, so that none of them counts as dead. It starts again with the
+        // tunnels that remain. It continues while keys are renewed, because it shows whether the tunnel works.
         if !matches!(event, Ok(Event::Rotate(_))) {
             health = None;
         }
@@ -138,7 +140,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     };
     if options.persist && end.is_ok() && !confirmation.is_awaited() {
         notify::stopping("it stays up without this process");
-        tracing::info!("{name} stays up; the next `ecmpvpn run` goes on with it, `ecmpvpn down` takes it down");
+        tracing::info!("{name} stays up; the next `ecmpvpn run` adopts it, `ecmpvpn down` takes it down");
         return Ok(());
     }
     let undone = stop(&mut site).await;
@@ -161,11 +163,11 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     }
 }
 
-/// Takes down what is up.
+/// Takes the site down. Returns the number of changes undone.
 async fn stop(site: &mut Site) -> Result<usize, SessionError> {
     notify::stopping("taking it down");
     tracing::info!("taking {} down", site.plan.site);
-    // Before the tunnels end; `undo` tries again what fails here, and goes on.
+    // Must come before the tunnels end. `undo` repeats what fails here.
     if let Err(error) = dataplane::remove(&site.paths.pins) {
         tracing::warn!("{error}");
     }
@@ -175,7 +177,8 @@ async fn stop(site: &mut Site) -> Result<usize, SessionError> {
     undo(&mut site.journal, &site.paths).await
 }
 
-/// Waits for a signal. Meanwhile writes down what only this process knows: the userspace tunnels' handshakes.
+/// Waits for a signal. Meanwhile writes the handshake times of userspace tunnels to the maps: only this process knows
+/// them.
 async fn keep(site: &Site, signals: &mut Signals) -> Result<Event, SessionError> {
     let Some(userspace) = &site.links.userspace else {
         return Ok(signals.wait().await);
@@ -189,8 +192,7 @@ async fn keep(site: &Site, signals: &mut Signals) -> Result<Event, SessionError>
                 for (name, age) in userspace.last_handshakes().await {
                     let tunnel = site.plan.tunnels.iter().find(|tunnel| tunnel.name == name);
                     if let (Some(tunnel), Some(age)) = (tunnel, age) {
-                        let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-                        view.set_last_handshake(number(tunnel.peer), number(tunnel.slot), age);
+                        view.set_last_handshake(tunnel.id(), age);
                     }
                 }
             }
@@ -198,7 +200,7 @@ async fn keep(site: &Site, signals: &mut Signals) -> Result<Event, SessionError>
     }
 }
 
-/// Adopts what an earlier run has left; whether there was anything. What cannot be adopted is taken down.
+/// Adopts what an earlier run left up, and returns whether it did. What cannot be adopted is taken down.
 async fn adopt(site: &mut Site, options: &Options) -> Result<bool, SessionError> {
     let why = if site.journal.is_empty() {
         if !site.paths.pins.exist() {
@@ -206,17 +208,20 @@ async fn adopt(site: &mut Site, options: &Options) -> Result<bool, SessionError>
         }
         "its journal is gone".to_owned()
     } else {
-        tracing::info!("an earlier run of {} left it up: going on with that", site.plan.site);
+        tracing::info!("an earlier run left {} up: adopting it", site.plan.site);
         match reconcile::take_over(site, options.take_management_port).await {
             Ok(()) => return Ok(true),
             Err(NotTakenOver::Failed(error)) => {
-                tracing::info!("what is up of {} is left as it is; `ecmpvpn down` takes it down", site.plan.site);
+                tracing::info!("{} is left as it is; `ecmpvpn down` takes it down", site.plan.site);
                 return Err(error);
             }
             Err(NotTakenOver::MadeOtherwise(why)) => why,
         }
     };
-    tracing::info!("what an earlier run of {} left is taken down first: {why}", site.plan.site);
+    tracing::info!(
+        "an earlier run left {} up, and this run cannot adopt it: taking it down first: {why}",
+        site.plan.site
+    );
     undo(&mut site.journal, &site.paths).await?;
     Ok(false)
 }
@@ -241,7 +246,7 @@ async fn bring_up(site: &mut Site, options: &Options) -> Result<(), SessionError
                 userspace.stop().await;
             }
             if let Err(error) = undo(&mut site.journal, &site.paths).await {
-                tracing::error!("undoing what was made before: {error}");
+                tracing::error!("undoing the changes made so far failed: {error}");
             }
             Err(first.into())
         }

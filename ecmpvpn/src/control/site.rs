@@ -1,4 +1,4 @@
-//! The site that a process runs, and what can fail about it.
+//! The site that a process runs, and its errors.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,65 +12,50 @@ use crate::live::policy::PolicyError;
 use crate::live::policy::keep::Applied;
 use crate::plan::Plan;
 
-/// A site cannot be brought up, kept or taken down.
+/// Why a site cannot be brought up, kept running or taken down.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The run directory.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The host cannot be made to match.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The steering programs.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// Rules that are in force.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// A socket or signal of our own.
+    /// A socket, file or signal of this process; `operation` in the form "waiting for signals".
     #[error("{operation}")]
     Io {
-        /// What was being done.
         operation: &'static str,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// `--persist` with tunnels that live in the process.
+    /// `--persist` with the userspace backend.
     #[error(
         "--persist leaves nothing in place with the userspace backend, whose tunnels end with the process: leave \
          --persist out, or use the kernel backend"
     )]
     CannotPersist,
-    /// What runs was made by a version with other maps.
+    /// The running site was made by a version with another map layout.
     #[error(
-        "{site} is steered by another version of ecmpvpn, whose maps this one cannot use ({}): it goes on as it is; \
-         `ecmpvpn down` takes it down, and then `ecmpvpn run` brings it up again", .dir.display()
+        "{site} is steered by another version of ecmpvpn, whose maps this one cannot use ({}): it keeps running \
+         unchanged; `ecmpvpn down` takes it down, then `ecmpvpn run` brings it up again", .dir.display()
     )]
     OtherVersion {
-        /// The site.
         site: String,
-        /// Its pins.
+        /// The pins of the other version.
         dir: PathBuf,
     },
-    /// `--confirm`, and nobody did.
     #[error("nobody confirmed {site} within {seconds} s: everything is undone")]
-    NotConfirmed {
-        /// The site.
-        site: String,
-        /// How long was waited.
-        seconds: u32,
-    },
-    /// Something was left behind.
-    #[error("not everything could be put back")]
+    NotConfirmed { site: String, seconds: u32 },
+    #[error("not every change could be undone")]
     Undo(#[from] UndoErrors),
 }
 
 impl SessionError {
-    /// Whether the host lacks a privilege, a kernel feature or a tool.
+    /// Whether the cause is a missing privilege, kernel feature or tool.
     pub fn is_lack(&self) -> bool {
         match self {
             Self::Host(error) => error.is_lack(),
@@ -83,35 +68,36 @@ impl SessionError {
 /// Where one site's files and pins are on this host.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// Below it each site has its lock and journal.
+    /// Each site has its lock and journal in a directory below.
     pub run_root: PathBuf,
     /// Where the maps, programs and links are.
     pub pins: Pins,
 }
 
 impl Paths {
-    /// Where `site` is on every host.
+    /// The standard paths of `site`.
     pub fn of(site: &str) -> Self {
         Self { run_root: RUN_ROOT.into(), pins: Pins::of(site) }
     }
 }
 
-/// A site that this process brings up and keeps.
+/// A site that this process brings up and keeps running.
 pub struct Site {
-    /// As it was last read.
+    /// The configuration as it was last read.
     pub config: Config,
-    /// What `config` asks for, in the slots that the maps have.
+    /// The plan for `config`. Tunnels and peers have the slots that they have in the maps.
     pub plan: Plan,
-    /// Its links; none until it is up.
+    /// The site's links. Empty until the site is up.
     pub links: HostLinks,
-    /// How everything that was made is undone.
+    /// How every change made so far is undone.
     pub journal: Journal,
     /// Where its files and pins are.
     pub paths: Paths,
 }
 
 impl Site {
-    /// Lets the next process know what this one's configuration said, so that it can tell what was changed beside it.
+    /// Saves what the configuration of this process says. The next process compares with it, and so finds what was
+    /// changed by other means, for example by `ecmpvpn policy`.
     pub fn leave_applied(&self) {
         let path = RunDir::applied_path(&self.paths.run_root, &self.config.site.name);
         if let Err(error) = Applied::of(&self.plan.table).write(&path) {

@@ -1,7 +1,8 @@
-//! Follows bond members: counts on each what arrives of each tunnel. All through pins, from any process.
+//! Follows bond members: counts on each member what arrives of each tunnel. Everything works through pins, from any
+//! process.
 //!
-//! A member is written down in map MEMBERS before anything is attached to it, and struck out when all is taken off
-//! again, so that whoever comes later knows what to take off.
+//! A member is recorded in map MEMBERS before anything is attached to it, and removed from the map after everything is
+//! detached. So a later process knows what to detach.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,41 +15,38 @@ use std::time::Duration;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED, member_flags};
-use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, maps, programs, settings_flags};
+use ecmpvpn_common::layout::{TunnelId, maps, programs, settings_flags};
 
 use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from, name_of, replace_clsact, replace_tcx};
+use super::clock::monotonic_ns;
 use super::error::os_error;
 use super::{DataplaneError, Device, Hook, Pins};
 use super::{enomem, mapped};
 
-/// How often, and how long apart, it is tried to attach where a link of ours is on its way out.
+/// How often attaching is tried, and the pause between two tries, while the kernel is still removing an earlier link of
+/// ecmpvpn.
 const RELEASE_LOOKS: u32 = 20;
 const RELEASE_LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// What a tunnel's outer packets have when they arrive.
+/// What identifies a tunnel's outer packets when they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OuterTunnel {
-    /// The tunnel's id; see [`ecmpvpn_common::layout::tunnel_id`].
-    pub id: u32,
+    pub id: TunnelId,
     /// The peer's address and listen port.
     pub remote: SocketAddr,
-    /// Port of this site.
     pub listen_port: u16,
 }
 
 impl OuterTunnel {
-    fn on(&self, ifindex: u32) -> Arrival {
+    fn arrival_key(&self, ifindex: u32) -> Arrival {
         Arrival::new(self.remote.ip(), self.remote.port(), self.listen_port, ifindex)
     }
 }
 
-/// What arrived of a tunnel on a member.
+/// Counters of one tunnel on one member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArrivalView {
-    /// Number of its peer.
-    pub peer: u32,
-    /// Number among its peer's tunnels.
-    pub slot: u32,
+    pub id: TunnelId,
     /// Interface index of the member.
     pub ifindex: u32,
     /// The peer's port and this site's.
@@ -57,11 +55,11 @@ pub struct ArrivalView {
     pub packets: u64,
     /// Their bytes from the network header on.
     pub bytes: u64,
-    /// Time since the last one; `None`: none came.
+    /// Time since the last packet; `None` if none arrived.
     pub age: Option<Duration>,
 }
 
-/// A site's members and what arrived on them.
+/// A site's followed members and their counters.
 pub struct Arrivals {
     pins: Pins,
     hook: Hook,
@@ -87,25 +85,25 @@ impl Arrivals {
         })
     }
 
-    /// Follows `members` and no others, which carry `tunnels`. Returns those that are followed from now on.
+    /// Follows exactly `members`, which carry `tunnels`. Returns those that were not followed before.
     ///
     /// # Errors
-    /// A member cannot be attached to or detached from. What was attached stays and is known; the failed member is as
-    /// it was.
+    /// Attaching to a member or detaching from it failed. What was attached before stays attached and recorded. The
+    /// failed member is left as it was.
     pub fn follow(&mut self, tunnels: &[OuterTunnel], members: &[Device]) -> Result<Vec<Device>, DataplaneError> {
         let followed = self.followed()?;
         for ifindex in followed.iter().filter(|ifindex| members.iter().all(|member| member.ifindex != **ifindex)) {
-            self.leave(*ifindex)?;
+            self.stop_following(*ifindex)?;
         }
         for ifindex in followed.iter().filter(|ifindex| members.iter().any(|member| member.ifindex == **ifindex)) {
             self.forget_others(tunnels, *ifindex)?;
-            self.expect(tunnels, *ifindex)?;
+            self.add_missing(tunnels, *ifindex)?;
         }
         let mut new = Vec::new();
         for member in members.iter().take(MAX_FOLLOWED as usize) {
             if followed.contains(&member.ifindex) {
                 // A reload may have added tunnels.
-                self.expect(tunnels, member.ifindex)?;
+                self.add_missing(tunnels, member.ifindex)?;
             } else {
                 self.join(tunnels, member)?;
                 new.push(member.clone());
@@ -122,22 +120,22 @@ impl Arrivals {
 
     fn join(&mut self, tunnels: &[OuterTunnel], member: &Device) -> Result<(), DataplaneError> {
         self.write_down(member.ifindex, 0)?;
-        let joined = self.expect(tunnels, member.ifindex).and_then(|()| self.attach(member));
+        let joined = self.add_missing(tunnels, member.ifindex).and_then(|()| self.attach(member));
         if joined.is_err()
-            && let Err(error) = self.leave(member.ifindex)
+            && let Err(error) = self.stop_following(member.ifindex)
         {
             tracing::warn!("{error}");
         }
         joined
     }
 
-    /// Removes the entries of tunnels that are no more, as after a reload.
+    /// Removes the entries of tunnels that no longer exist, for example after a reload.
     fn forget_others(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
         let entries = self.counters.iter().filter_map(Result::ok);
         let entries: Vec<(Arrival, u32)> =
             entries.map(|(key, cpus)| (key, cpus.first().map_or(0, |counters| counters.tunnel))).collect();
         for (key, id) in entries.iter().filter(|(key, _)| key.ifindex == ifindex) {
-            if tunnels.iter().all(|tunnel| (tunnel.on(ifindex), tunnel.id) != (*key, *id)) {
+            if tunnels.iter().all(|tunnel| (tunnel.arrival_key(ifindex), tunnel.id.number()) != (*key, *id)) {
                 let removed = self.counters.remove(key);
                 removed.map_err(|error| DataplaneError::new("writing to map ARRIVALS", error))?;
             }
@@ -145,23 +143,20 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Makes an entry for each tunnel that has none: the program counts into what is there and makes none.
-    fn expect(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
+    /// Creates an entry for each tunnel that has none: the program only counts into entries that exist.
+    fn add_missing(&mut self, tunnels: &[OuterTunnel], ifindex: u32) -> Result<(), DataplaneError> {
         let failed = |error| DataplaneError::new("writing to map ARRIVALS", error);
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| DataplaneError::new("counting the processors", error))?;
         for tunnel in tunnels {
-            match self.counters.get(&tunnel.on(ifindex), 0) {
+            match self.counters.get(&tunnel.arrival_key(ifindex), 0) {
                 Err(MapError::KeyNotFound) => {}
                 Ok(_) => continue,
                 Err(error) => return Err(DataplaneError::new("reading map ARRIVALS", error)),
             }
-            let counters = ArrivalCounters { tunnel: tunnel.id, ..ArrivalCounters::default() };
-            let known = self.counters.get(&tunnel.on(ifindex), 0);
-            if !known.is_ok_and(|cpus| cpus.iter().all(|cpu| cpu.tunnel == tunnel.id)) {
-                let values = || PerCpuValues::try_from(vec![counters; cpus]).map_err(MapError::from);
-                let insert = || self.counters.insert(tunnel.on(ifindex), values()?, 0);
-                enomem::retried(insert).map_err(failed)?;
-            }
+            let counters = ArrivalCounters { tunnel: tunnel.id.number(), ..ArrivalCounters::default() };
+            let values = || PerCpuValues::try_from(vec![counters; cpus]).map_err(MapError::from);
+            let insert = || self.counters.insert(tunnel.arrival_key(ifindex), values()?, 0);
+            enomem::retried(insert).map_err(failed)?;
         }
         Ok(())
     }
@@ -176,7 +171,7 @@ impl Arrivals {
                 let mut attach = || attach_tcx(&mut program, &member.name, TcAttachType::Ingress, &pin);
                 for _ in 0..RELEASE_LOOKS {
                     match attach() {
-                        // It was let go a moment ago: the kernel takes the program off after the pin is gone.
+                        // The link was removed a moment ago. The kernel detaches the program only after that.
                         Err(error) if os_error(&error) == Some(libc::EEXIST) => sleep(RELEASE_LOOK_EVERY),
                         done => return done,
                     }
@@ -197,8 +192,8 @@ impl Arrivals {
         written.map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
     }
 
-    /// Takes everything off a member, which may be gone.
-    fn leave(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+    /// Detaches everything from a member, which may no longer exist.
+    fn stop_following(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
         match self.hook {
             Hook::Tcx => {
                 let pin = self.pins.member_link(ifindex);
@@ -223,7 +218,7 @@ impl Arrivals {
         self.members.remove(&ifindex).map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
     }
 
-    /// What arrived on each followed member of each tunnel, summed over all CPUs.
+    /// Counters of each tunnel on each followed member, summed over all CPUs.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -235,8 +230,7 @@ impl Arrivals {
             let tunnel = cpus.first().map_or(0, |counters| counters.tunnel);
             let last = cpus.iter().map(|counters| counters.last_ns).max().filter(|at| *at != 0);
             views.push(ArrivalView {
-                peer: tunnel / MAX_TUNNELS_PER_PEER,
-                slot: tunnel % MAX_TUNNELS_PER_PEER,
+                id: TunnelId::from_number(tunnel),
                 ifindex: key.ifindex,
                 ports: (
                     u16::from_be_bytes([key.ports[0], key.ports[1]]),
@@ -247,13 +241,13 @@ impl Arrivals {
                 age: last.map(|at| Duration::from_nanos(now.saturating_sub(at))),
             });
         }
-        views.sort_by_key(|view| (view.peer, view.slot, view.ifindex));
+        views.sort_by_key(|view| (view.id, view.ifindex));
         Ok(views)
     }
 }
 
-/// Puts `program` in the place of the one that is attached to each followed member. One that this fails for keeps the
-/// former program, which counts on.
+/// Replaces the program that is attached to each followed member by `program`. A member for which this fails keeps its
+/// former program, which continues to count.
 pub(super) fn replace(pins: &Pins, program: &mut SchedClassifier) -> Result<(), DataplaneError> {
     let arrivals = Arrivals::open(pins)?;
     for ifindex in arrivals.followed()? {
@@ -271,26 +265,26 @@ pub(super) fn replace(pins: &Pins, program: &mut SchedClassifier) -> Result<(), 
     Ok(())
 }
 
-/// Takes everything off all members.
+/// Detaches everything from all members.
 ///
 /// # Errors
-/// The first failure; the rest is taken off all the same.
+/// The first failure. The rest is detached nevertheless.
 pub fn detach_all(pins: &Pins) -> Result<(), DataplaneError> {
-    // A start that was cut short has not attached anything yet.
+    // A start that was interrupted has not attached anything yet.
     let Ok(mut arrivals) = Arrivals::open(pins) else { return Ok(()) };
     let mut first = Ok(());
     for ifindex in arrivals.followed()? {
-        first = first.and(arrivals.leave(ifindex));
+        first = first.and(arrivals.stop_following(ifindex));
     }
     first
 }
 
-/// Takes off the members what another version attached to them by clsact; its pins are in `dir`. What it attached by tcx
-/// goes with its pins, and its programs on other devices go with those. The map of members has been the same in all
-/// versions that have it: interface indices and [`member_flags`].
+/// Detaches from the members what another version, whose pins are in `dir`, attached by clsact. What it attached by tcx
+/// is removed with its pins. Its programs on other devices are removed with those devices. The map of members is the
+/// same in all versions that have it: interface indexes and [`member_flags`].
 ///
 /// # Errors
-/// The first failure; the rest is taken off all the same.
+/// The first failure. The rest is detached nevertheless.
 pub(super) fn detach_other_version(dir: &Path) -> Result<(), DataplaneError> {
     let Ok(data) = MapData::from_pin(dir.join(maps::MEMBERS)) else { return Ok(()) };
     let Ok(members) = HashMap::<_, u32, u32>::try_from(Map::HashMap(data)) else { return Ok(()) };
@@ -300,10 +294,4 @@ pub(super) fn detach_other_version(dir: &Path) -> Result<(), DataplaneError> {
         first = first.and(detach_from(ifindex, TcAttachType::Ingress, programs::ARRIVAL, added));
     }
     first
-}
-
-/// Nanoseconds of the clock that `bpf_ktime_get_coarse_ns` reads.
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }

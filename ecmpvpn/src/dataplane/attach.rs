@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
-use ecmpvpn_common::layout::{Settings, State, Tunnel, maps, programs, settings_flags, tunnel_flags, tunnel_id};
+use ecmpvpn_common::layout::{Settings, State, Tunnel, TunnelId, maps, programs, settings_flags, tunnel_flags};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::error::os_error;
@@ -15,9 +15,9 @@ use super::{DataplaneError, Device, Hook, Loaded, Pins, View};
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
 
-/// Of our clsact filters: they are found by it when they are replaced.
+/// Priority of ecmpvpn's clsact filters. It identifies a filter when it is replaced.
 const PRIORITY: u16 = 0xec;
-/// As [`PRIORITY`].
+/// Handle of ecmpvpn's clsact filters, for the same purpose as [`PRIORITY`].
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Attaches to the steering device and to every tunnel; the attachments outlive this process.
@@ -29,10 +29,10 @@ pub fn attach(
     hook: Option<Hook>,
 ) -> Result<Hook, DataplaneError> {
     let hook = hook.map_or_else(|| probe(&steering.name), Ok)?;
-    // The tunnels first: as soon as the steering device steers, what comes back is to be counted.
+    // The tunnels come first: once the steering device steers, the answers must be counted.
     for (peer, row) in (0..).zip(&table.peers) {
         for (slot, (name, _)) in (0..).zip(&row.tunnels) {
-            let id = tunnel_id(peer, slot);
+            let id = TunnelId::new(peer, slot);
             match hook {
                 Hook::Tcx => {
                     let program = loaded.program_mut(programs::INGRESS)?;
@@ -61,7 +61,7 @@ pub fn attach(
     Ok(hook)
 }
 
-/// Asks the kernel which programs tcx has on a device: one without tcx does not know the question.
+/// Asks the kernel which programs tcx has on a device. A kernel without tcx refuses the request with EINVAL.
 fn probe(steering: &InterfaceName) -> Result<Hook, DataplaneError> {
     match SchedClassifier::query_tcx(steering.as_str(), TcAttachType::Egress) {
         Ok(_) => Ok(Hook::Tcx),
@@ -102,7 +102,7 @@ pub(super) fn attach_clsact(
         )
         .map_err(|error| DataplaneError::new(failed(), error))?;
     let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
-    // Dropping it would detach the filter, which is to outlive this process. It holds no descriptor.
+    // Dropping the link would detach the filter, which must outlive this process. The link holds no descriptor.
     mem::forget(link);
     Ok(())
 }
@@ -110,12 +110,12 @@ pub(super) fn attach_clsact(
 /// What [`attach_again`] did.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attached {
-    /// The device got a clsact qdisc, to be taken off again.
+    /// The device got a clsact qdisc, which must be removed later.
     pub qdisc_added: bool,
 }
 
-/// Attaches `program` where an earlier one may be attached. On the same device it takes that one's place in one step: no
-/// packet passes by both, none is seen by both. `egress`: of the steering device, else ingress of a tunnel.
+/// Attaches `program` where an earlier program may be attached. On the same device it replaces that program in one
+/// step: exactly one of the two sees each packet. `egress`: egress of the steering device, else ingress of a tunnel.
 pub(super) fn attach_again(
     hook: Hook,
     program: &mut SchedClassifier,
@@ -130,7 +130,7 @@ pub(super) fn attach_again(
             if same_device && replace_tcx(program, pin).is_ok() {
                 return Ok(Attached { qdisc_added: false });
             }
-            // The link's device is gone, or it was never made.
+            // The link's device is gone, or the link was never created.
             match std::fs::remove_file(pin) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(DataplaneError::new(format!("removing {}", pin.display()), error));
@@ -154,7 +154,7 @@ pub(super) fn attach_again(
 pub(super) fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<(), ProgramError> {
     let link: FdLink = PinnedLink::from_pin(pin).map_err(std::io::Error::other)?.into();
     let id = program.attach_to_link(link.try_into().map_err(std::io::Error::other)?)?;
-    // Its pin keeps it.
+    // The pin keeps the link.
     program.take_link(id).map(drop)
 }
 
@@ -170,7 +170,7 @@ pub(super) fn replace_clsact(
     Ok(())
 }
 
-/// Gives the device a clsact qdisc; false if it has one.
+/// Adds a clsact qdisc to the device. Returns false if the device has one already.
 pub(super) fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError> {
     match tc::qdisc_add_clsact(device.as_str()) {
         Ok(()) => Ok(true),
@@ -186,15 +186,16 @@ fn mark_settings(loaded: &Loaded, flags: u32) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn mark_tunnel(loaded: &Loaded, id: u32) -> Result<(), DataplaneError> {
+fn mark_tunnel(loaded: &Loaded, id: TunnelId) -> Result<(), DataplaneError> {
     mark_settings(loaded, settings_flags::CLSACT)?;
     let state = Mapped::<State>::new(maps::STATE, loaded.array_data(maps::STATE)?)?;
-    let record = &state.state().tunnels[id as usize];
+    let record = &state.state().tunnels[id.index()];
     record.set(Tunnel { flags: record.get().flags | tunnel_flags::CLSACT_ADDED, ..record.get() });
     Ok(())
 }
 
-/// Takes clsact filters off, and the qdiscs that were added for them. Devices that are gone took theirs along.
+/// Removes the clsact filters, and the qdiscs that were added for them. Devices that no longer exist have nothing left
+/// to remove.
 pub fn detach(view: &View) -> Result<(), DataplaneError> {
     let settings = view.settings();
     if settings.flags & settings_flags::CLSACT == 0 {

@@ -1,13 +1,11 @@
-//! A device, and how a program hangs on it.
+//! Network devices, and how programs are attached to them.
 
 use crate::config::InterfaceName;
 
 /// A network device of the calling thread's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its name.
     pub name: InterfaceName,
-    /// Its index.
     pub ifindex: u32,
 }
 

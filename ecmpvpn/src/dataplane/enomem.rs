@@ -1,8 +1,8 @@
-//! Writes to maps that take memory as entries come.
+//! Repeats writes to maps that allocate memory per entry.
 //!
-//! Maps without preallocation (`BPF_F_NO_PREALLOC`, and every longest-prefix match) take an entry's memory from a per-CPU
-//! store that the kernel fills from a worker. A write that finds it empty is refused with ENOMEM, and succeeds a moment
-//! later; source: `alloc_bulk()` and `unit_alloc()`, kernel/bpf/memalloc.c.
+//! Maps without preallocation (`BPF_F_NO_PREALLOC`, and every longest-prefix match) allocate an entry's memory from a
+//! per-CPU store that a kernel worker refills. A write that finds the store empty fails with ENOMEM and succeeds a
+//! moment later. Source: `alloc_bulk()` and `unit_alloc()`, kernel/bpf/memalloc.c.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -11,14 +11,15 @@ use aya::maps::MapError;
 
 use super::error::os_error;
 
-/// How often, and how long apart, a refused write is tried again: half a second in all, then memory is truly short.
+/// How often a failed write is repeated, and the pause between two tries. Together this is half a second: after that,
+/// memory really is short.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Carries out `write`, again while the kernel has no memory at hand.
+/// Calls `write`, and repeats it while the kernel is short of memory.
 ///
 /// # Errors
-/// What `write` said last.
+/// The last error of `write`.
 pub(super) fn retried(mut write: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
     for _ in 0..TRIES {
         match write() {
@@ -29,10 +30,10 @@ pub(super) fn retried(mut write: impl FnMut() -> Result<(), MapError>) -> Result
     write()
 }
 
-/// The kernel's answer.
+/// The kernel's error code.
 fn code(error: &MapError) -> Option<i32> {
     match error {
-        // What this variant wraps is not among its sources.
+        // The source chain does not include the error that this variant wraps.
         MapError::IoError(error) => error.raw_os_error(),
         error => os_error(error),
     }
@@ -51,7 +52,7 @@ mod tests {
         MapError::SyscallError(SyscallError { call: "bpf_map_update_elem", io_error })
     }
 
-    /// What `answers` come to, and how often was asked.
+    /// The result if the kernel gives `answers`, and how often the write was tried.
     fn outcome(answers: &[i32]) -> (Result<(), MapError>, usize) {
         let mut asked = 0;
         let result = retried(|| {

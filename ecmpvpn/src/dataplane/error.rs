@@ -1,4 +1,4 @@
-//! What can go wrong with BPF.
+//! Errors of BPF operations.
 
 use std::error::Error;
 use std::io;
@@ -7,69 +7,56 @@ use std::path::PathBuf;
 /// An operation on programs, maps or pins failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
-    /// The kernel refuses this process.
+    /// The kernel does not permit the operation to this process.
     #[error("{operation}: not permitted; run it as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")]
     NotPermitted {
-        /// What was tried, and on what.
+        /// The operation and its object, for example "creating map X".
         operation: String,
-        /// What the kernel said.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The kernel lacks something.
+    /// The kernel was built without a feature.
     #[error(
         "{operation}: this kernel was built without it (CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS)"
     )]
     Unsupported {
-        /// What was tried, and on what.
+        /// The operation and its object, for example "creating map X".
         operation: String,
-        /// What the kernel said.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
     /// The verifier refused a program.
-    #[error("loading {program}: the kernel's verifier refused it; it ended with\n{log}")]
+    #[error("loading {program}: the kernel's verifier refused it; its log ends with\n{log}")]
     Refused {
-        /// The program's name.
         program: String,
         /// The last lines of the verifier's log.
         log: String,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
     /// The kernel lacks something that the verifier needs for these programs.
     #[error("loading {program}: {lack}")]
     Lacks {
-        /// The program's name.
         program: String,
-        /// What is missing, and how a kernel comes to have it.
+        /// What is missing, and which kernels have it.
         lack: &'static str,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
     /// Anything else that failed.
     #[error("{operation}")]
     Failed {
-        /// What was tried, and on what.
+        /// The operation and its object, for example "creating map X".
         operation: String,
-        /// Why it failed.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The pins are there already.
+    /// The pins exist already.
     #[error("{} is there already: the site is steered, or its last run was cut short; `ecmpvpn down` removes it", dir.display())]
-    AlreadyThere {
-        /// The pins' directory.
-        dir: PathBuf,
-    },
-    /// The pins are not there.
+    AlreadyThere { dir: PathBuf },
+    /// The pins do not exist.
     #[error("{} is not there: the site is not steered; `ecmpvpn run` starts it", dir.display())]
-    NotRunning {
-        /// The pins' directory.
-        dir: PathBuf,
-    },
+    NotRunning { dir: PathBuf },
     /// The table does not fit the maps, or the maps do not fit this program.
     #[error("{0}")]
     Mismatch(String),
@@ -81,7 +68,7 @@ impl DataplaneError {
         matches!(self, Self::NotPermitted { .. } | Self::Unsupported { .. } | Self::Lacks { .. })
     }
 
-    /// Why `operation` failed, told by the kernel's error code.
+    /// Classifies the failure of `operation` by the kernel's error code.
     pub(super) fn new(operation: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         let (operation, code) = (operation.into(), os_error(&source));
         let source = Box::new(source);

@@ -3,8 +3,8 @@
 use aya::maps::HashMap;
 use aya::maps::lpm_trie::LpmTrie;
 use ecmpvpn_common::layout::{
-    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Settings, State, Tunnel, maps, settings_flags, tunnel_flags,
-    tunnel_id,
+    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Settings, State, Tunnel, TunnelId, maps, settings_flags,
+    tunnel_flags,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -19,22 +19,23 @@ use crate::config::InterfaceName;
 use crate::plan::rules::{self, RuleTables, TunnelNames};
 use crate::plan::{PeerTable, SteeringTable};
 
-/// Until the tunnels' round trips are known, an automatic flowlet gap: longer than most paths differ by.
+/// Automatic flowlet gap until the tunnels' round-trip times are known, microseconds. It is longer than the difference
+/// between most paths.
 const FIRST_GAP_US: u32 = 50_000;
-/// What a new flow is expected to send soon, bytes.
+/// Bytes that a new flow is expected to send soon.
 const EXPECTED_BYTES: u32 = 64 << 10;
-/// Links are taken to be so fast until their rate is known, bits a second.
+/// Assumed rate of a link until its rate is known, bits per second.
 const FIRST_RATE: u64 = 1_000_000_000;
 
 /// A tunnel's weight until it is learned.
 pub(super) const FIRST_WEIGHT: u16 = 1;
 
 impl Loaded {
-    /// Loads the object, fills its maps by `table`, and loads the programs. `tunnels` has the interface index of each tunnel
-    /// that the table names.
+    /// Loads the object, fills its maps by `table`, and loads the programs. `tunnels` has the interface index of each
+    /// tunnel that the table names.
     ///
     /// # Errors
-    /// The table is too large or names a tunnel that `tunnels` lacks; or the kernel refuses.
+    /// The table is too large, it names a tunnel that `tunnels` lacks, or the kernel refuses.
     pub fn new(
         table: &SteeringTable,
         steering_ifindex: u32,
@@ -56,7 +57,7 @@ impl Loaded {
     }
 }
 
-/// Fills every map. All tunnels live at first, and each is taken to have a link of its own.
+/// Fills all maps. At first all tunnels are up, and each tunnel is assumed to have a link of its own.
 fn fill(
     loaded: &mut Loaded,
     settings: &Settings,
@@ -76,14 +77,14 @@ fn fill(
         set_homes(&mut buckets.entries_mut()[base as usize..][..BUCKETS_PER_PEER as usize], &candidates);
 
         for (slot, row) in (0..).zip(&rows) {
-            let id = tunnel_id(number, slot);
-            state.tunnels[id as usize].set(*row);
-            state.loads[id as usize] = first_load(id);
-            state.paths[id as usize] = Path { link: Shared::new(id), tunnels: Shared::new(1 << slot) };
+            let id = TunnelId::new(number, slot);
+            state.tunnels[id.index()].set(*row);
+            state.loads[id.index()] = first_load(id);
+            state.paths[id.index()] = Path { link: Shared::new(id.number()), tunnels: Shared::new(1 << slot) };
         }
         let mut map: HashMap<_, u32, u32> = typed(loaded.map_mut(maps::TUNNEL_IDS)?.try_into(), maps::TUNNEL_IDS)?;
         for (slot, row) in (0..).zip(&rows) {
-            written(map.insert(row.ifindex, tunnel_id(number, slot), 0), maps::TUNNEL_IDS)?;
+            written(map.insert(row.ifindex, TunnelId::new(number, slot).number(), 0), maps::TUNNEL_IDS)?;
         }
         let mut map: LpmTrie<_, Address, u32> = typed(loaded.map_mut(maps::PREFIXES)?.try_into(), maps::PREFIXES)?;
         for prefix in &peer.prefixes {
@@ -127,15 +128,20 @@ fn peer_record(peer: &PeerTable, bucket_base: u32, gap_us: Option<u32>) -> Peer 
     }
 }
 
-/// A flowlet gap as the maps have it; `None`: automatic.
+/// A flowlet gap in nanoseconds, as the maps hold it. `None`: automatic, which starts with [`FIRST_GAP_US`].
 pub(super) fn gap_ns(gap_us: Option<u32>) -> u32 {
     gap_us.unwrap_or(FIRST_GAP_US).saturating_mul(1000)
 }
 
-/// A tunnel's load before anything was sent: a link of its own.
-pub(super) fn first_load(id: u32) -> Load {
+/// A tunnel's load before anything was sent, with a link of its own.
+pub(super) fn first_load(id: TunnelId) -> Load {
     let cost = cost_of_rate(FIRST_RATE);
-    Load { link: Shared::new(id), cost: Shared::new(cost), weighted_cost: Shared::new(cost), ..Load::default() }
+    Load {
+        link: Shared::new(id.number()),
+        cost: Shared::new(cost),
+        weighted_cost: Shared::new(cost),
+        ..Load::default()
+    }
 }
 
 fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> Result<Vec<Tunnel>, DataplaneError> {
@@ -157,16 +163,16 @@ fn tunnel_records(peer: &PeerTable, tunnels: &BTreeMap<InterfaceName, u32>) -> R
     peer.tunnels.iter().map(record).collect()
 }
 
-/// Each bucket's home: the tunnel that it ranks first.
+/// Sets each bucket's home: the tunnel that ranks first in it.
 fn set_homes(buckets: &mut [Bucket], candidates: &[Candidate]) {
-    for (within, bucket) in (0..).zip(buckets) {
-        // A peer without tunnels has no homes; nothing lives there either.
-        let home = u8::try_from(home(within, candidates)).unwrap_or(0);
+    for (number, bucket) in (0..).zip(buckets) {
+        // A peer without tunnels has no homes. None of its tunnels is up either.
+        let home = u8::try_from(home(number, candidates)).unwrap_or(0);
         *bucket = Bucket { tunnel: Shared::new(home), home: Shared::new(home), ..Bucket::default() };
     }
 }
 
-/// `text` filled up with zeros; what does not fit is cut off.
+/// `text` padded with zeros. The part that does not fit is cut off.
 pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     let length = text.len().min(N);

@@ -1,4 +1,4 @@
-//! Addresses and prefixes as the maps have them.
+//! Addresses and prefixes as the maps hold them.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ pub(super) fn prefix_key(prefix: IpNet) -> Key<Address> {
     Key::new(Address::FAMILY_BITS + u32::from(prefix.prefix_len()), destination(prefix.network()))
 }
 
-/// `address` as the maps have it.
+/// `address` as the maps hold it.
 pub fn destination(address: IpAddr) -> Address {
     let (family, octets) = match address {
         IpAddr::V4(address) => {

@@ -16,9 +16,9 @@ use super::DataplaneError;
 /// Every field that is written after the map was filled is a `Shared`, and any bytes are a valid value.
 pub unsafe trait Record {}
 
-// SAFETY: what changes is shared or whole; the rest is written before any program is attached.
+// SAFETY: the fields that change are `Shared` or `Whole`. The rest is written before any program is attached.
 unsafe impl Record for State {}
-// SAFETY: its fields are shared, but for the padding.
+// SAFETY: its fields are shared, except the padding.
 unsafe impl Record for Bucket {}
 // SAFETY: its fields are shared.
 unsafe impl Record for Health {}
@@ -26,10 +26,10 @@ unsafe impl Record for Health {}
 unsafe impl Record for Rule {}
 // SAFETY: its field is shared.
 unsafe impl Record for RuleSet {}
-// SAFETY: its field is shared, but for the padding.
+// SAFETY: its field is shared, except the padding.
 unsafe impl Record for TunnelSet {}
 
-/// A mapped array of `T`.
+/// An array of `T` that is mapped into memory.
 #[derive(Debug)]
 pub struct Mapped<T> {
     entries: *mut T,
@@ -42,10 +42,10 @@ unsafe impl<T: Record> Send for Mapped<T> {}
 unsafe impl<T: Record> Sync for Mapped<T> {}
 
 impl<T: Record> Mapped<T> {
-    /// The kernel puts entries at multiples of 8 bytes (`array_map_alloc()`, kernel/bpf/arraymap.c).
+    /// The kernel places entries at multiples of 8 bytes (`array_map_alloc()`, kernel/bpf/arraymap.c).
     const FITS: () = assert!(size_of::<T>().is_multiple_of(8));
 
-    /// Maps an array that was made with `BPF_F_MMAPABLE`.
+    /// Maps an array that was created with `BPF_F_MMAPABLE`.
     pub fn new(name: &str, map: &MapData) -> Result<Self, DataplaneError> {
         let () = Self::FITS;
         let info = map.info().map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))?;
@@ -68,7 +68,6 @@ impl<T: Record> Mapped<T> {
         if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
     }
 
-    /// All entries.
     pub fn entries(&self) -> &[T] {
         // SAFETY: the mapping is that long and lives as long as `self`; `Record` says that others may write to it.
         unsafe { slice::from_raw_parts(self.entries, self.count) }
@@ -82,24 +81,24 @@ impl<T: Record> Mapped<T> {
 }
 
 impl Mapped<State> {
-    /// The one that there is.
+    /// The only entry.
     pub fn state(&self) -> &State {
         &self.entries()[0]
     }
 
-    /// The peers that there are.
+    /// The peers that are in use.
     pub fn peers(&self) -> &[Peer] {
         let peers = &self.state().peers;
         &peers[..peers.len().min(self.state().peer_count.get() as usize)]
     }
 
-    /// Their tunnels' loads.
+    /// The loads of these peers' tunnels.
     pub fn loads(&self) -> &[Load] {
         &self.state().loads[..self.peers().len() * MAX_TUNNELS_PER_PEER as usize]
     }
 }
 
-/// Maps the state that is pinned.
+/// Maps the pinned state.
 pub fn state(open: impl FnOnce(&str) -> Result<MapData, DataplaneError>) -> Result<Mapped<State>, DataplaneError> {
     Mapped::new(maps::STATE, &open(maps::STATE)?)
 }

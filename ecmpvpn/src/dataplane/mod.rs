@@ -1,12 +1,12 @@
-//! Loads, attaches and pins the BPF programs; typed views of their maps. The only module that touches BPF.
+//! Loads, attaches and pins the BPF programs, and gives typed views of their maps. The only module that touches BPF.
 //!
-//! What runs is pinned below `/sys/fs/bpf/ecmpvpn/<site>/v<LAYOUT>/` and outlives this process: [`start`] makes it,
-//! [`adopt`] goes on with it in a later process,
-//! [`update`] changes it while packets flow, [`View`] reads and steers it from any process, [`remove`] takes it away from
-//! any process.
+//! Programs and maps are pinned below `/sys/fs/bpf/ecmpvpn/<site>/v<LAYOUT>/` and outlive this process. [`start`]
+//! creates them, [`adopt`] takes them over in a later process, and [`update`] changes them while packets flow. From any
+//! process, [`View`] reads and changes them, and [`remove`] removes them.
 
 mod arrivals;
 mod attach;
+mod clock;
 mod device;
 mod enomem;
 mod error;
@@ -25,23 +25,25 @@ mod weights;
 use std::collections::BTreeMap;
 
 pub use arrivals::{ArrivalView, Arrivals, OuterTunnel};
+pub use clock::{boot_time_ns, monotonic_ns};
 pub use device::{Device, Hook};
 pub use error::DataplaneError;
 pub use object::{Loaded, Options, TestRun, tick_ns};
 pub use pins::Pins;
 pub use rules::RuleMaps;
-pub use snapshot::{Snapshot, monotonic_ns};
+pub use snapshot::Snapshot;
 pub use update::{adopt, slots, update};
-pub use view::{PeerView, Reasons, TunnelView, View, boot_time_ns};
+pub use view::{PeerView, Reasons, TunnelView, View};
 
 use crate::config::InterfaceName;
 use crate::plan::SteeringTable;
 
-/// Steers by `table`: loads the programs, fills the maps, pins both, and attaches to the steering device and to every
-/// tunnel. `tunnels` has the interface index of each tunnel that `table` names. bpffs must be mounted where `pins` are.
+/// Starts steering by `table`: loads the programs, fills the maps, pins both, and attaches to the steering device and
+/// to every tunnel. `tunnels` has the interface index of each tunnel that `table` names. bpffs must be mounted where
+/// `pins` are.
 ///
 /// # Errors
-/// All or nothing: whatever step fails, what the earlier ones made is removed again.
+/// A step failed. Everything that earlier steps made is removed again.
 pub fn start(
     pins: &Pins,
     table: &SteeringTable,
@@ -61,18 +63,18 @@ pub fn start(
     started
 }
 
-/// Stops steering and removes all pins; nothing there is no error. Must run in the devices' network namespace.
+/// Stops steering and removes all pins. It is no error if there are none. Must run in the devices' network namespace.
 ///
 /// # Errors
-/// A filter cannot be detached or a pin cannot be removed; the rest is removed all the same.
+/// A filter cannot be detached or a pin cannot be removed. The rest is removed nevertheless.
 pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
     if !pins.exist() && pins.of_other_versions().is_empty() {
         return Ok(());
     }
-    // With tcx the links' pins hold the attachment; with clsact the filters must be taken off one by one.
+    // With tcx the pinned links hold the attachment. With clsact the filters must be detached one by one.
     let detached = match View::open(pins) {
         Ok(view) => attach::detach(&view),
-        // A start that was cut short has not attached anything yet.
+        // A start that was interrupted has not attached anything yet.
         Err(_) => Ok(()),
     };
     let mut detached = detached.and(arrivals::detach_all(pins));

@@ -1,4 +1,4 @@
-//! The embedded object: its maps sized and filled for a table, its programs in the kernel.
+//! Loads the embedded eBPF object: sizes its maps for a table and loads its programs into the kernel.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -17,11 +17,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ECMPVPN_EBPF_OBJECT"));
 
 /// aya-log's global: statements above this level are pruned by the verifier.
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
-/// So many tunnels may be added by reloads until what arrives of further ones is not counted.
+/// Number of tunnels that reloads may add. Arrivals of further tunnels are not counted.
 const SPARE_TUNNELS: usize = 8;
 /// Entries of the longest-prefix match: more than any configuration may have.
 const PREFIXES: u32 = MAX_PEERS * 1024;
-/// Where a kernel with type information shows it.
+/// File that exists if the kernel has type information (BTF).
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Lines of the verifier's log that an error shows.
 const LOG_LINES: usize = 12;
@@ -29,19 +29,19 @@ const LOG_LINES: usize = 12;
 /// How the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What a flow is told by; see [`fields`].
+    /// Fields of the flow hash; see [`fields`].
     pub hash_fields: u32,
     /// Both directions of a flow take the same bucket.
     pub symmetric: bool,
     /// Keep the programs' log statements, for aya-log to read.
     pub log: bool,
-    /// Attach this way; `None`: by tcx where the kernel has it.
+    /// How to attach; `None`: by tcx if the kernel has it, else by clsact.
     pub hook: Option<Hook>,
     /// Load for `BPF_PROG_TEST_RUN`.
     pub test_run: TestRun,
     /// See [`globals::FLOWS`].
     pub flows: u32,
-    /// Another build's object, to be compared with this one's; `None`: this build's own.
+    /// Object of another build, to compare it with this one's; `None`: this build's object.
     pub object: Option<Vec<u8>>,
 }
 
@@ -51,10 +51,10 @@ pub enum TestRun {
     /// Packets come from the network.
     #[default]
     No = 0,
-    /// To measure time: nothing is done that is not done for packets from the network.
+    /// For measuring time: the program does the same as for packets from the network.
     Timed = 1,
-    /// To see what is chosen.
-    Told = 2,
+    /// For reading from `skb->cb` what the program chose.
+    Described = 2,
 }
 
 impl Default for Options {
@@ -71,14 +71,14 @@ impl Default for Options {
     }
 }
 
-/// Programs and maps in the kernel, attached to nothing; they go with this value unless they are pinned.
+/// Programs and maps in the kernel, attached to nothing. Dropping this value removes them unless they are pinned.
 #[derive(Debug)]
 pub struct Loaded {
     ebpf: Ebpf,
 }
 
 impl Loaded {
-    /// Makes the object's maps, large enough for `table` and so many tunnels.
+    /// Creates the object's maps, large enough for `table` and for `tunnels` tunnels.
     pub(super) fn maps(table: &SteeringTable, tunnels: usize, options: &Options) -> Result<Self, DataplaneError> {
         let peers = check_size(table)?;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).max(1);
@@ -87,7 +87,7 @@ impl Loaded {
                 .override_global(globals::TEST_RUN, &(options.test_run as u8), true)
                 .override_global(globals::FLOWS, &options.flows, true)
                 .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
-                // Room for what a reload may add; memory is taken as entries come.
+                // Room for what a reload may add. The kernel allocates the memory per entry.
                 .map_max_entries(maps::PREFIXES, PREFIXES)
                 .map_max_entries(maps::COUNTERS, peers * MAX_TUNNELS_PER_PEER)
                 .map_max_entries(maps::HEALTH, peers * MAX_TUNNELS_PER_PEER)
@@ -107,7 +107,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// A loaded program.
+    /// A program of the object.
     ///
     /// # Errors
     /// The object has no such program.
@@ -128,7 +128,7 @@ impl Loaded {
         }
     }
 
-    /// A map under a descriptor of its own.
+    /// A map with a duplicated file descriptor.
     pub(super) fn duplicate(&self, name: &str) -> Result<MapData, DataplaneError> {
         let Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = self.ebpf.map(name) else {
             return Err(missing("map", name));
@@ -138,10 +138,10 @@ impl Loaded {
         MapData::from_fd(descriptor).map_err(|error| DataplaneError::new(format!("looking at map {name}"), error))
     }
 
-    /// Pins maps and programs, so that they outlive this process. [`Pins::dir`] must be there.
+    /// Pins maps and programs, so that they outlive this process. [`Pins::dir`] must exist.
     ///
     /// # Errors
-    /// A pin cannot be made, or is there already.
+    /// A pin cannot be created, or it exists already.
     pub fn pin(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
         for name in maps::ALL {
             let path = pins.path(name);
@@ -157,17 +157,17 @@ impl Loaded {
     }
 }
 
-/// The programs that are attached, by their descriptors alone.
+/// The programs, opened from their pins.
 pub(super) struct Programs {
-    /// Of the steering device.
+    /// Egress of the steering device.
     pub egress: SchedClassifier,
-    /// Of the tunnels.
+    /// Ingress of the tunnels.
     pub ingress: SchedClassifier,
-    /// Of the bond members.
+    /// Ingress of the bond members.
     pub arrival: SchedClassifier,
 }
 
-/// Added to the pins of programs that are about to take the place of others.
+/// Suffix of the pins of programs that are about to replace others.
 const NEXT: &str = "+next";
 
 impl Programs {
@@ -180,12 +180,12 @@ impl Programs {
         })
     }
 
-    /// Those that are attached.
+    /// The programs that are attached now.
     pub fn pinned(pins: &Pins) -> Result<Self, DataplaneError> {
         Self::named(pins, "")
     }
 
-    /// Pins those that [`replace_programs`] loaded in the place of the former ones.
+    /// Renames the pins of the programs that [`replace_programs`] loaded, so that they replace the former ones.
     pub fn keep(pins: &Pins) -> Result<(), DataplaneError> {
         for name in programs::ALL {
             let (from, to) = (pins.path(&format!("{name}{NEXT}")), pins.path(name));
@@ -196,7 +196,7 @@ impl Programs {
     }
 }
 
-/// Loads this version's programs onto the pinned maps. They are attached to nothing yet.
+/// Loads this version's programs, which use the pinned maps. They are not attached yet.
 pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Programs, DataplaneError> {
     let (test_run, level) = (options.test_run as u8, if options.log { u8::MAX } else { 0 });
     let mut loader = EbpfLoader::new();
@@ -207,7 +207,7 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
     let mut object = Loaded { ebpf: loader.load(OBJECT).map_err(load_error)? };
     for name in programs::ALL {
         let path = pins.path(&format!("{name}{NEXT}"));
-        // Of an earlier process that was killed here.
+        // Left by an earlier process that was killed here.
         Pins::forget(&path)?;
         let program = object.program_mut(name)?;
         program.load().map_err(|error| program_error(name, error))?;
@@ -217,7 +217,7 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
     Programs::named(pins, NEXT)
 }
 
-/// How far apart the ticks of the kernel's cheap clock are, nanoseconds.
+/// Period of the kernel's tick, nanoseconds: the resolution of the coarse monotonic clock.
 pub fn tick_ns() -> u32 {
     let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
     u32::try_from(tick.tv_sec * 1_000_000_000 + tick.tv_nsec).unwrap_or(0)
@@ -242,7 +242,7 @@ fn check_size(table: &SteeringTable) -> Result<u32, DataplaneError> {
 
 fn missing(kind: &str, name: &str) -> DataplaneError {
     DataplaneError::Mismatch(format!(
-        "the eBPF object has no {kind} {name}; `cargo xtask build-ebpf` makes a right one"
+        "the eBPF object has no {kind} {name}; build it again with `cargo xtask build-ebpf`"
     ))
 }
 
@@ -250,13 +250,13 @@ fn load_error(error: EbpfError) -> DataplaneError {
     DataplaneError::new("loading the eBPF maps", error)
 }
 
-/// What the kernel lacks, told by the verifier's `log` and by whether the kernel has type information (`has_btf`); `None`:
-/// nothing that is known of.
-fn lack(log: &str, has_btf: bool) -> Option<&'static str> {
+/// What the kernel lacks, derived from the verifier's `log` and from whether the kernel has type information
+/// (`has_btf`). `None` if the cause is not a known one.
+fn missing_feature(log: &str, has_btf: bool) -> Option<&'static str> {
     if !has_btf && log.contains("invalid args into func#") {
         return Some(
             "this kernel has no type information, which programs with global functions need: use one that was built with \
-             CONFIG_DEBUG_INFO_BTF=y, as all common distributions' are",
+             CONFIG_DEBUG_INFO_BTF=y, as the kernels of all common distributions are",
         );
     }
     log.contains("misaligned packet access").then_some(
@@ -267,10 +267,10 @@ fn lack(log: &str, has_btf: bool) -> Option<&'static str> {
 
 fn program_error(name: &str, error: ProgramError) -> DataplaneError {
     match error {
-        // EPERM is the lack of a capability; EACCES and EINVAL come from the verifier.
+        // EPERM means that a capability is missing. EACCES and EINVAL come from the verifier.
         ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() != Some(libc::EPERM) => {
             let log = verifier_log.to_string();
-            if let Some(lack) = lack(&log, Path::new(BTF).exists()) {
+            if let Some(lack) = missing_feature(&log, Path::new(BTF).exists()) {
                 return DataplaneError::Lacks { program: name.to_owned(), lack, source: io_error };
             }
             let lines: Vec<&str> = log.trim_end().lines().collect();
@@ -286,12 +286,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_feature_is_told_from_the_verifiers_log() {
+    fn a_missing_feature_is_found_in_the_verifiers_log() {
         let btf = "0: R1=ctx() R10=fp0\nCaller passes invalid args into func#8 ('decide')\nprocessed 60 insns";
-        assert!(lack(btf, false).is_some_and(|lack| lack.contains("CONFIG_DEBUG_INFO_BTF")));
-        assert_eq!(lack(btf, true), None);
+        assert!(missing_feature(btf, false).is_some_and(|lack| lack.contains("CONFIG_DEBUG_INFO_BTF")));
+        assert_eq!(missing_feature(btf, true), None);
         let aligned = "misaligned packet access off 0+14+2 size 4\nprocessed 9 insns";
-        assert!(lack(aligned, true).is_some_and(|lack| lack.contains("UNALIGNED")));
-        assert_eq!(lack("invalid access to packet, off=0 size=4", false), None);
+        assert!(missing_feature(aligned, true).is_some_and(|lack| lack.contains("UNALIGNED")));
+        assert_eq!(missing_feature("invalid access to packet, off=0 size=4", false), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 use aya::programs::SchedClassifier;
-use ecmpvpn_common::layout::{LAYOUT_VERSION, maps, programs};
+use ecmpvpn_common::layout::{LAYOUT_VERSION, TunnelId, maps, programs};
 
 use super::DataplaneError;
 
@@ -21,29 +21,28 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Below `/sys/fs/bpf/ecmpvpn`.
+    /// The pins of `site` below `/sys/fs/bpf/ecmpvpn`.
     pub fn of(site: &str) -> Self {
         Self::below(Path::new(ROOT), site)
     }
 
-    /// Below `root`, which is removed with the last site's pins.
+    /// The pins of `site` below `root`. `root` is removed with the last site's pins.
     pub fn below(root: &Path, site: &str) -> Self {
-        // bpffs reserves names with dots; a site's name has no plus sign of its own.
+        // bpffs reserves names with dots. The name of a site cannot contain a plus sign.
         let dir = root.join(site.replace('.', "+")).join(format!("v{LAYOUT_VERSION}"));
         Self { root: root.to_owned(), dir }
     }
 
-    /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Whether the site has pins. Where this process may not look there may be some: opening them says so.
+    /// Whether the site has pins. Returns true if this process may not look: opening the pins then reports the error.
     pub fn exist(&self) -> bool {
         !matches!(fs::metadata(&self.dir), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Directories of this site's pins that another version of the program made, whose maps this one cannot use.
+    /// Directories of pins that another version of the program made for this site. This version cannot use their maps.
     pub fn of_other_versions(&self) -> Vec<PathBuf> {
         let entries = self.dir.parent().map(fs::read_dir).and_then(Result::ok);
         let others = entries.into_iter().flatten().flatten().map(|entry| entry.path());
@@ -52,7 +51,7 @@ impl Pins {
         others
     }
 
-    /// That the site runs, as far as its pins tell.
+    /// Checks that the site has pins.
     ///
     /// # Errors
     /// [`DataplaneError::NotRunning`] if there are none.
@@ -79,7 +78,7 @@ impl Pins {
         all.into_iter().all(|name| self.path(name).exists())
     }
 
-    /// Removes one pin, if it is there.
+    /// Removes one pin, if it exists.
     pub(super) fn forget(path: &Path) -> Result<(), DataplaneError> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -100,8 +99,8 @@ impl Pins {
     }
 
     /// The pin of the link between the ingress program and a tunnel.
-    pub(super) fn tunnel_link(&self, id: u32) -> PathBuf {
-        self.dir.join(format!("link_tunnel_{id}"))
+    pub(super) fn tunnel_link(&self, id: TunnelId) -> PathBuf {
+        self.dir.join(format!("link_tunnel_{}", id.number()))
     }
 
     /// The pin of the link between the arrival program and a bond member.
@@ -120,7 +119,7 @@ impl Pins {
         }
     }
 
-    /// Removes the pins, those of other versions too, and the directories that they leave empty.
+    /// Removes the pins, including those of other versions, and the directories that become empty.
     pub(super) fn remove(&self) -> Result<(), DataplaneError> {
         let failed = |path: &Path, error| DataplaneError::new(format!("removing {}", path.display()), error);
         for dir in self.of_other_versions().iter().chain(self.exist().then_some(&self.dir)) {

@@ -1,4 +1,4 @@
-//! The peers' prefixes in the maps, and what lets the programs remember where destinations belong.
+//! The peers' prefixes in the maps, and the version and masks that the programs' peer caches need.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -12,16 +12,15 @@ use super::keys::{destination, prefix_key};
 use super::{DataplaneError, enomem};
 use crate::plan::SteeringTable;
 
-/// Everything zero but what tells of the table's prefixes.
+/// Settings that depend on the table's prefixes. All other fields are zero.
 pub(super) fn settings(table: &SteeringTable) -> Settings {
-    /// Even: they do not change.
+    /// Even: no change is in progress.
     const FIRST_VERSION: u32 = 2;
     let (ipv4_mask, ipv6_mask) = masks(table);
     Settings { prefixes_version: FIRST_VERSION, ipv4_mask, ipv6_mask, ..Settings::default() }
 }
 
-/// As many leading bits of an address as decide about its peer and whether it stays on the link, as the maps have
-/// addresses.
+/// Masks of the leading bits of an address that decide its peer and whether it leaves the link; network byte order.
 fn masks(table: &SteeringTable) -> (u32, [u32; 4]) {
     let longest = |of_family: fn(&IpNet) -> bool| {
         let prefixes = table.peers.iter().flat_map(|peer| &peer.prefixes).filter(|prefix| of_family(prefix));
@@ -30,12 +29,12 @@ fn masks(table: &SteeringTable) -> (u32, [u32; 4]) {
     let least = |octets: [u8; 4]| u32::from_ne_bytes(octets);
     let ipv4 = longest(|prefix| matches!(prefix, IpNet::V4(_))).unwrap_or_default();
     let mut ipv6 = longest(|prefix| matches!(prefix, IpNet::V6(_))).unwrap_or_default();
-    // 169.254.0.0/16 and fe80::/10; multicast is less.
+    // The link-local prefixes are 169.254.0.0/16 and fe80::/10. The multicast prefixes are shorter.
     ipv6[0] |= least([255, 0xc0, 0, 0]);
     (ipv4[0] | least([255, 255, 0, 0]), ipv6)
 }
 
-/// Makes the prefixes those of `table` while packets flow.
+/// Changes the prefixes to those of `table` while packets flow.
 pub(super) fn change(
     map: &mut LpmTrie<MapData, Address, u32>,
     table: &SteeringTable,
@@ -60,7 +59,7 @@ pub(super) fn change(
     {
         return Ok(());
     }
-    // Nothing is remembered while they change, and nothing that was remembered before counts after it.
+    // Nothing is cached while the version is odd. Entries from before the change are not used after it.
     settings.prefixes_version = changing;
     record.set(settings);
     for (key, number) in &desired {
@@ -71,14 +70,14 @@ pub(super) fn change(
     }
     (settings.ipv4_mask, settings.ipv6_mask) = masks(table);
     record.set(settings);
-    // What was written so far is seen by those who see what follows.
+    // Whoever sees the next write also sees all earlier ones.
     fence(Ordering::SeqCst);
     settings.prefixes_version = changing.wrapping_add(1);
     record.set(settings);
     Ok(())
 }
 
-/// What tells prefixes apart.
+/// The parts in which prefixes differ.
 fn parts(key: &Key<Address>) -> (u32, u32, [u32; 4]) {
     let destination = key.data();
     (key.prefix_len(), destination.family, destination.address)
@@ -109,7 +108,7 @@ mod tests {
         };
         assert_eq!(found(&["10.0.0.0/8", "10.20.0.0/18"]), ([255, 255, 192, 0], [0xffc0_0000, 0, 0, 0]));
         assert_eq!(found(&["0.0.0.0/0", "fd00::/48"]), ([255, 255, 0, 0], [u32::MAX, 0xffff_0000, 0, 0]));
-        // What stays on the link is told apart by the first bits.
+        // The shortest masks still distinguish addresses that never leave the link.
         assert_eq!(found(&["::/0"]), ([255, 255, 0, 0], [0xffc0_0000, 0, 0, 0]));
     }
 }

@@ -1,4 +1,4 @@
-//! The rules' maps: read, and changed while packets look at them.
+//! The maps of the rules: reads them, and changes them while packets use them.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use ecmpvpn_common::layout::{Address, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelSet, maps, tunnel_id};
+use ecmpvpn_common::layout::{Address, MAX_TUNNELS_PER_PEER, Rule, RuleSet, TunnelId, TunnelSet, maps};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::keys::prefix_key;
@@ -50,14 +50,14 @@ impl RuleMaps {
         })
     }
 
-    /// What the maps hold.
+    /// Reads all maps.
     ///
     /// # Errors
     /// A map cannot be read.
     pub fn read(&self, view: &View) -> Result<RuleTables, DataplaneError> {
         let peers: Vec<u64> = (0..).map_while(|peer| view.peer(peer)).map(|peer| peer.rules.get()).collect();
         if peers.iter().all(|rules| *rules == 0) {
-            // What else there is belongs to no rule.
+            // Entries of the other maps belong to no rule then.
             return Ok(RuleTables::empty(peers.len()));
         }
         let marks = self.marks.iter().collect::<Result<_, _>>().map_err(failed("reading", maps::RULE_MARKS))?;
@@ -72,11 +72,11 @@ impl RuleMaps {
         })
     }
 
-    /// Goes from the rules `from`, which are in force, to `to`. A packet meets either the former rules or the latter: no
-    /// bit may stand for one rule in `from` and for another in `to`.
+    /// Changes the rules in force from `from` to `to`. Every packet sees either the former rules or the new ones. For
+    /// this, no bit may stand for one rule in `from` and for another in `to`.
     ///
     /// # Errors
-    /// A map cannot be written; the former rules stay in force then.
+    /// A map cannot be written. The former rules stay in force then, unless only the clean-up after the change failed.
     pub fn change(
         &mut self,
         view: &View,
@@ -88,7 +88,7 @@ impl RuleMaps {
         let added: Vec<&Placed> = to.iter().filter(|placed| lacks(from, placed)).collect();
         let some_go = from.iter().any(|placed| lacks(to, placed));
         let desired = RuleTables::of(to, names);
-        // No packet looks at bits that its peer's mask lacks.
+        // No packet uses bits that its peer's mask lacks.
         if !some_go {
             self.write(&desired)?;
         } else if !added.is_empty() {
@@ -108,7 +108,7 @@ impl RuleMaps {
         Ok(())
     }
 
-    /// Writes what differs; all but the peers' masks.
+    /// Writes what differs in all maps. It does not write the peers' masks.
     pub(super) fn write(&mut self, desired: &RuleTables) -> Result<(), DataplaneError> {
         for (set, desired) in self.fields.entries().iter().zip(&desired.fields) {
             if set.rules.get() != *desired {
@@ -135,32 +135,32 @@ impl RuleMaps {
         Ok(())
     }
 
-    /// Rules that a packet of this mark meets.
+    /// Rules that a packet with this mark matches, one bit per rule; `None` if no rule names the mark.
     pub(super) fn of_mark(&self, mark: u32) -> Option<u64> {
         self.marks.get(&mark, 0).ok()
     }
 
-    /// Rules that a packet from this address meets.
+    /// Rules that a packet from this address matches, one bit per rule.
     pub(super) fn of_source(&self, source: &Address) -> u64 {
-        self.sources.get(&whole(source), 0).unwrap_or(0)
+        self.sources.get(&full_key(source), 0).unwrap_or(0)
     }
 
-    /// Rules that a packet to this address meets.
+    /// Rules that a packet to this address matches, one bit per rule.
     pub(super) fn of_destination(&self, destination: &Address) -> u64 {
-        self.destinations.get(&whole(destination), 0).unwrap_or(0)
+        self.destinations.get(&full_key(destination), 0).unwrap_or(0)
     }
 
-    /// Rules that a field's value meets.
+    /// Rules that a field's value matches; `at` is an index of [`ecmpvpn_common::layout::rule_fields`].
     pub(super) fn field(&self, at: u32) -> Option<&RuleSet> {
         self.fields.entries().get(at as usize)
     }
 
-    /// What is done with a rule's packets.
+    /// What a rule does with its packets.
     pub(super) fn record(&self, rule: u32) -> Option<&Rule> {
         self.records.entries().get(rule as usize)
     }
 
-    /// Tunnels that a rule allows, by rule and peer.
+    /// Tunnels that a rule allows, one bit per slot; `at` is `rule * MAX_PEERS + peer`.
     pub(super) fn tunnels(&self, at: u32) -> u32 {
         self.tunnels.entries().get(at as usize).map_or(0, |set| set.tunnels.get())
     }
@@ -172,16 +172,16 @@ impl View {
     /// # Errors
     /// The map cannot be read.
     pub fn tunnel_names(&self) -> Result<TunnelNames, DataplaneError> {
-        let records: BTreeMap<u32, _> = self.tunnel_records().into_iter().collect();
+        let records: BTreeMap<TunnelId, _> = self.tunnel_records().into_iter().collect();
         let name =
-            |id: u32| InterfaceName::new(&text(&records.get(&id).filter(|tunnel| tunnel.ifindex != 0)?.name)).ok();
+            |id: TunnelId| InterfaceName::new(&text(&records.get(&id).filter(|tunnel| tunnel.ifindex != 0)?.name)).ok();
         let peers = (0..).map_while(|peer| self.peer(peer).map(|_| peer));
-        Ok(peers.map(|peer| (0..MAX_TUNNELS_PER_PEER).map(|slot| name(tunnel_id(peer, slot))).collect()).collect())
+        Ok(peers.map(|peer| (0..MAX_TUNNELS_PER_PEER).map(|slot| name(TunnelId::new(peer, slot))).collect()).collect())
     }
 }
 
 /// The key of a single address.
-pub(super) fn whole(address: &Address) -> Key<Address> {
+pub(super) fn full_key(address: &Address) -> Key<Address> {
     Key::new(u32::try_from(8 * size_of::<Address>()).unwrap_or(u32::MAX), *address)
 }
 
@@ -208,8 +208,9 @@ fn net(key: &Key<Address>) -> IpNet {
     }
 }
 
-/// Those that go first: there must be room. A prefix that goes leaves its addresses to one that has the same rules but
-/// for those that no peer's mask has any more.
+/// Writes the entries of a trie. Prefixes that are no longer desired are removed first, to make room. The addresses of
+/// a removed prefix then match a shorter prefix. It has the same rules, except those that are in no peer's mask any
+/// more.
 fn write_prefixes(
     trie: &mut LpmTrie<MapData, Address, u64>,
     desired: &BTreeMap<IpNet, u64>,
@@ -226,14 +227,14 @@ fn write_prefixes(
     Ok(())
 }
 
-/// Waits until every program that runs now has ended: none looks any more at what it read before.
+/// Waits until every program that runs now has ended, so that no program still uses what it read before.
 ///
-/// TC programs run with RCU's read lock held, and this barrier waits for RCU (`kernel/sched/membarrier.c`).
+/// TC programs hold RCU's read lock, and this barrier waits for RCU (`kernel/sched/membarrier.c`).
 fn wait_for_programs() {
     const GLOBAL: libc::c_int = 1;
     // SAFETY: the call takes numbers only.
     if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } != 0 {
-        // Kernels with processors that are never interrupted refuse it. A program runs for microseconds.
+        // Kernels with `nohz_full` processors refuse the call. A program runs for microseconds, so a pause is enough.
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,4 +1,4 @@
-//! The maps as the decision looks them up, copied: what is decided on a copy changes nothing.
+//! A copy of the maps for the decision. A decision on the copy changes nothing in the maps.
 
 use std::cell::OnceCell;
 
@@ -7,14 +7,15 @@ use aya::maps::{Map, MapData};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     Address, Bucket, Load, MAX_PEERS, MAX_TUNNELS_PER_PEER, Path, Peer, Rule, RuleSet, Settings, Tunnel,
-    TunnelCounters, maps, tunnel_id,
+    TunnelCounters, TunnelId, maps,
 };
 use ecmpvpn_common::tables::Tables;
 
-use super::rules::whole;
+use super::clock::monotonic_ns;
+use super::rules::full_key;
 use super::{DataplaneError, Pins, RuleMaps, View};
 
-/// A site's maps at one moment, one bucket of them.
+/// A copy of a site's maps at one moment. Of the buckets it has only the one that was looked up.
 pub struct Snapshot<'a> {
     now: u64,
     settings: Settings,
@@ -29,7 +30,7 @@ pub struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    /// Copies what is there now.
+    /// Copies the present contents of the maps.
     ///
     /// # Errors
     /// A map cannot be read.
@@ -41,19 +42,18 @@ impl<'a> Snapshot<'a> {
         let slots = peers.len() * MAX_TUNNELS_PER_PEER as usize;
         let mut tunnels = vec![Tunnel::default(); slots];
         for (id, tunnel) in view.tunnel_records() {
-            tunnels[id as usize] = tunnel;
+            tunnels[id.index()] = tunnel;
         }
-        let numbers = 0..u32::try_from(peers.len()).unwrap_or(u32::MAX);
+        let numbers = || (0..).take(peers.len());
         Ok(Self {
             now: monotonic_ns(),
             settings: view.settings(),
             prefixes,
-            loads: numbers
-                .clone()
-                .flat_map(|peer| (0..MAX_TUNNELS_PER_PEER).map(move |slot| tunnel_id(peer, slot)))
+            loads: numbers()
+                .flat_map(|peer| (0..MAX_TUNNELS_PER_PEER).map(move |slot| TunnelId::new(peer, slot)))
                 .map(|id| view.load(id).cloned().unwrap_or_default())
                 .collect(),
-            paths: numbers.flat_map(|peer| view.paths(peer)).cloned().collect(),
+            paths: numbers().flat_map(|peer| view.paths(peer)).cloned().collect(),
             peers,
             tunnels,
             bucket: OnceCell::new(),
@@ -62,23 +62,17 @@ impl<'a> Snapshot<'a> {
         })
     }
 
-    /// Says that a tunnel is down; only in this copy.
-    pub fn kill(&self, peer: u32, slot: u32) {
-        if let Some(peer) = self.peers.get(peer as usize) {
-            peer.live.set_bits(1 << slot, false);
+    /// Marks a tunnel as down, only in this copy.
+    pub fn mark_down(&self, id: TunnelId) {
+        if let Some(peer) = self.peers.get(id.peer() as usize) {
+            peer.live.set_bits(1 << id.slot(), false);
         }
     }
 
-    /// Nanoseconds of the monotonic clock when it was taken.
+    /// Time when the copy was taken, nanoseconds of the monotonic clock.
     pub fn now_ns(&self) -> u64 {
         self.now
     }
-}
-
-/// Nanoseconds of the clock that the programs read.
-pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }
 
 impl Inline for Snapshot<'_> {}
@@ -93,15 +87,15 @@ impl Tables for Snapshot<'_> {
     }
 
     fn peer_of(&self, destination: &Address) -> Option<u32> {
-        self.prefixes.get(&whole(destination), 0).ok()
+        self.prefixes.get(&full_key(destination), 0).ok()
     }
 
     fn peer(&self, peer: u32) -> Option<&Peer> {
         self.peers.get(peer as usize)
     }
 
-    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
-        self.tunnels.get(id as usize)
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
+        self.tunnels.get(id.index())
     }
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
@@ -110,17 +104,17 @@ impl Tables for Snapshot<'_> {
         (*known == index).then_some(copy)
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.get(id as usize)
+    fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, _: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
-        // Nothing is sent.
+    fn counted<R>(&self, _: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        // Nothing is sent, so nothing is counted.
         Some(change(&mut TunnelCounters::default()))
     }
 
-    fn path(&self, index: u32) -> Option<&Path> {
-        self.paths.get(index as usize)
+    fn path(&self, peer: u32, place: u32) -> Option<&Path> {
+        self.paths.get(TunnelId::new(peer, place).index())
     }
 
     fn rule(&self, rule: u32) -> Option<&Rule> {

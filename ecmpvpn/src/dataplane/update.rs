@@ -1,4 +1,4 @@
-//! Brings what is pinned in line with a table while packets flow: the maps stay, and so do their counts.
+//! Changes the pinned maps to match a table while packets flow. The maps and their counters stay.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
-    Address, BUCKETS_PER_PEER, Bucket, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, maps,
-    settings_flags, tunnel_flags, tunnel_id,
+    Address, BUCKETS_PER_PEER, Bucket, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, TunnelId,
+    maps, settings_flags, tunnel_flags,
 };
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
@@ -22,11 +22,11 @@ use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
 use crate::plan::{PeerTable, SteeringTable};
 
-/// Each peer's name, and those of its tunnels by slot.
+/// Each peer's name, and the names of its tunnels in the order of their slots.
 pub type Slots = Vec<(String, Vec<String>)>;
 
-/// The names of the tunnels in the slots of each peer, as pinned: what [`crate::plan::Plan::keep_slots`] goes by.
-/// `None`: nothing is pinned, or a start was cut short before anything was attached.
+/// The names of the tunnels in the slots of each peer, as pinned, for [`crate::plan::Plan::keep_slots`]. `None` if
+/// nothing is pinned, or if a start was interrupted before it attached anything.
 ///
 /// # Errors
 /// A map cannot be read.
@@ -38,19 +38,19 @@ pub fn slots(pins: &Pins) -> Result<Option<Slots>, DataplaneError> {
     let mut peers = Vec::new();
     for (number, peer) in (0..).zip(maps.state.peers()) {
         let count = peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER);
-        let names = (0..count).map(|slot| text(&maps.tunnel(tunnel_id(number, slot)).name)).collect();
+        let names = (0..count).map(|slot| text(&maps.tunnel(TunnelId::new(number, slot)).name)).collect();
         peers.push((text(&peer.name), names));
     }
     Ok(Some(peers))
 }
 
-/// Goes on with what an earlier process left pinned: replaces its programs by this version's in place, then does what
-/// [`update`] does. No packet passes by the programs meanwhile, and counters go on. `former`: what that process was told, if
-/// known.
+/// Takes over what an earlier process left pinned: replaces its programs in place by this version's, then does what
+/// [`update`] does. No packet bypasses the programs meanwhile, and the counters continue. `former`: the table of that
+/// process, if it is known.
 ///
 /// # Errors
-/// If loading the programs fails, nothing was changed; if a later step fails, the data plane goes on with some of the
-/// changes, and adopting again is safe.
+/// If loading the programs fails, nothing was changed. If a later step fails, the data plane continues with a part of
+/// the changes, and adopting again is safe.
 pub fn adopt(
     pins: &Pins,
     former: Option<&SteeringTable>,
@@ -63,9 +63,10 @@ pub fn adopt(
     apply(pins, former, table, steering, tunnels, programs, true)
 }
 
-/// Makes the maps match `table`, whose slots are those of [`slots`], and attaches to tunnels that are new. A tunnel
-/// that is gone from `tunnels` gets no packet any more; a new one gets none until [`super::View::set_live`] says so,
-/// unless its peer has no other. What `former` says too was perhaps changed in the maps since, and stays.
+/// Makes the maps match `table`, whose slots must be those of [`slots`], and attaches to new tunnels. A tunnel that is
+/// gone has weight 0 in `table` and gets no more packets. A new tunnel gets none until [`super::View::set_live`] marks
+/// it as up, unless its peer has no other. Values that are the same in `former` and `table` are not written: they may
+/// have been changed in the maps since, and such a change stays.
 ///
 /// # Errors
 /// As [`adopt`].
@@ -90,21 +91,21 @@ fn apply(
     replaced: bool,
 ) -> Result<Hook, DataplaneError> {
     let mut maps = Maps::open(pins)?;
-    maps.fits(table)?;
+    maps.ensure_fits(table)?;
     let settings = maps.settings();
     let hook = if settings.flags & settings_flags::CLSACT != 0 { Hook::Clsact } else { Hook::Tcx };
     for (number, peer) in (0..).zip(&table.peers) {
         let before = former.and_then(|table| table.peers.get(number as usize));
         let rows = maps.rows(number, before, peer, tunnels)?;
-        maps.retire(number, &rows, pins)?;
+        maps.drop_tunnels(number, &rows, pins)?;
         for row in &rows {
             maps.write_row(number, row)?;
         }
         for row in rows.iter().filter(|row| row.record.ifindex != 0 && (replaced || !row.same_device)) {
-            let pin = pins.tunnel_link(tunnel_id(number, row.slot));
+            let pin = pins.tunnel_link(TunnelId::new(number, row.slot));
             let device = &peer.tunnels[row.slot as usize].0;
             let attached = attach_again(hook, &mut programs.ingress, device, false, &pin, row.same_device)?;
-            maps.note_qdisc(tunnel_id(number, row.slot), attached);
+            maps.note_qdisc(TunnelId::new(number, row.slot), attached);
         }
         maps.set_homes(number, &rows);
         maps.state.peers()[number as usize].tunnel_count.set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
@@ -113,7 +114,7 @@ fn apply(
             maps.state.peers()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
         }
         maps.set_paths(number, &rows);
-        maps.revive(number, &rows);
+        maps.revive_peer(number, &rows);
     }
     maps.set_prefixes(table)?;
     let same_device = settings.steering_ifindex == steering.ifindex;
@@ -130,12 +131,12 @@ fn apply(
     Ok(hook)
 }
 
-/// What becomes of a slot.
+/// The change of one slot.
 struct Row {
     slot: u32,
-    /// As it is to be; without an interface index if the slot's tunnel is gone.
+    /// The desired record. Its interface index is 0 if the slot's tunnel is gone.
     record: Tunnel,
-    /// As it is.
+    /// The present record.
     former: Tunnel,
     /// The tunnel is the former one, on the former device.
     same_device: bool,
@@ -157,7 +158,7 @@ fn reading(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
     move |error| DataplaneError::new(format!("reading map {name}"), error)
 }
 
-fn writing(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
+fn write_error(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
     move |error| DataplaneError::new(format!("writing to map {name}"), error)
 }
 
@@ -174,11 +175,11 @@ impl Maps {
         })
     }
 
-    fn fits(&self, table: &SteeringTable) -> Result<(), DataplaneError> {
+    fn ensure_fits(&self, table: &SteeringTable) -> Result<(), DataplaneError> {
         let names = self.state.peers().iter().map(|peer| text(&peer.name));
         if !names.eq(table.peers.iter().map(|peer| peer.name.clone())) {
             let text =
-                "the peers are not those that the maps were made for: `ecmpvpn down` and `ecmpvpn run` make them anew";
+                "the peers are not those that the maps were made for: `ecmpvpn down` and `ecmpvpn run` make new ones";
             return Err(DataplaneError::Mismatch(text.to_owned()));
         }
         Ok(())
@@ -188,8 +189,8 @@ impl Maps {
         self.state.state().settings.get()
     }
 
-    fn tunnel(&self, id: u32) -> Tunnel {
-        self.state.state().tunnels[id as usize].get()
+    fn tunnel(&self, id: TunnelId) -> Tunnel {
+        self.state.state().tunnels[id.index()].get()
     }
 
     fn rows(
@@ -208,7 +209,7 @@ impl Maps {
             )));
         }
         let row = |(slot, (name, weight)): (u32, &(InterfaceName, Option<u16>))| {
-            let former = self.tunnel(tunnel_id(number, slot));
+            let former = self.tunnel(TunnelId::new(number, slot));
             let ifindex = match (tunnels.get(name), weight) {
                 (_, Some(0)) => 0,
                 (Some(ifindex), _) => *ifindex,
@@ -219,12 +220,12 @@ impl Maps {
             };
             let same_name = text(&former.name) == name.as_str();
             let same_device = same_name && ifindex != 0 && former.ifindex == ifindex;
-            // A weight that was set since stays until the configuration says another one.
+            // A weight that was set at run time stays until the configuration's weight changes.
             let stays = same_name && before.is_some_and(|before| before.tunnels.contains(&(name.clone(), *weight)));
             let (weight, learnt) = match weight {
                 _ if stays => (former.weight, former.flags & tunnel_flags::AUTO_WEIGHT),
                 Some(weight) => (*weight, 0),
-                // What was learnt before goes on.
+                // Learning continues with the weight that was learned before.
                 None if same_name => (former.weight, tunnel_flags::AUTO_WEIGHT),
                 None => (FIRST_WEIGHT, tunnel_flags::AUTO_WEIGHT),
             };
@@ -243,8 +244,9 @@ impl Maps {
         (0..).zip(&peer.tunnels).map(row).collect()
     }
 
-    /// Takes packets off the slots whose tunnel is gone or changes its device, then forgets their devices.
-    fn retire(&mut self, number: u32, rows: &[Row], pins: &Pins) -> Result<(), DataplaneError> {
+    /// Marks the slots whose tunnel is gone or new as down and as closed to new flows. Then forgets the devices that
+    /// are no longer used.
+    fn drop_tunnels(&mut self, number: u32, rows: &[Row], pins: &Pins) -> Result<(), DataplaneError> {
         let gone = |row: &&Row| row.record.ifindex == 0 || row.is_new;
         let dead = rows.iter().filter(gone).fold(0, |bits, row| bits | 1 << row.slot);
         let peer = &self.state.peers()[number as usize];
@@ -254,25 +256,25 @@ impl Maps {
             if row.former.ifindex != 0 {
                 match self.tunnel_ids.remove(&row.former.ifindex) {
                     Err(MapError::KeyNotFound) => {}
-                    removed => removed.map_err(writing(maps::TUNNEL_IDS))?,
+                    removed => removed.map_err(write_error(maps::TUNNEL_IDS))?,
                 }
             }
             if row.record.ifindex == 0 {
-                Pins::forget(&pins.tunnel_link(tunnel_id(number, row.slot)))?;
+                Pins::forget(&pins.tunnel_link(TunnelId::new(number, row.slot)))?;
             }
         }
         Ok(())
     }
 
     fn write_row(&mut self, number: u32, row: &Row) -> Result<(), DataplaneError> {
-        let id = tunnel_id(number, row.slot);
+        let id = TunnelId::new(number, row.slot);
         if row.is_new {
             let cpus = nr_cpus().map_err(|(_, error)| DataplaneError::new("counting the CPUs", error))?;
             let zeros = PerCpuValues::try_from(vec![TunnelCounters::default(); cpus])
                 .map_err(|error| DataplaneError::new("counting the CPUs", error))?;
-            self.counters.set(id, zeros, 0).map_err(writing(maps::COUNTERS))?;
-            self.health.entries()[id as usize].clear();
-            let (load, first) = (&self.state.loads()[id as usize], first_load(id));
+            self.counters.set(id.number(), zeros, 0).map_err(write_error(maps::COUNTERS))?;
+            self.health.entries()[id.index()].clear();
+            let (load, first) = (&self.state.loads()[id.index()], first_load(id));
             load.cost.set(first.cost.get());
             load.weighted_cost.set(first.weighted_cost.get());
             for word in [&load.free_ns, &load.level_ns, &load.stamp_ns, &load.rebalance_moves] {
@@ -282,23 +284,24 @@ impl Maps {
             load.link.set(first.link.get());
         }
         if row.record != row.former {
-            self.state.state().tunnels[id as usize].set(row.record);
+            self.state.state().tunnels[id.index()].set(row.record);
         }
         if row.record.ifindex != 0 && !row.same_device {
-            self.tunnel_ids.insert(row.record.ifindex, id, 0).map_err(writing(maps::TUNNEL_IDS))?;
+            self.tunnel_ids.insert(row.record.ifindex, id.number(), 0).map_err(write_error(maps::TUNNEL_IDS))?;
         }
         Ok(())
     }
 
-    fn note_qdisc(&self, id: u32, attached: Attached) {
+    fn note_qdisc(&self, id: TunnelId, attached: Attached) {
         if attached.qdisc_added {
             let record = self.tunnel(id);
             let flags = record.flags | tunnel_flags::CLSACT_ADDED;
-            self.state.state().tunnels[id as usize].set(Tunnel { flags, ..record });
+            self.state.state().tunnels[id.index()].set(Tunnel { flags, ..record });
         }
     }
 
-    /// Each bucket goes home to the tunnel that it ranks first now: with weights and tunnels as before to the same one.
+    /// Sets each bucket's home to the tunnel that now ranks first in it. Nothing changes if weights and tunnels are as
+    /// before.
     fn set_homes(&self, number: u32, rows: &[Row]) {
         let now: Vec<Candidate> = rows.iter().map(|row| row.record.candidate()).collect();
         if rows.iter().all(|row| row.record.candidate() == row.former.candidate()) {
@@ -306,8 +309,8 @@ impl Maps {
         }
         let first = self.state.peers()[number as usize].bucket_base as usize;
         let buckets = self.buckets.entries()[first..].iter().take(BUCKETS_PER_PEER as usize);
-        for (within, bucket) in (0..).zip(buckets) {
-            let home = u8::try_from(home(within, &now)).unwrap_or(0);
+        for (number, bucket) in (0..).zip(buckets) {
+            let home = u8::try_from(home(number, &now)).unwrap_or(0);
             if bucket.home.get() != home {
                 bucket.home.set(home);
             }
@@ -320,30 +323,32 @@ impl Maps {
         }
     }
 
-    /// Lists the links again: tunnels that shared one go on doing so, a new one has its own until more is known.
+    /// Lists the links again. Tunnels that shared a link still share it. A new tunnel has its own link until more is
+    /// known.
     fn set_paths(&self, number: u32, rows: &[Row]) {
         if rows.iter().all(|row| !row.is_new && (row.record.ifindex != 0) == (row.former.ifindex != 0)) {
             return;
         }
-        let mut links: Vec<(u32, u32)> = Vec::new();
+        let mut links: Vec<(TunnelId, u32)> = Vec::new();
         for row in rows.iter().filter(|row| row.record.ifindex != 0) {
-            let link = self.state.loads()[tunnel_id(number, row.slot) as usize].link.get();
+            let link = self.state.loads()[TunnelId::new(number, row.slot).index()].link();
             match links.iter_mut().find(|(other, _)| *other == link) {
                 Some((_, tunnels)) => *tunnels |= 1 << row.slot,
                 None => links.push((link, 1 << row.slot)),
             }
         }
-        let first = tunnel_id(number, 0) as usize;
+        let first = TunnelId::new(number, 0).index();
         for (path, (link, tunnels)) in self.state.state().paths[first..].iter().zip(&links) {
-            path.link.set(*link);
+            path.link.set(link.number());
             path.tunnels.set(*tunnels);
         }
         let count = u32::try_from(links.len()).unwrap_or(0);
         self.state.peers()[number as usize].path_count.set(count);
     }
 
-    /// Lets a peer whose tunnels are all new use them; else probing has to find its new ones alive first.
-    fn revive(&self, number: u32, rows: &[Row]) {
+    /// Opens new tunnels to new flows. If all tunnels of the peer are new, it also marks them as up. Otherwise probing
+    /// must first find that they are up.
+    fn revive_peer(&self, number: u32, rows: &[Row]) {
         let new = rows.iter().filter(|row| row.is_new).fold(0, |bits, row| bits | 1 << row.slot);
         let peer = &self.state.peers()[number as usize];
         peer.open.set_bits(new, true);

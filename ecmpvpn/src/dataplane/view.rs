@@ -1,14 +1,15 @@
-//! What runs, read and steered through its pins.
+//! Reads and changes a running site through its pins.
 
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, State, Tunnel, TunnelCounters, maps,
-    settings_flags, tunnel_id,
+    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, State, Tunnel, TunnelCounters, TunnelId,
+    maps, settings_flags,
 };
 use ecmpvpn_common::shared::Whole;
 
+use super::clock::boot_time_ns;
 use super::mapped::{self, Mapped};
 use super::{DataplaneError, Hook, Pins};
 use crate::config::Policy;
@@ -25,47 +26,42 @@ pub struct View {
 /// A remote site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerView {
-    /// Its name.
     pub name: String,
-    /// Slots of its live tunnels, a bit each.
+    /// Tunnels that are up, one bit per slot.
     pub live: u32,
-    /// Number of its tunnels.
+    /// Number of tunnel slots, including those whose tunnel was removed.
     pub tunnels: u32,
-    /// How its flows are put onto tunnels; `None` if this version does not know it.
+    /// `None` if this version does not know the policy.
     pub policy: Option<Policy>,
 }
 
-/// A tunnel and its counts.
+/// A tunnel and its counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelView {
     /// Interface name.
     pub name: String,
-    /// Number of its peer.
-    pub peer: u32,
-    /// Number among its peer's tunnels.
-    pub slot: u32,
-    /// Interface index.
+    pub id: TunnelId,
     pub ifindex: u32,
     /// Share relative to the peer's other tunnels.
     pub weight: u16,
     /// Bits of [`ecmpvpn_common::layout::tunnel_flags`].
     pub flags: u16,
-    /// Whether it carries traffic.
+    /// Whether the tunnel is up.
     pub live: bool,
-    /// Buckets that use it.
+    /// Number of buckets that use the tunnel.
     pub buckets: u32,
-    /// Time since the last handshake that [`View::set_last_handshake`] told of.
+    /// Time since the last handshake that [`View::set_last_handshake`] recorded.
     pub last_handshake: Option<Duration>,
     /// Summed over all CPUs.
     pub counters: TunnelCounters,
-    /// Buckets that the daemon moved to it to even out the load.
+    /// Buckets that the daemon moved to the tunnel to even out the load.
     pub rebalance_moves: u64,
 }
 
 /// Packets that were not put onto a tunnel, by the reason's name; summed over all CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reasons {
-    /// They were none of ours.
+    /// They were not for a peer.
     pub not_steered: Vec<(&'static str, u64)>,
     /// They were for a peer and are lost.
     pub dropped: Vec<(&'static str, u64)>,
@@ -90,18 +86,16 @@ impl View {
         })
     }
 
-    /// How the programs are attached.
     pub fn hook(&self) -> Hook {
         let clsact = self.settings().flags & settings_flags::CLSACT != 0;
         if clsact { Hook::Clsact } else { Hook::Tcx }
     }
 
-    /// What holds for all peers.
     pub fn settings(&self) -> Settings {
         self.state.state().settings.get()
     }
 
-    /// The remote sites, by number.
+    /// The remote sites, in the order of their numbers.
     pub fn peers(&self) -> Vec<PeerView> {
         let view = |peer: &Peer| PeerView {
             name: text(&peer.name),
@@ -112,23 +106,21 @@ impl View {
         self.state.peers().iter().map(view).collect()
     }
 
-    /// All tunnels with their counts.
+    /// All tunnels with their counters.
     ///
     /// # Errors
     /// A map cannot be read.
     pub fn tunnels(&self) -> Result<Vec<TunnelView>, DataplaneError> {
-        let held = self.held();
-        let view = |(id, tunnel): (u32, Tunnel)| {
-            let (peer, slot) = (id / MAX_TUNNELS_PER_PEER, id % MAX_TUNNELS_PER_PEER);
+        let held = self.bucket_counts();
+        let view = |(id, tunnel): (TunnelId, Tunnel)| {
             Ok(TunnelView {
                 name: text(&tunnel.name),
-                peer,
-                slot,
+                id,
                 ifindex: tunnel.ifindex,
                 weight: tunnel.weight,
                 flags: tunnel.flags,
-                live: self.state.peers()[peer as usize].live.get() >> slot & 1 == 1,
-                buckets: held[id as usize],
+                live: self.state.peers()[id.peer() as usize].live.get() >> id.slot() & 1 == 1,
+                buckets: held[id.index()],
                 last_handshake: self.last_handshake(id),
                 counters: self.counters(id)?,
                 rebalance_moves: self.load(id).map_or(0, |load| load.rebalance_moves.get()),
@@ -137,54 +129,53 @@ impl View {
         self.tunnel_records().into_iter().map(view).collect()
     }
 
-    /// Writes a tunnel's record.
-    pub(super) fn set_tunnel_record(&self, id: u32, record: Tunnel) {
-        self.state.state().tunnels[id as usize].set(record);
+    pub(super) fn set_tunnel_record(&self, id: TunnelId, record: Tunnel) {
+        self.state.state().tunnels[id.index()].set(record);
     }
 
-    /// The tunnels' records, by id.
-    pub(super) fn tunnel_records(&self) -> Vec<(u32, Tunnel)> {
+    /// Records of the tunnels that exist, in the order of their ids.
+    pub(super) fn tunnel_records(&self) -> Vec<(TunnelId, Tunnel)> {
         let slots = |(number, peer): (u32, &Peer)| {
-            (0..peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER)).map(move |slot| tunnel_id(number, slot))
+            (0..peer.tunnel_count.get().min(MAX_TUNNELS_PER_PEER)).map(move |slot| TunnelId::new(number, slot))
         };
         let ids = (0..).zip(self.state.peers()).flat_map(slots);
-        // A slot whose tunnel was taken away has no interface.
+        // A slot whose tunnel was removed has no interface.
         ids.filter_map(|id| Some((id, self.tunnel_record(id)?))).collect()
     }
 
-    fn tunnel_record(&self, id: u32) -> Option<Tunnel> {
-        self.state.state().tunnels.get(id as usize).map(Whole::get).filter(|tunnel| tunnel.ifindex != 0)
+    fn tunnel_record(&self, id: TunnelId) -> Option<Tunnel> {
+        self.state.state().tunnels.get(id.index()).map(Whole::get).filter(|tunnel| tunnel.ifindex != 0)
     }
 
-    fn last_handshake(&self, id: u32) -> Option<Duration> {
-        let at = self.health.entries().get(id as usize)?.last_handshake_ns.get();
+    fn last_handshake(&self, id: TunnelId) -> Option<Duration> {
+        let at = self.health.entries().get(id.index())?.last_handshake_ns.get();
         (at != 0).then(|| Duration::from_nanos(boot_time_ns().saturating_sub(at)))
     }
 
-    /// Says that a tunnel's last handshake was so long ago.
-    pub fn set_last_handshake(&self, peer: u32, slot: u32, age: Duration) {
+    /// Records the age of a tunnel's last handshake.
+    pub fn set_last_handshake(&self, id: TunnelId, age: Duration) {
         let at = boot_time_ns().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        if let Some(health) = self.health.entries().get(tunnel_id(peer, slot) as usize) {
+        if let Some(health) = self.health.entries().get(id.index()) {
             // 0 means none.
             health.last_handshake_ns.set(at.max(1));
         }
     }
 
-    /// What probing keeps of a tunnel; `None` if there is no such tunnel.
-    pub fn health(&self, peer: u32, slot: u32) -> Option<&Health> {
-        self.health.entries().get(tunnel_id(peer, slot) as usize)
+    /// What probing records about a tunnel; `None` if there is no such tunnel.
+    pub fn health(&self, id: TunnelId) -> Option<&Health> {
+        self.health.entries().get(id.index())
     }
 
-    /// A tunnel's counts, summed over all CPUs.
+    /// A tunnel's counters, summed over all CPUs.
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn tunnel_counters(&self, peer: u32, slot: u32) -> Result<TunnelCounters, DataplaneError> {
-        self.counters(tunnel_id(peer, slot))
+    pub fn tunnel_counters(&self, id: TunnelId) -> Result<TunnelCounters, DataplaneError> {
+        self.counters(id)
     }
 
-    fn counters(&self, id: u32) -> Result<TunnelCounters, DataplaneError> {
-        let cpus = self.counters.get(&id, 0);
+    fn counters(&self, id: TunnelId) -> Result<TunnelCounters, DataplaneError> {
+        let cpus = self.counters.get(&id.number(), 0);
         let cpus = cpus.map_err(|error| DataplaneError::new("reading map COUNTERS", error))?;
         let mut sum = TunnelCounters::default();
         cpus.iter().for_each(|cpu| sum += *cpu);
@@ -192,12 +183,12 @@ impl View {
     }
 
     /// How many buckets use each tunnel, by id.
-    fn held(&self) -> Vec<u32> {
+    fn bucket_counts(&self) -> Vec<u32> {
         let mut held = vec![0; self.state.peers().len() * MAX_TUNNELS_PER_PEER as usize];
         for number in (0..).take(self.state.peers().len()) {
             for bucket in self.buckets(number) {
                 let slot = u32::from(bucket.tunnel.get()) % MAX_TUNNELS_PER_PEER;
-                held[tunnel_id(number, slot) as usize] += 1;
+                held[TunnelId::new(number, slot).index()] += 1;
             }
         }
         held
@@ -218,11 +209,12 @@ impl View {
         Ok(reasons)
     }
 
-    /// Says whether a tunnel carries traffic: one write, which the next packet sees. Returns what it was before;
-    /// `None` if there is no such tunnel.
-    pub fn set_live(&self, peer: u32, slot: u32, live: bool) -> Option<bool> {
-        self.tunnel_record(tunnel_id(peer, slot))?;
-        let peer = self.state.peers().get(peer as usize).filter(|peer| slot < peer.tunnel_count.get())?;
+    /// Sets whether a tunnel is up: one write, which the next packet sees. Returns the former value; `None` if there is
+    /// no such tunnel.
+    pub fn set_live(&self, id: TunnelId, live: bool) -> Option<bool> {
+        self.tunnel_record(id)?;
+        let slot = id.slot();
+        let peer = self.peer(id.peer()).filter(|peer| slot < peer.tunnel_count.get())?;
         Some(peer.live.set_bits(1 << slot, live) >> slot & 1 == 1)
     }
 
@@ -231,14 +223,14 @@ impl View {
         self.state.peers().get(peer as usize)
     }
 
-    /// A tunnel's load, by the tunnel's id; its words may be set.
-    pub fn load(&self, id: u32) -> Option<&Load> {
-        self.state.loads().get(id as usize)
+    /// A tunnel's load; its words may be set.
+    pub fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.state.loads().get(id.index())
     }
 
-    /// A peer's links, [`Peer::path_count`] of which count; their words may be set.
+    /// A peer's links; the first [`Peer::path_count`] are in use. Their words may be set.
     pub fn paths(&self, peer: u32) -> &[Path] {
-        let first = tunnel_id(peer, 0) as usize;
+        let first = TunnelId::new(peer, 0).index();
         self.state.state().paths.get(first..first + MAX_TUNNELS_PER_PEER as usize).unwrap_or_default()
     }
 
@@ -251,24 +243,18 @@ impl View {
         self.peer(peer).and_then(range).unwrap_or_default()
     }
 
-    /// A bucket, by its place among all peers' buckets; its words may be set.
+    /// A bucket by its index among all peers' buckets; its words may be set.
     pub fn bucket_record(&self, index: u32) -> Option<&Bucket> {
         self.buckets.entries().get(index as usize)
     }
 
-    /// A bucket's current tunnel and home, by slot.
+    /// Slots of a bucket's current tunnel and of its home.
     pub fn bucket(&self, index: u32) -> Option<(u8, u8)> {
         self.buckets.entries().get(index as usize).map(|bucket| (bucket.tunnel.get(), bucket.home.get()))
     }
 }
 
-/// Nanoseconds since the machine was started, sleep included: the clock of [`Health`].
-pub fn boot_time_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
-}
-
-/// Text that is filled up with zeros.
+/// Text from bytes that are padded with zeros.
 pub(super) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()

@@ -1,54 +1,53 @@
-//! In what a device of ours differs from the plan, and in which order that is changed. Pure.
+//! How an existing tunnel or steering device differs from the plan, and in which order it is changed. Pure.
 
 use std::fmt;
 
 use ipnet::IpNet;
 
-/// In what a device of ours differs from the plan.
+/// How an existing tunnel or steering device differs from the plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alteration {
-    /// WireGuard's part and the link's.
+    /// Settings of WireGuard and of the link that differ.
     pub parts: Vec<Part>,
-    /// Addresses that it lacks.
+    /// Addresses to add.
     pub add: Vec<IpNet>,
-    /// Addresses that it has too many.
+    /// Addresses to remove.
     pub remove: Vec<IpNet>,
 }
 
-/// What can differ.
+/// A setting that can differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// This site's private key.
     Key,
-    /// UDP port here.
+    /// UDP port at this end.
     Port,
     /// The peer's public key.
     Peer,
-    /// The key that both share.
+    /// The key that both ends share.
     PresharedKey,
     /// The far end's address and port.
     Endpoint,
     /// Inner addresses that the peer may send from.
     AllowedIps,
-    /// Bytes.
     Mtu,
-    /// It is down.
+    /// The device is down, but must be up.
     Down,
 }
 
 impl Alteration {
-    /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty() && self.add.is_empty() && self.remove.is_empty()
     }
 
-    /// Nothing but addresses to be removed.
+    /// Whether only addresses are removed.
     pub fn is_removal(&self) -> bool {
         self.parts.is_empty() && self.add.is_empty() && !self.remove.is_empty()
     }
 
-    /// What is done first, and the addresses that go when nothing uses them any more: with a source address the kernel
-    /// removes the IPv4 routes that name it. One in a net that an added one is in goes first: the kernel would remove both.
+    /// Splits this into a first part, and the addresses to remove last, when nothing uses them any more: with an
+    /// address the kernel also removes the IPv4 routes that have it as their source. An address whose network overlaps
+    /// that of an added one is removed first: otherwise the kernel would remove both.
     pub fn staged(self) -> (Self, Self) {
         let Self { parts, add, remove } = self;
         let overlaps = |old: &IpNet| add.iter().any(|new| new.contains(&old.addr()) || old.contains(&new.addr()));
@@ -56,7 +55,7 @@ impl Alteration {
         (Self { parts, add, remove: first }, Self { remove: last, ..Self::default() })
     }
 
-    /// Whether packets may be lost until both ends agree again.
+    /// Whether packets may be lost until both ends have matching settings again.
     pub fn interrupts(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer | Part::Endpoint))
     }

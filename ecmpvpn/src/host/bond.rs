@@ -1,4 +1,4 @@
-//! The bond: made or reused, and its members.
+//! The bond and its members: makes or reuses the bond, enslaves and releases members.
 
 use std::io;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn kernel_rate(rate: LacpRate) -> BondLacpRate {
     }
 }
 
-/// The message that makes the bond.
+/// The netlink message that makes the bond.
 pub fn message(bond: &Bond, mtu: u32) -> LinkMessage {
     let message = LinkBond::new(bond.name.as_str())
         .mode(kernel_mode(bond.mode))
@@ -52,13 +52,16 @@ pub fn message(bond: &Bond, mtu: u32) -> LinkMessage {
         .xmit_hash_policy(kernel_policy(bond.xmit_hash_policy));
     let message = match bond.mode {
         BondMode::Lacp => message.ad_lacp_rate(kernel_rate(bond.lacp_rate)),
-        // The kernel refuses the setting in other modes.
+        // The kernel refuses `lacp_rate` in other modes.
         BondMode::BalanceXor => message,
     };
     message.mtu(mtu).build()
 }
 
-/// Whether an existing bond is set up as configured.
+/// Checks that an existing bond has the configured settings.
+///
+/// # Errors
+/// The first setting that differs.
 pub fn check_settings(desired: &Bond, link: &Link) -> Result<(), Conflict> {
     let differs = |setting, is: String, desired_value: String| {
         Err(Conflict::BondDiffers { bond: desired.name.clone(), setting, is, desired: desired_value })
@@ -83,13 +86,13 @@ pub fn check_settings(desired: &Bond, link: &Link) -> Result<(), Conflict> {
     Ok(())
 }
 
-/// Saves what the member has, takes it away, and enslaves it.
+/// Saves what the member has, removes its addresses, and enslaves it.
 pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bond: &LinkId) -> Result<(), HostError> {
     let operation = || format!("enslaving {member} to {bond}");
     let link = netlink.link(member).await.during(operation)?;
     let link = link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV)).during(operation)?;
     let saved = MemberState::read(netlink, &link).await.during(|| format!("reading the addresses of {member}"))?;
-    journal.record(Undo::ReleaseMember { member: LinkId::theirs(&link), bond: bond.clone(), saved })?;
+    journal.record(Undo::ReleaseMember { member: LinkId::foreign(&link), bond: bond.clone(), saved })?;
     MemberState::strip(netlink, link.ifindex).await.during(|| format!("removing the addresses of {member}"))?;
     netlink.set_down(link.ifindex).await.during(|| format!("setting {member} down"))?;
     let master = bond.ifindex.unwrap_or(0);
@@ -98,7 +101,7 @@ pub async fn enslave(netlink: &Netlink, journal: &mut Journal, member: &str, bon
     netlink.set_up(link.ifindex).await.during(|| format!("setting {member} up"))
 }
 
-/// Releases a member and gives it back what it had.
+/// Releases a member and restores what it had.
 pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
     match release_from(netlink, member, bond).await? {
         Some(link) => saved.restore(netlink, &link).await,
@@ -106,7 +109,7 @@ pub async fn release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &
     }
 }
 
-/// The part of [`release`] that waits for nothing: the member becomes usable in its own time.
+/// The part of [`release`] that does not wait until the member is usable.
 pub async fn begin_release(netlink: &Netlink, member: &LinkId, bond: &LinkId, saved: &MemberState) -> io::Result<()> {
     match release_from(netlink, member, bond).await? {
         Some(link) => saved.restore_device(netlink, &link).await,
@@ -114,7 +117,7 @@ pub async fn begin_release(netlink: &Netlink, member: &LinkId, bond: &LinkId, sa
     }
 }
 
-/// Takes a member out of its bond. The device, unless it is gone or another's now.
+/// Takes a member out of its bond. Returns the device. `None`: it is gone, or belongs to another master now.
 async fn release_from(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::Result<Option<Link>> {
     let Some(link) = netlink.find(member).await? else { return Ok(None) };
     match link.master {
@@ -122,21 +125,21 @@ async fn release_from(netlink: &Netlink, member: &LinkId, bond: &LinkId) -> io::
             let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).nocontroller().build();
             netlink.set_link(message).await?;
         }
-        // Somebody has given it to another device meanwhile: that is theirs now.
+        // Somebody else has enslaved it to another device meanwhile: leave it there.
         Some(_) => return Ok(None),
         None => {}
     }
     Ok(Some(link))
 }
 
-/// Waits until every member carries traffic, at most `patience`. What is missing then, in words.
+/// Waits until every member carries traffic, at most `patience`. Returns a warning text if something is still missing.
 pub async fn wait_until_ready(netlink: &Netlink, bond: &Bond, patience: Duration) -> io::Result<Option<String>> {
     let deadline = Instant::now() + patience;
     loop {
         let Some(link) = netlink.link(bond.name.as_str()).await? else {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         };
-        let lacks = lacks(bond, &link);
+        let lacks = why_not_ready(bond, &link);
         if lacks.is_none() || Instant::now() >= deadline {
             return Ok(lacks);
         }
@@ -144,7 +147,7 @@ pub async fn wait_until_ready(netlink: &Netlink, bond: &Bond, patience: Duration
     }
 }
 
-fn lacks(bond: &Bond, link: &Link) -> Option<String> {
+fn why_not_ready(bond: &Bond, link: &Link) -> Option<String> {
     let name = &bond.name;
     if !link.carrier {
         return Some(format!("{name} has no carrier: check the cables of its members"));
@@ -171,5 +174,4 @@ fn lacks(bond: &Bond, link: &Link) -> Option<String> {
     (ports < members).then(|| format!("only {ports} of {members} members of {name} are in its active aggregator"))
 }
 
-/// The kind of a bond.
 pub const KIND: InfoKind = InfoKind::Bond;

@@ -1,4 +1,4 @@
-//! The BPF file system that pins live in.
+//! The BPF file system, where maps and programs are pinned.
 
 use std::fs;
 use std::io;
@@ -11,12 +11,12 @@ use super::error::{HostError, Lacks};
 use super::journal::Journal;
 use super::record::Undo;
 
-/// Where the BPF file system belongs.
+/// The standard mount point of the BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Source: include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// What a kernel may put into each BPF file system by itself. Source: `populate_bpffs()`, kernel/bpf/inode.c.
+/// Files that the kernel itself may put into a BPF file system. Source: `populate_bpffs()`, kernel/bpf/inode.c.
 const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
 
 /// Whether a BPF file system is mounted at `path`.
@@ -25,7 +25,7 @@ pub fn is_mounted(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| u64::try_from(fs.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC))
 }
 
-/// Mounts it there.
+/// Mounts a BPF file system at `path`, with a journal record.
 pub fn mount_at(path: &Path, journal: &mut Journal) -> Result<(), HostError> {
     journal.record(Undo::Unmount { path: path.to_owned() })?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -33,7 +33,7 @@ pub fn mount_at(path: &Path, journal: &mut Journal) -> Result<(), HostError> {
         .map_err(|e| Lacks::BpfFs { path: path.to_owned(), source: e.into() }.into())
 }
 
-/// Unmounts it, unless somebody has put something there meanwhile.
+/// Unmounts the BPF file system at `path`, unless somebody has put something there.
 pub fn unmount_if_empty(path: &Path) -> io::Result<()> {
     if !is_mounted(path) {
         return Ok(());
@@ -44,7 +44,7 @@ pub fn unmount_if_empty(path: &Path) -> io::Result<()> {
         }
     }
     match unmount(path, UnmountFlags::NOFOLLOW) {
-        // Somebody stands in it: it is in use.
+        // Some process uses it, for example as its working directory.
         Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => Ok(()),
         other => other.map_err(Into::into),
     }

@@ -1,4 +1,4 @@
-//! Makes the changes one by one, and takes all of them back when one fails.
+//! Makes the changes one by one, and undoes all of them if one fails.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,6 @@ use super::journal::Journal;
 use super::netlink::{Netlink, ignore_missing};
 use super::owned::Made;
 use super::record::{LinkId, Undo};
-use super::run_dir::RunDir;
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
 use super::{bond, bpffs, member_routes, route, sysctl, tunnel, undo};
@@ -21,13 +20,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Backend, Plan, Route};
 
-/// How long `take_down` waits for a running process to take everything down by itself.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What may be chosen about bringing up.
+/// Options for bringing a site up.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long to wait for the bond's members to carry traffic. Then it goes on with a warning.
+    /// How long to wait until all members of the bond carry traffic. After that, bringing up continues with a warning.
     pub bond_patience: Duration,
 }
 
@@ -37,23 +33,26 @@ impl Default for Options {
     }
 }
 
-/// The links that were made.
+/// The links of a site that is up.
 #[derive(Default)]
 pub struct HostLinks {
-    /// The steering device's index.
+    /// Interface index of the steering device.
     pub steering: u32,
-    /// The tunnels and their indexes, in the plan's order.
+    /// The tunnels and their interface indexes, in the plan's order.
     pub tunnels: Vec<(InterfaceName, u32)>,
-    /// The tunnels live as long as this does; `None` with the kernel backend. Stop it before undoing the journal.
+    /// Carries the tunnels; they end with it. `None` with the kernel backend. Stop it before undoing the journal.
     pub userspace: Option<Userspace>,
 }
 
-/// What `plan` would change on this host, and where nothing needs changing.
+/// Lists what `plan` would change on this host, and what is already as planned.
 pub async fn changes(plan: &Plan) -> Result<Vec<Change>, HostError> {
     changes_since(plan, Made::default()).await
 }
 
-/// As [`changes`], beside what is `made` already. Fails where that would have to be made anew.
+/// As [`changes`], given what is `made` already.
+///
+/// # Errors
+/// Also if something in `made` would have to be removed and made again.
 pub async fn changes_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
     let netlink = open()?;
     Survey::take(&netlink).await?.changes(plan, made)
@@ -63,7 +62,7 @@ fn open() -> Result<Netlink, HostError> {
     Netlink::open().during(|| "opening a netlink socket".to_owned())
 }
 
-/// What was made so far.
+/// The work in progress, and what it made so far.
 struct Work<'a> {
     plan: &'a Plan,
     options: &'a Options,
@@ -75,10 +74,13 @@ struct Work<'a> {
     steering: Option<LinkId>,
 }
 
-/// Makes the host match `plan`; calls `on_change` before each change. If one fails, those made so far are undone and
-/// its error is returned. If the future is dropped, `journal` knows what to undo.
+/// Makes the host match `plan`, and calls `on_change` before each change. If the future is dropped, `journal` has what
+/// to undo.
 ///
-/// Do [`super::preflight`] first: it says more clearly what stands in the way.
+/// Call [`super::preflight`] first: its errors are clearer.
+///
+/// # Errors
+/// A change failed. The changes made so far are undone.
 pub async fn bring_up(
     plan: &Plan,
     options: &Options,
@@ -102,12 +104,15 @@ pub async fn bring_up(
     }
 }
 
-/// The steering device's index, and the tunnels with theirs.
+/// Interface indexes of the steering device and of the tunnels.
 pub type Indexes = (u32, Vec<(InterfaceName, u32)>);
 
-/// Makes `changes`, which are those of [`changes_since`] or a part of them; calls `on_change` before each. A failure
-/// leaves the earlier ones made. The links that `changes` name, made or kept, in the order of the changes; the steering
-/// device's index is 0 if it is not among them.
+/// Makes `changes`, all or some of those of [`changes_since`], and calls `on_change` before each. Returns the links
+/// that `changes` name, made or kept, in the order of the changes. The steering device's index is 0 if it is not among
+/// them.
+///
+/// # Errors
+/// A change failed. The changes made before it stay.
 pub async fn apply(
     plan: &Plan,
     options: &Options,
@@ -146,7 +151,7 @@ impl Work<'_> {
             }
             Change::ReuseBond { bond } => {
                 let link = self.netlink.link(bond.as_str()).await.during(|| format!("looking {bond} up"))?;
-                self.bond = link.as_ref().map(LinkId::theirs);
+                self.bond = link.as_ref().map(LinkId::foreign);
                 Ok(())
             }
             Change::Enslave { member, bond, .. } => {
@@ -186,7 +191,7 @@ impl Work<'_> {
                 Ok(())
             }
             Change::KeepSteering { name, ifindex } => {
-                self.steering = Some(self.ours(name.as_str(), *ifindex));
+                self.steering = Some(self.own_link(name.as_str(), *ifindex));
                 Ok(())
             }
             Change::Alter { name, ifindex, alteration } => self.alter(name, *ifindex, alteration).await,
@@ -234,11 +239,11 @@ impl Work<'_> {
         }
     }
 
-    fn ours(&self, name: &str, ifindex: u32) -> LinkId {
+    fn own_link(&self, name: &str, ifindex: u32) -> LinkId {
         LinkId { name: name.to_owned(), ifindex: Some(ifindex), alias: Some(self.alias.clone()) }
     }
 
-    /// Changes a tunnel or the steering device in what differs, and in nothing else.
+    /// Changes only those parts of a tunnel or of the steering device that differ.
     async fn alter(&mut self, name: &InterfaceName, ifindex: u32, to: &Alteration) -> Result<(), HostError> {
         let tunnel = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
         let mtu = tunnel.map_or(self.plan.steering.mtu, |tunnel| tunnel.mtu);
@@ -249,7 +254,7 @@ impl Work<'_> {
             self.tunnels.push((name.clone(), ifindex));
         }
         if to.parts.contains(&Part::Mtu) || to.parts.contains(&Part::Down) {
-            // What was killed half-way may lack all of it.
+            // A device whose creation was interrupted may lack all of these settings.
             device::prepare(self.netlink, name.as_str(), ifindex, mtu, &[]).await?;
         }
         for address in &to.remove {
@@ -288,33 +293,4 @@ async fn warn_unless_ready(netlink: &Netlink, bond: &Bond, patience: Duration) -
         tracing::warn!("{lack}");
     }
     Ok(())
-}
-
-/// What [`take_down`] found to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TakenDown {
-    /// The running process that was stopped, if any. It took its own changes back.
-    pub stopped: Option<i32>,
-    /// Changes undone here, left by a crash or by `run --persist`.
-    pub undone: usize,
-}
-
-impl TakenDown {
-    /// Whether there was nothing to do.
-    pub fn is_nothing(&self) -> bool {
-        self.stopped.is_none() && self.undone == 0
-    }
-}
-
-/// Removes everything that `run` made for `site`, from any process: stops a running one, then undoes what is left.
-pub async fn take_down(site: &str, run_root: &Path, on_undo: &mut dyn FnMut(&Undo)) -> Result<TakenDown, HostError> {
-    if !run_root.join(site).exists() {
-        return Ok(TakenDown { stopped: None, undone: 0 });
-    }
-    // Blocks this thread while another process ends; there is nothing else to do meanwhile.
-    let (run_dir, stopped) = RunDir::lock_stopping(run_root, site, STOP_PATIENCE)?;
-    let mut journal = Journal::open(&run_dir.journal_path(), site)?;
-    let undone = if journal.is_empty() { 0 } else { journal.undo(&open()?, on_undo).await? };
-    run_dir.remove()?;
-    Ok(TakenDown { stopped, undone })
 }

@@ -1,4 +1,4 @@
-//! What `run` changes on the host, in a network engineer's words.
+//! The changes that `run` makes on the host, and their texts for the log and for `--dry-run`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,115 +10,89 @@ use super::saved::Saved;
 use crate::config::{Bond, BondMode, InterfaceName, LacpRate};
 use crate::plan::Backend;
 
-/// One change, or the finding that none is needed.
+/// One change, or the finding that something is as planned already.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Mount the BPF file system.
     MountBpffs,
-    /// Make the bond.
     CreateBond {
-        /// As configured.
         bond: Bond,
-        /// Bytes: the least of its members'.
+        /// Bytes: the lowest MTU of its members.
         mtu: u32,
     },
-    /// The bond is there with these settings.
+    /// The bond exists, with the configured settings.
     ReuseBond {
-        /// Its name.
         bond: InterfaceName,
     },
-    /// Enslave a member.
     Enslave {
-        /// The member.
         member: InterfaceName,
-        /// Its bond.
         bond: InterfaceName,
-        /// What it loses until `down`.
+        /// The addresses that it loses until `down`.
         addresses: Vec<String>,
     },
-    /// The member is in the bond already.
+    /// The member is already in the bond.
     KeepMember {
-        /// The member.
         member: InterfaceName,
-        /// Its bond.
         bond: InterfaceName,
     },
-    /// Add an address to the bond.
     AddAddress {
         /// The bond.
         device: InterfaceName,
         /// With its prefix length.
         address: IpNet,
     },
-    /// The address is there already.
+    /// The bond already has the address.
     KeepAddress {
         /// The bond.
         device: InterfaceName,
         /// With its prefix length.
         address: IpNet,
     },
-    /// Set the bond up.
     SetUp {
         /// The bond.
         device: InterfaceName,
     },
-    /// Go on with a member's route over its bond.
+    /// Move a member's route to its bond.
     MoveRoute {
-        /// As it was.
+        /// The route as it is on the member.
         route: Saved,
         /// The bond.
         device: InterfaceName,
     },
-    /// Make a tunnel.
     CreateTunnel {
-        /// Its name.
         name: InterfaceName,
-        /// Which WireGuard.
         backend: Backend,
-        /// UDP port here.
+        /// UDP port at this end.
         listen_port: u16,
-        /// The far end.
         remote_endpoint: SocketAddr,
         /// This end's address.
         address: IpNet,
         /// Bytes.
         mtu: u32,
     },
-    /// The tunnel is there as planned.
+    /// The tunnel exists as planned.
     KeepTunnel {
-        /// Its name.
         name: InterfaceName,
-        /// Interface index.
         ifindex: u32,
     },
-    /// Change a tunnel of ours, or the steering device, that is there.
+    /// Change an existing tunnel, or the steering device.
     Alter {
-        /// Its name.
         name: InterfaceName,
-        /// Interface index.
         ifindex: u32,
-        /// In what it differs.
+        /// How it differs.
         alteration: Alteration,
     },
-    /// Remove a tunnel of ours that is not planned any more.
+    /// Remove a tunnel that is no longer planned.
     RemoveTunnel {
-        /// Its name.
         name: InterfaceName,
-        /// Interface index.
         ifindex: u32,
     },
-    /// The steering device is there as planned.
+    /// The steering device exists as planned.
     KeepSteering {
-        /// Its name.
         name: InterfaceName,
-        /// Interface index.
         ifindex: u32,
     },
-    /// Make the steering device.
     CreateSteering {
-        /// Its name.
         name: InterfaceName,
-        /// Which WireGuard.
         backend: Backend,
         /// This gateway's addresses inside the VPN.
         addresses: Vec<IpNet>,
@@ -127,56 +101,50 @@ pub enum Change {
     },
     /// Route a prefix to the steering device.
     AddRoute {
-        /// Destination.
         prefix: IpNet,
         /// The steering device.
         device: InterfaceName,
-        /// Of this gateway's own traffic.
+        /// Source address for this gateway's own traffic.
         source: Option<IpAddr>,
     },
-    /// The route is there already.
+    /// The route exists already.
     KeepRoute {
-        /// Destination.
         prefix: IpNet,
         /// The steering device.
         device: InterfaceName,
     },
-    /// Put a route in the place of one of ours that goes elsewhere or has another source.
+    /// Replace a route that ecmpvpn made: it has another device or another source.
     ReplaceRoute {
-        /// Destination.
         prefix: IpNet,
         /// The steering device.
         device: InterfaceName,
-        /// Of this gateway's own traffic.
+        /// Source address for this gateway's own traffic.
         source: Option<IpAddr>,
     },
-    /// Remove a route of ours that is not planned any more.
+    /// Remove a route that ecmpvpn made and that is no longer planned.
     RemoveRoute {
-        /// Destination.
         prefix: IpNet,
         /// The steering device.
         device: String,
     },
-    /// Remove an address that we added to the bond and that is not planned any more.
+    /// Remove an address that ecmpvpn added to the bond and that is no longer planned.
     RemoveAddress {
         /// The bond.
         device: InterfaceName,
         /// With its prefix length.
         address: IpNet,
     },
-    /// Let a device go on using router advertisements.
+    /// Let a device use router advertisements also while IPv6 is forwarded.
     AcceptRouterAdvertisements {
-        /// The device.
         device: String,
     },
-    /// Turn forwarding on.
     EnableForwarding {
-        /// Else IPv6.
+        /// `true`: IPv4; `false`: IPv6.
         ipv4: bool,
     },
-    /// Forwarding is on.
+    /// Forwarding is already on.
     KeepForwarding {
-        /// Else IPv6.
+        /// `true`: IPv4; `false`: IPv6.
         ipv4: bool,
     },
     /// Set a tunnel to loose reverse path filtering.
@@ -187,7 +155,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether anything is changed at all.
+    /// Whether this changes anything.
     pub fn is_needed(&self) -> bool {
         !matches!(
             self,
@@ -201,7 +169,7 @@ impl Change {
         )
     }
 
-    /// Whether something of ours goes: it is to go when nothing uses it any more.
+    /// Whether this only removes something. Removals come last, when nothing uses the thing any more.
     pub fn is_removal(&self) -> bool {
         match self {
             Self::RemoveTunnel { .. } | Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => true,
@@ -210,7 +178,7 @@ impl Change {
         }
     }
 
-    /// The changes that this one consists of where others come in between: what goes, goes at the end.
+    /// Splits this change into the part to do first and the part to do last: removals come last.
     pub fn staged(self) -> Vec<Self> {
         let Self::Alter { name, ifindex, alteration } = self else { return vec![self] };
         let (first, last) = alteration.staged();
@@ -250,7 +218,7 @@ impl fmt::Display for Change {
             }
             Self::Enslave { member, bond, addresses } => {
                 let (noun, verb) = if addresses.len() == 1 { ("address", "comes") } else { ("addresses", "come") };
-                write!(f, "enslave {member} to {bond} (its {noun} {} {verb} back on down)", joined(addresses))
+                write!(f, "enslave {member} to {bond} (its {noun} {} {verb} back on `ecmpvpn down`)", joined(addresses))
             }
             Self::KeepMember { member, bond } => write!(f, "leave {member} in {bond}"),
             Self::AddAddress { device, address } => write!(f, "add address {address} to {device}"),

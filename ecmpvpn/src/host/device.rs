@@ -1,5 +1,5 @@
-//! What bond, tunnels and steering device have in common: made under a journal record, marked as ours, given
-//! addresses, set up.
+//! Common steps for the bond, the tunnels and the steering device: make the link under a journal record, set the site's
+//! alias, set MTU and addresses.
 
 use std::io;
 
@@ -20,11 +20,10 @@ use super::sysctl;
 /// A link that is about to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct New<'a> {
-    /// Interface name.
     pub name: &'a str,
-    /// As `bond`.
+    /// For example `bond`.
     pub kind: &'a str,
-    /// Marks it as ours.
+    /// The site's alias, which marks the link as made by ecmpvpn.
     pub alias: &'a str,
 }
 
@@ -34,12 +33,15 @@ impl New<'_> {
         Undo::DeleteLink { link, kind: self.kind.to_owned() }
     }
 
-    /// Writes down that the link is about to be made.
+    /// Records in the journal that the link is about to be made.
     pub fn announce(&self, journal: &mut Journal) -> Result<(), HostError> {
         Ok(journal.record(self.undo(None))?)
     }
 
-    /// Makes the link with `message`, and fails if the name is taken. Its index.
+    /// Makes the link with `message`. Returns its interface index.
+    ///
+    /// # Errors
+    /// Also if the name is taken.
     pub async fn create(
         &self,
         netlink: &Netlink,
@@ -49,18 +51,18 @@ impl New<'_> {
         self.announce(journal)?;
         let made = netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).await;
         if made.is_err() {
-            // Nothing was made. Above all: what has the name now is not ours.
+            // Nothing was made. A device that has the name now must not be removed by an undo.
             journal.retract()?;
         }
         made.during(|| format!("creating {} {}", self.kind, self.name))?;
         self.adopt(netlink, journal).await
     }
 
-    /// Marks the link that was just made as ours. Its index.
+    /// Sets the alias of the link that was just made, and records its index. Returns the index.
     pub async fn adopt(&self, netlink: &Netlink, journal: &mut Journal) -> Result<u32, HostError> {
         let mark = async {
             let link = netlink.link(self.name).await?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-            // The kernel takes no alias when it makes a link (rtnl_create_link(), net/core/rtnetlink.c).
+            // The kernel ignores an alias in the request that makes a link (rtnl_create_link(), net/core/rtnetlink.c).
             let message = LinkMessageBuilder::<LinkUnspec>::new().index(link.ifindex).alias(self.alias).build();
             netlink.set_link(message).await?;
             io::Result::Ok(link.ifindex)
@@ -70,13 +72,13 @@ impl New<'_> {
         Ok(index)
     }
 
-    /// Which link this is, once its index is known.
+    /// The link's identity for journal records, once its index is known.
     pub fn id(&self, ifindex: u32) -> LinkId {
         LinkId { name: self.name.to_owned(), ifindex: Some(ifindex), alias: Some(self.alias.to_owned()) }
     }
 }
 
-/// Sets MTU and addresses of a device of ours that carries inner traffic, and sets it up.
+/// Sets MTU, IPv6 settings and addresses of a tunnel or of the steering device.
 pub async fn prepare(
     netlink: &Netlink,
     name: &str,
@@ -86,15 +88,16 @@ pub async fn prepare(
 ) -> Result<(), HostError> {
     let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
     netlink.set_link(message).await.during(|| format!("setting the MTU of {name} to {mtu}"))?;
-    // No link-local address by itself: nothing that the far end did not ask for may leave through a tunnel. And no
-    // IPv6 at all if the host's default says so, while the plan may need it. A host without IPv6 has neither setting.
+    // addr_gen_mode 1: no automatic link-local address, so that no unexpected packets leave through a tunnel.
+    // disable_ipv6 0: the host's default may disable IPv6, but the plan may need it. A host without IPv6 has neither
+    // setting.
     sysctl::write_if_there(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")
         .and_then(|()| sysctl::write_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "0"))
         .during(|| format!("preparing IPv6 on {name}"))?;
     for address in addresses {
         let mut message = address_message(index, *address);
-        // Nobody else is on these devices. Without this the kernel calls an IPv6 address tentative until a work queue has
-        // looked at it, and refuses it as the source of a route meanwhile.
+        // No other host is on these links, so duplicate address detection is not needed. Without `nodad` an IPv6
+        // address is tentative at first, and the kernel refuses it as the source of a route.
         message.header.flags = AddressHeaderFlags::Nodad;
         add(netlink, name, *address, message).await?;
     }
@@ -111,7 +114,7 @@ async fn add(netlink: &Netlink, name: &str, address: IpNet, message: AddressMess
     netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await.during(|| format!("adding address {address} to {name}"))
 }
 
-/// The message that adds or removes an address.
+/// The netlink message that adds or removes an address.
 pub fn address_message(index: u32, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;

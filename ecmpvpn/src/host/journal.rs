@@ -1,7 +1,7 @@
-//! What must be undone, on disk before it is done.
+//! The journal: how to undo each change, on disk before the change is made.
 //!
-//! One JSON file, replaced as a whole at every record. It holds no secret. `record.rs` has the records, `undo.rs` carries
-//! them out.
+//! One JSON file, replaced as a whole for every record. It has no secrets. `record.rs` defines the records, `undo.rs`
+//! executes them.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -19,41 +19,29 @@ const VERSION: u32 = 1;
 /// The journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The file.
     #[error("{operation} the journal {}", .path.display())]
     Io {
-        /// As `writing`.
+        /// For example `writing`.
         operation: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// Not a journal of ours.
     #[error("the journal {} cannot be read: undo its changes by hand, then remove it", .path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: serde_json::Error,
     },
-    /// Of another version of the program.
     #[error("the journal {} was written by another version of ecmpvpn: run `ecmpvpn down` of that version", .path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Of another network namespace.
+    Version { path: PathBuf },
     #[error(
         "the changes in {} were made in another network namespace ({namespace}): run this command there; if that \
          namespace is gone, remove the file", .path.display()
     )]
     OtherNamespace {
-        /// The file.
         path: PathBuf,
-        /// As `net:[4026531840]`.
+        /// For example `net:[4026531840]`.
         namespace: String,
     },
 }
@@ -75,8 +63,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// What is on disk at `path`, or an empty journal of `site`. One that an earlier boot left behind is empty: nothing
-    /// of what it records is there any more.
+    /// Reads the journal at `path`. If there is none, returns an empty one for `site`. A journal of an earlier boot
+    /// counts as empty: nothing that it records exists any more.
     pub fn open(path: &Path, site: &str) -> Result<Self, JournalError> {
         let empty =
             Contents { version: VERSION, site: site.to_owned(), boot_id: boot_id(), netns: netns(), undo: Vec::new() };
@@ -107,35 +95,34 @@ impl Journal {
         self.contents.undo.is_empty()
     }
 
-    /// What would be undone, the last change first.
+    /// The records, the last change first: the order of undoing.
     pub fn records(&self) -> impl Iterator<Item = &Undo> {
         self.contents.undo.iter().rev()
     }
 
-    /// The site.
     pub fn site(&self) -> &str {
         &self.contents.site
     }
 
-    /// Writes down how a change is undone. Call it before the change.
+    /// Records how to undo a change. Call it before the change.
     pub fn record(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.contents.undo.push(undo);
         self.save()
     }
 
-    /// Takes the last record back: its change was not made.
+    /// Removes the last record: its change was not made, or is undone.
     pub fn retract(&mut self) -> Result<(), JournalError> {
         self.contents.undo.pop();
         self.save()
     }
 
-    /// Replaces the last record by one that knows more.
+    /// Replaces the last record by a more complete one.
     pub fn amend(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.contents.undo.pop();
         self.record(undo)
     }
 
-    /// Whether a link is one that we made, and still the same.
+    /// Whether ecmpvpn made this link for the site. Name, index and alias must be those of the record.
     pub fn owns_link(&self, link: &Link) -> bool {
         self.contents.undo.iter().any(|undo| match undo {
             Undo::DeleteLink { link: ours, .. } => {
@@ -145,7 +132,7 @@ impl Journal {
         })
     }
 
-    /// Addresses that we added to the link with this index.
+    /// The addresses that ecmpvpn added to the link with this index.
     pub fn owned_addresses(&self, ifindex: u32) -> impl Iterator<Item = IpNet> + '_ {
         self.contents.undo.iter().filter_map(move |undo| match undo {
             Undo::DeleteAddress { link, address } if link.ifindex == Some(ifindex) => Some(*address),
@@ -153,7 +140,7 @@ impl Journal {
         })
     }
 
-    /// Routes that we added: prefix and steering device.
+    /// The routes that ecmpvpn added: prefix and steering device.
     pub fn owned_routes(&self) -> impl Iterator<Item = (IpNet, &LinkId)> {
         self.contents.undo.iter().filter_map(|undo| match undo {
             Undo::DeleteRoute { prefix, device } => Some((*prefix, device)),
@@ -188,7 +175,7 @@ impl Journal {
         let write = || {
             let temporary = self.path.with_extension("json.new");
             let mut file = fs::File::create(&temporary)?;
-            // No fsync: whatever loses the page cache loses the kernel state that this is about, too.
+            // No fsync: whatever loses the page cache also loses the kernel state that the journal is about.
             file.write_all(serde_json::to_string_pretty(&self.contents)?.as_bytes())?;
             fs::rename(&temporary, &self.path)
         };
@@ -200,7 +187,7 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// The calling thread's network namespace, as `net:[4026531840]`.
+/// The calling thread's network namespace, for example `net:[4026531840]`.
 fn netns() -> String {
     fs::read_link("/proc/thread-self/ns/net").map(|ns| ns.display().to_string()).unwrap_or_default()
 }

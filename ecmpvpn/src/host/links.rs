@@ -1,4 +1,4 @@
-//! The host's links as the kernel shows them: values only.
+//! The host's links as the kernel reports them. Values only.
 
 use netlink_packet_route::link::{
     BondAdInfo, BondMode, BondPortState, BondXmitHashPolicy, InfoBond, InfoBondPort, InfoData, InfoKind, InfoPortData,
@@ -7,22 +7,19 @@ use netlink_packet_route::link::{
 
 use crate::config::XmitHashPolicy;
 
-/// A link as the kernel shows it.
+/// A link as the kernel reports it.
 #[derive(Clone, Debug, Default)]
 pub struct Link {
-    /// Interface index.
     pub ifindex: u32,
-    /// Interface name.
     pub name: String,
-    /// `ifalias`; ours is `ecmpvpn:<site>`.
+    /// `ifalias`; links that ecmpvpn made have `ecmpvpn:<site>`.
     pub alias: Option<String>,
-    /// As `ip -d link` names it: `bond`, `wireguard`, `tun`; `None`: a device of a driver.
+    /// As `ip -d link` names it: `bond`, `wireguard`, `tun`. `None`: a physical device.
     pub kind: Option<String>,
     /// Administratively up.
     pub up: bool,
-    /// Has carrier.
     pub carrier: bool,
-    /// Ethernet, as a bond asks of its members.
+    /// An Ethernet device: bond members must be.
     pub ethernet: bool,
     /// Bytes.
     pub mtu: u32,
@@ -30,36 +27,35 @@ pub struct Link {
     pub address: Option<[u8; 6]>,
     /// The bond, bridge or VRF that it belongs to.
     pub master: Option<u32>,
-    /// The device that it sits upon, such as a VLAN's. Not a veth's other end.
+    /// The device below, for example of a VLAN device. Not the other end of a veth pair.
     pub lower: Option<u32>,
     /// A VLAN device's id.
     pub vlan: Option<u16>,
-    /// Its root queueing discipline, as `mq`.
+    /// Its root queueing discipline, for example `mq`.
     pub qdisc: Option<String>,
-    /// The interface's own byte counter, sent.
+    /// Bytes sent, by the interface's own counter.
     pub tx_bytes: u64,
-    /// The interface's own byte counter, received.
+    /// Bytes received, by the interface's own counter.
     pub rx_bytes: u64,
-    /// What a bond says of itself.
+    /// Only for a bond.
     pub bond: Option<BondInfo>,
-    /// What a bond says of its member.
+    /// Only for a member of a bond.
     pub port: Option<PortInfo>,
 }
 
-/// What a bond says of itself.
+/// State and settings of a bond.
 #[derive(Clone, Debug, Default)]
 pub struct BondInfo {
-    /// Its mode.
     pub mode: Option<BondMode>,
-    /// `None`: one that this program does not know.
+    /// `None`: a policy that this program does not know.
     pub xmit_hash_policy: Option<XmitHashPolicy>,
-    /// In 802.3ad mode, the aggregator in use.
+    /// The active aggregator, in 802.3ad mode.
     pub aggregator: Option<u16>,
-    /// Everything, as the kernel tells it.
+    /// All settings, as the kernel reports them.
     pub settings: Vec<InfoBond>,
 }
 
-/// What a bond says of its member.
+/// State of a bond member.
 #[derive(Clone, Debug, Default)]
 pub struct PortInfo {
     active: bool,
@@ -80,22 +76,19 @@ impl<'a> IntoIterator for &'a Links {
 }
 
 impl Links {
-    /// One after the other, by index.
     pub fn iter(&self) -> std::slice::Iter<'_, Link> {
         self.0.iter()
     }
 
-    /// The link of this name.
     pub fn named(&self, name: &str) -> Option<&Link> {
         self.0.iter().find(|link| link.name == name)
     }
 
-    /// The link of this index.
     pub fn index(&self, ifindex: u32) -> Option<&Link> {
         self.0.iter().find(|link| link.ifindex == ifindex)
     }
 
-    /// The bond's members in the order in which they were enslaved: the order that its transmit hash counts in.
+    /// The bond's members in the order in which they were enslaved: the order that its transmit hash uses.
     pub fn members(&self, bond: &Link) -> Vec<&Link> {
         // Netlink lists links by index; only /proc keeps the bond's own order (bond_info_seq_show(),
         // drivers/net/bonding/bond_procfs.c).
@@ -106,7 +99,7 @@ impl Links {
         members
     }
 
-    /// Those of [`Self::members`] that the transmit hash chooses from.
+    /// The members that the transmit hash chooses from, in the order of [`Self::members`].
     /// Source: `bond_update_slave_arr()` of the bonding driver.
     pub fn usable_members(&self, bond: &Link) -> Vec<&Link> {
         let Some(info) = &bond.bond else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! The port that leads to whoever runs this: enslaving it could cut them off.
+//! Protects the port that the person who runs this is connected through: enslaving it could cut them off.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,11 +15,11 @@ use super::{member_routes, route};
 use crate::plan::Plan;
 
 const SSH: u16 = 22;
-/// What `sshd` tells its sessions: both addresses and ports.
+/// Set by `sshd` for its sessions: remote address and port, local address and port.
 const SSH_CONNECTION: &str = "SSH_CONNECTION";
 
-/// Fails if one of `changes` enslaves a port that carries the default route or an SSH session: always, unless such a
-/// port may be taken, and even then if its addresses or its gateway would not be reached over the bond.
+/// Refuses `changes` that enslave a port with the default route or an SSH session. With `may_take` such a port is
+/// accepted if the bond gets its addresses and reaches its gateway.
 pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -> Result<(), HostError> {
     let Some(bond) = &plan.bond else { return Ok(()) };
     if !changes.iter().any(|change| matches!(change, Change::Enslave { .. })) {
@@ -51,7 +51,7 @@ pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -
     Ok(())
 }
 
-/// A default route through `link`, if there is one.
+/// A default route in the main table through `link`, if there is one.
 fn default_route<'a>(survey: &'a Survey, link: &Link) -> Option<&'a RouteMessage> {
     let is_default = |header: &RouteHeader| header.destination_prefix_length == 0 && header.kind == RouteType::Unicast;
     let through = |route: &&RouteMessage| {
@@ -62,17 +62,17 @@ fn default_route<'a>(survey: &'a Survey, link: &Link) -> Option<&'a RouteMessage
     survey.routes.iter().find(through)
 }
 
-/// Local addresses of SSH sessions: that of this process, if it has one, and those of all that are established.
+/// Local addresses of SSH sessions: of this process's session, if there is one, and of all established ones.
 fn ssh_sessions() -> Vec<IpAddr> {
     let own = std::env::var(SSH_CONNECTION).ok();
     let own = own.as_deref().and_then(|text| text.split_whitespace().nth(2)?.parse().ok());
-    // The thread's own network namespace, as netlink sees it.
+    // Of the thread's network namespace: the same as for netlink.
     let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")));
     let established = tables.iter().flatten().flat_map(|table| established_to(table, SSH));
     own.into_iter().chain(established).collect()
 }
 
-/// Local addresses of established connections to a local port in a table such as `/proc/net/tcp`.
+/// Local addresses of established connections to a local port, from a table such as `/proc/net/tcp`.
 fn established_to(table: &str, port: u16) -> impl Iterator<Item = IpAddr> + '_ {
     table.lines().skip(1).filter_map(move |line| {
         let mut fields = line.split_whitespace().skip(1);
@@ -83,7 +83,7 @@ fn established_to(table: &str, port: u16) -> impl Iterator<Item = IpAddr> + '_ {
     })
 }
 
-/// An address as the kernel prints it: words of the host's byte order, in hexadecimal.
+/// Parses an address as the kernel prints it: 32-bit words in hexadecimal, in the host's byte order.
 fn address_of(text: &str) -> Option<IpAddr> {
     let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     if text.len() == 8 {

@@ -1,7 +1,8 @@
-//! What a bond member had before it was enslaved, and giving it back.
+//! Saves what a bond member has before it is enslaved, and restores it.
 //!
-//! Enslaving takes a device down and flushes it: its addresses, the routes through it and its neighbour entries go.
-//! The kernel gives back the MAC address and the MTU, and makes link-local addresses and prefix routes again.
+//! Enslaving sets a device down and flushes its addresses, the routes through it and its neighbour entries. On release
+//! the kernel restores MAC address and MTU, and makes link-local addresses and prefix routes again. The rest is
+//! restored here.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,8 +22,8 @@ use super::record::MemberState;
 use super::saved::{Saved, address_flags, local_address};
 use super::{route, sysctl};
 
-/// The kernel makes link-local addresses again, and duplicate address detection ends, within about three seconds of
-/// the carrier's return.
+/// How long to wait for IPv6 addresses. About three seconds after the carrier returns, link-local addresses are there
+/// again and duplicate address detection has ended.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -30,16 +31,16 @@ fn is_link_local(message: &AddressMessage) -> bool {
     message.header.scope == AddressScope::Link && local_address(message).is_some_and(|a| a.is_ipv6())
 }
 
-/// Whether a route would not come back by itself.
-fn vanishes(message: &RouteMessage, member: u32, addresses: &[IpAddr]) -> bool {
-    // Router advertisements bring theirs again: the device asks for one when it comes up.
+/// Whether enslaving removes this route and nothing restores it.
+fn is_lost_with(message: &RouteMessage, member: u32, addresses: &[IpAddr]) -> bool {
+    // Routes from router advertisements return: the device solicits one when it comes up.
     let by_kernel = matches!(message.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
     let special = matches!(
         message.header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
     let cached = message.header.flags.contains(RouteFlags::Cloned);
-    // IPv4 routes go with their source address too: fib_sync_down_addr(), net/ipv4/fib_semantics.c.
+    // The kernel also removes IPv4 routes with their source address: fib_sync_down_addr(), net/ipv4/fib_semantics.c.
     let source_goes = message.attributes.iter().any(|attribute| match attribute {
         RouteAttribute::PrefSource(RouteAddress::Inet(source)) => addresses.contains(&IpAddr::V4(*source)),
         _ => false,
@@ -51,12 +52,12 @@ impl MemberState {
     /// Reads what `member` has.
     pub async fn read(netlink: &Netlink, member: &Link) -> io::Result<Self> {
         let mut addresses = addresses_of(netlink, member.ifindex).await?;
-        // The kernel lists IPv6 addresses from the newest on: ipv6_link_dev_addr(), net/ipv6/addrconf.c. Two families,
-        // of which the later one is turned around.
+        // The kernel lists IPv4 addresses first, then IPv6 addresses with the newest first (ipv6_link_dev_addr(),
+        // net/ipv6/addrconf.c). Reverse the IPv6 part.
         let ipv6_at = addresses.partition_point(|a| local_address(a).is_none_or(|a| a.is_ipv4()));
         addresses[ipv6_at..].reverse();
         let locals: Vec<IpAddr> = addresses.iter().filter_map(local_address).collect();
-        // The kernel makes temporary addresses again; nobody else can.
+        // Only the kernel can make temporary addresses, and it makes them again.
         let lasting = |address: &&AddressMessage| {
             local_address(address).is_none_or(|a| a.is_ipv4())
                 || !address_flags(address).contains(AddressFlags::Secondary)
@@ -74,25 +75,28 @@ impl MemberState {
             ipv6_mtu: sysctl::read(&format!("ipv6/conf/{}/mtu", member.name)).ok(),
             addresses: addresses.into_iter().map(Saved::address).collect(),
             link_local: link_local.into_iter().map(Saved::address).collect(),
-            routes: routes.iter().filter(|r| vanishes(r, member.ifindex, &locals)).map(Saved::route).collect(),
+            routes: routes.iter().filter(|r| is_lost_with(r, member.ifindex, &locals)).map(Saved::route).collect(),
             neighbours: neighbours.iter().filter(permanent).map(Saved::neighbour).collect(),
         })
     }
 
-    /// Takes away what would outlive the enslaving: the addresses.
+    /// Removes the addresses: enslaving alone may leave them.
     pub async fn strip(netlink: &Netlink, member: u32) -> io::Result<()> {
-        // Secondary addresses first: removing a primary one removes or promotes them.
+        // Remove secondary addresses first: removing a primary address removes or promotes them.
         for address in addresses_of(netlink, member).await?.into_iter().rev() {
             ignore_missing(netlink.request(RouteNetlinkMessage::DelAddress(address), 0).await)?;
         }
         Ok(())
     }
 
-    /// Gives all of it back to the released member. Goes on past failures and returns the first.
+    /// Restores everything on the released member. Continues after failures.
+    ///
+    /// # Errors
+    /// The first failure.
     pub async fn restore(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
         let mut result = self.restore_device(netlink, member).await;
         if self.up {
-            self.settle(netlink, member.ifindex).await?;
+            self.wait_for_addresses(netlink, member.ifindex).await?;
         }
         for neighbour in &self.neighbours {
             result = result.and(
@@ -102,7 +106,7 @@ impl MemberState {
         result.and(self.restore_routes(netlink).await)
     }
 
-    /// Its state, MTU and addresses, which wait for nothing. May be repeated.
+    /// Restores state, MTU and addresses, without waiting. May be repeated.
     pub async fn restore_device(&self, netlink: &Netlink, member: &Link) -> io::Result<()> {
         let mut result = Ok(());
         let set_mtu = LinkMessageBuilder::<LinkUnspec>::new().index(member.ifindex).mtu(self.mtu).build();
@@ -123,9 +127,9 @@ impl MemberState {
         result
     }
 
-    /// Waits until the link-local addresses are there again and duplicate address detection is over; adds those that
-    /// do not come by themselves.
-    async fn settle(&self, netlink: &Netlink, member: u32) -> io::Result<()> {
+    /// Waits until the link-local addresses are there again and duplicate address detection has ended. Then adds those
+    /// that did not return by themselves.
+    async fn wait_for_addresses(&self, netlink: &Netlink, member: u32) -> io::Result<()> {
         let desired: Vec<IpAddr> = self
             .link_local
             .iter()
@@ -155,8 +159,8 @@ impl MemberState {
         Ok(())
     }
 
-    /// A route may need another one to reach its gateway: goes on as long as that helps. One that also uses a device
-    /// that is still enslaved waits for that device's own release, which restores it too.
+    /// Restores the routes. A route may need another one to reach its gateway, so repeats while more succeed. Skips a
+    /// route that also uses a device that is still enslaved: releasing that device restores the route.
     async fn restore_routes(&self, netlink: &Netlink) -> io::Result<()> {
         let links = netlink.links().await?;
         let enslaved = |index: &u32| links.iter().any(|link| link.ifindex == *index && link.master.is_some());
@@ -185,7 +189,7 @@ impl MemberState {
     }
 }
 
-/// Creates something again; that it is there already is fine.
+/// Creates something again. Succeeds if it exists already.
 async fn create_if_missing(netlink: &Netlink, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     match netlink.request(message, NLM_F_CREATE | flags).await {
         Err(e) if errno_of(&e) == Some(libc::EEXIST) => Ok(()),

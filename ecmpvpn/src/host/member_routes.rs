@@ -1,4 +1,4 @@
-//! Routes through a member that go on over its bond: without them a host would lose its gateway when its port is bonded.
+//! Moves routes of a member to its bond. Without that a host would lose its gateway when its port is enslaved.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,8 @@ use super::route;
 use super::saved::Saved;
 use crate::config::Bond;
 
-/// Those of `routes` through one of `members` that have their gateway in a net of the bond's: main table, one gateway.
+/// The routes in the main table through one of `members` that can move: they have a single gateway, in a network of the
+/// bond's addresses.
 pub fn movable(routes: &[RouteMessage], members: &[u32], bond: &Bond) -> Vec<Saved> {
     let fits = |route: &&RouteMessage| {
         let lasting = !matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
@@ -26,7 +27,7 @@ pub fn movable(routes: &[RouteMessage], members: &[u32], bond: &Bond) -> Vec<Sav
     routes.iter().filter(fits).map(Saved::route).collect()
 }
 
-/// Adds a route of a member's over its bond. One that is there already stays.
+/// Adds a member's route on its bond. A route that exists there already stays.
 pub async fn add(netlink: &Netlink, journal: &mut Journal, saved: &Saved, bond: &LinkId) -> Result<(), HostError> {
     let operation = || format!("moving the route {} to {bond}", saved.text);
     let message: RouteMessage = saved.message().during(operation)?;
@@ -43,7 +44,7 @@ pub async fn add(netlink: &Netlink, journal: &mut Journal, saved: &Saved, bond: 
     }
 }
 
-/// The route with another output interface. Its source address is left to the kernel: the member's is gone.
+/// The route with another output interface. The kernel chooses the source address: that of the member is gone.
 fn via_device(mut route: RouteMessage, device: u32) -> RouteMessage {
     route.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::PrefSource(_)));
     for attribute in &mut route.attributes {
@@ -54,7 +55,7 @@ fn via_device(mut route: RouteMessage, device: u32) -> RouteMessage {
     route
 }
 
-/// The gateway of a route that has one.
+/// The gateway of a route, if it has one.
 pub fn gateway(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),

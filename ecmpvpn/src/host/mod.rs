@@ -1,15 +1,15 @@
-//! Makes the kernel match a [`crate::plan::Plan`] and puts it back: bond, tunnels, steering device, routes, sysctls.
+//! Makes the kernel match a [`crate::plan::Plan`], and undoes that: bond, tunnels, steering device, routes, sysctls.
 //!
-//! Every change is written to a journal before it is made, so that any later process can undo it. The way of a run:
+//! Every change is recorded in a journal before it is made, so that any later process can undo it. The steps of a run:
 //! ```text
 //! RunDir::lock -> Journal::open (not empty: a crash; undo it) -> preflight -> bring_up -> … -> Journal::undo -> RunDir::remove
 //! ```
-//! A later run goes on with what an earlier one left, and a running one takes a changed plan, the same way:
+//! The same functions adopt what an earlier run left up, and apply a changed plan to a running site:
 //! ```text
-//! changes_since(plan, made) -> preflight_since -> apply (what is to come) -> … -> apply (what is to go)
+//! changes_since(plan, made) -> preflight_since -> apply (additions) -> … -> apply (removals)
 //! ```
-//! All of it works in the network namespace of the calling thread. In a test that moved only its own thread, use a
-//! current-thread runtime.
+//! Everything works in the network namespace of the calling thread. A test that moves only its own thread to another
+//! namespace must use a current-thread runtime.
 
 mod alteration;
 mod bond;
@@ -40,7 +40,7 @@ mod undo;
 pub mod wireguard;
 
 pub use alteration::{Alteration, Part};
-pub use bring_up::{HostLinks, Options, TakenDown, apply, bring_up, changes, changes_since, take_down};
+pub use bring_up::{HostLinks, Options, apply, bring_up, changes, changes_since};
 pub use change::Change;
 pub use error::{Conflict, HostError, Lacks, UndoErrors};
 pub use journal::Journal;
@@ -56,7 +56,7 @@ pub use tunnel::{rekey as rekey_tunnel, restart as restart_tunnel};
 use crate::config::BackendChoice;
 use crate::plan::Backend;
 
-/// Decides who carries the tunnels: the kernel where it has WireGuard, unless the configuration says otherwise.
+/// Decides which backend carries the tunnels: the kernel if it has WireGuard, unless the configuration chooses one.
 pub fn detect_backend(choice: BackendChoice) -> Backend {
     match choice {
         BackendChoice::Kernel => Backend::Kernel,

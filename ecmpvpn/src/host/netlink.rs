@@ -1,4 +1,4 @@
-//! Route netlink: the few requests that `host` needs, with the kernel's own explanation in every error.
+//! Route netlink: the requests that this program needs. Errors have the kernel's own explanation.
 
 use std::io;
 
@@ -19,7 +19,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use super::links::{Link, Links};
 use super::record::LinkId;
 
-/// Text of an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
+/// The text in an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLMSGHDR_LEN: usize = 16;
 
@@ -30,10 +30,10 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens the socket in the calling thread's network namespace. Call it inside of a tokio runtime.
+    /// Opens the socket in the calling thread's network namespace. Must be called within a tokio runtime.
     pub fn open() -> io::Result<Self> {
         let (mut connection, handle, _) = rtnetlink::new_connection()?;
-        // Best effort: without them errors lack the kernel's explanation.
+        // Failures are ignored: then errors only lack the kernel's explanation.
         let socket = connection.socket_mut().socket_mut();
         let _ = socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true));
         tokio::spawn(connection);
@@ -60,7 +60,6 @@ impl Netlink {
         Ok(messages)
     }
 
-    /// Every link.
     pub async fn links(&self) -> io::Result<Links> {
         let answers = self.exchange(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP).await?;
         Ok(Links(answers.into_iter().filter_map(link).collect()))
@@ -84,21 +83,21 @@ impl Netlink {
         }
     }
 
-    /// The link that a record is about, if it is still that one.
+    /// The link of a record, if it still is the same one.
     pub async fn find(&self, id: &LinkId) -> io::Result<Option<Link>> {
         let link = match id.ifindex {
             Some(index) => self.link_at(index).await?,
             None => self.link(&id.name).await?,
         };
         Ok(link.filter(|link| match &id.alias {
-            // Between the making of a link and its index being written down it may have no alias yet.
+            // A link that was just made, and whose index is not recorded yet, may have no alias yet.
             Some(_) if id.ifindex.is_none() && link.alias.is_none() => true,
             Some(alias) => link.alias.as_ref() == Some(alias),
             None => link.name == id.name,
         }))
     }
 
-    /// Changes a link that exists, as `ip link set`.
+    /// Changes an existing link, as `ip link set` does.
     pub async fn set_link(&self, message: LinkMessage) -> io::Result<()> {
         self.request(RouteNetlinkMessage::NewLink(message), 0).await
     }
@@ -113,20 +112,20 @@ impl Netlink {
         self.set_link(LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build()).await
     }
 
-    /// Removes a link.
     pub async fn delete_link(&self, index: u32) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelLink(LinkMessageBuilder::<LinkUnspec>::new().index(index).build()), 0)
             .await
     }
 
-    /// Gives a link that is down the state of one that was never up: no queueing discipline at all.
+    /// Removes the queueing discipline of a link that is down, as if it had never been up.
     pub async fn clear_qdisc(&self, index: u32) -> io::Result<()> {
         let index = i32::try_from(index).map_err(io::Error::other)?;
         let mut message = TcMessage::with_index(index);
         message.header.parent = TcHandle::ROOT;
         let delete = message.clone();
         message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
-        // The default one cannot be deleted, another one can. Source: tc_get_qdisc(), net/sched/sch_api.c.
+        // The default qdisc cannot be deleted, so replace it first by one that can. Source: tc_get_qdisc(),
+        // net/sched/sch_api.c.
         self.request(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE).await?;
         self.request(RouteNetlinkMessage::DelQueueDiscipline(delete), 0).await
     }
@@ -148,7 +147,7 @@ impl Netlink {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
             let answers = match self.exchange(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP).await {
-                // A kernel without this family.
+                // The kernel lacks this family.
                 Err(e) if matches!(errno_of(&e), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => continue,
                 answers => answers?,
             };
@@ -160,7 +159,7 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The route that the kernel would take, as `ip route get`; `None`: it names none.
+    /// The route that the kernel would use, as `ip route get` shows it. `None`: the answer has no route.
     pub async fn route_to(&self, query: RouteMessage) -> io::Result<Option<RouteMessage>> {
         let answers = self.exchange(RouteNetlinkMessage::GetRoute(query), 0).await?;
         Ok(answers.into_iter().find_map(|message| match message {
@@ -187,7 +186,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
     }
 }
 
-/// Turns "there is no such thing" into success.
+/// Counts "no such object" as success.
 pub fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if matches!(errno_of(&e), Some(libc::ENODEV | libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENOENT)) => {
@@ -197,17 +196,16 @@ pub fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Whether `result` failed with this errno.
 pub fn is_errno<T>(result: &io::Result<T>, errno: i32) -> bool {
     result.as_ref().err().and_then(errno_of) == Some(errno)
 }
 
-/// The errno behind an error of [`Netlink`], explained or not.
+/// The errno of an error of [`Netlink`], with or without the kernel's explanation.
 pub fn errno_of(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(|| Some(error.get_ref()?.downcast_ref::<Explained>()?.errno))
 }
 
-/// An errno with the kernel's extended acknowledgement.
+/// An errno with the text of the kernel's extended acknowledgement.
 #[derive(Debug, thiserror::Error)]
 #[error("{} (the kernel says: {message})", io::Error::from_raw_os_error(*errno))]
 struct Explained {

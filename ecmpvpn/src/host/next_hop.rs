@@ -1,4 +1,4 @@
-//! Where the kernel sends outer packets now: the interface, the next hop and its Ethernet address.
+//! Asks the kernel where outer packets go now: the interface, the next hop and its Ethernet address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,12 +9,12 @@ use rtnetlink::RouteMessageBuilder;
 use super::netlink::Netlink;
 
 impl Netlink {
-    /// Index of the interface that a UDP datagram from `local` to `remote` leaves by, as routing has it now; `None`: no route.
+    /// Index of the interface that a UDP datagram from `local` to `remote` uses now. `None`: no route.
     pub async fn outgoing_interface(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
         self.next_hop(local, remote).await.map(|(ifindex, _)| ifindex)
     }
 
-    /// The Ethernet address that the neighbour table has for an address on an interface; `None`: it is not resolved.
+    /// The Ethernet address of a neighbour on an interface, from the neighbour table. `None`: it is not resolved.
     pub async fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<[u8; 6]> {
         let desired = NeighbourAttribute::Destination(match address {
             IpAddr::V4(address) => NeighbourAddress::Inet(address),
@@ -32,7 +32,8 @@ impl Netlink {
         })
     }
 
-    /// The interface that such a datagram leaves by, and the router or neighbour that it is handed to.
+    /// The interface that a UDP datagram from `local` to `remote` uses now, and the next hop: a router, or `remote`
+    /// itself.
     pub async fn next_hop(&self, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
         const UDP: u8 = 17;
         let request = match (local.ip(), remote.ip()) {

@@ -1,4 +1,4 @@
-//! What of the host's things is ours, by the journal and by the tunnels of this process.
+//! Finds what on the host ecmpvpn has made, by the journal and by the tunnels of this process.
 
 use ipnet::IpNet;
 
@@ -11,24 +11,24 @@ use super::wireguard::kernel;
 use super::wireguard::userspace::Userspace;
 use crate::plan::{Backend, Plan, Tunnel};
 
-/// What an earlier run, or this one, has made.
+/// What this run or an earlier one has made.
 #[derive(Clone, Copy, Default)]
 pub struct Made<'a> {
-    /// What must be undone; `None`: nothing is ours.
+    /// The records of what was made; `None`: nothing was made.
     pub journal: Option<&'a Journal>,
     /// Tunnels of this process.
     pub userspace: Option<&'a Userspace>,
-    /// What was asked for before, if known: an endpoint that it has already may have roamed since.
+    /// The former plan, if known. If an endpoint is the same in it, a different endpoint on the device has roamed.
     pub previous: Option<&'a Plan>,
 }
 
 impl Made<'_> {
-    /// Whether a link is ours, and still the one that we made.
+    /// Whether ecmpvpn made this link for the site, and it is still the same one.
     pub fn owns(&self, link: &Link) -> bool {
         self.journal.is_some_and(|journal| journal.owns_link(link))
     }
 
-    /// In what a tunnel of ours differs from `tunnel`; `addresses` are those that it has.
+    /// How an existing tunnel differs from `tunnel`. `addresses`: those that it has now.
     pub fn tunnel_alteration(
         &self,
         tunnel: &Tunnel,
@@ -49,7 +49,7 @@ impl Made<'_> {
         Ok(link_alteration(parts, link, tunnel.mtu, &[IpNet::V4(tunnel.address)], addresses))
     }
 
-    /// In what the steering device differs from the plan.
+    /// How the existing steering device differs from the plan.
     pub fn steering_alteration(&self, plan: &Plan, link: &Link, addresses: &[IpNet]) -> Result<Alteration, HostError> {
         check_kind(link, plan.backend)?;
         if plan.backend == Backend::Userspace && self.userspace.is_none() {
@@ -65,13 +65,13 @@ fn check_kind(link: &Link, backend: Backend) -> Result<(), HostError> {
         Some(kind) if kind == desired => Ok(()),
         other => {
             let is = other.unwrap_or("an interface of another kind");
-            let what = format!("{} is {is}, but the {backend} backend wants {desired}", link.name);
+            let what = format!("{} is {is}, but the {backend} backend needs {desired}", link.name);
             Err(Conflict::MadeOtherwise { what }.into())
         }
     }
 }
 
-/// A TUN device outlives our earlier process only if another one has its descriptor.
+/// A TUN device outlives the process that made it only if another process holds its descriptor.
 fn held_by_another(link: &Link) -> HostError {
     Conflict::MadeOtherwise { what: format!("{} is held by another process", link.name) }.into()
 }

@@ -1,4 +1,5 @@
-//! Everything that can be told before the first change: privilege, kernel features, names, members, ports, endpoints.
+//! Checks everything that can be checked before the first change: privilege, kernel features, names, members, ports,
+//! endpoints.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -21,15 +22,18 @@ use super::survey::{Place, Survey};
 use super::wireguard::kernel;
 use crate::plan::{Backend, Plan};
 
-/// A bond of this name exists for a moment.
+/// Name of the bond that [`probe_bonding`] makes and removes at once.
 const PROBE: &str = "ecmpvpn-probe";
 
-/// Fails with the first thing that stands against `plan`. Changes nothing.
+/// Checks that `plan` can be carried out. Changes nothing.
+///
+/// # Errors
+/// The first conflict or lack that was found.
 pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
     preflight_since(plan, Made::default()).await.map(drop)
 }
 
-/// As [`preflight`], beside what is `made` already; the changes to make.
+/// As [`preflight`], given what is `made` already. Returns the changes to make.
 pub async fn preflight_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
     require_privilege()?;
     match plan.backend {
@@ -62,7 +66,10 @@ pub async fn preflight_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>,
     Ok(changes)
 }
 
-/// Fails if this process may not do what a run does.
+/// Checks that this process has the privileges that a run needs.
+///
+/// # Errors
+/// The first capability that is missing.
 pub fn require_privilege() -> Result<(), HostError> {
     Ok(check_privilege()?)
 }
@@ -88,11 +95,11 @@ fn check_tun() -> Result<(), Lacks> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(Lacks::Tun)
 }
 
-/// Only making a bond tells whether the kernel can.
+/// Makes a bond and removes it: the only way to find out whether the kernel can make one.
 async fn probe_bonding(netlink: &Netlink) -> Result<(), HostError> {
     if !Path::new("/sys/module/bonding").exists() {
-        // Loaded by the kernel itself the module would make a bond0 that nobody asked for. It may be built in, and
-        // there may be no modprobe: the probe tells.
+        // If the kernel itself loaded the module, it would also make a bond0. Ignore failures: the driver may be built
+        // in, and there may be no modprobe. The probe below decides.
         let mut modprobe = Command::new("modprobe");
         modprobe.args(["bonding", "max_bonds=0"]);
         let _ = modprobe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -112,7 +119,7 @@ async fn probe_bonding(netlink: &Netlink) -> Result<(), HostError> {
     remove.await.during(|| format!("removing {PROBE}"))
 }
 
-/// WireGuard takes the port for both families on every address.
+/// Whether the port is taken in either family: WireGuard binds it for both families on every address.
 fn is_port_in_use(port: u16) -> bool {
     let taken = |bound: io::Result<UdpSocket>| bound.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
     taken(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))) || taken(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))

@@ -1,7 +1,7 @@
-//! What interfaces' queues have sent and what waits in them, read many times a second.
+//! Reads what the interfaces' queues have sent and what waits in them, many times a second.
 //!
-//! One dump over a socket of its own, without a runtime in between: the kernel answers within the call, so that the figures
-//! are as old as the call, and most of what it tells of other interfaces is skipped unread.
+//! Each reading is one dump over a separate socket, without tokio: the kernel answers within the call, so the figures
+//! are as old as the call. Most of the data about other interfaces is skipped without parsing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,21 +16,21 @@ use rtnetlink::packet_core::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt};
 
-/// The kernel sends no longer part of a dump. Source: `netlink_dump()`, `net/netlink/af_netlink.c`.
+/// Upper bound of one part of a dump, bytes. Source: `netlink_dump()`, `net/netlink/af_netlink.c`.
 const LONGEST: usize = 32 << 10;
-/// The kernel answers at once; should it not, nobody may wait for ever.
+/// Receive timeout. The kernel answers at once, but no wait may be endless.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// An interface's root queueing discipline as it is now.
+/// The counters of an interface's root queueing discipline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// Bytes that left, link-layer header included.
+    /// Bytes sent, with link-layer headers.
     pub sent: u64,
-    /// Bytes that wait in it.
+    /// Bytes that wait in the queue.
     pub waiting: u32,
 }
 
-/// A socket to ask by.
+/// A netlink socket with its buffers.
 #[derive(Debug)]
 pub struct Queues {
     socket: OwnedFd,
@@ -47,7 +47,8 @@ impl Queues {
         Ok(Self { socket, request: Vec::new(), buffer: vec![0; LONGEST], sequence: 0 })
     }
 
-    /// Reads the root queueing disciplines of the interfaces with these indices; those that have none are left out.
+    /// Reads the root queueing disciplines of the interfaces whose index is `desired`. Interfaces without one are left
+    /// out.
     pub fn read(&mut self, desired: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Reading>> {
         self.ask()?;
         let mut readings = BTreeMap::new();
@@ -72,7 +73,8 @@ impl Queues {
     }
 }
 
-/// Takes the readings of a datagram that answers the question of this number; whether the answer ends with it.
+/// Takes the readings from a datagram that answers the request with this sequence number. Returns whether the answer is
+/// complete.
 fn take(
     datagram: &[u8],
     sequence: u32,
@@ -82,7 +84,7 @@ fn take(
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
-        // Else it is what came too late for an earlier question.
+        // Another number: a late answer to an earlier request.
         if message.sequence_number() == sequence {
             match message.message_type() {
                 NLMSG_DONE => return Ok(true),
@@ -100,7 +102,7 @@ fn error(payload: &[u8]) -> io::Error {
     code.map_or(io::ErrorKind::InvalidData.into(), |code| io::Error::from_raw_os_error(code.get().wrapping_neg()))
 }
 
-/// An interface and its root queue, where it is wanted.
+/// Parses the root queue of an interface. `None`: another queue, or an interface that is not requested.
 fn queue(payload: &[u8], desired: impl Fn(u32) -> bool) -> io::Result<Option<(u32, Reading)>> {
     let header = TcHeader::parse(payload).map_err(io::Error::other)?;
     let Some(interface) = u32::try_from(header.index).ok().filter(|interface| desired(*interface)) else {
@@ -143,12 +145,12 @@ mod tests {
     }
 
     #[test]
-    fn root_queues_of_wanted_interfaces_are_read() {
+    fn root_queues_of_the_named_interfaces_are_read() {
         let of = |interface, parent| queue(&message(interface, parent), |desired| desired == 7).unwrap();
         assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000 })));
         assert_eq!(of(8, TcHandle::ROOT), None);
         assert_eq!(of(-1, TcHandle::ROOT), None);
-        // One of a card's many queues.
+        // One of the queues of a multi-queue card.
         assert_eq!(of(7, TcHandle::from(0x0001_0001)), None);
         assert!(queue(&[0; 7], |_| true).is_err());
         let cut = message(7, TcHandle::ROOT);

@@ -1,4 +1,4 @@
-//! What the journal holds: how each change is taken back. Plain data.
+//! The journal's records: how to undo each change. Plain data.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,91 +9,70 @@ use serde::{Deserialize, Serialize};
 use super::links::Link;
 use super::saved::Saved;
 
-/// Which link a record is about: enough never to touch another one of the same name.
+/// Identifies the link of a record, so that another link of the same name is never touched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkId {
-    /// Interface name.
     pub name: String,
-    /// Interface index; `None`: about to be made, index not yet known.
+    /// Interface index; `None`: the link is about to be made, its index is not known yet.
     pub ifindex: Option<u32>,
-    /// Our alias, if the link is one that we made.
+    /// The site's alias, if ecmpvpn made the link.
     pub alias: Option<String>,
 }
 
-/// How to take one change back.
+/// How to undo one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "kebab-case")]
 pub enum Undo {
     /// Unmount the BPF file system if nothing is in it.
-    Unmount {
-        /// The mount point.
-        path: PathBuf,
-    },
-    /// Remove a link that we made.
+    Unmount { path: PathBuf },
+    /// Remove a link that ecmpvpn made.
     DeleteLink {
-        /// Ours.
         link: LinkId,
-        /// As `bond`, so that a link made a moment before a crash is known without its alias.
+        /// For example `bond`. Identifies a link that was made just before a crash, and has no alias yet.
         kind: String,
     },
     /// Remove an address from a link that stays.
-    DeleteAddress {
-        /// Whose.
-        link: LinkId,
-        /// Which.
-        address: IpNet,
-    },
-    /// Set a link down again that was down.
-    SetDown {
-        /// Which.
-        link: LinkId,
-    },
-    /// Release a bond member and give it back what it had.
-    ReleaseMember {
-        /// The member.
-        member: LinkId,
-        /// Its bond.
-        bond: LinkId,
-        /// What it had.
-        saved: MemberState,
-    },
-    /// Remove a route of ours.
+    DeleteAddress { link: LinkId, address: IpNet },
+    /// Set a link down: it was down before.
+    SetDown { link: LinkId },
+    /// Release a bond member, and restore what it had.
+    ReleaseMember { member: LinkId, bond: LinkId, saved: MemberState },
+    /// Remove a route that ecmpvpn made.
     DeleteRoute {
-        /// Destination.
         prefix: IpNet,
         /// The steering device.
         device: LinkId,
     },
-    /// Remove a member's route from its bond.
+    /// Remove a member's route that was moved to its bond.
     DeleteMovedRoute {
         /// The route as it was added.
         route: Saved,
         /// The bond.
         device: LinkId,
     },
-    /// Write kernel settings, in this order, where they differ.
+    /// Write kernel settings back, in this order, if they differ.
     WriteSysctls {
-        /// Path below `/proc/sys/net` and value.
+        /// Path below `/proc/sys/net`, and value.
         values: Vec<(String, String)>,
     },
 }
 
-/// What a member had.
+/// What a bond member had before it was enslaved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberState {
     /// Administratively up.
     pub up: bool,
-    /// It was never up, so that it has no queueing discipline.
+    /// It was never up, so it had no queueing discipline.
     pub pristine: bool,
     /// Bytes.
     pub mtu: u32,
-    /// `net.ipv6.conf.DEVICE.mtu`, which a router may have advertised.
+    /// `net.ipv6.conf.DEVICE.mtu`: a router may have advertised another value.
     pub ipv6_mtu: Option<String>,
-    /// In the order in which they were added: a net's first IPv4 address is its primary one.
+    /// In the order in which they were added: the first IPv4 address of a network is the primary one.
     pub addresses: Vec<Saved>,
-    /// Link-local IPv6 addresses, which the kernel mostly makes by itself.
+    /// Link-local IPv6 addresses. The kernel usually makes them again by itself.
     pub link_local: Vec<Saved>,
-    /// Routes that go with the device or with its addresses.
+    /// Routes that disappear with the device or with its addresses.
     pub routes: Vec<Saved>,
     /// Permanent neighbour entries.
     pub neighbours: Vec<Saved>,
@@ -133,8 +112,8 @@ impl fmt::Display for LinkId {
 }
 
 impl LinkId {
-    /// A link that is on the host and not of our making.
-    pub fn theirs(link: &Link) -> Self {
+    /// A link on the host that ecmpvpn did not make.
+    pub fn foreign(link: &Link) -> Self {
         Self { name: link.name.clone(), ifindex: Some(link.ifindex), alias: None }
     }
 }

@@ -1,4 +1,4 @@
-//! Routes of the remote prefixes into the steering device.
+//! Routes to the remote prefixes through the steering device.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -16,10 +16,11 @@ use super::netlink::Netlink;
 use super::record::{LinkId, Undo};
 use crate::plan::Route;
 
-/// Marks our routes; not assigned to anybody. Source: include/uapi/linux/rtnetlink.h, `rt_protos` of iproute2.
+/// The protocol number of routes that ecmpvpn makes; not assigned to anybody. Source: include/uapi/linux/rtnetlink.h,
+/// `rt_protos` of iproute2.
 pub const PROTOCOL: u8 = 0xec;
-/// Gateway of our IPv6 routes: on a device without neighbour discovery a route without one makes a neighbour entry for
-/// every destination.
+/// Gateway of these routes in IPv6: on a device without neighbour discovery, a route without a gateway makes a
+/// neighbour entry for every destination.
 const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Adds a route through the steering device.
@@ -35,7 +36,7 @@ pub async fn add(netlink: &Netlink, journal: &mut Journal, route: &Route, device
     added.during(|| format!("adding a route to {} through {name}", route.prefix))
 }
 
-/// Puts a route through the steering device in the place of the one that is there, in one step.
+/// Replaces an existing route by one through the steering device, in one step.
 pub async fn replace(netlink: &Netlink, journal: &mut Journal, route: &Route, device: LinkId) -> Result<(), HostError> {
     let (name, index) = (device.name.clone(), device.ifindex.unwrap_or(0));
     let prefix = route.prefix;
@@ -47,7 +48,7 @@ pub async fn replace(netlink: &Netlink, journal: &mut Journal, route: &Route, de
     Ok(())
 }
 
-/// The message that adds or removes one of our routes.
+/// The netlink message that adds or removes a route that ecmpvpn makes.
 pub fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.destination_prefix_length = prefix.prefix_len();
@@ -73,7 +74,7 @@ pub fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> RouteMessa
     message
 }
 
-/// Where a route goes, as far as it matters here.
+/// The output interfaces of a route: one, or one for each next hop.
 pub fn output_interfaces(route: &RouteMessage) -> Vec<u32> {
     let mut interfaces = Vec::new();
     for attribute in &route.attributes {
@@ -86,7 +87,6 @@ pub fn output_interfaces(route: &RouteMessage) -> Vec<u32> {
     interfaces
 }
 
-/// The table of a route.
 pub fn table(route: &RouteMessage) -> u32 {
     let wide = route.attributes.iter().find_map(|a| match a {
         RouteAttribute::Table(table) => Some(*table),
@@ -95,7 +95,7 @@ pub fn table(route: &RouteMessage) -> u32 {
     wide.unwrap_or(u32::from(route.header.table))
 }
 
-/// The main-table route to exactly `prefix`, if there is one.
+/// The route to exactly `prefix` in the main table, if there is one.
 pub fn find(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
     let same = |route: &&RouteMessage| {
         let family = if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -112,7 +112,7 @@ pub fn find(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
     routes.iter().find(same)
 }
 
-/// The source address that a route gives to this host's own packets.
+/// The preferred source address of a route, for this host's own packets.
 pub fn source(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
@@ -121,7 +121,7 @@ pub fn source(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
-/// The device or the way of a route, in words.
+/// Describes for an error where a route goes: its devices, or its type.
 pub fn describe(route: &RouteMessage, links: &Links) -> String {
     let name = |index: &u32| links.iter().find(|link| link.ifindex == *index).map(|link| link.name.clone());
     let names: Vec<String> = output_interfaces(route).iter().filter_map(name).collect();

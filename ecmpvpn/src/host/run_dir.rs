@@ -1,4 +1,4 @@
-//! The run directory of a site: its lock, and the journal of what must be undone.
+//! The run directory of a site: its lock, and the paths of the files in it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -15,46 +15,34 @@ const RELOAD: &str = "reload.json";
 const UNCONFIRMED: &str = "unconfirmed";
 const APPLIED: &str = "applied.json";
 
-/// Below it each site has a directory.
+/// The standard root. Each site has a directory below.
 pub const RUN_ROOT: &str = "/run/ecmpvpn";
 
-/// The run directory is not to be had.
+/// Why the run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another process holds the lock.
     #[error("ecmpvpn is already running for {site} (pid {pid}): stop it with `ecmpvpn down -c …`")]
     AlreadyRunning {
-        /// The site.
         site: String,
-        /// Its process; 0 if it has not written it yet.
+        /// The process that runs it; 0 if it has not written its pid yet.
         pid: i32,
     },
-    /// The directory or the lock file.
     #[error("{operation} {}", .path.display())]
     Io {
-        /// As `opening`.
+        /// For example `opening`.
         operation: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// A running process did not end.
     #[error(
         "pid {pid} was asked to stop {site}, but still runs after {seconds} s: look at its log, or end it yourself"
     )]
-    DoesNotStop {
-        /// The site.
-        site: String,
-        /// The process.
-        pid: i32,
-        /// How long was waited.
-        seconds: u64,
-    },
+    DoesNotStop { site: String, pid: i32, seconds: u64 },
 }
 
-/// The run directory of one site, locked until dropped. Dropping it leaves the files, [`RunDir::remove`] removes them.
+/// The run directory of one site, locked until this is dropped. Dropping it leaves the files; [`RunDir::remove`]
+/// removes them.
 #[derive(Debug)]
 pub struct RunDir {
     site: String,
@@ -63,7 +51,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Takes the lock of `site` below `root`, usually [`RUN_ROOT`].
+    /// Takes the lock of `site`. `root` is usually [`RUN_ROOT`].
     pub fn lock(root: &Path, site: &str) -> Result<Self, StateError> {
         let dir = root.join(site);
         loop {
@@ -72,7 +60,7 @@ impl RunDir {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o644);
             let mut lock = match options.open(&path) {
-                // A process that was just ending removed the directory.
+                // A process that just ended has removed the directory.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.map_err(io_error("opening", &path))?,
             };
@@ -83,7 +71,8 @@ impl RunDir {
                 }
                 Err(e) => return Err(io_error("locking", &path)(e.into())),
             }
-            // The holder before us may have removed the file while we waited for the lock: then it guards nothing.
+            // The previous holder may have removed the file after this process opened it. Then the lock is worthless:
+            // try again.
             let same = fs::metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
             if !same {
                 continue;
@@ -94,8 +83,8 @@ impl RunDir {
         }
     }
 
-    /// As [`RunDir::lock`]; if another process holds the lock, asks it to end (SIGTERM) and waits for that.
-    /// Returns the process that was stopped, if any. Blocks.
+    /// As [`RunDir::lock`]. If another process holds the lock, sends it SIGTERM and waits until it ends, at most
+    /// `patience`. Also returns the pid of the process that was stopped, if any. Blocks.
     pub fn lock_stopping(root: &Path, site: &str, patience: Duration) -> Result<(Self, Option<i32>), StateError> {
         let deadline = Instant::now() + patience;
         let mut stopped = None;
@@ -116,27 +105,25 @@ impl RunDir {
         }
     }
 
-    /// The site.
     pub fn site(&self) -> &str {
         &self.site
     }
 
-    /// Where its files are.
+    /// The directory.
     pub fn path(&self) -> PathBuf {
         self.root.join(&self.site)
     }
 
-    /// The journal's file.
     pub fn journal_path(&self) -> PathBuf {
         self.path().join("journal.json")
     }
 
-    /// Where a running process leaves what became of a reload.
+    /// Where the running process writes the result of a reload.
     pub fn reload_path(root: &Path, site: &str) -> PathBuf {
         root.join(site).join(RELOAD)
     }
 
-    /// Where a running process leaves what its configuration said.
+    /// Where the running process writes what its configuration says.
     pub fn applied_path(root: &Path, site: &str) -> PathBuf {
         root.join(site).join(APPLIED)
     }
@@ -146,12 +133,12 @@ impl RunDir {
         Self::unconfirmed_path(&self.root, &self.site)
     }
 
-    /// It is there while what `run --confirm` brought up, or is bringing up, waits to be confirmed.
+    /// The file that exists while `run --confirm` waits to be confirmed.
     pub fn unconfirmed_path(root: &Path, site: &str) -> PathBuf {
         root.join(site).join(UNCONFIRMED)
     }
 
-    /// The process that runs `site`, if one does.
+    /// The process that runs `site`, if there is one.
     pub fn holder(root: &Path, site: &str) -> Result<Option<Holder>, StateError> {
         let path = root.join(site).join("lock");
         let mut lock = match File::open(&path) {
@@ -162,7 +149,7 @@ impl RunDir {
         let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
             return Ok(None);
         };
-        // With the process held, look whether it is it that has the lock: the pid may have been handed out anew.
+        // The pidfd now refers to one process. Check that a process still has the lock: the pid may have been reused.
         match flock(&lock, FlockOperation::NonBlockingLockShared) {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(Holder { pid, process })),
             Ok(()) => Ok(None),
@@ -180,7 +167,7 @@ impl RunDir {
                 _ => {}
             }
         }
-        // Other people's files keep the directories, and so do other sites.
+        // Fails, as it should, if there are other files or other sites in the directory.
         let _ = fs::remove_dir(&dir);
         let _ = fs::remove_dir(&self.root);
         drop(self.lock);
@@ -188,10 +175,9 @@ impl RunDir {
     }
 }
 
-/// A running process.
+/// A process that runs a site.
 #[derive(Debug)]
 pub struct Holder {
-    /// Its id.
     pub pid: i32,
     process: OwnedFd,
 }
@@ -202,14 +188,14 @@ impl Holder {
         Ok(pidfd_send_signal(&self.process, Signal::HUP)?)
     }
 
-    /// Ends it, whatever it is doing.
+    /// Kills it (SIGKILL).
     pub fn kill(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(&self.process, Signal::KILL)?)
     }
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
-        // Its descriptor is readable then.
+        // A pidfd is readable once the process has ended.
         let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
@@ -217,15 +203,15 @@ impl Holder {
 
 fn read_pid(lock: &mut File) -> i32 {
     let mut text = String::new();
-    // The holder writes its pid right after taking the lock.
+    // May be empty for a moment: the holder writes its pid right after it took the lock.
     let _ = lock.read_to_string(&mut text);
     text.trim().parse().unwrap_or(0)
 }
 
-/// Sends SIGTERM to the holder of the lock. `None`: it is gone already.
+/// Sends SIGTERM to the holder of the lock, and returns its pid. `None`: it is gone already.
 fn terminate(root: &Path, site: &str, pid: i32) -> Option<i32> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    // With the process held, look again who has the lock: the pid may have been handed out anew in between.
+    // The pidfd now refers to one process. Check again that it has the lock: the pid may have been reused meanwhile.
     match RunDir::lock(root, site) {
         Err(StateError::AlreadyRunning { pid: holder, .. }) if holder == pid => {
             pidfd_send_signal(&process, Signal::TERM).ok().map(|()| pid)

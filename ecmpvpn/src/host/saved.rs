@@ -1,5 +1,5 @@
-//! Netlink messages kept to be sent again: addresses, routes and neighbour entries exactly as the kernel showed them,
-//! as `ip address save` and `ip route save` do it.
+//! Netlink messages that are saved to be sent again: addresses, routes and neighbour entries exactly as the kernel
+//! reported them, like `ip address save` and `ip route save`.
 
 use std::fmt::Write as _;
 use std::io;
@@ -11,20 +11,20 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use rtnetlink::packet_core::{Emitable, Parseable};
 use serde::{Deserialize, Serialize};
 
-/// One message.
+/// One saved message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// For people.
+    /// The object in words, for the log.
     pub text: String,
     /// The message in hexadecimal digits.
     netlink: String,
 }
 
 impl Saved {
-    /// An address, with its lifetimes and every flag that can be given back.
+    /// Saves an address, with its lifetimes and every flag that can be restored.
     pub fn address(message: &AddressMessage) -> Self {
         let mut message = message.clone();
-        // The kernel sets these by itself, on other grounds each time.
+        // The kernel sets these flags itself, from the state at the time.
         let own = AddressFlags::Tentative
             | AddressFlags::Dadfailed
             | AddressFlags::Secondary
@@ -41,7 +41,7 @@ impl Saved {
         Self { text: address_text(&message), netlink: hex(&message) }
     }
 
-    /// A route, without what the kernel computes.
+    /// Saves a route, without the values that the kernel computes.
     pub fn route(message: &RouteMessage) -> Self {
         let mut message = message.clone();
         message.header.flags &= RouteFlags::Onlink;
@@ -56,7 +56,6 @@ impl Saved {
         Self { text: route_text(&message), netlink: hex(&message) }
     }
 
-    /// A neighbour entry.
     pub fn neighbour(message: &NeighbourMessage) -> Self {
         let mut message = message.clone();
         message.attributes.retain(|a| !matches!(a, NeighbourAttribute::CacheInfo(_) | NeighbourAttribute::Probes(_)));
@@ -67,7 +66,10 @@ impl Saved {
         Self { text: text.unwrap_or_default(), netlink: hex(&message) }
     }
 
-    /// The message again.
+    /// Parses the saved message.
+    ///
+    /// # Errors
+    /// The text is not a valid message.
     pub fn message<M: Parseable<[u8]>>(&self) -> io::Result<M> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the journal holds a malformed netlink message");
         let byte = |at: usize| self.netlink.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
@@ -112,7 +114,7 @@ fn address_text(message: &AddressMessage) -> String {
     local_address(message).map_or_else(String::new, |a| format!("{a}/{}", message.header.prefix_len))
 }
 
-/// As `10.0.0.0/8`, or `default`.
+/// The destination of a route: for example `10.0.0.0/8`, or `default`.
 pub fn destination_text(message: &RouteMessage) -> String {
     let destination = message.attributes.iter().find_map(|a| match a {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(address.to_string()),

@@ -1,4 +1,4 @@
-//! Compares the plan with the host: what must change, and what stands against it. Changes nothing.
+//! Compares the plan with the host: finds what must change, and what conflicts. Changes nothing.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -19,19 +19,15 @@ use super::{bpffs, member_routes, route, sysctl};
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Plan, Route, Sysctl};
 
-/// What is on the host.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every link.
     pub links: Links,
-    /// Every address.
     pub addresses: Vec<AddressMessage>,
-    /// Every route.
     pub routes: Vec<RouteMessage>,
 }
 
 impl Survey {
-    /// Looks at the network namespace that `netlink` is in.
+    /// Reads them in the network namespace of `netlink`.
     pub async fn take(netlink: &Netlink) -> Result<Self, HostError> {
         Ok(Self {
             links: netlink.links().await.during(|| "listing links".to_owned())?,
@@ -40,24 +36,24 @@ impl Survey {
         })
     }
 
-    /// The link of this name.
     pub fn link(&self, name: &InterfaceName) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name.as_str())
     }
 
-    /// Addresses of a link, with their prefix lengths; without those that the kernel makes by itself.
+    /// The addresses of a link with their prefix lengths, without link-local IPv6 addresses.
     fn addresses_of(&self, link: &Link) -> Vec<(IpAddr, u8)> {
         let on_link = self.addresses.iter().filter(|a| a.header.index == link.ifindex);
         let named = on_link.filter_map(|a| Some((local_address(a)?, a.header.prefix_len)));
         named.filter(|(address, _)| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())).collect()
     }
 
-    /// Addresses of a link with their prefix lengths, without those that the kernel makes by itself.
+    /// The addresses of a link with their prefix lengths, without link-local IPv6 addresses.
     pub fn nets_of(&self, link: &Link) -> Vec<IpNet> {
         self.addresses_of(link).into_iter().filter_map(|(address, len)| IpNet::new(address, len).ok()).collect()
     }
 
-    /// Every change that `plan` needs beside what is `made` already, in order, and every finding that none is needed.
+    /// The changes that `plan` needs, given what is `made` already, in order; and the findings that something is as
+    /// planned.
     pub fn changes(&self, plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
         self.check_made(plan, made)?;
@@ -115,7 +111,7 @@ impl Survey {
         Ok(changes)
     }
 
-    /// A bond of ours that is not wanted any more cannot go while the tunnels stay.
+    /// Refuses a plan without the bond that an earlier run made: it cannot be removed while the tunnels stay.
     fn check_made(&self, plan: &Plan, made: Made<'_>) -> Result<(), Conflict> {
         let desired = plan.bond.as_ref().map(|bond| bond.name.as_str());
         let other =
@@ -156,7 +152,8 @@ impl Survey {
         })
     }
 
-    /// What is ours and not planned any more; routes first, for they need their device.
+    /// Adds the removal of everything that ecmpvpn made and that is no longer planned. Routes come first: they need
+    /// their device.
     fn removals(&self, plan: &Plan, made: Made<'_>, changes: &mut Vec<Change>) {
         let Some(journal) = made.journal else { return };
         for (prefix, device) in journal.owned_routes() {
@@ -223,7 +220,7 @@ impl Survey {
         Ok(())
     }
 
-    /// A bond with more members than configured would send where the planner does not expect it.
+    /// Refuses a bond with more members than configured: it would use members that the port plan does not expect.
     fn check_members(&self, bond: &Bond, link: &Link) -> Result<(), Conflict> {
         let members = self.links.iter().filter(|other| other.master == Some(link.ifindex));
         let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();
@@ -250,7 +247,7 @@ impl Survey {
             return unfit(format!("already belongs to {name}: release it first (`ip link set {member} nomaster`)"));
         }
         if !link.ethernet {
-            return unfit("is no Ethernet interface: choose another one".to_owned());
+            return unfit("is not an Ethernet interface: choose another one".to_owned());
         }
         if let Some(upper) = self.links.iter().find(|other| other.lower == Some(link.ifindex)) {
             return unfit(format!("carries {0}: move {0} onto the bond or remove it", upper.name));
@@ -263,7 +260,7 @@ impl Survey {
             })
         };
         if let Some(id) = self.routes.iter().filter(through_member).find_map(by_object) {
-            return unfit(format!("carries the nexthop object {id}, which could not be given back: remove it first"));
+            return unfit(format!("is used by nexthop object {id}, which cannot be restored later: remove it first"));
         }
         let addresses = self.addresses_of(link).into_iter().map(|(address, len)| format!("{address}/{len}")).collect();
         Ok(Change::Enslave { member: member.clone(), bond: bond.name.clone(), addresses })
@@ -322,7 +319,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Where an address of this host is: nowhere, on an interface that keeps it, or only on a member that loses it.
+    /// Finds where an address is on this host.
     pub fn place_of(&self, plan: &Plan, address: IpAddr) -> Place {
         if plan.bond.as_ref().is_some_and(|bond| bond.addresses.iter().any(|net| net.addr() == address)) {
             return Place::Stays;
@@ -346,13 +343,12 @@ impl Survey {
     }
 }
 
-/// Where an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On no interface.
     Nowhere,
     /// On an interface that keeps it.
     Stays,
-    /// Only on an interface that will be enslaved.
+    /// Only on an interface that will be enslaved, and loses it.
     OnMember,
 }

@@ -1,7 +1,7 @@
 //! Kernel settings below `/proc/sys/net`, in the calling thread's network namespace.
 //!
-//! Forwarding is one switch with many effects: it sets `forwarding` of every device and, in IPv4, `accept_redirects`
-//! of `all`. Everything that it changes is read first and given back.
+//! The forwarding switch has many effects: it sets `forwarding` of every device and, in IPv4, `accept_redirects` of
+//! `all`. Everything that it changes is saved first and restored later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,9 +17,7 @@ use super::record::Undo;
 use super::route;
 
 const ROOT: &str = "/proc/sys/net";
-/// The kernel's IPv4 forwarding switch.
 const IPV4_FORWARDING: &str = "ipv4/ip_forward";
-/// The kernel's IPv6 forwarding switch.
 const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
 
 fn path(key: &str) -> PathBuf {
@@ -35,7 +33,7 @@ fn write(key: &str, value: &str) -> io::Result<()> {
     fs::write(path(key), value)
 }
 
-/// Writes `value` unless it is there already; a kernel or a device without the setting is fine.
+/// Writes `value` if the setting differs. A kernel or device without the setting is not an error.
 pub fn write_if_there(key: &str, value: &str) -> io::Result<()> {
     match read(key) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -44,7 +42,10 @@ pub fn write_if_there(key: &str, value: &str) -> io::Result<()> {
     }
 }
 
-/// Writes each value where it differs, in this order. A setting of a device that is gone is fine.
+/// Writes each value that differs, in this order. Ignores settings of devices that are gone.
+///
+/// # Errors
+/// The first failure, after all values were tried.
 pub fn write_back(values: &[(String, String)]) -> io::Result<()> {
     let mut first_error = Ok(());
     for (key, value) in values {
@@ -66,8 +67,8 @@ pub fn forwards(ipv4: bool) -> io::Result<Option<bool>> {
 
 /// Turns IPv4 forwarding on.
 ///
-/// The kernel also turns off large receive offload of every device, for good: forwarding needs that, and nobody loses
-/// packets by it. Source: `inet_forward_change()`, net/ipv4/devinet.c.
+/// The kernel also turns off large receive offload (LRO) of every device, and undoing does not turn it on again.
+/// Forwarding requires that, and no packets are lost by it. Source: `inet_forward_change()`, net/ipv4/devinet.c.
 pub fn enable_ipv4_forwarding(journal: &mut Journal) -> Result<(), HostError> {
     let mut values = values_of(&[IPV4_FORWARDING, "ipv4/conf/all/accept_redirects"])?;
     values.extend(values_of_each("ipv4/conf", "forwarding")?);
@@ -75,7 +76,7 @@ pub fn enable_ipv4_forwarding(journal: &mut Journal) -> Result<(), HostError> {
     write(IPV4_FORWARDING, "1").during(|| "turning IPv4 forwarding on".to_owned())
 }
 
-/// Turns IPv6 forwarding on. Do [`accept_router_advertisements`] first.
+/// Turns IPv6 forwarding on. Call [`accept_router_advertisements`] first.
 /// Source: `addrconf_fixup_forwarding()`, net/ipv6/addrconf.c.
 pub fn enable_ipv6_forwarding(journal: &mut Journal) -> Result<(), HostError> {
     let mut values = values_of(&[IPV6_FORWARDING])?;
@@ -84,15 +85,15 @@ pub fn enable_ipv6_forwarding(journal: &mut Journal) -> Result<(), HostError> {
     write(IPV6_FORWARDING, "1").during(|| "turning IPv6 forwarding on".to_owned())
 }
 
-/// Lets `device` go on using router advertisements when IPv6 forwarding is on. Without it the kernel throws its
-/// default route away at that moment. Source: `rt6_purge_dflt_routers()`, net/ipv6/route.c.
+/// Lets `device` keep using router advertisements when IPv6 forwarding is on. Otherwise the kernel removes its default
+/// route at that moment. Source: `rt6_purge_dflt_routers()`, net/ipv6/route.c.
 pub fn accept_router_advertisements(journal: &mut Journal, device: &str) -> Result<(), HostError> {
     let key = format!("ipv6/conf/{device}/accept_ra");
     journal.record(Undo::WriteSysctls { values: values_of(&[&key])? })?;
     write(&key, "2").during(|| format!("letting {device} accept router advertisements"))
 }
 
-/// Devices that use router advertisements now, and would not once they forward.
+/// Devices that use router advertisements now, and would stop when forwarding is turned on.
 pub fn router_advertisement_devices(routes: &[RouteMessage], links: &Links) -> Vec<String> {
     let used: BTreeSet<u32> = routes
         .iter()
@@ -104,7 +105,7 @@ pub fn router_advertisement_devices(routes: &[RouteMessage], links: &Links) -> V
     devices.map(|link| link.name.clone()).collect()
 }
 
-/// Writes down what a WireGuard device changes when it is set up: it turns ICMP redirects off on all devices.
+/// Records what a WireGuard device changes when it is set up: it turns sending of ICMP redirects off for all devices.
 /// Source: `wg_open()`, drivers/net/wireguard/device.c.
 pub fn expect_wireguard(journal: &mut Journal) -> Result<(), HostError> {
     let values = values_of(&["ipv4/conf/all/send_redirects"])?;
@@ -114,13 +115,13 @@ pub fn expect_wireguard(journal: &mut Journal) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Sets a device of ours to loose reverse path filtering; it goes with the device. The kernel takes the greater of
-/// this and `all`, so that it cannot be stricter.
+/// Sets a tunnel to loose reverse path filtering. The setting disappears with the device. The kernel uses the greater
+/// of this value and that of `all`, and 2 (loose) is the greatest.
 pub fn loose_reverse_path(device: &str) -> Result<(), HostError> {
     write(&format!("ipv4/conf/{device}/rp_filter"), "2").during(|| format!("setting rp_filter of {device} to 2"))
 }
 
-/// Whether a device has loose reverse path filtering of its own.
+/// Whether the device's own setting is loose reverse path filtering.
 pub fn is_loose(device: &str) -> bool {
     read(&format!("ipv4/conf/{device}/rp_filter")).is_ok_and(|value| value == "2")
 }
@@ -140,7 +141,7 @@ fn values_of_each(family: &str, setting: &str) -> Result<Vec<(String, String)>, 
         match read(&key) {
             _ if name == "all" => {}
             Ok(value) => values.push((key, value)),
-            // A device that goes at this moment.
+            // The device was removed just now.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(HostError::Step { operation: format!("reading net/{key}"), source }),
         }

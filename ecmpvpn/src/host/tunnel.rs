@@ -1,4 +1,4 @@
-//! Tunnels and the steering device, with either backend.
+//! Makes and changes tunnels and the steering device, with either backend.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use super::wireguard::userspace::{Userspace, UserspaceError};
 use crate::config::InterfaceName;
 use crate::plan::{Backend, SteeringDevice, Tunnel};
 
-/// The kind of link that a backend makes.
+/// The kind of link that a backend makes, as `ip -d link` names it.
 pub fn kind(backend: Backend) -> &'static str {
     match backend {
         Backend::Kernel => "wireguard",
@@ -25,7 +25,7 @@ pub fn kind(backend: Backend) -> &'static str {
     }
 }
 
-/// Makes a tunnel and sets it up. Its index.
+/// Makes a tunnel and sets it up. Returns its interface index.
 pub async fn create(
     netlink: &Netlink,
     journal: &mut Journal,
@@ -56,7 +56,7 @@ pub async fn create(
     Ok(index)
 }
 
-/// Changes a tunnel that is there in `parts`.
+/// Changes `parts` of an existing tunnel to match `tunnel`.
 pub async fn alter(userspace: Option<&mut Userspace>, tunnel: &Tunnel, parts: &[Part]) -> Result<(), HostError> {
     match userspace {
         None => match kernel::alter(tunnel, parts) {
@@ -72,8 +72,8 @@ pub async fn alter(userspace: Option<&mut Userspace>, tunnel: &Tunnel, parts: &[
     }
 }
 
-/// Makes the steering device and sets it up: a WireGuard device without peers, or a TUN device that nobody reads. With
-/// no program attached it drops everything.
+/// Makes the steering device and sets it up: a WireGuard device without peers, or a TUN device whose packets are
+/// discarded. Without a program attached it drops everything.
 pub async fn create_steering(
     netlink: &Netlink,
     journal: &mut Journal,
@@ -102,7 +102,7 @@ pub async fn create_steering(
     Ok(new.id(index))
 }
 
-/// No device was made: what has the name now, if anything, is not ours.
+/// Removes the record of a device that was not made: a device with this name is not made by ecmpvpn.
 fn retracted(journal: &mut Journal, name: &InterfaceName, source: UserspaceError) -> HostError {
     match journal.retract() {
         Ok(()) => HostError::Userspace { tunnel: name.clone(), source },
@@ -110,8 +110,8 @@ fn retracted(journal: &mut Journal, name: &InterfaceName, source: UserspaceError
     }
 }
 
-/// Starts a tunnel of the kernel's anew, `alias` being that of our links: sets its key and peer again, for a new
-/// handshake; with `whole`, while the interface is down, so that it has a new socket as well.
+/// Restarts a tunnel of the kernel backend: sets its key, port and peer again, to start a new handshake. With `whole`
+/// the interface is down meanwhile, and so gets a new socket. `alias`: the alias of this site's links.
 pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), HostError> {
     let name = tunnel.name.as_str();
     let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
@@ -121,21 +121,22 @@ pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), Ho
         netlink.set_down(link.ifindex).await.during(|| format!("setting {name} down"))?;
     }
     let configured = kernel::configure(tunnel).during(|| format!("setting key, port and peer of {name}"));
-    // Whatever happened before, it must not stay down.
+    // Even after an error the interface must not stay down.
     if whole {
         set_up(&netlink, tunnel, link.ifindex).await?;
     }
     configured
 }
 
-/// Gives a tunnel that is there the keys of `tunnel`, and forgets its sessions; the next packet begins a handshake.
+/// Gives an existing tunnel the keys of `tunnel`. WireGuard forgets its sessions, and the next packet starts a
+/// handshake.
 pub async fn rekey(userspace: Option<&mut Userspace>, tunnel: &Tunnel) -> Result<(), HostError> {
     alter(userspace, tunnel, &[Part::Key, Part::Peer]).await
 }
 
 async fn set_up(netlink: &Netlink, tunnel: &Tunnel, index: u32) -> Result<(), HostError> {
     match netlink.set_up(index).await {
-        // The kernel's WireGuard binds its sockets now.
+        // The kernel's WireGuard binds its sockets when the device is set up.
         Err(e) if errno_of(&e) == Some(libc::EADDRINUSE) => {
             Err(Conflict::PortInUse { port: tunnel.listen_port, tunnel: tunnel.name.clone() }.into())
         }
@@ -143,7 +144,7 @@ async fn set_up(netlink: &Netlink, tunnel: &Tunnel, index: u32) -> Result<(), Ho
     }
 }
 
-/// An error for a device that the plan does not name.
+/// The error for a device that the plan does not name, or that does not exist.
 pub fn unplanned(name: &InterfaceName) -> HostError {
     HostError::Step { operation: format!("looking {name} up"), source: io::Error::from_raw_os_error(libc::ENODEV) }
 }

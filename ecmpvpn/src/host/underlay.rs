@@ -1,4 +1,4 @@
-//! The bond and the members that outer packets use, as the host has them now.
+//! Finds the bond and the members that outer packets use now.
 
 use std::net::SocketAddr;
 
@@ -7,14 +7,14 @@ use super::netlink::Netlink;
 use crate::config::{Config, Peer};
 use crate::plan::bond_hash::{self, Macs, Member, OuterFlow};
 
-/// The bond that packets leave by which leave by this interface: itself, or the one below a VLAN device.
+/// The bond that packets through this interface use: the interface itself, or the bond below a VLAN device.
 pub fn bond_below(links: &Links, outgoing: u32) -> Option<&Link> {
     let link = links.index(outgoing)?;
     let below = link.lower.and_then(|lower| links.index(lower));
     [Some(link), below].into_iter().flatten().find(|link| link.bond.is_some())
 }
 
-/// The interface that outer packets to `peer` leave by, as routing has it now.
+/// The index of the interface that outer packets to `peer` use, by the current routes.
 pub async fn outgoing(netlink: &Netlink, peer: &Peer) -> Option<u32> {
     let tunnel = peer.tunnels.first()?;
     let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
@@ -22,8 +22,8 @@ pub async fn outgoing(netlink: &Netlink, peer: &Peer) -> Option<u32> {
     netlink.outgoing_interface(local, remote).await
 }
 
-/// The Ethernet headers of the outer packets to `remote`, and of those that come back, as far as they are known: `None`
-/// while the next hop is not resolved, and of the way back where that is not the remote end itself.
+/// The Ethernet headers of outer packets to `remote`, and of those that come back, as far as they are known. Both are
+/// `None` while the next hop is not resolved. The second is `None` if the next hop is not the remote end itself.
 pub async fn macs(
     links: &Links,
     netlink: &Netlink,
@@ -43,7 +43,8 @@ pub async fn macs(
     }
 }
 
-/// The bond that leads to `peer`: the configured one if it is there, else the one that routing leads to.
+/// The bond towards `peer`: the configured one, if it exists; without `[bond]` in the configuration, the one that the
+/// routes use.
 pub async fn bond_towards<'a>(links: &'a Links, netlink: &Netlink, config: &Config, peer: &Peer) -> Option<&'a Link> {
     match &config.bond {
         Some(bond) => links.named(bond.name.as_str()).filter(|link| link.bond.is_some()),
@@ -61,18 +62,18 @@ pub async fn bonds<'a>(links: &'a Links, netlink: &Netlink, config: &Config) -> 
     bonds
 }
 
-/// The ports that an outer flow can leave by: a bond's members, or the one interface that routing chose.
+/// The ports that an outer flow can use: a bond's members, or the single interface that the routes use.
 pub struct Carriers<'a> {
     bond: Option<&'a Link>,
     /// In the order of enslavement.
     pub ports: Vec<&'a Link>,
     usable: Vec<&'a Link>,
-    /// For the policies that read them.
+    /// The Ethernet header, for hash policies that read it.
     pub macs: Option<Macs>,
 }
 
 impl<'a> Carriers<'a> {
-    /// Those behind this interface.
+    /// The ports behind the interface with this index.
     pub fn of(links: &'a Links, outgoing: Option<u32>) -> Self {
         match outgoing.and_then(|outgoing| bond_below(links, outgoing)) {
             Some(bond) => Self::behind(links, bond),
@@ -85,12 +86,12 @@ impl<'a> Carriers<'a> {
         }
     }
 
-    /// Whether they are members of a bond.
+    /// Whether the ports are members of a bond.
     pub fn are_bonded(&self) -> bool {
         self.bond.is_some()
     }
 
-    /// Those that lead to a peer.
+    /// The ports towards a peer.
     pub async fn towards(links: &'a Links, netlink: &Netlink, config: &Config, peer: &Peer) -> Self {
         match bond_towards(links, netlink, config, peer).await {
             Some(bond) => Self::behind(links, bond),
@@ -102,18 +103,18 @@ impl<'a> Carriers<'a> {
         Self { bond: Some(bond), ports: links.members(bond), usable: links.usable_members(bond), macs: None }
     }
 
-    /// The ports that are in use; all of them where none is.
+    /// The ports that are usable; all ports if none is.
     pub fn members(&self) -> &[&'a Link] {
         if self.usable.is_empty() { &self.ports } else { &self.usable }
     }
 
-    /// Whether [`Self::macs`] makes a difference.
+    /// Whether the bond's hash policy reads [`Self::macs`].
     pub fn read_macs(&self) -> bool {
         let policy = self.bond.and_then(|bond| bond.bond.as_ref()?.xmit_hash_policy);
         policy.is_some_and(bond_hash::one_member_for_all)
     }
 
-    /// The port that carries the flow; `None` where that cannot be known.
+    /// The port that carries the flow. `None`: that cannot be known.
     pub fn carrier(&self, local: SocketAddr, remote: SocketAddr) -> Option<&'a Link> {
         let Some(bond) = self.bond else { return self.ports.first().copied() };
         let flow =

@@ -1,4 +1,4 @@
-//! Takes changes back. Each is idempotent: what is gone already is fine.
+//! Undoes changes. Each undo is idempotent: what is gone already counts as undone.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use super::record::{LinkId, Undo};
 use super::{bond, bpffs, device, route, sysctl};
 use crate::error::chain;
 
-/// Takes one change back.
+/// Undoes one change.
 pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
     match undo {
         Undo::Unmount { path } => bpffs::unmount_if_empty(path),
@@ -49,8 +49,8 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Removes the records of links that are gone, with all that was on them: a tunnel of the userspace backend goes
-    /// with its process. What a killed process had only just begun to make is undone.
+    /// Removes the records of links that are gone, and of what was on them: a tunnel of the userspace backend ends with
+    /// its process. Also undoes a link that a killed process had only started to make.
     pub async fn prune(&mut self, netlink: &Netlink) -> io::Result<()> {
         let before: Vec<Undo> = self.records().cloned().collect();
         let mut kept = Vec::new();
@@ -74,8 +74,11 @@ impl Journal {
         if kept.len() == before.len() { Ok(()) } else { self.replace(kept).map_err(io::Error::other) }
     }
 
-    /// Undoes everything, the last change first, and removes the file. Goes on past failures and reports all of them.
-    /// What is gone already counts as undone. Returns how many changes were undone.
+    /// Undoes everything, the last change first, and removes the file. Continues after failures. What is gone already
+    /// counts as undone. Returns how many changes were undone.
+    ///
+    /// # Errors
+    /// All failures.
     pub async fn undo(&mut self, netlink: &Netlink, on_undo: &mut dyn FnMut(&Undo)) -> Result<usize, UndoErrors> {
         let mut failures = Vec::new();
         let mut undone = 0;
@@ -102,8 +105,8 @@ impl Journal {
     }
 }
 
-/// Releases the members that are to be released next, so that they become usable at the same time and not one after
-/// the other. Each is still undone in its turn, which also tells of what fails here.
+/// Releases at once all members that are next in the journal, so that they become usable at the same time and not one
+/// after the other. Each record is still undone in its turn, and that also reports what failed here.
 async fn release_members(journal: &Journal, netlink: &Netlink) {
     for record in journal.records() {
         let Undo::ReleaseMember { member, bond, saved } = record else { return };

@@ -1,4 +1,4 @@
-//! Where the running site's tunnels truly arrive.
+//! Finds on which members the running site's tunnels really arrive.
 
 use crate::config::{self, Config};
 use crate::dataplane::{ArrivalView, Arrivals as Counted, Pins};
@@ -10,8 +10,8 @@ use crate::plan::measured::{self, Measured, Tunnel};
 use crate::plan::ports::replan::replan;
 use crate::report::plan::{Arrivals, Report};
 
-/// Adds what was counted to a report of `config`'s tunnels, and what the other sites should change if that is asked
-/// for.
+/// Adds the counted arrivals to a report of `config`'s tunnels. With `replan_rx` it also adds what the other sites
+/// should change.
 ///
 /// # Errors
 /// The site is not up, or this process may not read its counters.
@@ -20,7 +20,7 @@ pub async fn add(config: &Config, report: &mut Report, replan_rx: bool) -> Resul
     let netlink = Netlink::open().map_err(GatherError::Socket)?;
     let links = netlink.links().await.map_err(GatherError::Netlink)?;
     for (number, (peer, shown)) in (0..).zip(config.peers.iter().zip(&mut report.peers)) {
-        let own: Vec<&ArrivalView> = counts.iter().filter(|count| count.peer == number).collect();
+        let own: Vec<&ArrivalView> = counts.iter().filter(|count| count.id.peer() == number).collect();
         let measured = measure(config, peer, &own, &links, &netlink).await;
         let replan = if replan_rx { Some(replan(&shown.request, &shown.plan.pairs, &measured)?) } else { None };
         shown.arrivals = Some(Arrivals { measured, replan });
@@ -38,7 +38,7 @@ async fn measure(
     let carriers = Carriers::towards(links, netlink, config, peer).await;
     let members = carriers.members();
     let tunnel = |tunnel: &config::Tunnel| {
-        // By its ports: after a change of the configuration, counts of the former ones are another tunnel's.
+        // Matches by ports: after a change of the configuration, the counters of former ports belong to another tunnel.
         let own = counts.iter().filter(|count| count.ports == (tunnel.remote_port, tunnel.listen_port));
         let own: Vec<(u8, &&ArrivalView)> = own
             .filter_map(|count| Some((members.iter().position(|member| member.ifindex == count.ifindex)?, count)))

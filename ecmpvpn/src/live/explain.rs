@@ -1,12 +1,11 @@
-//! Where a flow goes and why: the very decision of the programs, made on a copy of the maps. Changes nothing.
+//! Explains where a flow goes and why. It makes the same decision as the programs, on a copy of the maps, and changes
+//! nothing.
 
 use std::net::IpAddr;
 
 use ecmpvpn_common::decide::{Verdict, decide, is_sprayed};
 use ecmpvpn_common::flow::{FlowKey, mix};
-use ecmpvpn_common::layout::{
-    Bucket, MAX_TUNNELS_PER_PEER, Policy, Reason, how, rule_flags::PREFER, settings_flags, tunnel_id,
-};
+use ecmpvpn_common::layout::{Bucket, Policy, Reason, TunnelId, how, rule_flags::PREFER, settings_flags};
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::tables::Tables as _;
@@ -20,12 +19,10 @@ pub struct Probe {
     mark: u32,
 }
 
-/// A flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
-    /// Source address.
     pub src: IpAddr,
-    /// Destination address, of the same family.
+    /// Of the same family as `src`.
     pub dst: IpAddr,
     /// IP protocol number.
     pub proto: u8,
@@ -35,22 +32,20 @@ pub struct Flow {
     pub id: u32,
     /// Differentiated services code point.
     pub dscp: u8,
-    /// Firewall mark.
     pub mark: u32,
 }
 
 /// Where the flow's next packet goes.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// What the flow is told by.
     pub key: FlowKey,
-    /// The peer that its destination leads to.
+    /// Number of the peer that the destination belongs to.
     pub peer: Option<u32>,
-    /// The bit of the rule that it meets.
+    /// Bit of the rule that the flow matches.
     pub rule: Option<u32>,
-    /// Of the rule if it has one, else of the peer.
+    /// The rule's policy if it has one, else the peer's.
     pub policy: Policy,
-    /// The flow hash.
+    /// Hash of the flow key and of the rule.
     pub hash: u64,
     /// The tunnel, or why there is none.
     pub verdict: Result<Found, Reason>,
@@ -59,28 +54,26 @@ pub struct Answer {
 /// The tunnel of the flow's next packet.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Its id.
-    pub tunnel: u32,
-    /// The bucket, by its place among all peers' buckets.
+    pub tunnel: TunnelId,
+    /// Index of the bucket among all peers' buckets.
     pub bucket: u32,
-    /// The tunnel whose id the bucket had before that packet.
-    pub current: u32,
-    /// Since the bucket's last packet, nanoseconds; `None`: it had none.
+    /// The bucket's tunnel before that packet.
+    pub current: TunnelId,
+    /// Time since the bucket's last packet, nanoseconds; `None` if it had none.
     pub idle_ns: Option<u64>,
-    /// Why this tunnel.
     pub why: Why,
-    /// The tunnel that would be taken were this one down, by its id.
-    pub next: Option<u32>,
+    /// The tunnel that the packet would take if this one were down.
+    pub next: Option<TunnelId>,
 }
 
 /// Why a flow's next packet takes its tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// A pin says so.
+    /// A pin asks for the tunnel.
     Pinned,
-    /// It is chosen for each packet.
+    /// A tunnel is chosen for each packet.
     Sprayed,
-    /// The bucket belongs there.
+    /// The tunnel is the bucket's home.
     Home,
     /// The rule does not allow the bucket's home.
     Rule,
@@ -88,7 +81,7 @@ pub enum Why {
     Failover,
     /// The bucket's home is being drained.
     Drained,
-    /// The bucket stays where an earlier choice has put it, until it pauses.
+    /// The bucket stays on the tunnel of an earlier choice until it pauses.
     Stays,
     /// The bucket pauses, and this link is the least loaded.
     Flowlet,
@@ -99,12 +92,12 @@ impl Probe {
     pub fn of(flow: &Flow) -> Self {
         const ECHO: [u8; 2] = [8, 128];
         let transport = match flow.proto {
-            // Echo requests; IPv4's and IPv6's kinds differ.
+            // Echo requests. The ICMP types of IPv4 and IPv6 differ.
             1 | 58 => {
                 let [high, low, ..] = (flow.id << 16).to_be_bytes();
                 vec![ECHO[usize::from(flow.proto == 58)], 0, 0, 0, high, low, 0, 0]
             }
-            // With a key where one is asked for.
+            // GRE, with a key if one is given.
             47 => [&[if flow.id == 0 { 0 } else { 0x20 }, 0, 8, 0][..], &flow.id.to_be_bytes()].concat(),
             50 => [flow.id.to_be_bytes(), [0; 4]].concat(),
             51 => [[0; 4], flow.id.to_be_bytes()].concat(),
@@ -131,7 +124,7 @@ impl Probe {
         Self { bytes, mark: flow.mark }
     }
 
-    /// From its network header on.
+    /// The packet from its network header on.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -151,7 +144,7 @@ impl Packet for Probe {
     }
 }
 
-/// Where the packet would go now.
+/// Says where the packet would go now, and why.
 ///
 /// # Errors
 /// The maps cannot be read.
@@ -180,18 +173,16 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
     answer.rule = Some(first(&tables, &parsed.key, marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
-        let own = tables.rule(rule).and_then(|rule| Policy::of(rule.policy.get()));
-        answer.policy = own.unwrap_or(answer.policy);
+        answer.policy = tables.rule(rule).map_or(answer.policy, |rule| rule.policy(answer.policy));
     }
     answer.verdict = match decide(probe, &tables) {
         Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Err(reason),
         Verdict::Steer(steer) => {
             let bucket = view.bucket_record(steer.bucket).cloned().unwrap_or_default();
-            let (peer, slot) = (steer.tunnel / MAX_TUNNELS_PER_PEER, steer.tunnel % MAX_TUNNELS_PER_PEER);
             let last = bucket.last_ns.get();
             let without = Snapshot::take(pins, view, rules)?;
-            let why = why(&without, &answer, (peer, slot), &bucket, steer.how);
-            without.kill(peer, slot);
+            let why = why(&without, &answer, steer.tunnel, &bucket, steer.how);
+            without.mark_down(steer.tunnel);
             let next = match decide(probe, &without) {
                 Verdict::Steer(next) => Some(next.tunnel),
                 Verdict::NotSteered(_) | Verdict::Dropped(_) => None,
@@ -199,7 +190,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
             Ok(Found {
                 tunnel: steer.tunnel,
                 bucket: steer.bucket,
-                current: tunnel_id(peer, u32::from(bucket.tunnel.get())),
+                current: TunnelId::new(steer.tunnel.peer(), u32::from(bucket.tunnel.get())),
                 idle_ns: (last != 0).then(|| tables.now_ns().saturating_sub(last)),
                 why,
                 next,
@@ -209,26 +200,27 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
     Ok(answer)
 }
 
-fn why(tables: &Snapshot<'_>, answer: &Answer, (peer, slot): (u32, u32), bucket: &Bucket, how: u32) -> Why {
+fn why(tables: &Snapshot<'_>, answer: &Answer, tunnel: TunnelId, bucket: &Bucket, how: u32) -> Why {
     let has = |mask: u32, slot: u32| mask.checked_shr(slot).unwrap_or(0) & 1 == 1;
+    let (peer, slot) = (tunnel.peer(), tunnel.slot());
     let (live, open) = tables.peer(peer).map_or((0, 0), |record| (record.live.get(), record.open.get()));
     let allowed = answer.rule.map_or(u32::MAX, |rule| tables.rule_tunnels(rule, peer));
     let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & PREFER != 0);
     let (home, current) = (u32::from(bucket.home.get()), u32::from(bucket.tunnel.get()));
-    let is_hash = answer.policy == Policy::Hash;
+    let is_ranked = answer.policy.is_by_rank();
     if is_sprayed(answer.policy, bucket.flags.get()) {
         Why::Sprayed
     } else if pins && has(allowed, slot) {
         Why::Pinned
-    } else if slot == home && (is_hash || bucket.last_ns.get() == 0) {
+    } else if slot == home && (is_ranked || bucket.last_ns.get() == 0) {
         Why::Home
-    } else if !is_hash && how & how::FLOWLET != 0 {
+    } else if !is_ranked && how & how::FLOWLET != 0 {
         Why::Flowlet
-    } else if is_hash && !has(live, home) || !is_hash && how & how::FAILOVER != 0 && !has(live, current) {
+    } else if is_ranked && !has(live, home) || !is_ranked && how & how::FAILOVER != 0 && !has(live, current) {
         Why::Failover
-    } else if is_hash && !has(allowed, home) || how & how::FAILOVER != 0 && !has(allowed, current) {
+    } else if is_ranked && !has(allowed, home) || how & how::FAILOVER != 0 && !has(allowed, current) {
         Why::Rule
-    } else if is_hash && !has(open, home) {
+    } else if is_ranked && !has(open, home) {
         Why::Drained
     } else {
         Why::Stays

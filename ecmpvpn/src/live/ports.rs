@@ -1,4 +1,4 @@
-//! The configured tunnels' ports, judged by the bond that the host has now.
+//! Judges the configured tunnels' ports by the bond that the host has now.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -16,15 +16,15 @@ use crate::host::underlay;
 use crate::plan::ports::{LocalBond, PortError};
 use crate::report::plan::{Peer, Report};
 
-/// How long the members of a new bond get to agree with their switch before the ports are judged.
+/// How long the members of a new bond may take to negotiate with their switch before the ports are judged.
 const LACP_PATIENCE: Duration = Duration::from_secs(10);
-/// How often they are looked at meanwhile.
+/// How often the members are checked meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What the bonds' present state makes of the configured tunnels.
+/// How the configured tunnels' ports fit the bonds' present state.
 #[derive(Clone, Debug)]
 pub struct Judged {
-    /// The report, its changes not filled in.
+    /// The report, without its changes.
     pub report: Report,
     /// Bonds that do not use all their members now, one sentence each.
     pub degraded: Vec<String>,
@@ -35,12 +35,12 @@ pub struct Judged {
 pub enum Count {
     /// Those that the bond sends on now, if it sends at all.
     Usable,
-    /// Every one: ports are chosen for the bond at full strength.
+    /// All of them: ports are chosen for the bond at full strength.
     All,
 }
 
-/// Judges the ports of `config`'s tunnels. Reads the host's links, routes and sockets, for which no privilege is needed;
-/// what cannot be read is taken from the configuration.
+/// Judges the ports of `config`'s tunnels. It reads the host's links, routes and sockets, which needs no privilege.
+/// What it cannot read it takes from the configuration.
 pub async fn judge(config: &Config, count: Count) -> Result<Judged, PortError> {
     let host = Host::look().await;
     let in_use = ports_in_use();
@@ -62,7 +62,7 @@ pub async fn judge(config: &Config, count: Count) -> Result<Judged, PortError> {
     Ok(judged)
 }
 
-/// Logs what is to be said against the ports of a site that has just come up, then waits for ever.
+/// Logs warnings about the ports of a site that has just come up, then waits forever.
 pub async fn advise(config: &Config) -> Infallible {
     let until = Instant::now() + LACP_PATIENCE;
     loop {
@@ -74,7 +74,7 @@ pub async fn advise(config: &Config) -> Infallible {
             }
             Ok(_) => sleep(LOOK_EVERY).await,
             Err(error) => {
-                tracing::warn!("the tunnels' bond members cannot be told: {error}");
+                tracing::warn!("the tunnels' bond members cannot be predicted: {error}");
                 break;
             }
         }
@@ -82,7 +82,7 @@ pub async fn advise(config: &Config) -> Infallible {
     std::future::pending().await
 }
 
-/// What the host has.
+/// The host's links, and a socket to query more.
 struct Host {
     netlink: Netlink,
     links: Links,
@@ -95,15 +95,15 @@ struct Found {
 }
 
 impl Host {
-    /// `None`: the kernel cannot be asked, and nothing is known.
+    /// `None` if the kernel cannot be queried.
     async fn look() -> Option<Self> {
         let netlink = Netlink::open().ok()?;
         let links = netlink.links().await.ok()?;
         Some(Self { netlink, links })
     }
 
-    /// The configured bond, if it is there; where none is configured, what outer packets to `peer` leave by as routing
-    /// has it now. `None`: there is nothing to look at yet.
+    /// The configured bond, if it exists. If none is configured: what outer packets to `peer` leave by according to the
+    /// present routes. `None` if there is no bond or route yet.
     async fn bond_towards(&self, config: &Config, peer: &config::Peer, count: Count) -> Option<Found> {
         let tunnel = peer.tunnels.first()?;
         let local = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
@@ -146,7 +146,8 @@ fn ports_in_use() -> BTreeSet<u16> {
     tables.iter().flatten().flat_map(|table| listeners(table)).collect()
 }
 
-/// The local ports of unconnected sockets in a table such as `/proc/net/udp`; a connected one's is soon free again.
+/// The local ports of unconnected sockets in a table such as `/proc/net/udp`. The port of a connected socket is soon
+/// free again.
 fn listeners(table: &str) -> impl Iterator<Item = u16> + '_ {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_whitespace().skip(1);

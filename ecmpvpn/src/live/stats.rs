@@ -16,24 +16,20 @@ use crate::plan::measured;
 use crate::plan::ports::PortError;
 use crate::report::stats::{Balance, Member, Report, RxMember, Tunnel};
 
-/// What is to be shown cannot be read.
+/// The data to show cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
-    /// The pinned maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// Links and routes.
     #[error("reading the host's links")]
     Netlink(#[source] std::io::Error),
-    /// A socket of our own.
     #[error("opening a netlink socket")]
     Socket(#[source] std::io::Error),
-    /// The configured ports.
     #[error(transparent)]
     Ports(#[from] PortError),
 }
 
-/// Everything of `config`'s site as it is now. The rates are zero: they take two reports.
+/// The present statistics of `config`'s site. The rates are zero: they need two reports.
 pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Report, GatherError> {
     let view = View::open(pins)?;
     let links = netlink.links().await.map_err(GatherError::Netlink)?;
@@ -42,7 +38,7 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
     let mut members = BTreeMap::new();
     for seen in view.tunnels()? {
         let mut tunnel = counted(&seen, config, &links);
-        if let Some(health) = view.health(seen.peer, seen.slot) {
+        if let Some(health) = view.health(seen.id) {
             probed(&mut tunnel, health);
         }
         tunnel.rx_members = arrived(&arrivals, &seen, &links);
@@ -54,7 +50,7 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
                 carriers.macs = underlay::macs(&links, netlink, local, remote).await.0;
             }
             tunnel.member = carriers.carrier(local, remote).map(|link| link.name.clone()).unwrap_or_default();
-            members.extend(carriers.ports.iter().map(|link| (link.ifindex, shown(link, &arrivals))));
+            members.extend(carriers.ports.iter().map(|link| (link.ifindex, member_report(link, &arrivals))));
         }
         tunnels.push(tunnel);
     }
@@ -76,7 +72,7 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
 
 fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
     let present = links.index(seen.ifindex).is_some_and(|link| link.name == seen.name);
-    let peer = config.peers.get(seen.peer as usize);
+    let peer = config.peers.get(seen.id.peer() as usize);
     Tunnel {
         name: seen.name.clone(),
         peer: peer.map(|peer| peer.name.clone()).unwrap_or_default(),
@@ -110,7 +106,7 @@ fn policy(view: &View) -> String {
     if names.all(|name| name == first) { first } else { "mixed" }.to_owned()
 }
 
-/// What probing found.
+/// Fills in what probing found.
 fn probed(tunnel: &mut Tunnel, health: &Health) {
     tunnel.rtt_us = health.rtt_us.get().into();
     tunnel.rtt_jitter_us = health.rtt_jitter_us.get().into();
@@ -123,32 +119,33 @@ fn probed(tunnel: &mut Tunnel, health: &Health) {
     tunnel.changed_s = if changed == 0 { -1 } else { i64::try_from(age).unwrap_or(i64::MAX) };
 }
 
-/// Who carries the tunnels, told by their devices.
+/// The WireGuard backend, recognised by the kind of the tunnels' devices.
 fn backend(links: &Links, tunnels: &[Tunnel]) -> Backend {
     let in_kernel =
         |tunnel: &Tunnel| links.index(tunnel.ifindex).is_some_and(|link| link.kind.as_deref() == Some("wireguard"));
     if tunnels.iter().any(in_kernel) { Backend::Kernel } else { Backend::Userspace }
 }
 
-/// The port that a tunnel's outer packets leave by; `None` where that cannot be known.
+/// The network port that a tunnel's outer packets leave by; `None` if it is unknown.
 pub async fn member(config: &Config, links: &Links, netlink: &Netlink, seen: &TunnelView) -> Option<String> {
     let (local, remote) = outer_endpoints(config, seen)?;
     let carriers = Carriers::of(links, netlink.outgoing_interface(local, remote).await);
     carriers.carrier(local, remote).map(|link| link.name.clone())
 }
 
-/// Where a tunnel's outer packets leave from and go to; the far end is where the kernel's WireGuard last heard it.
+/// Local and remote endpoint of a tunnel's outer packets. The remote endpoint is where the kernel's WireGuard last
+/// heard the peer, else the configured one. `None` if it is unknown.
 pub fn outer_endpoints(config: &Config, seen: &TunnelView) -> Option<(SocketAddr, SocketAddr)> {
-    let peer = config.peers.get(seen.peer as usize)?;
+    let peer = config.peers.get(seen.id.peer() as usize)?;
     let tunnel = peer.tunnels.iter().find(|tunnel| tunnel.name.as_str() == seen.name)?;
     let heard = kernel::peers(&seen.name).ok().and_then(|peers| peers.first()?.endpoint);
     let configured = SocketAddr::new(peer.remote_endpoint, tunnel.remote_port);
-    // A name that nobody has resolved here: it is not known.
+    // An unspecified address stands for a host name that is not resolved here.
     let remote = heard.or((!configured.ip().is_unspecified()).then_some(configured))?;
     Some((SocketAddr::new(peer.local_endpoint, tunnel.listen_port), remote))
 }
 
-fn shown(link: &Link, arrivals: &[ArrivalView]) -> Member {
+fn member_report(link: &Link, arrivals: &[ArrivalView]) -> Member {
     let here = || arrivals.iter().filter(|arrival| arrival.ifindex == link.ifindex);
     Member {
         name: link.name.clone(),
@@ -159,10 +156,9 @@ fn shown(link: &Link, arrivals: &[ArrivalView]) -> Member {
     }
 }
 
-/// What came of a tunnel, by member.
+/// What arrived of a tunnel, by member.
 fn arrived(arrivals: &[ArrivalView], seen: &TunnelView, links: &Links) -> Vec<RxMember> {
-    let own: Vec<&ArrivalView> =
-        arrivals.iter().filter(|arrival| (arrival.peer, arrival.slot) == (seen.peer, seen.slot)).collect();
+    let own: Vec<&ArrivalView> = arrivals.iter().filter(|arrival| arrival.id == seen.id).collect();
     let current = measured::current(own.iter().map(|arrival| arrival.age));
     let shown = own.into_iter().zip(current).filter(|(arrival, _)| arrival.packets > 0);
     let name = |ifindex| links.index(ifindex).map_or_else(|| format!("#{ifindex}"), |link| link.name.clone());
@@ -177,7 +173,7 @@ fn arrived(arrivals: &[ArrivalView], seen: &TunnelView, links: &Links) -> Vec<Rx
         .collect()
 }
 
-/// The member that a tunnel arrives on, if it is one.
+/// The member that a tunnel arrives on; `None` if there are several or none.
 fn only_member(members: &[RxMember]) -> Option<String> {
     let mut current = members.iter().filter(|member| member.current);
     let first = current.next()?;

@@ -1,7 +1,7 @@
 //! The Linux bonding driver's transmit hash: which bond member carries an outer packet.
 //!
-//! Bit exact with `bond_xmit_hash()` and its callees in `drivers/net/bonding/bond_main.c`. What cannot be known before
-//! the packet exists is [`Unknown`], never guessed. Pure functions; nothing here asks the host.
+//! Bit exact with `bond_xmit_hash()` and its callees in `drivers/net/bonding/bond_main.c`. A member that cannot be
+//! known before the packet exists is [`Unknown`]; it is never guessed. Pure functions: nothing here asks the host.
 
 use std::net::IpAddr;
 
@@ -18,32 +18,30 @@ pub struct OuterFlow {
     pub sport: u16,
     /// Destination port: the receiver's listen port, host byte order.
     pub dport: u16,
-    /// The Ethernet header, where it is known.
+    /// The Ethernet header, if it is known.
     pub macs: Option<Macs>,
 }
 
-/// What `layer2`, `layer2+3`, `encap2+3` and `vlan+srcmac` read besides addresses.
+/// What `layer2`, `layer2+3`, `encap2+3` and `vlan+srcmac` hash besides addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Macs {
-    /// Source: the bond's own address.
+    /// Source: the MAC address of the bond.
     pub src: [u8; 6],
-    /// Destination: the next hop's address.
+    /// Destination: the MAC address of the next hop.
     pub dst: [u8; 6],
-    /// The VLAN tag's 16 bits (priority and id) as `skb_vlan_tag_get()` has them; 0: untagged; `None`: not known.
+    /// The VLAN tag's 16 bits (priority and id) as returned by `skb_vlan_tag_get()`. 0: untagged. `None`: not known.
     pub vlan_tci: Option<u16>,
 }
 
-/// Which member carries a packet.
+/// The member that carries a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Member {
     /// Position among the usable members, from 0, in enslave order.
     Index(u8),
-    /// It cannot be known beforehand.
     Unknown(Unknown),
 }
 
 impl Member {
-    /// The position, if it is known.
     pub fn index(self) -> Option<u8> {
         match self {
             Self::Index(index) => Some(index),
@@ -52,41 +50,41 @@ impl Member {
     }
 }
 
-/// Why a member cannot be known beforehand.
+/// Why the member cannot be predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unknown {
     /// The bond has no usable member.
     #[error("no member is left")]
     NoMember,
-    /// The two addresses are not of one family: there is no such packet.
+    /// One address is IPv4 and the other is IPv6: there is no such packet.
     #[error("the two endpoints are not of one address family")]
     MixedFamilies,
-    /// The policy reads MAC addresses.
+    /// The policy hashes MAC addresses.
     #[error("the policy hashes MAC addresses, which are not known here")]
     Macs,
-    /// The policy reads the VLAN tag.
+    /// The policy hashes the VLAN tag.
     #[error("the policy hashes the VLAN tag, which is not known here")]
     Vlan,
-    /// `encap3+4`: `WireGuard` keeps the inner flow's hash on the outer packet, so each inner flow has its own member.
+    /// `encap3+4`: WireGuard keeps the inner flow's hash on the outer packet, so each inner flow has its own member.
     #[error("encap3+4 hashes each inner flow by itself")]
     InnerFlow,
-    /// Nobody said how the sender hashes.
+    /// The sender's `xmit_hash_policy` is not known.
     #[error("the sender's transmit hash policy is not known")]
     Policy,
-    /// A translator between the ends changes the addresses or ports that the sender hashes.
+    /// NAT between the ends changes the addresses or ports that the sender hashes.
     #[error("addresses or ports are rewritten between the ends")]
     Rewritten,
 }
 
-/// Whether the policy reads outer ports, so that the choice of ports chooses the member.
+/// Whether the policy hashes outer ports, so that the ports choose the member.
 ///
-/// `encap2+3` does not: the flow dissector walks into IP-in-IP and GRE and not into UDP payloads. `encap3+4` does not
-/// for tunnelled data, which is hashed by inner flow.
+/// `encap2+3` does not: the flow dissector looks into IP-in-IP and GRE, but not into UDP payloads. `encap3+4` does not
+/// for tunnelled data, which it hashes by inner flow.
 pub fn reads_ports(policy: XmitHashPolicy) -> bool {
     policy == XmitHashPolicy::Layer34
 }
 
-/// Whether all packets between two fixed endpoints share one member, whatever their ports and contents.
+/// Whether all packets between two fixed endpoints use one member, whatever their ports and contents.
 pub fn one_member_for_all(policy: XmitHashPolicy) -> bool {
     match policy {
         XmitHashPolicy::Layer2 | XmitHashPolicy::Layer23 | XmitHashPolicy::Encap23 | XmitHashPolicy::VlanSrcmac => true,
@@ -94,9 +92,9 @@ pub fn one_member_for_all(policy: XmitHashPolicy) -> bool {
     }
 }
 
-/// The member of `count` usable ones that carries `flow`: `usable[hash % count]`.
+/// The member that carries `flow`, out of `count` usable ones: `usable[hash % count]`.
 ///
-/// With one member the answer is that member, whatever the policy reads.
+/// With one member the answer is this member, whatever the policy hashes.
 pub fn member(policy: XmitHashPolicy, flow: &OuterFlow, count: u8) -> Member {
     match (count, hash(policy, flow)) {
         (0, _) => Member::Unknown(Unknown::NoMember),
@@ -107,12 +105,15 @@ pub fn member(policy: XmitHashPolicy, flow: &OuterFlow, count: u8) -> Member {
     }
 }
 
-/// `hash % count` for a count that is not 0.
+/// `hash % count`; `count` must not be 0.
 pub(super) fn slot(hash: u32, count: u8) -> u8 {
     u8::try_from(hash % u32::from(count)).expect("a remainder of a u8 fits a u8")
 }
 
-/// The 32-bit transmit hash of `flow`, as the kernel reduces it modulo the member count.
+/// The 32-bit transmit hash of `flow`. The kernel takes it modulo the number of members.
+///
+/// # Errors
+/// The policy hashes something that is not known.
 pub fn hash(policy: XmitHashPolicy, flow: &OuterFlow) -> Result<u32, Unknown> {
     let (ethertype, addresses) = match (flow.src, flow.dst) {
         (IpAddr::V4(_), IpAddr::V4(_)) => (0x0800, address_word(flow.src) ^ address_word(flow.dst)),
@@ -123,7 +124,7 @@ pub fn hash(policy: XmitHashPolicy, flow: &OuterFlow) -> Result<u32, Unknown> {
     match policy {
         XmitHashPolicy::Layer2 => ethernet(),
         XmitHashPolicy::Layer23 | XmitHashPolicy::Encap23 => Ok(fold(ethernet()? ^ addresses)),
-        // The lowest bit is dropped "to deal with the common even ports pattern".
+        // The kernel drops the lowest bit "to deal with the common even ports pattern".
         XmitHashPolicy::Layer34 => Ok(fold(port_word(flow.sport, flow.dport) ^ addresses) >> 1),
         XmitHashPolicy::Encap34 => Err(Unknown::InnerFlow),
         XmitHashPolicy::VlanSrcmac => {
@@ -138,12 +139,13 @@ fn ethernet_hash(macs: &Macs, ethertype: u32) -> u32 {
     u32::from(macs.dst[5] ^ macs.src[5]) ^ ethertype
 }
 
-/// Three bytes as a big-endian number, as `bond_vlan_srcmac_hash()` reads the vendor's and the device's half.
+/// Three bytes as a big-endian number. `bond_vlan_srcmac_hash()` reads each half of the MAC address like this.
 fn three(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte))
 }
 
-/// `flow_get_u32_src()` / `flow_get_u32_dst()`: the address's bytes as they lie in the packet, the four words of IPv6 combined by XOR.
+/// `flow_get_u32_src()` / `flow_get_u32_dst()`: the address's bytes in network order, read on a little-endian machine.
+/// The four words of an IPv6 address are combined by XOR.
 fn address_word(address: IpAddr) -> u32 {
     match address {
         IpAddr::V4(v4) => u32::from_le_bytes(v4.octets()),
@@ -153,13 +155,13 @@ fn address_word(address: IpAddr) -> u32 {
     }
 }
 
-/// The four bytes of the two ports as they lie in the packet, read on a little-endian machine.
+/// The four bytes of the two ports in network order, read on a little-endian machine.
 fn port_word(sport: u16, dport: u16) -> u32 {
     let ([s0, s1], [d0, d1]) = (sport.to_be_bytes(), dport.to_be_bytes());
     u32::from_le_bytes([s0, s1, d0, d1])
 }
 
-/// The folding of `bond_ip_hash()`.
+/// The last steps of `bond_ip_hash()`.
 fn fold(mut hash: u32) -> u32 {
     hash ^= hash >> 16;
     hash ^= hash >> 8;
@@ -186,10 +188,11 @@ mod tests {
     const V4: (&str, &str) = ("10.2.3.4", "10.5.6.7");
     const V6: (&str, &str) = ("2001:db8:1::a", "2001:db8:2::b");
 
-    /// Ports at either end, then hash and members of 2, 3 and 4 there, and the same of the answer.
+    /// The ports of both ends. Then hash and member (of 2, 3 and 4 members) for this direction, and the same for the
+    /// opposite direction.
     type Case = ((u16, u16), (u32, [u8; 3]), (u32, [u8; 3]));
 
-    /// The members are those that real 802.3ad bonds used.
+    /// Measured: the members that real 802.3ad bonds used.
     const LAYER34_V4: [Case; 5] = [
         ((5000, 5000), (0x45ce_8900, [0, 1, 0]), (0x45ce_8900, [0, 1, 0])),
         ((5001, 5001), (0x454e_0900, [0, 0, 0]), (0x454e_0900, [0, 0, 0])),
@@ -198,7 +201,7 @@ mod tests {
         ((5000, 5001), (0x454e_0980, [0, 2, 0]), (0x45ce_8980, [0, 0, 0])),
     ];
 
-    /// From an independent transcription of the kernel's C.
+    /// Calculated with an independent transcription of the kernel's C code.
     const LAYER34_V6: [Case; 4] = [
         ((51820, 51820), (0x36d3_e401, [1, 2, 1]), (0x36d3_e401, [1, 2, 1])),
         ((51820, 51822), (0x37d2_e500, [0, 2, 0]), (0x36d3_e500, [0, 2, 0])),
@@ -223,7 +226,7 @@ mod tests {
         }
     }
 
-    /// The lab's measurement: three tunnels, equal ports, nothing gained.
+    /// Measured in the lab: three tunnels with equal ports all use one member.
     #[test]
     fn equal_ports_share_one_member() {
         for port in [5000, 5001, 5002] {
@@ -286,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// For a power of two the member is `(X >> 1) & (n - 1)`, X the XOR of all address and port bytes.
+        /// If `n` is a power of two, the member is `(X >> 1) & (n - 1)`. X is the XOR of all address and port bytes.
         #[test]
         fn powers_of_two_see_only_the_xor_of_all_bytes(
             v4: bool, a: [u8; 16], b: [u8; 16], sport: u16, dport: u16, log in 0_u32..=5,

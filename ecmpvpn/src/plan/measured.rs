@@ -1,50 +1,48 @@
-//! Where tunnels truly arrive, told by counters. Pure: the counts come from elsewhere.
+//! The bond members that tunnels really arrive on, from counters. Pure: the counts come from elsewhere.
 
 use std::time::Duration;
 
-/// A member that had packets no longer than this before the tunnel's latest one still carries it.
+/// A member still carries a tunnel if its last packet is at most this much older than the tunnel's latest packet.
 const RECENT: Duration = Duration::from_secs(10);
 
-/// Which members a tunnel arrives on now, of those with these times since the last packet; `None`: none ever came.
-/// Where it is idle, those that it arrived on last.
+/// Which members a tunnel arrives on now. `ages` has the time since the last packet on each member; `None`: there was
+/// no packet. For an idle tunnel: the members that it arrived on last.
 pub fn current(ages: impl Iterator<Item = Option<Duration>> + Clone) -> Vec<bool> {
     let latest = ages.clone().flatten().min();
     ages.map(|age| age.zip(latest).is_some_and(|(age, latest)| age <= latest + RECENT)).collect()
 }
 
-/// Where the tunnels to one peer arrive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// The members of this site's bond that are in use, in the order of enslavement.
+    /// The members of this site's bond that are in use, in enslave order.
     pub names: Vec<String>,
-    /// The tunnels, in the configuration's order.
+    /// In the configuration's order.
     pub tunnels: Vec<Tunnel>,
 }
 
-/// Where one tunnel arrives.
+/// Arrivals of one tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tunnel {
-    /// Positions of the members that it arrives on now, ascending; none while nothing has come.
+    /// Positions of the members that it arrives on now, ascending. Empty if nothing has arrived.
     pub on: Vec<u8>,
-    /// Outer packets that these members have had of it.
+    /// Number of outer packets that arrived on these members.
     pub packets: u64,
-    /// Time since the last one.
+    /// Time since the last packet.
     pub age: Option<Duration>,
 }
 
 impl Measured {
-    /// Number of members.
     pub fn members(&self) -> u8 {
         u8::try_from(self.names.len()).unwrap_or(u8::MAX)
     }
 
-    /// Names of the members that a tunnel arrives on.
+    /// Names of the members that the tunnel at this position arrives on.
     pub fn names_of(&self, tunnel: usize) -> Vec<String> {
         let on = self.tunnels.get(tunnel).map(|tunnel| tunnel.on.as_slice()).unwrap_or_default();
         on.iter().filter_map(|member| self.names.get(usize::from(*member)).cloned()).collect()
     }
 
-    /// How many tunnels arrive on each member; those on several count on none.
+    /// How many tunnels arrive on each member. A tunnel that arrives on several members is not counted.
     pub fn loads(&self) -> Vec<usize> {
         let mut loads = vec![0; self.names.len()];
         for tunnel in &self.tunnels {

@@ -1,4 +1,4 @@
-//! What the host must look like: [`Plan`], made of a [`Config`] by a pure function. No I/O here.
+//! What the host must look like: a pure function makes a [`Plan`] of a [`Config`]. No I/O here.
 
 pub mod bond_hash;
 pub mod init;
@@ -9,11 +9,12 @@ pub mod rules;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ecmpvpn_common::layout::TunnelId;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::{self, Bond, Config, InterfaceName, Policy, PresharedKey, PrivateKey, PublicKey, Rule};
 
-/// Which WireGuard carries the tunnels, decided.
+/// The WireGuard implementation, after `auto` is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -32,62 +33,58 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// Everything that `run` makes on the host, in the order in which it makes it.
+/// Everything that `run` makes on the host, in this order.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The site's name; directories and pins carry it.
+    /// Part of the names of directories, pins and link aliases.
     pub site: String,
-    /// Which WireGuard carries the tunnels.
     pub backend: Backend,
-    /// The bond, made or reused.
+    /// The bond to make or reuse. `None`: outer packets use the interfaces that the host already has.
     pub bond: Option<Bond>,
-    /// The tunnels of all peers; a tunnel's id is `peer * MAX_TUNNELS_PER_PEER + slot`.
     pub tunnels: Vec<Tunnel>,
-    /// The device that remote prefixes are routed to.
     pub steering: SteeringDevice,
-    /// Routes to the remote prefixes.
     pub routes: Vec<Route>,
-    /// Kernel settings that forwarding through the tunnels needs.
     pub sysctls: Vec<Sysctl>,
-    /// What the steering maps hold.
     pub table: SteeringTable,
 }
 
-/// One WireGuard device with one peer.
+/// One WireGuard device with one peer. Its id is `peer * MAX_TUNNELS_PER_PEER + slot`.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
-    /// Interface name.
     pub name: InterfaceName,
-    /// Position of its peer in [`SteeringTable::peers`].
+    /// Position of the peer in [`SteeringTable::peers`].
     pub peer: usize,
-    /// Position among its peer's tunnels.
+    /// Position in [`PeerTable::tunnels`].
     pub slot: usize,
-    /// MTU, bytes.
+    /// Bytes.
     pub mtu: u32,
-    /// This end's address with its prefix length.
     pub address: Ipv4Net,
-    /// This site's key.
     pub private_key: PrivateKey,
-    /// The remote site's key.
     pub public_key: PublicKey,
-    /// Shared with the remote site.
     pub preshared_key: Option<PresharedKey>,
-    /// UDP port here.
+    /// UDP port at this end.
     pub listen_port: u16,
-    /// Address that the outer packets leave from.
+    /// Source address of the outer packets.
     pub local_endpoint: IpAddr,
-    /// Where the outer packets go.
+    /// Destination of the outer packets.
     pub remote_endpoint: SocketAddr,
     /// Inner addresses that the peer may send from: its prefixes and the far end of `address`.
     pub allowed_ips: Vec<IpNet>,
 }
 
+impl Tunnel {
+    /// The tunnel's id in the maps.
+    #[must_use]
+    pub const fn id(&self) -> TunnelId {
+        TunnelId::at(self.peer, self.slot)
+    }
+}
+
 /// The device that remote prefixes are routed to.
 #[derive(Clone, Debug)]
 pub struct SteeringDevice {
-    /// Interface name.
     pub name: InterfaceName,
-    /// MTU, bytes; the tunnels' own.
+    /// Bytes; the same as the tunnels' MTU.
     pub mtu: u32,
     /// This gateway's addresses inside the VPN.
     pub addresses: Vec<IpNet>,
@@ -96,9 +93,8 @@ pub struct SteeringDevice {
 /// A route into the steering device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Destination.
     pub prefix: IpNet,
-    /// Source address of this gateway's own traffic.
+    /// Source address for this gateway's own traffic.
     pub source: Option<IpAddr>,
 }
 
@@ -107,41 +103,39 @@ pub struct Route {
 pub enum Sysctl {
     /// `net.ipv4.ip_forward = 1`
     Ipv4Forwarding,
-    /// `net.ipv6.conf.all.forwarding = 1`, with `accept_ra = 2` first where router advertisements are in use.
+    /// `net.ipv6.conf.all.forwarding = 1`. First `accept_ra = 2` if router advertisements are in use.
     Ipv6Forwarding,
     /// `net.ipv4.conf.DEVICE.rp_filter = 2`
     LooseReversePath(InterfaceName),
 }
 
-/// What the steering maps hold.
+/// Content of the steering maps.
 #[derive(Clone, Debug)]
 pub struct SteeringTable {
-    /// Keys the flow hash.
+    /// Seed of the flow hash.
     pub seed: u64,
-    /// A flow that pauses for longer may move; `None`: automatic.
+    /// A flow may move after a pause longer than this, microseconds. `None`: automatic.
     pub flowlet_gap_us: Option<u32>,
-    /// Remote sites, by position.
     pub peers: Vec<PeerTable>,
-    /// The first that a packet meets counts.
+    /// In order; the first match applies.
     pub rules: Vec<Rule>,
 }
 
 /// One remote site's part of the steering maps.
 #[derive(Clone, Debug)]
 pub struct PeerTable {
-    /// The peer's name.
     pub name: String,
-    /// How its flows are put onto tunnels.
+    /// For flows that no rule gives another policy.
     pub policy: Policy,
-    /// Destinations that are this peer's.
+    /// Destinations behind this peer.
     pub prefixes: Vec<IpNet>,
-    /// Its tunnels by slot: interface and weight; `None`: to be learned. Weight 0: the slot's tunnel was taken away; see
-    /// [`Plan::keep_slots`].
+    /// Interface and weight of each tunnel, by slot. Weight `None`: to be learned. Weight 0: the tunnel of this slot
+    /// was removed; see [`Plan::keep_slots`].
     pub tunnels: Vec<(InterfaceName, Option<u16>)>,
 }
 
 impl Plan {
-    /// The plan that `config` asks for, carried by `backend`.
+    /// Makes the plan for `config` with this backend.
     pub fn new(config: &Config, backend: Backend) -> Self {
         let tunnels: Vec<Tunnel> = config
             .peers
@@ -185,11 +179,11 @@ impl Plan {
         }
     }
 
-    /// Leaves every tunnel in the slot that it has in the running maps, `held`: peers' and tunnels' names, by position.
-    /// Buckets and counters are by slot. New tunnels take slots that are free.
+    /// Keeps every tunnel in the slot that it has in the running maps, because buckets and counters are stored by slot.
+    /// New tunnels take free slots. `held` has the names of the running peers and of their tunnels, by position.
     ///
     /// # Errors
-    /// The peers are not the running ones.
+    /// The plan has other peers than the running maps.
     pub fn keep_slots(&mut self, held: &[(String, Vec<String>)]) -> Result<(), PeersDiffer> {
         let names = self.table.peers.iter().map(|peer| &peer.name);
         if !names.eq(held.iter().map(|(name, _)| name)) {
@@ -224,18 +218,18 @@ impl Plan {
         Ok(())
     }
 
-    /// The alias of every link that `run` makes: it marks them as ours.
+    /// The alias of every link that `run` makes. It marks the link as made by ecmpvpn for this site.
     pub fn link_alias(site: &str) -> String {
         format!("ecmpvpn:{site}")
     }
 }
 
-/// A running data plane was made for other peers.
+/// The running data plane has other peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the peers are not those that it was started with")]
 pub struct PeersDiffer;
 
-/// The other host of a point-to-point net; `None` where the net has no two hosts.
+/// The other host of a point-to-point net, /30 or /31. `None`: the net does not have exactly two hosts.
 pub fn far_address(near: Ipv4Net) -> Option<Ipv4Addr> {
     near.hosts().find(|host| *host != near.addr()).filter(|_| near.prefix_len() >= 30)
 }
@@ -284,7 +278,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{BackendChoice, Health, Peer, PrivateKey, Site, Steering, Tunnel as ConfigTunnel};
 
-    /// A site with one peer and as many tunnels as asked for.
+    /// A site with one peer and this many tunnels.
     pub(crate) fn config(tunnels: u8) -> Config {
         let name = |text: &str| InterfaceName::new(text).expect("a valid name");
         Config {

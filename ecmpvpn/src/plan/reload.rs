@@ -1,9 +1,9 @@
-//! What a running site can take of a changed configuration. Pure.
+//! Which changes of a configuration a running site cannot apply. Pure.
 
 use super::Backend;
 use crate::config::Config;
 
-/// What differs between the two and can only be had by starting again, as the configuration names it.
+/// What differs between the two configurations and takes effect only after a restart, by its name in the configuration.
 pub fn unreloadable(old: &Config, new: &Config, backend: Backend) -> Vec<String> {
     let mut found = Vec::new();
     let mut differs = |differs: bool, name: &str| {
@@ -31,7 +31,7 @@ pub fn unreloadable(old: &Config, new: &Config, backend: Backend) -> Vec<String>
     if names(old) != names(new) {
         differs(true, "the names of the [[peer]]s and their order");
     } else if backend == Backend::Userspace {
-        // Its sockets are bound to that address; the kernel's are not.
+        // The sockets of the userspace backend are bound to this address; those of the kernel are not.
         let moved = old.peers.iter().zip(&new.peers).find(|(old, new)| old.local_endpoint != new.local_endpoint);
         differs(moved.is_some(), "local_endpoint with the userspace backend");
     }

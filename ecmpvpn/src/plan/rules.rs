@@ -1,7 +1,7 @@
-//! Configured rules as the steering maps hold them, and back: the maps alone say what is in force. No I/O here.
+//! Converts rules to the form of the steering maps, and back: the maps alone say which rules are in force. No I/O here.
 //!
-//! A rule is a bit in the maps, and the lowest bit that a packet meets counts. Bits are far apart at first, so that a
-//! rule can come between two others while these keep their bits: a flow's bucket depends on the bit of its rule.
+//! A rule is a bit in the maps. The lowest bit that matches a packet applies. Bits are placed far apart at first, so
+//! that a rule can be inserted between two others without moving them: a flow's bucket depends on the bit of its rule.
 
 mod place;
 #[cfg(test)]
@@ -20,44 +20,43 @@ pub use place::{TooManyRules, place, steps};
 /// A rule and its bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// 0 to 63.
+    /// 0 to 63; the lower bit comes first.
     pub bit: u32,
-    /// The rule.
     pub rule: Rule,
 }
 
-/// Names of tunnels by peer and slot; a slot may be empty.
+/// Names of tunnels by peer and slot. `None`: the slot is empty.
 pub type TunnelNames = Vec<Vec<Option<InterfaceName>>>;
 
-/// What the rules' maps hold.
+/// Content of the rules' maps. Each `u64` is a set of rules, by bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleTables {
-    /// By [`rule_fields`].
+    /// Indexed by [`rule_fields`].
     pub fields: Vec<u64>,
-    /// By source prefix; each holds the rules of all prefixes that contain it.
+    /// By source prefix. Each entry also has the rules of all prefixes that contain it.
     pub sources: BTreeMap<IpNet, u64>,
-    /// The same by destination prefix.
+    /// By destination prefix, in the same way.
     pub destinations: BTreeMap<IpNet, u64>,
-    /// By firewall mark; each holds also the rules that ask for none.
+    /// By firewall mark. Each entry also has the rules without a mark.
     pub marks: BTreeMap<u32, u64>,
-    /// Policy and flags by rule.
+    /// Policy and flags of each rule.
     pub records: Vec<(u32, u32)>,
-    /// Tunnels allowed, by rule and peer.
+    /// Allowed tunnels, by rule and peer; a bit for each slot.
     pub tunnels: Vec<u32>,
-    /// Rules that apply, by peer.
+    /// Rules that apply to each peer.
     pub peers: Vec<u64>,
 }
 
-/// Places in [`RuleTables::tunnels`].
+/// Length of [`RuleTables::tunnels`].
 const TUNNEL_MASKS: usize = (MAX_RULES * MAX_PEERS) as usize;
-/// Every port of [`rule_fields`].
+/// Number of ports in [`rule_fields`].
 const PORTS: usize = 1 << 16;
 
-/// The port ranges of a rule, source or destination.
+/// Returns the source or destination port ranges of a rule.
 type Ranges = fn(&Rule) -> &Vec<(u16, u16)>;
 
 impl RuleTables {
-    /// Of no rule.
+    /// Tables without rules.
     pub fn empty(peers: usize) -> Self {
         Self {
             fields: vec![0; rule_fields::COUNT as usize],
@@ -70,7 +69,8 @@ impl RuleTables {
         }
     }
 
-    /// Of `rules`, whose tunnels are among `names`. A rule that names tunnels applies to their peers only.
+    /// Tables of `rules`, whose tunnels are among `names`. A rule that names tunnels applies only to the peers of these
+    /// tunnels.
     pub fn of(rules: &[Placed], names: &TunnelNames) -> Self {
         let mut tables = Self::empty(names.len());
         if rules.is_empty() {
@@ -115,7 +115,7 @@ impl RuleTables {
         tables
     }
 
-    /// What is done with a rule's packets, and with whose.
+    /// Adds what applies to the packets of a rule: policy, flags, allowed tunnels, and the peers.
     fn add(&mut self, Placed { bit, rule }: &Placed, names: &TunnelNames) {
         let flags = if rule.pin { rule_flags::PREFER } else { 0 };
         self.records[*bit as usize] = (rule.policy.map_or(PEERS_OWN, Policy::number), flags);
@@ -138,7 +138,7 @@ impl RuleTables {
         }
     }
 
-    /// The rules, in order, written the [`canonical`] way.
+    /// The rules, in order, in [`canonical`] form.
     pub fn rules(&self, names: &TunnelNames) -> Vec<Placed> {
         let used = self.peers.iter().fold(0, |used, rules| used | rules);
         let is_used = |bit: &u32| used >> bit & 1 == 1;
@@ -188,7 +188,8 @@ impl RuleTables {
     }
 }
 
-/// The same rule as the maps tell it: ports in order and without overlap, tunnels in the order of the peers' slots.
+/// The same rule as read back from the maps: ports sorted and without overlap, tunnels in the order of the peers'
+/// slots.
 pub fn canonical(rule: &Rule, names: &TunnelNames) -> Rule {
     let merged = |ranges: &[(u16, u16)]| {
         let mut ranges = ranges.to_vec();
@@ -211,7 +212,8 @@ pub fn canonical(rule: &Rule, names: &TunnelNames) -> Rule {
     })
 }
 
-/// Asks for all ports of one side only where that is what tells packets with ports from others.
+/// Removes a condition "all ports" that adds nothing. If it alone separates packets with ports from others, it stays on
+/// the source side.
 fn simplified(mut rule: Rule) -> Rule {
     const ALL: (u16, u16) = (0, u16::MAX);
     if rule.src_ports == [ALL] && !rule.dst_ports.is_empty() && rule.dst_ports != [ALL] {
@@ -224,9 +226,9 @@ fn simplified(mut rule: Rule) -> Rule {
     rule
 }
 
-/// The rules that each prefix meets, for all prefixes that rules ask for, and for each family as a whole.
+/// The set of rules that match each prefix: for all prefixes in rules, and for each address family as a whole.
 fn prefixes(rules: &[Placed], asked: impl Fn(&Rule) -> Option<IpNet>) -> BTreeMap<IpNet, u64> {
-    let desired = rules.iter().filter_map(|placed| asked(&placed.rule)).chain(everything());
+    let desired = rules.iter().filter_map(|placed| asked(&placed.rule)).chain(all_addresses());
     let met = |prefix: IpNet| {
         let meets = |placed: &&Placed| asked(&placed.rule).is_none_or(|asked| asked.contains(&prefix));
         rules.iter().filter(meets).fold(0, |set, placed| set | 1 << placed.bit)
@@ -234,15 +236,15 @@ fn prefixes(rules: &[Placed], asked: impl Fn(&Rule) -> Option<IpNet>) -> BTreeMa
     desired.map(|prefix| (prefix, met(prefix))).filter(|(_, rules)| *rules != 0).collect()
 }
 
-/// All addresses of each family.
-fn everything() -> [IpNet; 2] {
+/// The nets that contain all addresses of a family.
+fn all_addresses() -> [IpNet; 2] {
     [Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(), Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into()]
 }
 
-/// The prefix that a rule asks for: the shortest one that meets it.
+/// The prefix of a rule: the shortest one whose set contains it. `None`: the rule has no prefix.
 fn prefix_of(prefixes: &BTreeMap<IpNet, u64>, bit: u32) -> Option<IpNet> {
     let mut met = prefixes.iter().filter(|(_, rules)| *rules >> bit & 1 == 1).map(|(prefix, _)| *prefix);
-    if everything().iter().all(|all| prefixes.get(all).is_some_and(|rules| rules >> bit & 1 == 1)) {
+    if all_addresses().iter().all(|all| prefixes.get(all).is_some_and(|rules| rules >> bit & 1 == 1)) {
         return None;
     }
     let first = met.next()?;

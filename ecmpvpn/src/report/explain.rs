@@ -1,4 +1,4 @@
-//! What `ecmpvpn explain` shows. The JSON is a contract: fields are only ever added.
+//! The output of `ecmpvpn explain`. The JSON is a contract: fields are only ever added.
 
 use std::fmt;
 
@@ -9,34 +9,34 @@ use super::policy::Rule;
 /// Where a flow goes and why.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The flow, as it was asked for.
+    /// The flow as given on the command line.
     pub flow: String,
-    /// What the flow is told by: as much of it as the steering program looks at.
+    /// The flow key: the fields that the steering program hashes.
     pub key: String,
-    /// The remote site that its destination leads to.
+    /// The remote site behind its destination address.
     pub peer: Option<String>,
-    /// The rule that it meets.
+    /// The first rule that matches it.
     pub rule: Option<Rule>,
-    /// The policy that holds for it.
+    /// The policy in force for it.
     pub policy: Option<String>,
     /// The flow hash, hexadecimal.
     pub hash: String,
-    /// The bucket, by its place among all peers' buckets.
+    /// Index of the bucket among all peers' buckets.
     pub bucket: Option<u32>,
-    /// Milliseconds since the bucket's last packet; none: it had none.
+    /// Milliseconds since the last packet of the bucket. `null`: there was none.
     pub idle_ms: Option<f64>,
     /// The tunnel of the bucket's last packet.
     pub current_tunnel: Option<String>,
     /// The tunnel of the flow's next packet.
     pub tunnel: Option<String>,
-    /// One word: `home`, `pinned`, `sprayed`, `rule`, `failover`, `drained`, `stays` or `flowlet`; or the reason why no
+    /// One word: `home`, `pinned`, `sprayed`, `rule`, `failover`, `drained`, `stays` or `flowlet`. Or the reason why no
     /// tunnel takes it.
     pub why: String,
-    /// The same in a sentence.
+    /// `why` as a sentence.
     pub why_text: String,
-    /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
+    /// The port that the tunnel's outer packets leave by, as predicted. Empty if it cannot be predicted.
     pub member: Option<String>,
-    /// The tunnel that would be taken if that one failed.
+    /// The tunnel that would be chosen if `tunnel` failed.
     pub next_tunnel: Option<String>,
     /// The port that the next tunnel's outer packets leave by.
     pub next_member: Option<String>,

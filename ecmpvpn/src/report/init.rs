@@ -1,4 +1,4 @@
-//! What `init --from` tells: what changes here, and what the other site must set.
+//! The output of `init --from`: what changes here, and what the other site must set.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::plan::init::sites::member_count;
 /// Name of the file for the other site.
 pub const OTHER_SITE: &str = "other-site.txt";
 
-/// What changes, a line each.
+/// What changes here, one line each.
 pub fn changes(taken: &Taken) -> Vec<String> {
     let (config, peer) = (&taken.config, &taken.config.peers[0]);
     let mut lines: Vec<String> =
@@ -25,14 +25,14 @@ pub fn changes(taken: &Taken) -> Vec<String> {
         prefixes.join(", ")
     ));
     lines.extend(taken.notes.iter().cloned());
-    if !stays(taken) {
+    if !keeps_file(taken) {
         lines.push(format!("{} must change its ports as well: {}/{OTHER_SITE} says how", peer.name, config.site.name));
     }
     lines
 }
 
 /// Whether every tunnel keeps its ports.
-fn stays(taken: &Taken) -> bool {
+fn keeps_file(taken: &Taken) -> bool {
     let same =
         |(tunnel, old): (&Tunnel, &OldPorts)| Some(tunnel.listen_port) == old.here && tunnel.remote_port == old.there;
     taken.config.peers[0].tunnels.iter().zip(&taken.old).all(same)
@@ -53,7 +53,7 @@ fn change(peer: &Peer, tunnel: &Tunnel, old: OldPorts) -> String {
     )
 }
 
-/// What the other site must set, for [`OTHER_SITE`]. Holds no secret.
+/// The text of [`OTHER_SITE`]: what the other site must set. It contains no secret.
 pub fn other_site(asked: &Request, taken: &Taken) -> String {
     let (config, peer) = (&taken.config, &taken.config.peers[0]);
     let tunnels = peer.tunnels.len();
@@ -74,7 +74,7 @@ pub fn other_site(asked: &Request, taken: &Taken) -> String {
             taken.base_port,
             config.steering.mtu,
         ),
-        "It comes to the ports and addresses below. By hand, in its configuration:".to_owned(),
+        "This gives the ports and addresses below. By hand, in its configuration:".to_owned(),
         format!("  [steering]  seed = {:#018x}  mtu = {}", config.steering.seed, config.steering.mtu),
         format!("  [[peer]]    public_key = \"{}\"", config.site.private_key.public_key()),
         format!("              local_endpoint = \"{}\"", peer.remote_endpoint),

@@ -1,4 +1,4 @@
-//! Shows what happens: table and JSON. Everything here is made of values in hand; nothing looks at the kernel.
+//! Makes tables and JSON for output. Everything here works on given values; nothing looks at the kernel.
 
 pub mod explain;
 pub mod init;

@@ -1,4 +1,4 @@
-//! What `ecmpvpn policy` shows. The JSON is a contract: fields are only ever added.
+//! The output of `ecmpvpn policy`. The JSON is a contract: fields are only ever added.
 
 use std::fmt;
 
@@ -7,64 +7,53 @@ use serde::Serialize;
 
 use crate::config::{self, Policy, port_range, protocol_name};
 
-/// How a site steers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The site's name.
     pub site: String,
-    /// The remote sites.
     pub peers: Vec<Peer>,
-    /// Rules and pins; the first that a packet meets counts.
+    /// Rules and pins, in order; the first match applies.
     pub rules: Vec<Rule>,
 }
 
-/// One remote site.
 #[derive(Clone, Debug, Serialize)]
 pub struct Peer {
-    /// Its name.
     pub name: String,
-    /// The policy of flows that meet no rule.
+    /// The policy of flows that no rule matches.
     pub policy: String,
-    /// Whether the configuration says the same.
+    /// Whether the configuration has the same policy.
     pub saved: bool,
-    /// Its tunnels.
     pub tunnels: Vec<Tunnel>,
 }
 
-/// One tunnel.
 #[expect(clippy::struct_excessive_bools, reason = "each is a field of the output")]
 #[derive(Clone, Debug, Serialize)]
 pub struct Tunnel {
-    /// Interface name.
     pub name: String,
     /// Share relative to the peer's other tunnels.
     pub weight: u16,
     /// Whether the weight is learned from what the tunnel delivers.
     pub weight_is_learned: bool,
-    /// Whether it carries traffic.
+    /// Whether it is up.
     pub live: bool,
     /// Whether it takes new flows; false while it is drained.
     pub open: bool,
-    /// Flow buckets whose packets go to it now.
+    /// Number of flow buckets that are on it now.
     pub buckets: u64,
-    /// The tunnel whose load counts for this one: another one where both leave by the same port.
+    /// The tunnel whose load counts for this one. It is another tunnel if both leave by the same port.
     pub link: String,
-    /// Whether the configuration says the same weight.
+    /// Whether the configuration has the same weight.
     pub saved: bool,
 }
 
-/// One rule or pin.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rule {
-    /// Counted from 1; `rule del` takes it.
+    /// Counted from 1; the number for `rule del`.
     pub number: usize,
-    /// Whether it pins flows to its one tunnel, and lets them go elsewhere only while that is down.
+    /// Whether it pins flows to its only tunnel. They use other tunnels only while this one is down.
     pub pin: bool,
-    /// Source prefix.
     pub src: Option<String>,
-    /// Destination prefix.
     pub dst: Option<String>,
-    /// IP protocol by name, or by number where it has none here.
+    /// IP protocol by name, or by number if ecmpvpn has no name for it.
     pub proto: Option<String>,
     /// Ports and ranges; empty: any.
     pub src_ports: Vec<String>,
@@ -72,18 +61,17 @@ pub struct Rule {
     pub dst_ports: Vec<String>,
     /// Differentiated services code point.
     pub dscp: Option<u8>,
-    /// Firewall mark.
     pub fwmark: Option<u32>,
-    /// What matching flows get; none: the peer's policy.
+    /// Policy of matching flows. `null`: the peer's policy.
     pub policy: Option<String>,
-    /// Tunnels allowed; empty: all.
+    /// Allowed tunnels; empty: all.
     pub tunnels: Vec<String>,
-    /// Whether the configuration has it.
+    /// Whether the configuration has this rule.
     pub saved: bool,
 }
 
 impl Rule {
-    /// Of a rule in force.
+    /// The output for a rule in force.
     pub fn of(number: usize, rule: &config::Rule, saved: bool) -> Self {
         let ports = |ranges: &[(u16, u16)]| ranges.iter().map(|range| port_range(*range)).collect();
         Self {
@@ -102,7 +90,7 @@ impl Rule {
         }
     }
 
-    /// The flows that it asks for, in words.
+    /// Describes the flows that it matches.
     pub fn flows(&self) -> String {
         let mut words = Vec::new();
         let mut add = |name: &str, value: Option<String>| words.extend(value.map(|value| format!("{name} {value}")));
@@ -117,7 +105,7 @@ impl Rule {
         if words.is_empty() { "all flows".to_owned() } else { words.join(" ") }
     }
 
-    /// What is done with them, in words.
+    /// Describes what happens to these flows.
     pub fn action(&self) -> String {
         if self.pin {
             return format!("pinned to {}", self.tunnels.join(", "));
@@ -127,7 +115,7 @@ impl Rule {
     }
 }
 
-/// Marks what a restart would not bring back.
+/// Marks a setting that is lost at a restart.
 const UNSAVED: &str = "*";
 
 impl Report {
@@ -140,10 +128,10 @@ impl Report {
                     Cell::new(&peer.name),
                     Cell::new(marked(&peer.policy, peer.saved)),
                     Cell::new(&tunnel.name),
-                    right(marked(&format!("{}{auto}", tunnel.weight), tunnel.saved)),
+                    right_aligned(marked(&format!("{}{auto}", tunnel.weight), tunnel.saved)),
                     Cell::new(if tunnel.live { "up" } else { "down" }),
                     Cell::new(if tunnel.open { "yes" } else { "no: drained" }),
-                    right(tunnel.buckets),
+                    right_aligned(tunnel.buckets),
                     Cell::new(&tunnel.link),
                 ]);
             }
@@ -151,12 +139,12 @@ impl Report {
         table
     }
 
-    /// The rules alone.
+    /// The table of rules only.
     pub fn rule_table(&self) -> Table {
         let mut table = new_table(&["rule", "flows", "go"]);
         for rule in &self.rules {
             table.add_row([
-                right(marked(&rule.number.to_string(), rule.saved)),
+                right_aligned(marked(&rule.number.to_string(), rule.saved)),
                 Cell::new(rule.flows()),
                 Cell::new(rule.action()),
             ]);
@@ -164,7 +152,7 @@ impl Report {
         table
     }
 
-    /// What the marks mean, where there are any.
+    /// Explains the mark `*`, if the report has one.
     pub fn legend(&self) -> Option<&'static str> {
         let saved = self.peers.iter().all(|peer| peer.saved && peer.tunnels.iter().all(|tunnel| tunnel.saved))
             && self.rules.iter().all(|rule| rule.saved);
@@ -194,6 +182,6 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn right(value: impl fmt::Display) -> Cell {
+fn right_aligned(value: impl fmt::Display) -> Cell {
     Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
 }

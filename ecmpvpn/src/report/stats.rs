@@ -1,4 +1,4 @@
-//! What `ecmpvpn stats` shows. The JSON is a contract: fields are only ever added.
+//! The output of `ecmpvpn stats`. The JSON is a contract: fields are only ever added.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,12 +6,11 @@ use std::fmt;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
-/// Everything that `stats` tells of one site.
+/// The statistics of one site.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The site's name.
     pub site: String,
-    /// Interface name of the steering device.
+    /// Interface name.
     pub steering_device: String,
     /// The policy in force.
     pub policy: String,
@@ -19,40 +18,38 @@ pub struct Report {
     pub backend: String,
     /// Where the steering program is attached: `tcx` or `clsact`.
     pub hook: String,
-    /// Every tunnel, in the configuration's order.
+    /// In the configuration's order.
     pub tunnels: Vec<Tunnel>,
-    /// The ports that carry the tunnels' outer packets.
+    /// The interfaces that carry the tunnels' outer packets.
     pub members: Vec<Member>,
-    /// How evenly the tunnels are used.
     pub balance: Balance,
-    /// Packets that the program passed on without steering them, by reason.
+    /// Packets that the program passed on without steering them, by name of the reason.
     pub not_steered: BTreeMap<String, u64>,
-    /// Packets that the program dropped, by reason.
+    /// Packets that the program dropped, by name of the reason.
     pub dropped: BTreeMap<String, u64>,
 }
 
-/// One tunnel. Bytes are those of the inner IP packets, headers included, each segment of a GSO super-packet with
-/// headers of its own; rates are bits a second over the sampling interval.
+/// One tunnel. Bytes are those of inner IP packets with headers; each segment of a GSO packet counts with its own
+/// headers. Rates are in bits per second over the sampling interval.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Tunnel {
     /// Interface name.
     pub name: String,
-    /// The remote site's name.
+    /// Name of the remote site.
     pub peer: String,
-    /// Interface index.
     pub ifindex: u32,
-    /// `up`, `down` or `missing` (the interface is gone).
+    /// `up`, `down`, or `missing` (the interface does not exist).
     pub state: String,
     /// Configured weight.
     pub weight: u32,
-    /// Where the tunnel's outer packets go now, as `10.5.6.7:51822`: a peer that roams moves it.
+    /// Present destination of the tunnel's outer packets, such as `10.5.6.7:51822`. It changes if the peer roams.
     pub endpoint: String,
-    /// The port that the tunnel's outer packets leave by, as predicted; empty where that cannot be known.
+    /// The port that the tunnel's outer packets leave by, as predicted. Empty if it cannot be predicted.
     pub member: String,
-    /// The port that the tunnel's outer packets arrive on, as counted; `null` while none came, and while they come on
-    /// several.
+    /// The port that the tunnel's outer packets arrive on, as counted. `null` if none arrived yet, or if they arrive on
+    /// several ports.
     pub rx_member: Option<String>,
-    /// Outer packets that arrived since the port is followed, by port; empty where there is no bond.
+    /// Outer packets that arrived on each port since ecmpvpn counts there. Empty if there is no bond.
     pub rx_members: Vec<RxMember>,
     /// Steered into the tunnel.
     pub tx_packets: u64,
@@ -62,37 +59,37 @@ pub struct Tunnel {
     pub rx_packets: u64,
     /// Received from the tunnel.
     pub rx_bytes: u64,
-    /// Bits a second.
+    /// Bits per second.
     pub tx_bps: f64,
-    /// Bits a second.
+    /// Bits per second.
     pub rx_bps: f64,
-    /// Flow buckets whose packets go to the tunnel now.
+    /// Number of flow buckets that are on the tunnel now.
     pub buckets: u64,
-    /// Buckets that came at a pause.
+    /// How many buckets moved here at a pause.
     pub flowlet_moves: u64,
-    /// Buckets that the daemon moved here.
+    /// How many buckets `run` moved here.
     pub rebalance_moves: u64,
-    /// Buckets that came because another tunnel failed, or returned with this one.
+    /// How many buckets moved here because another tunnel failed, or returned when this tunnel came up again.
     pub failover_moves: u64,
-    /// Smoothed round-trip time of probes, microseconds; 0 until probed.
+    /// Smoothed round-trip time of probes, microseconds; 0 before the first answer.
     pub rtt_us: u64,
-    /// Mean deviation of the round-trip time, microseconds; 0 until probed.
+    /// Mean deviation of the round-trip time, microseconds; 0 before the first answer.
     pub rtt_jitter_us: u64,
-    /// The least round-trip time of the last 10 to 20 seconds, microseconds; 0 until probed.
+    /// Lowest round-trip time of the last 10 to 20 seconds, microseconds; 0 before the first answer.
     pub rtt_min_us: u64,
-    /// Share of the last 256 probes that were lost, 0 to 1; 0 until probed.
+    /// Share of the last 256 probes that were lost, 0 to 1; 0 before the first probe.
     pub loss: f64,
-    /// How often it was found dead.
+    /// How many times it went down.
     pub deaths: u64,
-    /// How often it was started anew because it stayed dead.
+    /// How many times it was restarted because it stayed down.
     pub restarts: u64,
-    /// Seconds since it last died or came back; -1 if it never did.
+    /// Seconds since it last went down or came up; -1 if it never did.
     pub changed_s: i64,
     /// Seconds since the last WireGuard handshake; -1 if there was none.
     pub last_handshake_s: i64,
 }
 
-/// What arrived of a tunnel on one port.
+/// What arrived from a tunnel on one port.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RxMember {
     /// Interface name.
@@ -101,13 +98,13 @@ pub struct RxMember {
     pub packets: u64,
     /// Their bytes, outer IP header included.
     pub bytes: u64,
-    /// Seconds since the last one.
+    /// Seconds since the last packet.
     pub last_s: f64,
-    /// Whether the tunnel arrives here now, and not only once upon a time.
+    /// Whether the tunnel arrives here now, and not only at an earlier time.
     pub current: bool,
 }
 
-/// A port that carries outer packets: a bond member, or a plain interface where there is no bond.
+/// A port that carries outer packets: a bond member, or a plain interface if there is no bond.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Member {
     /// Interface name.
@@ -116,7 +113,7 @@ pub struct Member {
     pub tx_bytes: u64,
     /// The interface's own counter.
     pub rx_bytes: u64,
-    /// Outer packets of the tunnels that arrived here; 0 where there is no bond.
+    /// Outer packets of the tunnels that arrived here; 0 if there is no bond.
     pub arrived_packets: u64,
     /// Their bytes, outer IP header included.
     pub arrived_bytes: u64,
@@ -125,12 +122,13 @@ pub struct Member {
 /// How evenly the tunnels are used.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Balance {
-    /// The fullest tunnel's bytes a unit of weight over the mean; 1 is even, and what an idle VPN shows.
+    /// For each tunnel, bytes per unit of weight: the highest value divided by the mean. 1 is even; an idle VPN has 1
+    /// too.
     pub max_over_mean: f64,
 }
 
 impl Balance {
-    /// Over `(bytes, weight)` of tunnels; those of weight 0 take no part.
+    /// Calculates the balance from `(bytes, weight)` of each tunnel. Tunnels of weight 0 are ignored.
     pub fn of(tunnels: impl IntoIterator<Item = (u64, u32)>) -> Self {
         #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
         let load: Vec<f64> = tunnels
@@ -146,7 +144,7 @@ impl Balance {
 }
 
 impl Report {
-    /// Fills the rates from an `earlier` report, `seconds` older.
+    /// Calculates the rates from an `earlier` report, which is `seconds` older.
     pub fn set_rates(&mut self, earlier: &Report, seconds: f64) {
         #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 * 8.0 / seconds;
@@ -159,7 +157,7 @@ impl Report {
     }
 }
 
-/// For people.
+/// The table for a terminal.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -211,17 +209,17 @@ impl Report {
                 Cell::new(&tunnel.name),
                 Cell::new(&tunnel.peer),
                 Cell::new(&tunnel.state),
-                right(tunnel.weight),
+                right_aligned(tunnel.weight),
                 Cell::new(if tunnel.member.is_empty() { "?" } else { &tunnel.member }),
                 Cell::new(tunnel.arrives_on()),
-                right(bytes(tunnel.tx_bytes)),
-                right(rate(tunnel.tx_bps)),
-                right(bytes(tunnel.rx_bytes)),
-                right(rate(tunnel.rx_bps)),
-                right(tunnel.buckets),
-                right(round_trip(tunnel)),
-                right(percent(tunnel.loss)),
-                right(handshake),
+                right_aligned(bytes(tunnel.tx_bytes)),
+                right_aligned(rate(tunnel.tx_bps)),
+                right_aligned(bytes(tunnel.rx_bytes)),
+                right_aligned(rate(tunnel.rx_bps)),
+                right_aligned(tunnel.buckets),
+                right_aligned(round_trip(tunnel)),
+                right_aligned(percent(tunnel.loss)),
+                right_aligned(handshake),
             ]);
         }
         table
@@ -232,9 +230,9 @@ impl Report {
         for member in &self.members {
             table.add_row([
                 Cell::new(&member.name),
-                right(bytes(member.tx_bytes)),
-                right(bytes(member.rx_bytes)),
-                right(bytes(member.arrived_bytes)),
+                right_aligned(bytes(member.tx_bytes)),
+                right_aligned(bytes(member.rx_bytes)),
+                right_aligned(bytes(member.arrived_bytes)),
             ]);
         }
         table
@@ -242,7 +240,7 @@ impl Report {
 }
 
 impl Tunnel {
-    /// The ports that it arrives on, with their shares where there are several.
+    /// The ports that it arrives on, with their shares if there are several.
     fn arrives_on(&self) -> String {
         let current: Vec<&RxMember> = self.rx_members.iter().filter(|member| member.current).collect();
         let all: u64 = current.iter().map(|member| member.packets).sum();
@@ -263,11 +261,11 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn right(value: impl fmt::Display) -> Cell {
+fn right_aligned(value: impl fmt::Display) -> Cell {
     Cell::new(value.to_string()).set_alignment(CellAlignment::Right)
 }
 
-/// Smoothed round-trip time and its deviation; a dash until probed.
+/// Smoothed round-trip time and its deviation; a dash before the first answer.
 fn round_trip(tunnel: &Tunnel) -> String {
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     let ms = |us: u64| us as f64 / 1000.0;
@@ -277,7 +275,6 @@ fn round_trip(tunnel: &Tunnel) -> String {
     }
 }
 
-/// A share, in percent.
 fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
@@ -288,7 +285,7 @@ pub fn bytes(count: u64) -> String {
     scaled(count as f64, "B")
 }
 
-/// Bits a second with a decimal prefix.
+/// Bits per second with a decimal prefix.
 pub fn rate(bits_per_second: f64) -> String {
     scaled(bits_per_second, "bit/s")
 }
@@ -373,7 +370,7 @@ mod tests {
         before.tunnels[0].tx_bytes = 1000;
         now.set_rates(&before, 0.5);
         assert!((now.tunnels[0].tx_bps - 64_000.0).abs() < 1e-6);
-        // A counter that fell, as after a restart, is no negative rate.
+        // A counter that decreased, for example after a restart, must not give a negative rate.
         now.tunnels[0].tx_bytes = 0;
         now.set_rates(&before, 0.5);
         assert!(now.tunnels[0].tx_bps.abs() < 1e-6);

@@ -1,15 +1,15 @@
-//! The contestants that do without the steering device: one tunnel by itself, and the kernel's ECMP.
+//! Routes past the steering device, for comparisons: over one tunnel alone, or over several by the kernel's ECMP.
 
 use anyhow::Result;
 
 use super::lab::Lab;
 
-/// Routing table and rule preference.
+/// Number of the routing table, and preference of its rule.
 const TABLE: u32 = 500;
 
 impl Lab {
-    /// Leads IPv4 from LAN to LAN past the steering device, over the tunnels of these numbers: by the kernel's ECMP if
-    /// there are several. At both sites, until [`Lab::end_bypass`].
+    /// Routes IPv4 from LAN to LAN past the steering device at both sites, until [`Lab::end_bypass`]. `tunnels` are
+    /// numbers of tunnels, from 0. If there are several, the kernel's ECMP chooses among them.
     pub fn bypass(&self, tunnels: &[usize]) -> Result<()> {
         let device = |tunnel: usize| &self.tunnels[tunnel].name;
         let route = match tunnels {
@@ -18,7 +18,7 @@ impl Lab {
         };
         for (near, far) in [(0, 1), (1, 0)] {
             let (gateway, number) = (&self.sites[near].gateway, self.sites[far].number);
-            // Layer 4 hash: the default hashes addresses only, and all flows here share theirs.
+            // 1 is the layer 4 hash. The default hashes only addresses, and all flows here have the same addresses.
             gateway.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
             let commands = [
                 format!("route add 10.{number}.0.0/16 table {TABLE} {route}"),
@@ -29,7 +29,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Leads traffic to the steering device again.
+    /// Routes traffic to the steering device again.
     pub fn end_bypass(&self) -> Result<()> {
         for site in &self.sites {
             let commands = [format!("rule del pref {TABLE}"), format!("route flush table {TABLE}")];

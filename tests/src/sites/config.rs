@@ -1,4 +1,4 @@
-//! Configurations of a lab's two sites: `ecmpvpn init` writes them, and what the lab must know is read back from them.
+//! Configurations of a lab's two sites. `ecmpvpn init` writes them. The lab reads from them what it must know.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use ecmpvpn::plan::far_address;
 use super::lab::{Lab, LabTunnel, Underlay};
 use crate::log;
 
-/// Writes both sites' files, and fills in what of the lab follows from them.
+/// Writes both sites' files, and fills in the fields of the lab that follow from them.
 pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     let output = lab.dir.path().join("sites");
     let mut init = Command::new(&lab.binary);
@@ -43,11 +43,12 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     for (end, site) in lab.sites.iter_mut().enumerate() {
         site.config = output.join(&site.name).join("ecmpvpn.toml");
         let mut text = fs::read_to_string(&site.config)?;
-        for (key, wanted) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
-            text = with_key(&text, key, wanted).with_context(|| format!("`init` wrote no one {key}:\n{text}"))?;
+        for (key, desired) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
+            text = with_key(&text, key, desired)
+                .with_context(|| format!("`init` did not write exactly one {key}:\n{text}"))?;
         }
         let probes = "interval_ms = 100";
-        ensure!(text.contains(probes), "`init` wrote no {probes}:\n{text}");
+        ensure!(text.contains(probes), "`init` did not write {probes}:\n{text}");
         text = text.replace(probes, &format!("interval_ms = {}", lab.options.probe_ms));
         if let Some(ports) = &lab.options.ports {
             text = with_ports(&text, ports, end);
@@ -61,7 +62,7 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// `text` with the value of its one line `key = …` replaced.
+/// `text` with another value in its line `key = …`. `None` unless there is exactly one such line.
 fn with_key(text: &str, key: &str, value: &str) -> Option<String> {
     let is_key = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == key);
     let lines = text.lines().map(|line| if is_key(line) { format!("{key} = \"{value}\"") } else { line.to_owned() });
@@ -88,8 +89,8 @@ fn tunnels(lab: &Lab, configs: &[Config]) -> Result<Vec<LabTunnel>> {
     let [a, b] = [&configs[0].peers[0].tunnels, &configs[1].peers[0].tunnels];
     ensure!(a.len() == lab.options.tunnels && b.len() == a.len(), "`init` made {} and {} tunnels", a.len(), b.len());
     let tunnel = |(a, b): (&config::Tunnel, &config::Tunnel)| {
-        ensure!(a.listen_port == b.remote_port && b.listen_port == a.remote_port, "{a:?} and {b:?} do not fit");
-        ensure!(far_address(a.address) == Some(b.address.addr()), "{a:?} and {b:?} do not fit");
+        ensure!(a.listen_port == b.remote_port && b.listen_port == a.remote_port, "{a:?} and {b:?} do not match");
+        ensure!(far_address(a.address) == Some(b.address.addr()), "{a:?} and {b:?} do not match");
         let ports = [a.listen_port, b.listen_port];
         let mut members = [0; 2];
         for (end, member) in members.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! Outer packets that get lost: of some tunnels, in one direction.
+//! Drops the outer packets of some tunnels, in one direction.
 
 use std::io::Write as _;
 use std::process::{Child, Stdio};
@@ -7,34 +7,35 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::lab::Lab;
 
-/// Of the rules that find what is to be dropped.
+/// Preference of the rules that match the packets to drop.
 const PREFERENCE: u32 = 10;
-/// Of the rule that finds this host's own addresses, while another one has to come before it; else it is 0.
+/// Preference of the rule for the table `local` while a hole exists. It is 0 otherwise, but the rules of the hole must
+/// come first.
 const LOCAL: u32 = 20;
-/// The table that holds the black hole.
+/// The routing table that holds the blackhole route.
 const TABLE: u32 = 4_094;
 
-/// Drops outer packets while it is open, without a word: the receiving gateway's routing puts them into a black hole
-/// before any socket sees them. To WireGuard at both ends that is no different from a loss on the wire. It opens and
-/// closes for all its tunnels at once.
+/// Drops outer packets silently while it is open. The receiving gateway routes them to a blackhole before any socket
+/// sees them. For WireGuard at both ends, this is the same as a loss on the wire. A hole opens and closes for all its
+/// tunnels at once.
 #[derive(Debug)]
 pub struct Hole<'a> {
     lab: &'a Lab,
     receiver: usize,
     rules: Vec<String>,
-    /// `ip -batch -`, which waits for a line: to start it takes longer on an emulated CPU than a hole may last.
+    /// `ip -batch -`, which waits for a line. On an emulated CPU, starting a process takes longer than a hole may last.
     ip: Child,
 }
 
 impl<'a> Hole<'a> {
-    /// Drops what `sender` (0: A, 1: B) sends through `tunnels`, counted from 0. One at a time.
+    /// Drops what `sender` (0: A, 1: B) sends through `tunnels`, counted from 0. There can be only one hole at a time.
     pub fn dig(lab: &'a Lab, sender: usize, tunnels: &[usize]) -> Result<Self> {
         let mut hole = Self::prepare(lab, sender, tunnels)?;
         hole.open()?;
         Ok(hole)
     }
 
-    /// The same, but drops nothing before it is opened.
+    /// As [`Hole::dig`], but the hole drops nothing before [`Hole::open`].
     pub fn prepare(lab: &'a Lab, sender: usize, tunnels: &[usize]) -> Result<Self> {
         let receiver = 1 - sender;
         let rule = |tunnel: &usize| {
@@ -54,25 +55,23 @@ impl<'a> Hole<'a> {
         Ok(hole)
     }
 
-    /// Drops packets from now on.
     pub fn open(&mut self) -> Result<()> {
         self.turn("add")
     }
 
-    /// Lets packets pass again.
     fn close(&mut self) -> Result<()> {
         self.turn("del")
     }
 
     fn turn(&mut self, how: &str) -> Result<()> {
-        let mut lines = self.ip.stdin.as_ref().context("it is being filled")?;
+        let mut lines = self.ip.stdin.as_ref().context("the hole is being removed")?;
         writeln!(lines, "route {how} blackhole default table {TABLE}").context("ip has ended")
     }
 
-    /// Lets packets pass, and is gone.
+    /// Lets packets pass again and removes the rules.
     pub fn fill(mut self) -> Result<()> {
         self.close()?;
-        // The end of its input is the end of its work.
+        // The process ends at the end of its input.
         self.ip.stdin = None;
         ensure!(self.ip.wait()?.success(), "a hole could not be opened and closed");
         self.remove()
@@ -93,7 +92,7 @@ impl<'a> Hole<'a> {
 
 impl Drop for Hole<'_> {
     fn drop(&mut self) {
-        // After `fill` there is nothing left; else the namespaces go soon.
+        // After `fill` this does nothing. Otherwise the namespaces are removed soon, so that errors do not matter.
         self.ip.stdin = None;
         let _ = self.ip.wait();
         let _ = self.remove();

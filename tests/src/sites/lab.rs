@@ -1,4 +1,4 @@
-//! What a lab consists of.
+//! The parts of a lab.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -11,42 +11,42 @@ use crate::dump::Dump;
 use crate::netns::{Netns, unique};
 use crate::topology::{Quality, Wires};
 
-/// What joins the gateways.
+/// The network between the gateways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Underlay {
-    /// The links are members of a real LACP bond at each end, which ecmpvpn makes. Needs kernel bonding.
+    /// Each gateway has a real LACP bond, which ecmpvpn makes. The links are its members. Needs kernel bonding.
     Bonded,
-    /// Emulates the bond where the kernel has none: a policy routing rule for each tunnel's UDP ports puts its outer
-    /// packets on the link that the bond's layer3+4 hash would. The links and their rates are as real as with a bond;
-    /// LACP, and what a bond does when a member fails, are not there.
+    /// Emulates the bond, for kernels without bonding. A policy routing rule for each tunnel's UDP ports puts its outer
+    /// packets on the link that the bond's layer3+4 hash would choose. The links and their rates are as real as with a
+    /// bond. There is no LACP, and no bond that reacts when a member fails.
     Routed,
 }
 
-/// How a lab is built.
+/// Settings of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What joins the gateways.
+    /// The network between the gateways.
     pub underlay: Underlay,
     /// `steering.backend`
     pub backend: &'static str,
     /// `steering.policy`
     pub policy: &'static str,
-    /// Links between the gateways.
+    /// Number of links between the gateways.
     pub members: u8,
-    /// Tunnels.
+    /// Number of tunnels.
     pub tunnels: usize,
-    /// Each link's rate in each direction, 10^6 bits a second; `None`: unshaped.
+    /// Each link's rate in each direction, 10^6 bits a second. `None`: no limit.
     pub rate: Option<f64>,
-    /// Each link's queue in each direction, bytes; `None`: what it sends in 50 ms, but not less than 64 KiB.
+    /// Each link's queue in each direction, bytes. `None`: what the link sends in 50 ms, but not less than 64 KiB.
     pub queue: Option<u32>,
-    /// What happens to packets on each link, in each direction; `None`: the ports are joined directly, and links cannot be
-    /// delayed, cut or unplugged.
+    /// Delay, jitter and loss of each link, in each direction. `None`: the ports are joined directly, and links cannot
+    /// be delayed, cut or unplugged.
     pub wires: Option<Quality>,
-    /// UDP ports of the tunnels at A and B; `None`: as `init` plans them.
+    /// UDP ports of the tunnels at A and B. `None`: as `init` plans them.
     pub ports: Option<Vec<[u16; 2]>>,
     /// `health.interval_ms`
     pub probe_ms: u32,
-    /// Added to both configurations.
+    /// TOML text that is appended to both configurations.
     pub extra: String,
 }
 
@@ -68,48 +68,43 @@ impl Default for Options {
     }
 }
 
-/// One tunnel as both sites see it.
+/// One tunnel between the sites.
 #[derive(Clone, Debug)]
 pub struct LabTunnel {
-    /// Its interface at both sites.
+    /// Name of the interface at both sites.
     pub name: String,
     /// UDP ports at A and B.
     pub ports: [u16; 2],
-    /// Its addresses at A and B.
+    /// Tunnel addresses at A and B.
     pub addresses: [Ipv4Addr; 2],
-    /// The link that A and B send on, counted from 0, by the bond's hash.
+    /// The links that A and B send on, counted from 0. The bond's hash chooses them.
     pub members: [u8; 2],
 }
 
-/// One site.
 #[derive(Debug)]
 pub struct Site {
-    /// Its name in the configuration; unique on this host, as pins and run files carry it.
+    /// The site's name in the configuration. It is unique on this host, because pins and run files are named after it.
     pub name: String,
-    /// Where ecmpvpn runs.
+    /// The namespace in which ecmpvpn runs.
     pub gateway: Netns,
-    /// A machine in its LAN.
+    /// The namespace of a host in the LAN.
     pub host: Netns,
-    /// 10 or 20: the middle of its addresses.
+    /// 10 or 20: the second byte of the site's IPv4 prefix.
     pub number: u8,
-    /// Where outer packets come from and go to.
+    /// Address of the outer packets.
     pub endpoint: Ipv4Addr,
-    /// The gateway inside the VPN, as configured.
+    /// The gateway's addresses inside the VPN, as configured.
     pub addresses: Vec<IpAddr>,
-    /// Its configuration file.
+    /// The configuration file.
     pub config: PathBuf,
 }
 
-/// What a device has counted since it exists.
+/// Counters of a device since it was made.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceCounters {
-    /// Packets received.
     pub rx_packets: u64,
-    /// Bytes received.
     pub rx_bytes: u64,
-    /// Packets sent.
     pub tx_packets: u64,
-    /// Bytes sent.
     pub tx_bytes: u64,
 }
 
@@ -131,7 +126,7 @@ impl Site {
                 "link set lan0 addrgenmode none".to_owned(),
                 format!("address add 10.{n}.0.{last}/16 dev lan0"),
                 format!("address add fd00:{n}::{last}/48 dev lan0 nodad"),
-                // A router needs it: without one it solicits no neighbours for what it forwards.
+                // A router without a link-local address solicits no neighbours for packets that it forwards.
                 format!("address add fe80::{last}/64 dev lan0 nodad"),
                 "link set lan0 up".to_owned(),
             ]
@@ -143,19 +138,17 @@ impl Site {
         Ok(site)
     }
 
-    /// The LAN host's address.
     pub fn host_v4(&self) -> IpAddr {
         Ipv4Addr::new(10, self.number, 0, 10).into()
     }
 
-    /// The LAN host's address.
     pub fn host_v6(&self) -> IpAddr {
-        // The number is written in the address as it reads in decimal: fd00:10::10.
+        // The address shows the number as it is written in decimal: fd00:10::10.
         let n = u16::from_str_radix(&self.number.to_string(), 16).expect("decimal digits are hexadecimal ones");
         Ipv6Addr::new(0xfd00, n, 0, 0, 0, 0, 0, 0x10).into()
     }
 
-    /// Counters of a device of the gateway.
+    /// Reads the counters of a device of the gateway.
     pub fn device(&self, name: &str) -> Result<DeviceCounters> {
         let links: Value = serde_json::from_str(&self.gateway.query("ip", &format!("-s -j link show {name}"))?)?;
         let count = |side: &str, what: &str| {
@@ -169,22 +162,19 @@ impl Site {
         })
     }
 
-    /// What the gateway, its pins and its run files look like.
+    /// Dumps the gateway, and the pins and run files of the site.
     pub fn dump(&self) -> Result<Dump> {
         Dump::take(&self.gateway, &[&self.name])
     }
 }
 
-/// Both sites.
+/// A lab: two sites, their tunnels, and the links between them.
 #[derive(Debug)]
 pub struct Lab {
-    /// Sites A and B.
     pub sites: [Site; 2],
-    /// The tunnels between them.
     pub tunnels: Vec<LabTunnel>,
-    /// How it was built.
     pub options: Options,
-    /// The links, numbered as the members are, where [`Options::wires`] asks for them.
+    /// The wires, numbered as the members are. `None` unless [`Options::wires`] is set.
     pub(super) wires: Option<Wires>,
     /// The program under test.
     pub(super) binary: PathBuf,

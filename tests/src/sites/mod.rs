@@ -1,4 +1,4 @@
-//! Two sites, as ecmpvpn finds them: a gateway and a LAN host each, and several shaped links between the gateways.
+//! Two sites before ecmpvpn runs: each has a gateway and a LAN host, and several shaped links join the gateways.
 //!
 //! ```text
 //!        site A                                                       site B
@@ -9,8 +9,8 @@
 //!                       u2 ------------------------------ u2
 //!                endpoint 10.2.3.4                    endpoint 10.2.3.5
 //! ```
-//! The endpoint addresses are the bond's, which ecmpvpn makes ([`Underlay::Bonded`]), or the loopback's, with the
-//! kernel told by rules which link each tunnel's outer packets take ([`Underlay::Routed`]).
+//! With [`Underlay::Bonded`], the endpoint address is on the bond that ecmpvpn makes. With [`Underlay::Routed`], it is
+//! on the loopback device, and policy routing rules choose the link for each tunnel's outer packets.
 
 mod bypass;
 mod config;
@@ -36,7 +36,7 @@ pub use lab::{DeviceCounters, Lab, LabTunnel, Options, Site, Underlay};
 pub use process::{Batch, Running, binary};
 
 impl Lab {
-    /// Builds it; ecmpvpn does not run yet. `binary` is the program under test.
+    /// Builds the lab. ecmpvpn does not run yet. `binary` is the program under test.
     pub fn new(options: Options, binary: &FsPath) -> Result<Self> {
         let sites = [Site::new(0)?, Site::new(1)?];
         let dir = tempfile::Builder::new().prefix("ecmpvpn-lab-").tempdir()?;
@@ -51,25 +51,25 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Where configurations, keys and output are.
+    /// The directory of configurations, keys and output.
     pub fn dir(&self) -> &FsPath {
         self.dir.path()
     }
 
-    /// From A's LAN host to B's, IPv4.
+    /// The IPv4 path from A's LAN host to B's.
     pub fn path_v4(&self) -> Path<'_> {
         let [a, b] = &self.sites;
         Path { from: &a.host, source: a.host_v4(), to: &b.host, destination: b.host_v4() }
     }
 
-    /// From A's gateway itself to B's, by their addresses in the LANs, IPv4.
+    /// The IPv4 path from A's gateway itself to B's, between their LAN addresses.
     pub fn path_of_gateways_v4(&self) -> Path<'_> {
         let [a, b] = &self.sites;
         let address = |site: &Site| Ipv4Addr::new(10, site.number, 0, 1).into();
         Path { from: &a.gateway, source: address(a), to: &b.gateway, destination: address(b) }
     }
 
-    /// From A's LAN host to B's, IPv6.
+    /// The IPv6 path from A's LAN host to B's.
     pub fn path_v6(&self) -> Path<'_> {
         let [a, b] = &self.sites;
         Path { from: &a.host, source: a.host_v6(), to: &b.host, destination: b.host_v6() }
@@ -85,12 +85,12 @@ impl Lab {
         underlay::shape(self, rates)
     }
 
-    /// Lifts the links' limits.
+    /// Removes the rate limits of all links.
     pub fn unshape(&self) -> Result<()> {
         underlay::unshape(self)
     }
 
-    /// The links, which can be delayed, cut and unplugged.
+    /// The wires of the links, which can be delayed, cut and unplugged.
     ///
     /// # Errors
     /// The lab was built without wires.
@@ -98,7 +98,7 @@ impl Lab {
         self.wires.as_ref().context("this lab's ports are joined directly")
     }
 
-    /// Starts `ecmpvpn run` at both sites and waits until traffic crosses.
+    /// Starts `ecmpvpn run` at both sites and waits until traffic flows between them.
     pub fn run(&self) -> Result<[Running; 2]> {
         let mut running = [self.start(0)?, self.start(1)?];
         for site in &mut running {
@@ -118,7 +118,7 @@ impl Lab {
         self.start_in(site, options, &[])
     }
 
-    /// As [`Lab::start_with`], with more in its environment.
+    /// As [`Lab::start_with`], with additional environment variables.
     pub fn start_in(&self, site: usize, options: &[&str], env: &[(&str, &str)]) -> Result<Running> {
         Running::start(&self.sites[site], &self.binary, self.dir(), options, env)
     }
@@ -128,8 +128,8 @@ impl Lab {
         Running::start(&self.sites[site], program, self.dir(), options, &[])
     }
 
-    /// Waits until every tunnel, and the LANs through them, answer, and neither site holds a tunnel for down: handshakes take
-    /// their time, a bond's first LACP exchange too, and a tunnel is used only after several probes were answered.
+    /// Waits until every tunnel and both LANs answer, and neither site reports a tunnel as down. Handshakes and a
+    /// bond's first LACP exchange take a moment, and a tunnel is used only after several answered probes.
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
         let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
@@ -164,7 +164,7 @@ impl Lab {
         })
     }
 
-    /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site: its exit code, standard output and standard error.
+    /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site. Returns its exit code, standard output and standard error.
     pub fn ecmpvpn(&self, site: usize, arguments: &[&str]) -> Result<(i32, String, String)> {
         process::once(&self.sites[site], &self.binary, arguments)
     }
@@ -172,12 +172,12 @@ impl Lab {
     /// Starts `ecmpvpn policy batch` at one site.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn batch(&self, site: usize) -> Result<Batch> {
         Batch::start(&self.sites[site], &self.binary, self.dir())
     }
 
-    /// `ecmpvpn stats --json` of one site.
+    /// Returns what `ecmpvpn stats --json` reports at one site.
     pub fn stats(&self, site: usize) -> Result<Value> {
         let (code, output, complaint) = self.ecmpvpn(site, &["stats", "--json"])?;
         ensure!(code == 0, "`ecmpvpn stats --json` ended with {code}: {complaint}");
@@ -185,8 +185,8 @@ impl Lab {
     }
 }
 
-/// Waits until every link and address works: the kernel's link watch takes up to a second, and drops packets until then;
-/// duplicate address detection takes another one.
+/// Waits until every link and address works. Until the kernel's link watch has run, which takes up to a second, a link
+/// drops packets. Duplicate address detection takes another second.
 fn wait_until_usable(ns: &Netns) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -207,7 +207,8 @@ impl Drop for Lab {
         for site in &self.sites {
             let left = [PINS, RUN_DIR].iter().any(|dir| crate::dump::any_path_contains(FsPath::new(dir), &site.name));
             if left {
-                // After a crash, or a test that failed half-way. Links go with their namespace; these would stay.
+                // After a crash, or a test that failed half-way. The namespace removes its links, but not pins and run
+                // files.
                 let _ = process::once(site, &self.binary, &["down"]);
             }
         }

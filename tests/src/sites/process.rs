@@ -1,4 +1,4 @@
-//! The real `ecmpvpn` program inside a gateway's namespace.
+//! Runs the real `ecmpvpn` program inside a gateway's namespace.
 
 use std::env;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use crate::netns::unique;
 /// How long `run` may take to come up or to take everything down.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The program under test: `ECMPVPN_BIN`, or the one that cargo put beside this program.
+/// The program under test: `ECMPVPN_BIN`, or else the one that cargo put beside this program.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("ECMPVPN_BIN") {
         return fs::canonicalize(&path).with_context(|| format!("ECMPVPN_BIN={}", PathBuf::from(&path).display()));
@@ -32,19 +32,20 @@ pub fn binary() -> Result<PathBuf> {
     beside.context("there is no ecmpvpn program beside this one: run `cargo build`, or set ECMPVPN_BIN")
 }
 
-/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace. A file `hosts` beside FILE stands in for `/etc/hosts`.
+/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace. A file `hosts` beside FILE replaces `/etc/hosts`.
 fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     let mut command = site.gateway.command(binary);
     command.args(words).arg("-c").arg(&site.config).stdin(Stdio::null());
-    // It must not outlive a lab that is killed; the kernel watches the thread that starts it, so that has to be one that
-    // stays as long as the lab.
-    // SAFETY: one system call, which touches no memory.
+    // The program must not outlive a lab that is killed. The kernel sends the signal when the thread that started the
+    // program ends, so that thread must last as long as the lab.
+    // SAFETY: the closure makes one system call, which touches no memory.
     unsafe {
         command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
     }
     let hosts = site.config.with_file_name("hosts");
     if hosts.exists() {
-        // SAFETY: three system calls in a process of one thread, which shares no memory or descriptors.
+        // SAFETY: the closure makes three system calls in a process with one thread, which shares no memory or
+        // descriptors.
         unsafe {
             command.pre_exec(move || {
                 unshare_unsafe(UnshareFlags::NEWNS)?;
@@ -56,7 +57,7 @@ fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// Runs a command that ends by itself: exit code, standard output, standard error.
+/// Runs a command that ends by itself. Returns its exit code, standard output and standard error.
 pub(super) fn once(site: &Site, binary: &Path, words: &[&str]) -> Result<(i32, String, String)> {
     let output = command(site, binary, words)
         .output()
@@ -70,7 +71,7 @@ pub(super) fn once(site: &Site, binary: &Path, words: &[&str]) -> Result<(i32, S
     Ok((code, text(&output.stdout), complaint))
 }
 
-/// `ecmpvpn policy batch -` at one site: changes and questions through one process. Ends when this is dropped.
+/// `ecmpvpn policy batch -` at one site: one process makes all changes and queries. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct Batch {
     child: Child,
@@ -93,16 +94,16 @@ impl Batch {
         Ok(Self { child, lines, answers, complaints })
     }
 
-    /// Has one line carried out and returns what `policy show` says after it.
+    /// Sends one line and returns what `policy show` reports after it.
     ///
     /// # Errors
-    /// It failed.
+    /// `policy batch` gave no answer that can be read.
     pub fn change(&mut self, line: &str) -> Result<Value> {
         let mut ask = || -> Result<Value> {
-            let lines = self.lines.as_mut().context("it is being ended")?;
+            let lines = self.lines.as_mut().context("the process is being ended")?;
             write!(lines, "{line}\nshow --json\n")?;
             let answer = serde_json::Deserializer::from_reader(&mut self.answers).into_iter().next();
-            Ok(answer.context("it said nothing")??)
+            Ok(answer.context("the process gave no answer")??)
         };
         ask().with_context(|| {
             let complaints = fs::read_to_string(&self.complaints).unwrap_or_default();
@@ -113,19 +114,19 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        // The end of its input is the end of its work.
+        // The process ends at the end of its input.
         self.lines = None;
         let _ = self.child.wait();
     }
 }
 
-/// `ecmpvpn run` at one site; killed when this is dropped.
+/// `ecmpvpn run` at one site. It is killed when this value is dropped.
 #[derive(Debug)]
 pub struct Running {
     site: String,
     child: Child,
     output: PathBuf,
-    /// `ecmpvpn stats --json`, its output thrown away.
+    /// `ecmpvpn stats --json` with its output discarded. Only the exit code is used.
     probe: Command,
 }
 
@@ -139,7 +140,7 @@ impl Running {
     ) -> Result<Self> {
         let output = dir.join(unique("run"));
         let file = File::create(&output)?;
-        // Its input is a lab's and not a terminal's; both outputs go where a failing test finds them.
+        // A lab has no terminal. Both outputs go into a file, from which a failing test prints them.
         let child = command(site, binary, &[&["run"], options].concat())
             .envs(env.iter().copied())
             .stdout(file.try_clone()?)
@@ -153,27 +154,25 @@ impl Running {
         Ok(Self { site: site.name.clone(), child, output, probe })
     }
 
-    /// The site's name.
     pub fn site(&self) -> &str {
         &self.site
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it wrote so far.
+    /// All output so far.
     pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// How it ended; `None` while it runs.
+    /// The exit status, or `None` while the program runs.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("looking at `ecmpvpn run` of {}", self.site))
     }
 
-    /// Waits until it says that it is up.
+    /// Waits until the output contains `words`.
     pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
         let start = Instant::now();
         while !self.output().contains(words) {
@@ -181,14 +180,14 @@ impl Running {
                 bail!("`ecmpvpn run` of {} ended with {status}:\n{}", self.site, self.output());
             }
             if start.elapsed() > PATIENCE {
-                bail!("`ecmpvpn run` of {} has not said {words:?}:\n{}", self.site, self.output());
+                bail!("`ecmpvpn run` of {} has not printed {words:?}:\n{}", self.site, self.output());
             }
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// Waits until `stats` finds everything in place.
+    /// Waits until `ecmpvpn stats` succeeds, which means that everything is in place.
     pub fn wait_until_up(&mut self) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -205,20 +204,19 @@ impl Running {
         }
     }
 
-    /// Ends it as Ctrl-C or a service manager would, and waits for it.
+    /// Sends `signal`, as Ctrl-C or a service manager would, and waits for the end.
     pub fn stop(mut self, signal: Signal) -> Result<ExitStatus> {
         self.signal(signal)?;
         self.wait()
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_child(&self.child);
         log::note(format!("kill -{} {} ({})", signal.as_raw(), pid, self.site));
         kill_process(pid, signal).with_context(|| format!("signalling `ecmpvpn run` of {}", self.site))
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the program has ended by itself.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -238,7 +236,7 @@ impl Drop for Running {
         }
         let killed: io::Result<()> = self.child.kill();
         if killed.is_ok() {
-            // Ended already, or ends now.
+            // The program has ended, or ends now: this does not block for long.
             let _ = self.child.wait();
         }
     }

@@ -1,4 +1,4 @@
-//! The links between the gateways.
+//! Makes, shapes and watches the links between the gateways.
 
 use std::fs;
 use std::thread::sleep;
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::lab::{Lab, Site, Underlay};
 use crate::topology::{Wires, shaper};
 
-/// The routing table of link 0 and, counted on, of the others.
+/// The routing table of link 0. Link N has this table plus N.
 const TABLE: u32 = 700;
 
 pub(super) fn build(lab: &mut Lab) -> Result<()> {
@@ -49,8 +49,8 @@ pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until both ends of every link of the bonds carry packets, by the kernel's own word. Until then a bond changes the
-/// ports it uses, and drops what comes meanwhile.
+/// Waits until the kernel reports that both ends of every bond member carry packets. Until then a bond changes the
+/// ports that it uses, and drops packets.
 pub(super) fn wait_for_members(lab: &Lab, patience: Duration) -> Result<()> {
     if lab.options.underlay != Underlay::Bonded {
         return Ok(());
@@ -63,15 +63,15 @@ pub(super) fn wait_for_members(lab: &Lab, patience: Duration) -> Result<()> {
             if carrying(&text) == usize::from(lab.options.members) {
                 break;
             }
-            ensure!(start.elapsed() < patience, "the bond of {} does not come together:\n{text}", site.name);
+            ensure!(start.elapsed() < patience, "the bond of {} is not complete:\n{text}", site.name);
             sleep(Duration::from_millis(50));
         }
     }
     Ok(())
 }
 
-/// How many members of a bond collect and distribute at both ends, in what the kernel shows of it. Source: IEEE 802.1AX,
-/// 6.4.2.3: bit 4 of a port's state is Collecting, bit 5 Distributing.
+/// Counts the members that collect and distribute at both ends, in the text of `/proc/net/bonding/BOND`. Source: IEEE
+/// 802.1AX, 6.4.2.3: bit 4 of a port's state is Collecting, bit 5 Distributing.
 fn carrying(text: &str) -> usize {
     const BOTH: u8 = 1 << 4 | 1 << 5;
     let member = |part: &str| {
@@ -82,7 +82,7 @@ fn carrying(text: &str) -> usize {
     text.split("Slave Interface: ").skip(1).filter(|part| member(part)).count()
 }
 
-/// Lifts the limits.
+/// Removes the rate limits of all links.
 pub(super) fn unshape(lab: &Lab) -> Result<()> {
     let lift = |member| format!("qdisc del dev u{member} root");
     for site in &lab.sites {
@@ -91,7 +91,7 @@ pub(super) fn unshape(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The emulated bond at one end.
+/// The `ip` commands that emulate the bond at one end.
 fn routed(lab: &Lab, end: usize, site: &Site, far: &Site) -> Vec<String> {
     let route = |member| format!("route add {} dev u{member} src {}", far.endpoint, site.endpoint);
     let table = |member: u8| TABLE + u32::from(member);

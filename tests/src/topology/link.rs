@@ -1,48 +1,48 @@
-//! What a link does to packets, as queueing disciplines. Pure.
+//! Describes what a link does to packets, as queueing disciplines. Pure.
 
 use std::time::Duration;
 
-/// A link's queue holds what it sends in this time, or [`LEAST_QUEUE`] if that is more.
+/// A link's queue holds what the link sends in this time, or [`LEAST_QUEUE`] if that is more.
 const QUEUE: Duration = Duration::from_millis(50);
-/// Some packets of each of a few flows, bytes.
+/// Smallest queue, bytes. It holds some packets of each of a few flows.
 const LEAST_QUEUE: f64 = 65_536.0;
-/// What may leave at once, bytes.
+/// Burst of the shaper, bytes.
 const BURST: u32 = 16_384;
-/// Packets on their way at once: far above what the fastest link of a lab sends in the longest delay.
+/// Most packets in netem's queue. Far above what the fastest link of a lab sends during the longest delay.
 const ON_THE_WAY: u32 = 200_000;
 
-/// The port's shaper for `rate`, 10^6 bits a second: words for `tc qdisc replace dev DEVICE root`. `queue`: bytes; `None`:
-/// what the link sends in 50 ms, but not less than 64 KiB.
+/// The arguments of `tc qdisc replace dev DEVICE root` that limit a port to `rate`, 10^6 bits a second. `queue` is in
+/// bytes. `None` means what the link sends in 50 ms, but not less than 64 KiB.
 pub fn shaper(rate: f64, queue: Option<u32>) -> String {
     let queue = queue.map_or_else(|| (rate * 1e6 / 8.0 * QUEUE.as_secs_f64()).max(LEAST_QUEUE).round(), f64::from);
     format!("tbf rate {rate}mbit burst {BURST} limit {queue}")
 }
 
-/// What happens to packets between two ports, in one direction.
+/// Delay, jitter and loss between two ports, in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quality {
-    /// How long they are on their way.
+    /// Time that a packet takes.
     pub delay: Duration,
-    /// How much longer or shorter, at random; packets stay in order.
+    /// Random variation of the delay, up and down. Packets stay in order.
     pub jitter: Duration,
-    /// Percent that get lost.
+    /// Lost packets, percent.
     pub loss: f64,
 }
 
 impl Quality {
-    /// Nothing gets through.
+    /// Loses all packets.
     pub const CUT: Self = Self { delay: Duration::ZERO, jitter: Duration::ZERO, loss: 100.0 };
 
-    /// Nothing but a delay.
+    /// Delays packets and loses none.
     pub const fn delayed(delay: Duration) -> Self {
         Self { delay, jitter: Duration::ZERO, loss: 0.0 }
     }
 
-    /// Words for `tc qdisc replace dev DEVICE root`.
+    /// The arguments of `tc qdisc replace dev DEVICE root`.
     pub fn discipline(self) -> String {
         let us = |time: Duration| time.as_micros();
-        // With a rate, netem keeps packets in order whatever the jitter: one leaves after the one before it
-        // (`netem_enqueue()`, net/sched/sch_netem.c). This one is above all that labs have.
+        // With a rate, netem keeps packets in order whatever the jitter: each packet leaves after the one before it
+        // (`netem_enqueue()`, net/sched/sch_netem.c). This rate is above that of every link in a lab.
         let jitter = if self.jitter.is_zero() { String::new() } else { format!(" {}us rate 100gbit", us(self.jitter)) };
         let loss = if self.loss > 0.0 { format!(" loss {}%", self.loss) } else { String::new() };
         format!("netem limit {ON_THE_WAY} delay {}us{jitter}{loss}", us(self.delay))

@@ -1,5 +1,5 @@
-//! What labs are drawn of: links with a rate, a queue, a delay, jitter and loss, and networks of several sites. The same
-//! code draws on the running kernel, in the emulated machine and in the simulation.
+//! The building blocks of labs: links with a rate, a queue, a delay, jitter and loss, and networks of several sites.
+//! The same code builds them on the running kernel, in the emulated machine and in the simulation.
 
 mod link;
 mod network;

@@ -8,7 +8,7 @@
 //!                  \   gateway 0.1                      /
 //!                   -- lan0  u0 ------- wire ------- p2 -- bond0.1
 //! ```
-//! The router's ends of the links are bonded here; the gateways' ends are left to whoever runs there.
+//! This module bonds the router's ends of the links. The program that runs on a gateway bonds the gateway's ends.
 
 use std::net::Ipv4Addr;
 
@@ -17,59 +17,57 @@ use anyhow::{Result, ensure};
 use super::{Quality, Wires, shaper};
 use crate::netns::Netns;
 
-/// What is to be drawn.
+/// Describes the network to build.
 #[derive(Clone, Debug)]
 pub struct Sketch {
-    /// Gateways of each site.
+    /// Number of gateways of each site.
     pub gateways: Vec<u8>,
-    /// Links of each gateway.
+    /// Number of links of each gateway.
     pub members: u8,
-    /// Each link's rate in each direction, 10^6 bits a second; `None`: unshaped.
+    /// Each link's rate in each direction, 10^6 bits a second. `None`: no limit.
     pub rate: Option<f64>,
-    /// What happens on each link, in each direction.
+    /// Delay, jitter and loss of each link, in each direction.
     pub quality: Quality,
 }
 
-/// A gateway: its links `u0`, `u1`… to the router are up, and belong to nothing.
+/// A gateway. Its links `u0`, `u1`… to the router are up and are in no bond.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Where it is.
     pub ns: Netns,
-    /// What its bond is to have, with prefix length 24.
+    /// The address for its bond, with prefix length 24. The caller assigns it.
     pub endpoint: Ipv4Addr,
-    /// The router, in the same network.
+    /// The router's address in the same network.
     pub router: Ipv4Addr,
-    /// Its address in the LAN, with prefix length 16.
+    /// The gateway's address in the LAN, with prefix length 16.
     pub lan: Ipv4Addr,
 }
 
-/// A site.
 #[derive(Debug)]
 pub struct SiteNetwork {
-    /// Its gateways, on one LAN.
+    /// All gateways of the site, on one LAN.
     pub gateways: Vec<Gateway>,
-    /// A host there, with `10.N.0.100/16` on the bridge `lan`, N being 10 times one more than the site's number.
+    /// A host with `10.N.0.100/16` on the bridge `lan`. N is 10 × (number of the site + 1).
     pub host: Netns,
-    /// That address.
+    /// The address of that host.
     pub address: Ipv4Addr,
 }
 
-/// What was drawn; it goes with this value.
+/// A network that was built. Dropping this value removes it.
 #[derive(Debug)]
 pub struct Network {
-    /// In the order of the sketch.
+    /// The sites, in the order of the sketch.
     pub sites: Vec<SiteNetwork>,
-    /// The router.
     pub core: Netns,
-    /// The links' wires, numbered in the order of sites, gateways and members; end 0 is the gateway's.
+    /// The wires of the links, numbered in the order of sites, gateways and members. End 0 is the gateway's.
     pub wires: Wires,
 }
 
 impl Network {
-    /// Draws it.
+    /// Builds the network.
     ///
     /// # Errors
-    /// The sketch has no site, more than 24, or a site without a gateway; or the kernel refuses, as one without bonding.
+    /// The sketch has no site or more than 24, or a site with no gateway or more than 8. Or the kernel refuses, for
+    /// example because it has no bonding.
     pub fn draw(sketch: &Sketch) -> Result<Self> {
         ensure!((1..=24).contains(&sketch.gateways.len()), "a network has 1 to 24 sites");
         ensure!(sketch.gateways.iter().all(|count| (1..=8).contains(count)), "a site has 1 to 8 gateways");

@@ -1,5 +1,5 @@
-//! What lies between two ports: a namespace through which every frame passes, so that it can be delayed or lost. Frames
-//! are redirected and not bridged: LACP's are link-local, and a bridge would keep them.
+//! A namespace between two ports. Every frame passes through it, so that it can be delayed or lost. Frames are
+//! redirected and not bridged, because a bridge does not forward the link-local frames of LACP.
 
 use anyhow::Result;
 
@@ -13,21 +13,22 @@ pub struct Wires {
     count: u8,
 }
 
-/// Which end of a wire: 0 or 1.
+/// Number of a wire's end: 0 or 1.
 type End = usize;
 
 impl Wires {
-    /// No wires yet.
+    /// Makes the namespace, without wires.
     pub fn new(name: &str) -> Result<Self> {
         Ok(Self { ns: Netns::new(name)?, count: 0 })
     }
 
-    /// Where the wires are: what crosses them can be looked at there.
+    /// The namespace of the wires. Frames that cross them can be captured there.
     pub fn namespace(&self) -> &Netns {
         &self.ns
     }
 
-    /// Joins two ports, which are made: a name and a namespace each. The number of the wire, counted from 0.
+    /// Makes two ports, each with a name and a namespace, and joins them. Returns the number of the wire, counted from
+    /// 0.
     pub fn join(&mut self, ports: [(&str, &Netns); 2], qualities: [Quality; 2]) -> Result<u8> {
         let wire = self.count;
         let mut links = Vec::new();
@@ -52,12 +53,12 @@ impl Wires {
         Ok(wire)
     }
 
-    /// What happens from now on to what end `sender` sends.
+    /// Sets what happens to the frames that end `sender` sends.
     pub fn set(&self, wire: u8, sender: End, quality: Quality) -> Result<()> {
         self.set_all(&[(wire, sender, quality)])
     }
 
-    /// The same of several, at the same moment.
+    /// As [`Wires::set`] for several wires, in one command.
     pub fn set_all(&self, changes: &[(u8, End, Quality)]) -> Result<()> {
         let command = |(wire, sender, quality): &(u8, End, Quality)| {
             format!("qdisc replace dev {} root {}", name(*wire, 1 - sender), quality.discipline())
@@ -65,7 +66,7 @@ impl Wires {
         self.ns.apply("tc", &changes.iter().map(command).collect::<Vec<_>>())
     }
 
-    /// Takes the plugs out, or puts them in again: both ports lose their carrier.
+    /// Unplugs a wire, so that both ports lose their carrier, or plugs it in again.
     pub fn plug(&self, wire: u8, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
         let command = |end| format!("link set {} {state}", name(wire, end));
@@ -73,7 +74,7 @@ impl Wires {
     }
 }
 
-/// The device of a wire's end in the wires' namespace.
+/// The device of one end, in the namespace of the wires.
 fn name(wire: u8, end: End) -> String {
     format!("{}{wire}", ['a', 'b'][end])
 }

@@ -1,4 +1,4 @@
-//! Echo requests over raw sockets: labs run where there is no `ping` program.
+//! Sends echo requests over raw sockets. Labs also run where there is no `ping` program.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -11,28 +11,26 @@ use super::{limit, open, timed_out};
 use crate::interrupt;
 use crate::netns::Netns;
 
-/// Unique in this process; namespaces keep processes apart.
+/// The next identifier. It is unique in this process. Other processes have other namespaces.
 static IDENTIFIER: AtomicU16 = AtomicU16::new(1);
 
-/// Between two requests.
+/// Time between two requests.
 const GAP: Duration = Duration::from_millis(20);
 
-/// What was answered.
+/// The result of several echo requests.
 #[derive(Clone, Debug)]
 pub struct PingReport {
-    /// Requests sent.
     pub sent: u16,
-    /// Round trip times of those that were answered, in the order of the answers.
+    /// Round trip times of the answered requests, in the order of the answers.
     pub round_trips: Vec<Duration>,
 }
 
 impl PingReport {
-    /// Requests answered.
     pub fn answered(&self) -> usize {
         self.round_trips.len()
     }
 
-    /// The middle round trip time.
+    /// The median round trip time. `None` without an answer.
     pub fn median(&self) -> Option<Duration> {
         let mut times = self.round_trips.clone();
         times.sort();
@@ -41,7 +39,7 @@ impl PingReport {
 }
 
 /// Sends `count` echo requests with `payload` bytes each, one after another, and waits at most `patience` for each
-/// answer. A request that cannot be sent (no route yet) counts as unanswered.
+/// answer. A request that cannot be sent, for example without a route, counts as unanswered.
 pub fn ping(
     ns: &Netns,
     source: IpAddr,
@@ -55,7 +53,7 @@ pub fn ping(
         IpAddr::V6(_) => (ipproto::ICMPV6, 128, 129),
     };
     let socket = open(ns, SocketAddr::new(source, 0), SocketType::RAW, Some(protocol))?;
-    // Raw sockets have the same system calls; the port means nothing to them.
+    // The system calls are the same for raw sockets, which ignore the port.
     let socket = UdpSocket::from(socket);
     let identifier = IDENTIFIER.fetch_add(1, Ordering::Relaxed);
     let mut report = PingReport { sent: 0, round_trips: Vec::new() };
@@ -66,7 +64,7 @@ pub fn ping(
         message.extend(sequence.to_be_bytes());
         message.resize(8 + payload, 0xc3);
         if destination.is_ipv4() {
-            // The kernel fills in ICMPv6's, which covers addresses.
+            // For ICMPv6, the kernel fills in the checksum, which covers the addresses.
             let sum = checksum(&message);
             message[2..4].copy_from_slice(&sum.to_be_bytes());
         }
@@ -83,7 +81,7 @@ pub fn ping(
                 Err(e) if timed_out(&e) => break,
                 Err(e) => return Err(e).context("receiving echo replies"),
             };
-            // IPv4 raw sockets give the IP header too.
+            // IPv4 raw sockets also deliver the IP header.
             let skip = if destination.is_ipv4() { usize::from(buffer[0] & 15) * 4 } else { 0 };
             let answer = buffer.get(skip..length).unwrap_or_default();
             if from.ip() == destination && answer.first() == Some(&reply) && answer.get(4..) == Some(&message[4..]) {
@@ -98,7 +96,7 @@ pub fn ping(
     Ok(report)
 }
 
-/// Pings until there is an answer, at most for `patience`; how long it took.
+/// Pings until there is an answer, at most for `patience`. Returns how long it took.
 pub fn wait_for_reply(ns: &Netns, source: IpAddr, destination: IpAddr, patience: Duration) -> Result<Duration> {
     let start = Instant::now();
     while start.elapsed() < patience && !interrupt::requested() {

@@ -1,6 +1,6 @@
-//! Our own traffic: TCP, UDP and ping between two namespaces, counted at both ends and bounded in time.
+//! Generates traffic between two namespaces: TCP, UDP and ping. It is counted at both ends and bounded in time.
 //!
-//! A socket belongs to the namespace of the thread that made it; what it does later does not depend on the thread.
+//! A socket belongs to the namespace of the thread that made it. Any other thread may use it afterwards.
 
 mod icmp;
 mod short;
@@ -29,41 +29,39 @@ pub use tcp::{LOOK, TcpFlow, TcpLoad, TcpReport, Until, connect_all};
 pub use timetable::{TimedFlow, Timetable};
 pub use udp::{UdpFlow, UdpLoad, UdpReport};
 
-/// No single socket call takes longer.
+/// Longest time of a single socket call.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
-/// How far behind its rate a sender may be and still catch up. What a busy machine kept it from sending for longer would,
-/// at once, be more than queues hold.
+/// How far behind its rate a sender may be and still catch up. After a longer delay on a busy machine, the burst that
+/// catches up would be more than queues hold.
 const CATCH_UP: Duration = Duration::from_millis(30);
 
-/// One direction between two namespaces.
+/// One direction of traffic between two namespaces.
 #[derive(Clone, Copy, Debug)]
 pub struct Path<'a> {
-    /// Where it is sent.
+    /// The sending namespace.
     pub from: &'a Netns,
-    /// Its source address.
     pub source: IpAddr,
-    /// Where it is received.
+    /// The receiving namespace.
     pub to: &'a Netns,
-    /// Its destination address.
     pub destination: IpAddr,
 }
 
 impl Path<'_> {
-    /// The other direction.
+    /// The path in the other direction.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self { from: self.to, source: self.destination, to: self.from, destination: self.source }
     }
 }
 
-/// `bytes` in `time`, as 10^6 bits a second.
+/// The rate of `bytes` in `time`, 10^6 bits a second.
 pub fn megabits(bytes: u64, time: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact below 2^53 bytes")]
     let bits = bytes as f64 * 8.0;
     bits / time.as_secs_f64() / 1e6
 }
 
-/// A socket made in `ns` and bound to `address`, port 0 for any; its calls give up after [`CALL_LIMIT`].
+/// Makes a socket in `ns` and binds it to `address`. Port 0 means any port. Calls on it time out after [`CALL_LIMIT`].
 fn open(ns: &Netns, address: SocketAddr, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     ns.run(|| -> io::Result<OwnedFd> {
@@ -75,14 +73,14 @@ fn open(ns: &Netns, address: SocketAddr, kind: SocketType, protocol: Option<Prot
     .with_context(|| format!("binding a socket to {address} in {}", ns.name()))
 }
 
-/// From now on a call on `socket` takes at most `time`; `connect` too.
+/// Makes every later call on `socket` time out after `time`, `connect` too.
 fn limit(socket: impl AsFd, time: Duration) -> io::Result<()> {
     set_socket_timeout(&socket, Timeout::Recv, Some(time))?;
     set_socket_timeout(&socket, Timeout::Send, Some(time))?;
     Ok(())
 }
 
-/// The call took its time and nothing came.
+/// Whether the error means that the call timed out.
 fn timed_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }

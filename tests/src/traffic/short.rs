@@ -1,5 +1,5 @@
-//! Short TCP transfers, each on a connection of its own. They begin at times that are drawn beforehand, and so do not
-//! depend on how the earlier ones fare.
+//! Short TCP transfers, each on its own connection. Their begins are drawn beforehand, so that they do not depend on
+//! how long earlier transfers take.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,21 +14,21 @@ use rustix::net::{SocketType, connect, getsockname, listen};
 use super::{CALL_LIMIT, Path, limit, open};
 use crate::interrupt;
 
-/// What is to be sent.
+/// Describes the transfers.
 #[derive(Clone, Copy, Debug)]
 pub struct ShortLoad {
-    /// Transfers.
+    /// Number of transfers.
     pub count: usize,
-    /// Bytes of each.
+    /// Bytes of each transfer.
     pub bytes: usize,
-    /// Mean time from one's begin to the next one's; the times are those of a Poisson process.
+    /// Mean time between the begins of two transfers. The begins are a Poisson process.
     pub mean_gap: Duration,
     /// The same seed draws the same times.
     pub seed: u64,
 }
 
 impl ShortLoad {
-    /// When each begins, from the start.
+    /// The begin of each transfer, from the start.
     fn begins(self) -> Vec<Duration> {
         let mut at = Duration::ZERO;
         let gap = |number: u64| {
@@ -44,14 +44,17 @@ impl ShortLoad {
         (1..).take(self.count).map(next).collect()
     }
 
-    /// Sends it over `path`: how long each transfer took, from before its connection was made until its last byte was
-    /// read, in the order in which they began. Fails unless every byte arrives.
+    /// Sends the transfers over `path`. Returns how long each took, from before its connection was made until its last
+    /// byte was read, in the order of their begins.
+    ///
+    /// # Errors
+    /// A connection cannot be made, or a byte did not arrive.
     pub fn run(self, path: Path<'_>) -> Result<Vec<Duration>> {
         let listener = open(path.to, SocketAddr::new(path.destination, 0), SocketType::STREAM, None)?;
         listen(&listener, 1024)?;
         let listener = TcpListener::from(listener);
         let destination = listener.local_addr()?;
-        // Made beforehand: entering a namespace takes a thread.
+        // The sockets are made beforehand, because entering a namespace takes a thread.
         let socket = |_| open(path.from, SocketAddr::new(path.source, 0), SocketType::STREAM, None);
         let sockets = (0..self.count).map(socket).collect::<Result<Vec<_>>>()?;
         let start = Instant::now();
@@ -75,7 +78,7 @@ impl ShortLoad {
         })
     }
 
-    /// One transfer: its source, and when it began.
+    /// Makes one transfer. Returns its source, and when it began.
     fn send(self, socket: OwnedFd, destination: SocketAddr) -> Result<(SocketAddr, Instant)> {
         let since = Instant::now();
         connect(&socket, &destination).with_context(|| format!("connecting to {destination}"))?;
@@ -84,14 +87,15 @@ impl ShortLoad {
         let send = |stream: &mut TcpStream| {
             stream.write_all(&vec![0x5a; self.bytes])?;
             stream.shutdown(std::net::Shutdown::Write)?;
-            // Until the receiver is done: closing now would leave the rest to a socket that nobody watches.
+            // Waits until the receiver is done. If this end closed now, errors while the kernel sends the rest would
+            // not be seen.
             stream.read_to_end(&mut Vec::new())
         };
         send(&mut stream).with_context(|| format!("sending from {source} to {destination}"))?;
         Ok((source, since))
     }
 
-    /// Takes every transfer: its source, and when its last byte was read.
+    /// Accepts and reads every transfer. Returns its source, and when its last byte was read.
     fn accept(self, listener: &TcpListener) -> Result<Vec<(SocketAddr, Instant)>> {
         thread::scope(|scope| {
             let mut receiving = Vec::with_capacity(self.count);
@@ -109,7 +113,7 @@ impl ShortLoad {
     }
 }
 
-/// Bytes read, and when the last one was.
+/// Reads to the end. Returns the bytes read, and when the last one was read.
 fn receive(mut stream: TcpStream) -> io::Result<(usize, Instant)> {
     limit(&stream, CALL_LIMIT)?;
     let mut block = vec![0; 64 << 10];

@@ -1,5 +1,5 @@
-//! A steady UDP stream whose datagrams have numbers and times: when it was interrupted, for how long, and which of its
-//! flows.
+//! A steady UDP stream. Its datagrams have numbers and times, which show which flow was interrupted, when, and for how
+//! long.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,11 +17,11 @@ use super::{CATCH_UP, Path, limit, open, timed_out};
 const HEADER: usize = 8;
 /// UDP payload, bytes.
 const PAYLOAD: usize = 100;
-/// The receiver stops when all has come, or nothing for this long after the sender's end: what a busy emulated machine
-/// delivers late is not lost.
+/// The receiver stops when everything has come, or when nothing has come for this long after the sender's end. A busy
+/// emulated machine may deliver datagrams late, and these are not lost.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Sends until it is stopped.
+/// A stream that is sent until [`Stream::stop`].
 pub struct Stream {
     started: Instant,
     finished: Arc<AtomicBool>,
@@ -31,36 +31,36 @@ pub struct Stream {
     received: Arc<Mutex<Vec<Vec<bool>>>>,
 }
 
-/// A flow's datagrams, by number.
+/// The datagrams of a flow, by number.
 #[derive(Clone, Debug)]
 struct Flow {
     sent: Vec<Instant>,
     received: Vec<bool>,
 }
 
-/// Some datagrams of one flow in a row that never came.
+/// Consecutive datagrams of one flow that were lost.
 #[derive(Clone, Copy, Debug)]
 pub struct Outage {
-    /// The flow.
+    /// Number of the flow.
     pub flow: usize,
-    /// When the first of them was sent.
+    /// When the first lost datagram was sent.
     pub from: Instant,
-    /// When the last of them was sent.
+    /// When the last lost datagram was sent.
     pub last: Instant,
-    /// When the first one after them that came was sent; the stream's end if none came.
+    /// When the next datagram that arrived was sent. The end of the stream if none arrived.
     pub to: Instant,
-    /// How many.
+    /// Number of lost datagrams.
     pub lost: usize,
 }
 
-/// What became of a stream.
+/// The result of a stream.
 #[derive(Clone, Debug)]
 pub struct StreamReport {
     flows: Vec<Flow>,
 }
 
 impl Stream {
-    /// Starts `flows` flows over `path`, served in turn, `rate` datagrams a second in all.
+    /// Starts `flows` flows over `path`. They send in turn, `rate` datagrams a second in total.
     pub fn start(path: Path<'_>, flows: usize, rate: u32) -> Result<Self> {
         let sink = open(path.to, SocketAddr::new(path.destination, 0), SocketType::DGRAM, None)?;
         set_socket_recv_buffer_size_force(&sink, 8 << 20)?;
@@ -89,12 +89,14 @@ impl Stream {
         Ok(Self { started, finished, all, sender: thread::spawn(sending), sink, received })
     }
 
-    /// When it began.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Ends it.
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// Sending or receiving failed, or no datagram of a flow arrived.
     pub fn stop(self) -> Result<StreamReport> {
         self.finished.store(true, Ordering::Release);
         let sent = self.sender.join().expect("the sender does not panic").context("sending the stream");
@@ -114,17 +116,16 @@ impl Stream {
 }
 
 impl StreamReport {
-    /// Datagrams sent.
     pub fn sent(&self) -> usize {
         self.flows.iter().map(|flow| flow.sent.len()).sum()
     }
 
-    /// Datagrams that never came.
+    /// Datagrams that did not arrive.
     pub fn lost(&self) -> usize {
         self.flows.iter().flat_map(|flow| &flow.received).filter(|came| !**came).count()
     }
 
-    /// Every interruption, by flow and time.
+    /// All interruptions, ordered by flow and time.
     pub fn outages(&self) -> Vec<Outage> {
         let mut outages = Vec::new();
         for (number, flow) in self.flows.iter().enumerate() {
@@ -155,7 +156,7 @@ fn send(senders: &[UdpSocket], rate: u32, finished: &AtomicBool) -> std::io::Res
         for (number, (socket, sent)) in (0_u32..).zip(senders.iter().zip(&mut sent)) {
             datagram[..4].copy_from_slice(&number.to_be_bytes());
             datagram[4..HEADER].copy_from_slice(&u32::try_from(sent.len()).unwrap_or(u32::MAX).to_be_bytes());
-            // The sleep is coarse; what it oversleeps is caught up with.
+            // A sleep may take too long. The sender then sends faster until it has caught up.
             let now = Instant::now();
             thread::sleep(due.saturating_duration_since(now));
             due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + gap;
@@ -166,7 +167,7 @@ fn send(senders: &[UdpSocket], rate: u32, finished: &AtomicBool) -> std::io::Res
     Ok(sent)
 }
 
-/// Notes what comes, until so many datagrams as `all` says have come.
+/// Records the datagrams that arrive, until `all` of them have arrived or [`SILENCE`] has passed.
 fn receive(socket: &UdpSocket, all: &AtomicUsize, received: &Mutex<Vec<Vec<bool>>>) -> std::io::Result<()> {
     let mut received = received.lock().expect("nobody panicked");
     let mut came = 0;

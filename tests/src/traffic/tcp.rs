@@ -1,4 +1,4 @@
-//! Bulk TCP in one direction: N flows at once.
+//! Bulk TCP in one direction, with several flows at once.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,37 +13,36 @@ use crate::interrupt;
 
 use super::{CALL_LIMIT, Path, limit, megabits, open, timed_out};
 
-/// After the senders have stopped, what is still in buffers has this long to arrive.
+/// How long data that is still in buffers may take to arrive after the senders have stopped.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
-/// The receiving end looks this often for what has arrived: being event by each segment took a tenth of an emulated
-/// machine's time, and made traffic slower for being measured. Short beside the round trips of full links, so that windows
-/// stay open.
+/// How often the receiver reads what has arrived. Waking for each segment took a tenth of an emulated machine's time,
+/// so that the measurement made the traffic slower. This is short compared with the round trips of full links, so that
+/// TCP windows stay open.
 pub const LOOK: Duration = Duration::from_millis(10);
 
-/// When a sender stops.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// After this long.
+    /// After this time.
     Time(Duration),
-    /// After so many bytes on each flow.
+    /// After this many bytes on each flow.
     Bytes(u64),
 }
 
-/// What is to be sent.
+/// Describes the traffic to send.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpLoad {
-    /// Connections at once.
+    /// Number of connections at once.
     pub flows: usize,
-    /// When each stops.
+    /// When each connection stops.
     pub until: Until,
-    /// With [`Until::Time`]: how long from its start is left out of the goodput.
+    /// With [`Until::Time`]: the time at the start that the goodput leaves out.
     pub warm_up: Duration,
 }
 
-/// One connection.
+/// The result of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpFlow {
-    /// Its sending end.
+    /// Address and port of the sender.
     pub source: SocketAddr,
     /// Bytes written.
     pub sent: u64,
@@ -51,14 +50,13 @@ pub struct TcpFlow {
     pub received: u64,
 }
 
-/// What arrived.
+/// The result of all connections.
 #[derive(Clone, Debug)]
 pub struct TcpReport {
-    /// Every connection.
     pub flows: Vec<TcpFlow>,
-    /// Bytes read in `window`, all flows.
+    /// Bytes of all flows that were read in `window`.
     pub window_bytes: u64,
-    /// How long the goodput was measured.
+    /// The time in which the goodput was measured.
     pub window: Duration,
 }
 
@@ -73,25 +71,28 @@ impl TcpReport {
         self.flows.iter().map(|flow| flow.received).sum()
     }
 
-    /// 10^6 bits a second at the receiver.
+    /// Goodput at the receiver, 10^6 bits a second.
     pub fn goodput(&self) -> f64 {
         megabits(self.window_bytes, self.window)
     }
 }
 
 impl TcpLoad {
-    /// `flows` connections for `seconds`, the first quarter of which is not measured.
+    /// `flows` connections for `seconds`. The first quarter is not measured.
     pub fn timed(flows: usize, seconds: f64) -> Self {
         let time = Duration::from_secs_f64(seconds);
         Self { flows, until: Until::Time(time), warm_up: time / 4 }
     }
 
-    /// `flows` connections with so many bytes each.
+    /// `flows` connections with `each` bytes each.
     pub fn bytes(flows: usize, each: u64) -> Self {
         Self { flows, until: Until::Bytes(each), warm_up: Duration::ZERO }
     }
 
-    /// Sends it over `path`. Fails unless every connection comes about and every byte that was written is read.
+    /// Sends the traffic over `path`.
+    ///
+    /// # Errors
+    /// A connection cannot be made, or a byte that was written was not read.
     pub fn run(self, path: Path<'_>) -> Result<TcpReport> {
         let pairs = connect_all(self.flows, path)?;
         let counters: Vec<AtomicU64> = pairs.iter().map(|_| AtomicU64::new(0)).collect();
@@ -112,7 +113,7 @@ impl TcpLoad {
                 interrupt::sleep(time.saturating_sub(start.elapsed()));
                 measured = Some((total() - before, from.elapsed()));
             }
-            // Its complaint comes first: when it gives up, the senders fail as well.
+            // The receiver's error comes first: when it fails, the senders fail as well.
             let received = receiving.join().expect("the receiver does not panic")?;
             let mut flows = Vec::with_capacity(sending.len());
             for ((source, sending), received) in sending.into_iter().zip(received) {
@@ -130,7 +131,7 @@ impl TcpLoad {
     }
 }
 
-/// Makes `flows` connections over `path`: for each its source address, the sending end and the receiving end.
+/// Makes `flows` connections over `path`. Returns for each its source address, its sending end and its receiving end.
 pub fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpStream, TcpStream)>> {
     let listener = open(path.to, SocketAddr::new(path.destination, 0), SocketType::STREAM, None)?;
     listen(&listener, 1024)?;
@@ -151,7 +152,7 @@ pub fn connect_all(flows: usize, path: Path<'_>) -> Result<Vec<(SocketAddr, TcpS
     Ok(pairs)
 }
 
-/// Bytes written until it is time to stop; then the connection is closed for writing.
+/// Writes until it is time to stop, and then closes the connection for writing. Returns the bytes written.
 pub(super) fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::Result<u64> {
     let block = [0x5a; 16 << 10];
     let mut sent = 0_u64;
@@ -166,18 +167,19 @@ pub(super) fn send(mut socket: TcpStream, until: Until, start: Instant) -> io::R
         }
         match socket.write(&block[..length]) {
             Ok(written) => sent += written as u64,
-            // Still stuck after all that time: not an error by itself, but it must end.
+            // The connection is stuck for that long. This is no error by itself: the loop ends in time.
             Err(e) if timed_out(&e) && matches!(until, Until::Time(_)) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
     socket.shutdown(std::net::Shutdown::Write)?;
-    // Closing now would reset the connection if the other end wrote; it does not, so that waiting is not needed.
+    // Closing the socket here would reset the connection if the other end wrote. It does not write, so no wait is
+    // needed.
     Ok(sent)
 }
 
-/// Bytes read from each connection until the end of its stream.
+/// Reads from every connection until its end. Returns the bytes read from each.
 fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start: Instant) -> Result<Vec<u64>> {
     let mut block = vec![0; 64 << 10];
     let mut open: Vec<(TcpStream, &AtomicU64)> = sockets.into_iter().zip(counters).collect();
@@ -215,7 +217,7 @@ fn receive(sockets: Vec<TcpStream>, counters: &[AtomicU64], until: Until, start:
     Ok(counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect())
 }
 
-/// Takes what has arrived; whether the stream has ended.
+/// Reads what has arrived and adds it to `counter`. Returns whether the stream has ended.
 pub(super) fn take(socket: &mut TcpStream, block: &mut [u8], counter: &AtomicU64) -> io::Result<bool> {
     loop {
         match socket.read(block) {

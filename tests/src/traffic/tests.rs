@@ -1,4 +1,4 @@
-//! The generator over a plain veth pair.
+//! Tests the generator over a plain veth pair.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -21,7 +21,7 @@ impl Pair {
         }
         let pair = Self { a, b };
         for path in [pair.v4(), pair.v6()] {
-            // A link that has just come up drops until the kernel's link watch has run.
+            // A link that has just come up drops packets until the kernel's link watch has run.
             wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(20)).unwrap();
         }
         pair
@@ -48,7 +48,8 @@ fn everything_crosses_a_plain_link_both_ways() {
         assert!(report.flows.iter().all(|flow| (flow.sent, flow.received) == (200_001, 200_001)));
         let report = UdpLoad { flows: 4, packets: 50, payload: 1200, rate: 50.0 }.run(path).unwrap();
         assert_eq!((report.sent(), report.received()), (200, 200));
-        // The link has a queue for each processor: a sender that moves to another one may overtake itself.
+        // The link has a queue for each processor. A sender that moves to another processor may overtake its own
+        // packets.
         assert!(report.reordered() <= 10, "{} overtaken", report.reordered());
         assert_eq!(report.received_bytes(), 240_000);
         let load = ShortLoad { count: 20, bytes: 30_000, mean_gap: Duration::from_millis(2), seed: 1 };
@@ -67,7 +68,7 @@ fn a_shaped_link_limits_the_goodput() {
     assert!((5.0..20.0).contains(&goodput), "{goodput} Mbit/s");
     assert_eq!(report.sent(), report.received());
     let report = UdpLoad { flows: 1, packets: 2_500, payload: 1250, rate: 40.0 }.run(pair.v4()).unwrap();
-    // A busy machine sends more slowly than asked.
+    // A busy machine sends more slowly than requested.
     assert!((0.05..0.6).contains(&report.loss()), "{}", report.loss());
 }
 
@@ -97,7 +98,7 @@ fn flows_of_a_timetable_come_and_go_when_they_should() {
     let report = run(milliseconds(0)..milliseconds(300));
     assert!(report.goodput() > 2.0 && report.flows[0].source.ip() == flows[0].path.source, "{report:?}");
     assert!(report.flows.iter().all(|flow| flow.sent == flow.received && flow.sent > 0));
-    // Nobody sends, and what waited in buffers has come.
+    // Nobody sends in this window, and the buffers are empty.
     let report = run(milliseconds(2_000)..milliseconds(2_900));
     assert_eq!(report.window_bytes, 0, "{report:?}");
     let nowhere = Path { destination: Ipv4Addr::new(198, 51, 100, 1).into(), ..pair.v4() };

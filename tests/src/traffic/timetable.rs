@@ -1,4 +1,4 @@
-//! TCP flows that begin and end at times of their own, between addresses of their own.
+//! TCP flows that each have their own begin, end and addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
@@ -13,33 +13,36 @@ use super::tcp::{DRAIN, send, take};
 use super::{CALL_LIMIT, Path, TcpFlow, TcpReport, Until, open};
 use crate::interrupt;
 
-/// One flow: it connects at its begin, and sends as much as it can until its end.
+/// One flow. It connects at its begin and sends as much as it can until its end.
 #[derive(Clone, Copy, Debug)]
 pub struct TimedFlow<'a> {
-    /// Its addresses. All flows of a timetable begin in one namespace and end in one.
+    /// The addresses of the flow. All flows of a timetable have the same two namespaces.
     pub path: Path<'a>,
-    /// From the start.
+    /// Time from the start of the timetable.
     pub begin: Duration,
-    /// From the start.
+    /// Time from the start of the timetable.
     pub end: Duration,
 }
 
-/// What is to be sent, and when it is measured.
+/// Describes the flows, and when the goodput is measured.
 #[derive(Clone, Debug)]
 pub struct Timetable<'a> {
     /// In any order.
     pub flows: Vec<TimedFlow<'a>>,
-    /// Bytes that are received in this time make the goodput; from the start.
+    /// The goodput counts the bytes that are received in this window. Times from the start of the timetable.
     pub window: Range<Duration>,
-    /// The receiving end looks this often for what has arrived, as with [`super::LOOK`].
+    /// How often the receiver reads what has arrived, as [`super::LOOK`].
     pub look: Duration,
 }
 
-/// What a sender did: its source, and the bytes that it wrote.
+/// A sender's address and the bytes that it wrote.
 type Sent = (SocketAddr, u64);
 
 impl Timetable<'_> {
-    /// Sends it. Fails unless every connection comes about and every byte that was written is read.
+    /// Sends the flows.
+    ///
+    /// # Errors
+    /// A connection cannot be made, or a byte that was written was not read.
     pub fn run(&self) -> Result<TcpReport> {
         let to = self.flows.first().context("a timetable has flows")?.path;
         let any: IpAddr =
@@ -48,7 +51,7 @@ impl Timetable<'_> {
         listen(&listener, 1024)?;
         let listener = TcpListener::from(listener);
         let port = listener.local_addr()?.port();
-        // Made beforehand: entering a namespace takes a thread.
+        // The sockets are made beforehand, because entering a namespace takes a thread.
         let socket =
             |flow: &TimedFlow<'_>| open(flow.path.from, SocketAddr::new(flow.path.source, 0), SocketType::STREAM, None);
         let sockets = self.flows.iter().map(socket).collect::<Result<Vec<_>>>()?;
@@ -79,7 +82,7 @@ impl Timetable<'_> {
             let sent = sending.into_iter().map(|one| one.join().expect("a sender does not panic"));
             let sent: Vec<Result<Sent>> = sent.collect();
             give_up.store(sent.iter().any(Result::is_err), Ordering::Relaxed);
-            // The receiver's complaint comes first: when it fails, the senders fail as well.
+            // The receiver's error comes first: when it fails, the senders fail as well.
             let received = receiving.join().expect("the receiver does not panic")?;
             Ok((sent.into_iter().collect::<Result<Vec<_>>>()?, received, measured))
         })?;
@@ -93,8 +96,8 @@ impl Timetable<'_> {
         Ok(TcpReport { flows, window_bytes: measured.0, window: measured.1 })
     }
 
-    /// Accepts every flow and reads until all have ended, or it is to give up: each one's source and bytes. `total` grows as
-    /// they arrive.
+    /// Accepts every flow and reads until all have ended, or until `give_up` is set. Returns each flow's source and
+    /// bytes. Adds bytes to `total` as they arrive.
     fn receive(
         &self,
         listener: &TcpListener,
@@ -145,7 +148,7 @@ impl Timetable<'_> {
     }
 }
 
-/// The next connection, if one waits.
+/// Accepts the next connection, if one waits.
 fn accepted(listener: &TcpListener) -> Result<Option<(TcpStream, SocketAddr)>> {
     match listener.accept() {
         Ok(pair) => Ok(Some(pair)),

@@ -1,4 +1,4 @@
-//! UDP streams with sequence numbers: what was lost, repeated or overtaken shows.
+//! UDP streams with sequence numbers, which show loss, repetition and reordering.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,47 +11,46 @@ use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_bu
 
 use super::{CATCH_UP, Path, limit, megabits, open, timed_out};
 
-/// Flow number and sequence number, big endian.
+/// Smallest payload, bytes. It begins with the flow number and the sequence number, 4 bytes each, big endian.
 const HEADER: usize = 12;
-/// The receiver stops when nothing came for this long after the sender's end.
+/// The receiver stops when nothing has come for this long after the sender's end.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// What is to be sent.
+/// Describes the traffic to send.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpLoad {
-    /// Source ports, served in turn.
+    /// Number of flows. Each has its own source port. They send in turn.
     pub flows: usize,
-    /// Datagrams of each flow.
+    /// Number of datagrams of each flow.
     pub packets: u32,
-    /// UDP payload, bytes; at least 12.
+    /// UDP payload, bytes. At least 12.
     pub payload: usize,
-    /// 10^6 bits of payload a second, all flows together.
+    /// Rate of all flows together, 10^6 bits of payload a second.
     pub rate: f64,
 }
 
-/// One source port.
+/// The result of one flow.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpFlow {
-    /// Its sending end.
+    /// Address and port of the sender.
     pub source: SocketAddr,
     /// Datagrams sent.
     pub sent: u32,
-    /// Datagrams received, repeated ones not counted.
+    /// Datagrams received, without repeated ones.
     pub received: u32,
-    /// Datagrams that came again.
+    /// Datagrams that came once more.
     pub repeated: u32,
-    /// Datagrams that came after a later one.
+    /// Datagrams that came after one with a higher number.
     pub reordered: u32,
 }
 
-/// What arrived.
+/// The result of all flows.
 #[derive(Clone, Debug)]
 pub struct UdpReport {
-    /// Every flow.
     pub flows: Vec<UdpFlow>,
-    /// UDP payload of one datagram, bytes.
+    /// UDP payload of each datagram, bytes.
     pub payload: usize,
-    /// From the first datagram sent to the last one received.
+    /// Time from the first datagram sent to the last one received.
     pub time: Duration,
 }
 
@@ -61,17 +60,17 @@ impl UdpReport {
         self.flows.iter().map(|flow| flow.sent).sum()
     }
 
-    /// Datagrams received, repeated ones not counted.
+    /// Datagrams received, without repeated ones.
     pub fn received(&self) -> u32 {
         self.flows.iter().map(|flow| flow.received).sum()
     }
 
-    /// Datagrams that came after a later one of their flow.
+    /// Datagrams that came after one of the same flow with a higher number.
     pub fn reordered(&self) -> u32 {
         self.flows.iter().map(|flow| flow.reordered).sum()
     }
 
-    /// Share of the datagrams that never came, 0 to 1.
+    /// Share of the datagrams that were lost, 0 to 1.
     pub fn loss(&self) -> f64 {
         1.0 - f64::from(self.received()) / f64::from(self.sent())
     }
@@ -81,15 +80,15 @@ impl UdpReport {
         u64::from(self.received()) * self.payload as u64
     }
 
-    /// 10^6 bits of payload a second at the receiver.
+    /// Goodput at the receiver, 10^6 bits of payload a second.
     pub fn goodput(&self) -> f64 {
         megabits(self.received_bytes(), self.time)
     }
 }
 
-/// What the receiver knows of one flow.
+/// What the receiver has seen of one flow.
 #[derive(Clone, Default)]
-struct Seen {
+struct Arrivals {
     numbers: Vec<bool>,
     highest: Option<u32>,
     received: u32,
@@ -97,7 +96,7 @@ struct Seen {
     reordered: u32,
 }
 
-impl Seen {
+impl Arrivals {
     fn add(&mut self, number: u32) {
         match self.numbers.get_mut(number as usize) {
             Some(seen) if *seen => self.repeated += 1,
@@ -109,15 +108,17 @@ impl Seen {
                 }
                 self.highest = self.highest.max(Some(number));
             }
-            // Not one of ours.
+            // No datagram with this number was sent.
             None => {}
         }
     }
 }
 
 impl UdpLoad {
-    /// Sends it over `path`. Fails if something cannot be sent, or a datagram comes from an address that is not its
-    /// sender's; loss is the caller's to judge.
+    /// Sends the traffic over `path`. Loss is not an error: the caller judges it.
+    ///
+    /// # Errors
+    /// A datagram cannot be sent, or came from an address that is not its sender's.
     pub fn run(self, path: Path<'_>) -> Result<UdpReport> {
         ensure!(self.payload >= HEADER, "a payload of {} bytes does not hold the numbers", self.payload);
         let receiver = open(path.to, SocketAddr::new(path.destination, 0), SocketType::DGRAM, None)?;
@@ -128,7 +129,8 @@ impl UdpLoad {
         let mut senders = Vec::with_capacity(self.flows);
         for _ in 0..self.flows {
             let socket = open(path.from, SocketAddr::new(path.source, 0), SocketType::DGRAM, None)?;
-            // Else a full queueing discipline makes the sender wait, and nothing is ever lost.
+            // With a small buffer, a full queueing discipline would make the sender wait, and nothing would ever be
+            // lost.
             set_socket_send_buffer_size_force(&socket, 8 << 20)?;
             let socket = UdpSocket::from(socket);
             socket.connect(destination).with_context(|| format!("connecting {} to {destination}", path.source))?;
@@ -164,7 +166,7 @@ impl UdpLoad {
             for (flow, (_, socket)) in (0_u32..).zip(senders) {
                 datagram[..4].copy_from_slice(&flow.to_be_bytes());
                 datagram[4..8].copy_from_slice(&number.to_be_bytes());
-                // The sleep is coarse, and what it oversleeps is caught up with.
+                // A sleep may take too long. The sender then sends faster until it has caught up.
                 let now = Instant::now();
                 thread::sleep(due.saturating_duration_since(now));
                 due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + gap;
@@ -180,8 +182,8 @@ impl UdpLoad {
         sources: &[SocketAddr],
         start: Instant,
         finished: &AtomicBool,
-    ) -> Result<(Vec<Seen>, Duration)> {
-        let empty = Seen { numbers: vec![false; self.packets as usize], ..Seen::default() };
+    ) -> Result<(Vec<Arrivals>, Duration)> {
+        let empty = Arrivals { numbers: vec![false; self.packets as usize], ..Arrivals::default() };
         let mut seen = vec![empty; sources.len()];
         let mut missing = u64::from(self.packets) * sources.len() as u64;
         let mut buffer = vec![0; self.payload + 1];
@@ -216,8 +218,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loss_repetition_and_reordering_are_told_apart() {
-        let mut seen = Seen { numbers: vec![false; 6], ..Seen::default() };
+    fn loss_repetition_and_reordering_are_distinguished() {
+        let mut seen = Arrivals { numbers: vec![false; 6], ..Arrivals::default() };
         for number in [0, 2, 1, 2, 5, 9] {
             seen.add(number);
         }

@@ -1,4 +1,4 @@
-//! The member that a real bond sends each flow by equals the one that `plan::bond_hash` predicts.
+//! A real bond sends each flow by the member that `plan::bond_hash` predicts.
 //!
 //! ```text
 //!   namespace A                         namespace B
@@ -6,6 +6,7 @@
 //!                   == a1 --veth-- b1 ==
 //!                   == ...            ==
 //! ```
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +20,7 @@ use ecmpvpn::plan::bond_hash::{Macs, Member, OuterFlow, member};
 use lab::netns::Netns;
 use lab::skip::{self, Feature, requires};
 
-/// Datagrams a flow, and payload of each: far above what LACPDUs and neighbour discovery add meanwhile.
+/// Number of datagrams of a flow, and payload of each. Far above what LACPDUs and neighbour discovery send meanwhile.
 const DATAGRAMS: u64 = 24;
 const PAYLOAD: usize = 1200;
 
@@ -83,7 +84,8 @@ fn every_flow_takes_its_member(policy: XmitHashPolicy, members: u8) -> Result<()
     }
     eprintln!("{} over {members} members: flows a member {used:?}", policy.as_str());
     ensure!(wrong.is_empty(), "{} of {} flows:\n{}", wrong.len(), A.len() * PORTS.len(), wrong.join("\n"));
-    // Where ports count, a prediction that is always 0 and a bond that always uses member 0 would agree too.
+    // If ports count, all members must be used: a prediction that is always 0 would agree with a bond that always uses
+    // member 0.
     ensure!(policy != XmitHashPolicy::Layer34 || used.iter().all(|n| *n > 0), "a member carried nothing: {used:?}");
     Ok(())
 }
@@ -123,10 +125,10 @@ impl Bonds {
 
     fn wait_for_lacp(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let wanted = format!("Number of ports: {}", self.members);
+        let desired = format!("Number of ports: {}", self.members);
         while ![&self.a, &self.b].iter().all(|ns| {
             let shown = ns.query("cat", "/proc/net/bonding/bond0").unwrap_or_default();
-            shown.contains(&wanted)
+            shown.contains(&desired)
                 && !shown.contains("Partner Mac Address: 00:00:00:00:00:00")
                 // State 63: active, short timeout, aggregating, in sync, collecting, distributing.
                 && shown.matches("port state: 63").count() == 2 * usize::from(self.members)
@@ -134,15 +136,15 @@ impl Bonds {
             ensure!(Instant::now() < deadline, "LACP did not come up in {PATIENCE:?}");
             sleep(Duration::from_millis(100));
         }
-        // Neighbours are resolved here and not while a flow is measured.
+        // Resolves the neighbours now, and not while a flow is measured.
         for to in B {
             self.a.exec("ping", ["-c", "1", "-w", "30", to])?;
         }
         Ok(())
     }
 
-    /// The member, in enslave order, that a flow's datagrams leave A by. A socket is kept, for the flows that share its
-    /// port.
+    /// The member, in enslave order, by which a flow's datagrams leave A. Sockets are kept for flows that share the
+    /// source port.
     fn carrier_of(&self, flow: &OuterFlow, sockets: &mut HashMap<u16, UdpSocket>) -> Result<u8> {
         let socket = match sockets.entry(flow.sport) {
             Entry::Occupied(kept) => kept.into_mut(),
@@ -182,7 +184,7 @@ fn mac(ns: &Netns) -> Result<[u8; 6]> {
 fn send(socket: &UdpSocket, to: SocketAddr) -> Result<()> {
     let payload = [0u8; PAYLOAD];
     for _ in 0..DATAGRAMS {
-        // The far end has no listener; its ICMP errors may come back here and are of no account.
+        // Nobody listens at the far end. Its ICMP errors may arrive here and do not matter.
         if let Err(e) = socket.send_to(&payload, to) {
             ensure!(e.kind() == std::io::ErrorKind::ConnectionRefused, "sending to {to}: {e}");
         }

@@ -1,4 +1,4 @@
-//! Random and mutated packets, on which BPF and the host's build of the same code must agree.
+//! Compares BPF with the host's build of the same code, on random and mutated packets.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use ecmpvpn::config::{InterfaceName, Policy, Rule};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, bucket_flags, how, tunnel_id};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, how};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::{Parsed, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -20,10 +20,10 @@ use super::model::{Marked, Model};
 use super::rig::{Outcome, Rig, table};
 
 const PACKETS: u32 = 150_000;
-/// A seed.
+/// The seed of the configuration without rules, which tests the fast path.
 const QUICK: u64 = 5;
 
-/// Deterministic numbers.
+/// Deterministic random numbers.
 pub struct Random(pub u64);
 
 impl Random {
@@ -32,7 +32,7 @@ impl Random {
         mix(self.0)
     }
 
-    /// Below `bound`.
+    /// A number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
@@ -84,7 +84,7 @@ pub const V6_ADDRESSES: [&str; 8] = [
     "fe80::1",
 ];
 
-/// A transport header with some data; now and then an ICMP error that quotes another packet.
+/// A transport header with some data. Sometimes an ICMP error that quotes another packet.
 fn transport(random: &mut Random, protocol: u8, depth: u32) -> Vec<u8> {
     let data = random.below(64);
     match protocol {
@@ -117,7 +117,7 @@ fn packet(random: &mut Random, is_v4: bool, depth: u32) -> Vec<u8> {
             fragment: if random.one_in(5) { random.port() } else { random.of(&[0, 0x4000]) },
         };
         let mut packet = header.with(protocol, &payload);
-        // Differentiated services code points, explicit congestion notification behind them.
+        // The byte of DSCP (upper 6 bits) and ECN (lower 2 bits).
         packet[1] = random.of(&[0, 1, 46 << 2]);
         return packet;
     }
@@ -142,7 +142,7 @@ fn packet(random: &mut Random, is_v4: bool, depth: u32) -> Vec<u8> {
     packet
 }
 
-/// A packet, whole or cut off or with flipped bits; now and then plain noise.
+/// A packet: whole, truncated, or with flipped bits. Sometimes plain noise.
 fn mutated(random: &mut Random) -> Vec<u8> {
     if random.one_in(40) {
         let length = 1 + random.below(120);
@@ -155,7 +155,7 @@ fn mutated(random: &mut Random) -> Vec<u8> {
     }
     if random.one_in(4) {
         for _ in 0..=random.below(8) {
-            // Mostly in the headers.
+            // Flips bits mostly in the headers.
             let end = if random.one_in(4) { packet.len() } else { packet.len().min(64) };
             let at = random.below(end);
             packet[at] ^= 1 << random.below(8);
@@ -165,7 +165,7 @@ fn mutated(random: &mut Random) -> Vec<u8> {
     packet
 }
 
-/// Each CPU has an account of its own of what it put onto a tunnel; the model has one.
+/// Keeps this thread on one CPU. Each CPU counts separately what it sent to a tunnel, but the model has only one count.
 fn stay_on_one_cpu() -> anyhow::Result<()> {
     let mut one = CpuSet::new();
     one.set(sched_getcpu());
@@ -179,11 +179,11 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         (u64::MAX, fields::FIVE_TUPLE, true),
         (0, fields::ALL, false),
         (7, fields::SRC_IP | fields::DST_IP | fields::IP_PROTO, true),
-        // Without rules, and with flows of many packets: the quick way.
+        // Without rules, and with flows of many packets: tests the fast path.
         (QUICK, fields::FIVE_TUPLE, false),
     ];
     let mut random = Random(42);
-    let (mut seen, mut ways, mut met, mut ruled, mut quick) = (BTreeMap::new(), BTreeMap::new(), 0, 0, [0, 0]);
+    let (mut seen, mut ways, mut met, mut ruled, mut fast) = (BTreeMap::new(), BTreeMap::new(), 0, 0, [0, 0]);
     let mut recent: Vec<Vec<u8>> = vec![vec![0x45]; 64];
     for (seed, hash_fields, symmetric) in configurations {
         let table = table(seed);
@@ -200,23 +200,23 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
                 shake(&mut random, &rig, &model, seed == QUICK)?;
             }
             if round % 3000 == 2999 && seed != QUICK {
-                let wanted = rules(&mut random, &in_force, &names);
-                for step in steps(&in_force, &wanted)? {
+                let desired = rules(&mut random, &in_force, &names);
+                for step in steps(&in_force, &desired)? {
                     rule_maps.change(&rig.view, &names, &in_force, &step)?;
                     in_force = step;
                 }
                 model.set_rules(&in_force, &names);
-                let told = rule_maps.read(&rig.view)?.rules(&names);
-                ensure!(told == in_force, "the maps say {told:?}, in force are {in_force:?}");
+                let description = rule_maps.read(&rig.view)?.rules(&names);
+                ensure!(description == in_force, "the maps say {description:?}, in force are {in_force:?}");
             }
-            // Now and then long enough for flows to be forgotten.
+            // Sometimes the time jumps so far that flows are forgotten.
             rig.now += match random.below(2000) {
                 0 => 1_500_000_000,
                 1..20 => 40_000_000,
                 _ => random.next() % 400_000,
             };
             model.now.set(rig.now);
-            // Flows have more than one packet.
+            // Repeats earlier packets, so that flows have more than one packet.
             let at = random.below(recent.len());
             if random.one_in(if seed == QUICK { 8 } else { 2 }) {
                 recent[at] = mutated(&mut random);
@@ -237,15 +237,13 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
         }
         the_records_agree(&rig, &model)?;
         ruled += rig.view.buckets(0).iter().filter(|bucket| bucket.ruled.get() != 0).count();
-        (0..2).for_each(|way| quick[way] += rig.quick[way]);
+        (0..2).for_each(|way| fast[way] += rig.fast[way]);
     }
-    println!(
-        "{PACKETS} packets: {seen:?}; how: {ways:?}; {met} met a rule, {quick:?} went the quick way, the latter stayed"
-    );
-    ensure!(quick.iter().all(|packets| *packets > 500), "hardly any packet went the quick way: {quick:?}");
+    println!("{PACKETS} packets: {seen:?}; how: {ways:?}; {met} met a rule; fast path (chose, stayed): {fast:?}");
+    ensure!(fast.iter().all(|packets| *packets > 500), "hardly any packet took the fast path: {fast:?}");
     ensure!(met > 1000, "hardly any packet met a rule");
     ensure!((1..=met).contains(&ruled), "{ruled} buckets are marked for the rules that {met} packets met");
-    // The generator must reach everything that a packet alone can bring about.
+    // The generator must reach every result that a packet alone can cause.
     for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
     }
@@ -259,7 +257,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rule that a packet meets.
+/// The first rule that a packet matches.
 fn rule_of(model: &Model, packet: &[u8], mark: u32) -> Option<u32> {
     let packet = Marked { packet, mark };
     let Parsed { key, destination, .. } = parse(&packet).ok()?;
@@ -267,7 +265,7 @@ fn rule_of(model: &Model, packet: &[u8], mark: u32) -> Option<u32> {
     Some(first(model, &key, marks(&packet), among)).filter(|rule| *rule != NONE)
 }
 
-/// Other rules than those in force: one more, one less, or all anew.
+/// Rules that differ from those in force: one more, one less, all new, or none.
 fn rules(random: &mut Random, in_force: &[Placed], names: &TunnelNames) -> Vec<Rule> {
     let mut rules: Vec<Rule> = in_force.iter().map(|placed| placed.rule.clone()).collect();
     match random.below(4) {
@@ -316,12 +314,12 @@ pub fn rule(random: &mut Random, names: &TunnelNames) -> Rule {
     canonical(&rule, names)
 }
 
-/// Changes what the daemon and its user change while traffic flows, in both sets of tables. `steady`: so that most flows
-/// stay where they are.
+/// Changes in both sets of tables what the daemon and its user change while traffic flows. With `steady`, most flows
+/// keep their tunnel.
 fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow::Result<()> {
     let (number, slot) = random.of(&[(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]);
     let (live, open) = (!random.one_in(if steady { 8 } else { 2 }), random.one_in(2));
-    rig.view.set_live(number, slot, live).context("a tunnel of the table")?;
+    rig.view.set_live(TunnelId::new(number, slot), live).context("a tunnel of the table")?;
     model.set_live(number, slot, live);
     let peer = random.of(&[0, 1]);
     let gaps = if steady {
@@ -337,14 +335,14 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow:
     for peer in [rig.view.peer(number).context("a peer")?, model.peer_record(number)] {
         peer.open.set_bits(1 << slot, open);
     }
-    let id = tunnel_id(number, slot);
+    let id = TunnelId::new(number, slot);
     let (cost, delay) = (cost_of_rate(random.of(&[5_000_000, 20_000_000, 10_000_000_000])), random.of(&[0, 5_000_000]));
     for load in [rig.view.load(id).context("a load")?, model.load_record(id)] {
         load.cost.set(cost);
         load.weighted_cost.set(cost / 2);
         load.delay_ns.set(delay);
     }
-    // Tunnels 0 and 1 of the first peer share a link, or do not.
+    // Tunnels 0 and 1 of the first peer share a link or have separate links.
     let shared = random.one_in(2);
     for i in 0..2 {
         let (of_rig, of_model) = (rig.view.paths(0).get(i as usize).context("a path")?, model.path_record(i));
@@ -352,7 +350,7 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow:
             path.tunnels.set(if shared { [0b11, 0][i as usize] } else { 1 << i });
         }
     }
-    for load in [rig.view.load(1).context("a load")?, model.load_record(1)] {
+    for load in [rig.view.load(TunnelId::new(0, 1)).context("a load")?, model.load_record(TunnelId::new(0, 1))] {
         load.link.set(u32::from(!shared));
     }
     let (bucket, flags) =
@@ -363,12 +361,12 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow:
     Ok(())
 }
 
-/// Everything that decisions leave behind.
+/// Checks that all records that decisions change are the same in BPF and in the model.
 fn the_records_agree(rig: &Rig, model: &Model) -> anyhow::Result<()> {
-    for id in [0, 1, 2, 32, 33] {
+    for id in [0, 1, 2, 32, 33].map(TunnelId::from_number) {
         let words = |load: &Load| (load.free_ns.get(), load.level_ns.get(), load.stamp_ns.get());
         let (bpf, host) = (words(rig.view.load(id).context("a load")?), words(model.load_record(id)));
-        ensure!(bpf == host, "load of tunnel {id}: BPF {bpf:?}, host {host:?}");
+        ensure!(bpf == host, "load of {id:?}: BPF {bpf:?}, host {host:?}");
     }
     for (index, bucket) in (0..).zip(rig.view.buckets(0).iter().chain(rig.view.buckets(1))) {
         let words =

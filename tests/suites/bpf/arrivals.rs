@@ -1,4 +1,4 @@
-//! What arrives on a bond member is recognised and counted, and nothing else is touched.
+//! Outer packets that arrive on a bond member are recognised and counted. Nothing else changes.
 //!
 //! ```text
 //!   namespace of lifecycle.rs          peer's namespace
@@ -12,7 +12,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use ecmpvpn::config::InterfaceName;
 use ecmpvpn::dataplane::{Arrivals, Device, Hook, OuterTunnel};
 use ecmpvpn_common::arrivals::arrival;
-use ecmpvpn_common::layout::programs;
+use ecmpvpn_common::layout::{TunnelId, programs};
 use lab::netns::Netns;
 use lab::packet::inject_as;
 
@@ -24,14 +24,14 @@ const LISTEN: u16 = 40_000;
 
 fn tunnels() -> Vec<OuterTunnel> {
     let tunnel = |(id, remote): (u32, &&str)| OuterTunnel {
-        id,
+        id: TunnelId::new(0, id),
         remote: remote.parse().expect("an address"),
         listen_port: LISTEN + u16::try_from(id).expect("below 3"),
     };
     (0..).zip(&REMOTE).map(tunnel).collect()
 }
 
-/// The peer's end of the links.
+/// Makes the peer's end of the links.
 fn far_end(stage: &Stage, links: &[&str]) -> Result<Netns> {
     let far = Netns::new("bpf-far")?;
     for link in links {
@@ -51,7 +51,7 @@ fn device(stage: &Stage, name: &str) -> Result<Device> {
     Ok(Device { name: InterfaceName::new(name).expect("a valid name"), ifindex: index(&stage.ns, name)? })
 }
 
-/// Packets and bytes of each tunnel on a member.
+/// Packets and bytes of each tunnel that were counted on a member.
 fn counted(arrivals: &Arrivals, member: &Device) -> Result<Vec<(u64, u64)>> {
     let counts = arrivals.counts()?;
     Ok(counts
@@ -61,7 +61,8 @@ fn counted(arrivals: &Arrivals, member: &Device) -> Result<Vec<(u64, u64)>> {
         .collect())
 }
 
-/// Sends `count` datagrams. The sockets stay: closing one takes effect only when no other test's child has a copy.
+/// Sends `count` datagrams. The sockets stay open, because closing one takes effect only when no child of another test
+/// has a copy.
 fn send(from: &UdpSocket, to: &str, length: usize, count: usize) -> Result<()> {
     for _ in 0..count {
         from.send_to(&vec![7; length], to)?;
@@ -80,7 +81,7 @@ pub fn counts_arrivals_by_clsact() -> Result<()> {
 fn counts_arrivals(hook: Hook) -> Result<()> {
     let stage = Stage::new()?;
     let far = far_end(&stage, &["m0", "m1", "m2"])?;
-    // Somebody else's, which is to stay.
+    // A foreign queueing discipline, which must stay.
     stage.ns.tc("qdisc add dev m1 clsact")?;
     let before = stage.ns.query("tc", "qdisc show")?;
     stage.start(Some(hook))?;
@@ -100,11 +101,11 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
     let to = format!("10.2.3.4:{LISTEN}");
     send(&first, &to, 100, 5)?;
     send(&second, &format!("[fd00:2::4]:{}", LISTEN + 1), 200, 3)?;
-    // Other ports, and a datagram in fragments.
+    // Packets that do not count: other ports, and a datagram in fragments.
     send(&first, &format!("10.2.3.4:{}", LISTEN + 1), 100, 1)?;
     send(&stray, &to, 100, 1)?;
     send(&first, &to, 4_000, 1)?;
-    // With a VLAN tag, which the kernel puts beside the packet on its way in.
+    // A packet with a VLAN tag. On reception, the kernel moves the tag out of the packet.
     let tagged = [&[0x60, 0x07, 8, 0][..], &v4("10.2.3.5", "10.2.3.4", UDP, &udp(51822, LISTEN + 2, 60))].concat();
     inject_as(&far, "m0", 0x8100, &[&tagged])?;
     let expected = [(5, 5 * 128), (3, 3 * 248), (1, 88)];
@@ -114,16 +115,17 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
         ensure!(count.age.is_some_and(|age| age.as_secs() < 60) == (count.packets > 0), "{count:?}");
     }
 
-    // After a reload: one tunnel is gone, one is new, one has another number, and the others' counts stay.
+    // After a reload, one tunnel has another endpoint and one has another number. The counts of the first one stay.
     let mut changed = tunnels();
     changed[1].remote = "[fd00:2::5]:51830".parse()?;
-    changed[2].id = 9;
+    changed[2].id = TunnelId::new(0, 9);
     stage.ns.run(|| Arrivals::open(&stage.pins)?.follow(&changed, &[m0.clone(), m1.clone()]))?;
     ensure!(counted(&arrivals, &m0)? == [expected[0], (0, 0), (0, 0)], "{:?}", counted(&arrivals, &m0)?);
-    ensure!(arrivals.counts()?.iter().any(|count| count.slot == 9) && arrivals.counts()?.len() == 6);
+    ensure!(arrivals.counts()?.iter().any(|count| count.id.slot() == 9) && arrivals.counts()?.len() == 6);
     follow(&[m0.clone(), m1.clone()])?;
 
-    // A member that leaves is let go; one that comes back starts anew; one whose device is gone is forgotten.
+    // A member that leaves the bond is detached. One that comes back starts from zero. One whose device is deleted is
+    // forgotten.
     follow(std::slice::from_ref(&m1))?;
     ensure!(counted(&arrivals, &m0)?.is_empty());
     send(&first, &to, 100, 1)?;
@@ -148,9 +150,9 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
     Ok(())
 }
 
-/// Runs the program on a frame of an Ethernet type; what it returned, and the frame afterwards.
+/// Runs the program on a frame with this Ethernet type. Returns whether the frame passed unchanged.
 fn run(stage: &Stage, program: &SchedClassifier, member: &Device, ethertype: u16, packet: &[u8]) -> Result<bool> {
-    /// Size and a field of `struct __sk_buff`; source: linux/bpf.h.
+    /// Size of `struct __sk_buff`, and offset of a field. Source: linux/bpf.h.
     const CONTEXT: usize = 192;
     const IFINDEX: usize = 40;
     let frame = [&[0; 12][..], &ethertype.to_be_bytes(), packet].concat();
@@ -167,7 +169,7 @@ fn run(stage: &Stage, program: &SchedClassifier, member: &Device, ethertype: u16
     Ok(result.return_value == u32::MAX && out == frame)
 }
 
-/// BPF and host agree on every packet; each passes, and none is altered.
+/// BPF and host agree on every packet. Every packet passes unchanged.
 pub fn arrivals_agree_and_pass() -> Result<()> {
     let stage = Stage::new()?;
     let _far = far_end(&stage, &["m0"])?;
@@ -213,7 +215,7 @@ pub fn arrivals_agree_and_pass() -> Result<()> {
     Ok(())
 }
 
-/// Prints what a packet costs.
+/// Prints the cost of a packet.
 fn cost(stage: &Stage, program: &SchedClassifier, member: &Device) -> Result<()> {
     const REPEAT: u32 = 200_000;
     let packets = [

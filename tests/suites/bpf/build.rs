@@ -1,4 +1,4 @@
-//! Packets, byte by byte, from the network header on. Checksums stay zero: steering does not look at them.
+//! Builds packets byte by byte, from the network header on. Checksums are zero, because steering does not read them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
-/// An IPv4 packet; `options` in words, `fragment` as the flags and offset field has it.
+/// An IPv4 packet. `options` is in words of 4 bytes. `fragment` is the field of flags and offset.
 pub struct V4<'a> {
     pub src: &'a str,
     pub dst: &'a str,
@@ -37,7 +37,7 @@ pub fn v4(src: &str, dst: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
     V4 { src, dst, options: 0, fragment: 0 }.with(protocol, payload)
 }
 
-/// A plain IPv6 packet; `next` and `payload` may begin with extension headers.
+/// A plain IPv6 packet. `next` and `payload` may begin with extension headers.
 pub fn v6(src: &str, dst: &str, next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; 40];
     packet[0] = 0x60;
@@ -79,7 +79,7 @@ pub fn icmp(kind: u8, word: u32, rest: &[u8]) -> Vec<u8> {
     [&[kind, 0, 0, 0][..], &word.to_be_bytes(), rest].concat()
 }
 
-/// An IPv6 extension header of 8 bytes and `more` times 8, before `payload`.
+/// An IPv6 extension header of 8 + 8 × `more` bytes, before `payload`.
 pub fn extension(next: u8, more: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![0; 8 + 8 * usize::from(more)];
     (header[0], header[1]) = (next, more);
@@ -87,7 +87,7 @@ pub fn extension(next: u8, more: u8, payload: &[u8]) -> Vec<u8> {
     header
 }
 
-/// An IPv6 fragment header, before `payload`; `offset` as the field has it, flags included.
+/// An IPv6 fragment header, before `payload`. `offset` is the field with offset and flags.
 pub fn fragment(next: u8, offset: u16, payload: &[u8]) -> Vec<u8> {
     let [high, low] = offset.to_be_bytes();
     [&[next, 0, high, low, 1, 2, 3, 4][..], payload].concat()

@@ -1,4 +1,4 @@
-//! Packets by hand: what each must meet, and what it must be counted as.
+//! Handwritten packets: where each must be steered, and how it must be counted.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,14 @@ const B6: &str = "fd00:20::1";
 
 #[derive(Debug)]
 enum Expect {
-    /// Exactly this tunnel and bucket, worked out apart from this code: locks the hash and the homes.
+    /// Exactly this tunnel and bucket, calculated independently of this code. Detects changes of the hash and the
+    /// homes.
     Exactly(u32, u32),
-    /// The bucket of the case of this name.
+    /// The same bucket as the case with this name.
     SameAs(&'static str),
-    /// A bucket that no other case has.
+    /// A bucket that no earlier case has.
     Alone,
-    /// This peer's tunnels.
+    /// Any tunnel and bucket of this peer.
     Peer(u32),
     Refused(Reason),
 }
@@ -32,7 +33,7 @@ struct Case {
     name: &'static str,
     packet: Vec<u8>,
     expect: Expect,
-    /// GSO size and segments of the super-packet, and the packets and bytes that it counts as.
+    /// GSO size and number of segments of a super-packet, and the packets and bytes that it must count as.
     gso: Option<((u32, u32), (u64, u64))>,
 }
 
@@ -112,7 +113,7 @@ fn deep(count: u32, segment: &[u8]) -> Vec<u8> {
     (1..count).fold(inner, |payload, _| extension(60, 0, &payload))
 }
 
-/// Errors go where the flow's own packets go that travel in the error's direction.
+/// An ICMP error takes the same way as those packets of the quoted flow that travel in the direction of the error.
 fn errors() -> Vec<Case> {
     use Expect::{Alone, SameAs};
     let quote = v4(B, A, TCP, &tcp(80, 1000, 0));
@@ -165,7 +166,7 @@ fn refused() -> Vec<Case> {
 
 fn super_packets() -> Vec<Case> {
     let wide = |data: usize| {
-        // Options of 12 bytes, as with timestamps.
+        // TCP options of 12 bytes, as with timestamps.
         let mut segment = tcp(1000, 80, 12 + data);
         segment[12] = 8 << 4;
         segment
@@ -237,7 +238,7 @@ pub fn cases_by_hand() -> anyhow::Result<()> {
 
 pub fn ingress_counts_what_arrived() -> anyhow::Result<()> {
     let table = table(1);
-    // Test runs are on loopback, whose index is 1.
+    // Test runs use loopback, whose index is 1.
     let mut ifindexes = super::rig::ifindexes(&table);
     let (name, _) = &table.peers[0].tunnels[1];
     ifindexes.insert(name.clone(), 1);

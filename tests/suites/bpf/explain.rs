@@ -1,4 +1,4 @@
-//! What `explain` says against where the program then puts the packet.
+//! Compares the answer of `explain` with the tunnel that the program then chooses.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::live::explain::{Flow, Probe, ask};
 use ecmpvpn::plan::rules::place;
-use ecmpvpn_common::layout::{Bucket, Policy};
+use ecmpvpn_common::layout::{Bucket, Policy, TunnelId};
 
 use super::agree::{Random, V4_ADDRESSES, V6_ADDRESSES, rule};
 use super::build::{ICMP, ICMPV6, TCP, UDP};
@@ -23,10 +23,10 @@ pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
     for round in 0..FLOWS {
         if round % 100 == 0 {
             let rules: Vec<_> = (0..random.below(12)).map(|_| rule(&mut random, &names)).collect();
-            let wanted = place(&rules)?;
+            let desired = place(&rules)?;
             rule_maps.change(&rig.view, &names, &in_force, &[])?;
-            rule_maps.change(&rig.view, &names, &[], &wanted)?;
-            in_force = wanted;
+            rule_maps.change(&rig.view, &names, &[], &desired)?;
+            in_force = desired;
             for peer in [0, 1] {
                 let record = rig.view.peer(peer).context("a peer")?;
                 record.policy.set(random.of(&[Policy::Hash, Policy::Hash, Policy::Flowlet, Policy::Spray]).number());
@@ -52,21 +52,22 @@ pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
             (Err(reason), Outcome::Refused(number)) if *reason as u32 == number => {}
             (Ok(found), Outcome::Steered { tunnel, bucket, .. }) if found.bucket == bucket => {
                 steered += 1;
+                let tunnel = TunnelId::from_number(tunnel);
                 if answer.policy != Policy::Hash {
-                    // Loads decay between the two.
+                    // Loads decay between `explain` and the program, so a few answers may differ.
                     other += 1;
                     agreed += usize::from(found.tunnel == tunnel);
                     continue;
                 }
                 by_hash += 1;
-                ensure!(found.tunnel == tunnel, "{probe:?} went to {tunnel}: {answer:?}");
-                rig.view.set_live(tunnel / 32, tunnel % 32, false).context("a tunnel of the table")?;
+                ensure!(found.tunnel == tunnel, "{probe:?} went to {tunnel:?}: {answer:?}");
+                rig.view.set_live(tunnel, false).context("a tunnel of the table")?;
                 let next = match rig.egress(probe.bytes(), (0, 0))? {
-                    Outcome::Steered { tunnel, .. } => Some(tunnel),
+                    Outcome::Steered { tunnel, .. } => Some(TunnelId::from_number(tunnel)),
                     Outcome::Refused(_) => None,
                 };
-                rig.view.set_live(tunnel / 32, tunnel % 32, true);
-                ensure!(found.next == next, "without {tunnel} it went to {next:?}: {answer:?}");
+                rig.view.set_live(tunnel, true);
+                ensure!(found.next == next, "without {tunnel:?} it went to {next:?}: {answer:?}");
             }
             (_, gone) => anyhow::bail!("{probe:?} was {gone:?}: {answer:?}"),
         }

@@ -1,9 +1,9 @@
-//! Attaching, steering live packets, failing over, reading and removing, all through pins.
+//! Tests attaching, steering of live packets, failover, reading and removing, all through pins.
 //!
 //! ```text
 //! ecmp0 (TUN) 10.100.0.1, fd00:100::1; 10.20.0.0/16 and fd00:20::/48 are routed to it
 //!   | egress program
-//! wg0, wg1, wg2 (TUN): what is put onto them is read from their descriptors
+//! wg0, wg1, wg2 (TUN): the test reads their packets from their descriptors
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn::config::InterfaceName;
 use ecmpvpn::dataplane::{self, DataplaneError, Device, Hook, Loaded, Options, Pins, View};
 use ecmpvpn::plan::SteeringTable;
-use ecmpvpn_common::layout::{BUCKETS_PER_PEER, programs};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, TunnelId, programs};
 use lab::netns::Netns;
 
 use super::build::{UDP, udp, v4};
@@ -29,15 +29,15 @@ use super::rig::{Bpffs, ifindexes, table};
 const TUNNELS: [&str; 3] = ["wg0", "wg1", "wg2"];
 const FLOWS: u16 = 60;
 
-/// The tunnel that each source port is on.
+/// The tunnel that each source port uses.
 type Flows = BTreeMap<u16, usize>;
 
-/// A TUN device and the packets that are put onto it.
+/// A TUN device. The test reads the packets that the kernel sends to it.
 struct Tun(File);
 
 impl Tun {
     fn open(name: &str) -> Result<Self> {
-        // SAFETY: an ifreq is plain integers, of which all zeroes is a valid value.
+        // SAFETY: an ifreq consists of integers, for which zero is a valid value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
@@ -50,7 +50,7 @@ impl Tun {
         Ok(Self(file))
     }
 
-    /// Everything that was put onto it since the last time.
+    /// All packets that were sent to it since the last call.
     fn packets(&mut self) -> Result<Vec<Vec<u8>>> {
         let mut packets = Vec::new();
         let mut buffer = [0; 8192];
@@ -64,7 +64,7 @@ impl Tun {
     }
 }
 
-/// A namespace with the devices, and pins in a bpffs of its own.
+/// A namespace with the devices, and pins in a separate bpffs.
 pub struct Stage {
     steering: Tun,
     tunnels: Vec<Tun>,
@@ -86,7 +86,7 @@ impl Stage {
             Ok((Tun::open("ecmp0")?, TUNNELS.iter().map(|name| Tun::open(name)).collect::<Result<Vec<_>>>()?))
         })?;
         for device in ["ecmp0", "wg0", "wg1", "wg2"] {
-            // No router solicitations and the like among the packets.
+            // Without a link-local address, the kernel sends no router solicitations that would be among the packets.
             ns.sysctl(&format!("net/ipv6/conf/{device}/addr_gen_mode"), "1")?;
             ns.ip(&format!("link set {device} up"))?;
         }
@@ -134,7 +134,7 @@ impl Stage {
         Ok((seen, counts))
     }
 
-    /// Programs that tcx has on the devices.
+    /// Number of programs that are attached to the devices by tcx.
     fn tcx_programs(&self) -> Result<usize> {
         self.ns.run(|| {
             let mut count = SchedClassifier::query_tcx("ecmp0", TcAttachType::Egress)?.1.len();
@@ -164,7 +164,7 @@ fn steers(expected: Hook, asked: Option<Hook>) -> Result<()> {
     let before = (stage.ns.query("tc", "qdisc show")?, entries(&stage)?);
     ensure!(stage.start(asked)? == expected);
 
-    // Everything that `start` held in this process is gone; what is left works through its pins.
+    // Everything that `start` held in this process is closed. What is left works through its pins.
     let view = View::open(&stage.pins)?;
     ensure!(view.hook() == expected);
     ensure!(matches!(stage.start(asked), Err(DataplaneError::AlreadyThere { .. })));
@@ -190,7 +190,7 @@ fn steers(expected: Hook, asked: Option<Hook>) -> Result<()> {
     let after = (stage.ns.query("tc", "qdisc show")?, entries(&stage)?);
     ensure!(before == after, "before {before:?}, after {after:?}");
     if expected == Hook::Tcx {
-        // The kernel frees links a moment after their last pin.
+        // The kernel frees links a moment after the last pin is removed.
         let since = Instant::now();
         while stage.tcx_programs()? != 0 {
             ensure!(since.elapsed() < Duration::from_secs(30), "programs are still attached");
@@ -203,10 +203,10 @@ fn steers(expected: Hook, asked: Option<Hook>) -> Result<()> {
     Ok(())
 }
 
-/// One write moves a dead tunnel's flows, and no others; they return with it.
+/// One write moves the flows of a dead tunnel, and no others. They return when the tunnel is live again.
 fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
     let target = "10.20.0.9:4000";
-    ensure!(view.set_live(0, 1, false) == Some(true));
+    ensure!(view.set_live(TunnelId::new(0, 1), false) == Some(true));
     let (without, _) = stage.send(target)?;
     ensure!(without.len() == flows.len(), "flows were lost: {without:?}");
     for (port, tunnel) in flows {
@@ -216,13 +216,13 @@ fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
     let moved = flows.values().filter(|tunnel| **tunnel == 1).count() as u64;
     let count = |view: &View| -> Result<u64> { Ok(view.tunnels()?.iter().map(|t| t.counters.failover_moves).sum()) };
     ensure!(count(view)? == moved, "{} moves of {moved}", count(view)?);
-    ensure!(view.set_live(0, 1, true) == Some(false));
-    // At the next pause of each flow, so that nothing is overtaken.
+    ensure!(view.set_live(TunnelId::new(0, 1), true) == Some(false));
+    // Each flow returns at its next pause, so that no packet is reordered.
     let gap = &view.peer(0).context("the peer")?.gap_ns;
     gap.set(u32::MAX);
     ensure!(stage.send(target)?.0 == without, "flows returned without a pause");
     gap.set(1);
-    // Pauses are told by a clock that ticks only every few milliseconds.
+    // A clock that ticks only every few milliseconds measures the pauses.
     sleep(Duration::from_millis(50));
     ensure!(stage.send(target)?.0 == *flows, "flows did not return");
     ensure!(count(view)? == 2 * moved);
@@ -231,24 +231,27 @@ fn fails_over(stage: &mut Stage, view: &View, flows: &Flows) -> Result<()> {
 
     stage.steering.packets()?;
     for slot in 0..3 {
-        view.set_live(0, slot, false);
+        view.set_live(TunnelId::new(0, slot), false);
     }
     ensure!(stage.send(target)?.0.is_empty());
     ensure!(stage.steering.packets()?.len() == usize::from(FLOWS), "what is not steered is the steering device's");
     let reasons = view.reasons()?;
     ensure!(reasons.dropped.contains(&("no_live_tunnel", u64::from(FLOWS))), "{reasons:?}");
     for slot in 0..3 {
-        view.set_live(0, slot, true);
+        view.set_live(TunnelId::new(0, slot), true);
     }
-    ensure!(view.set_live(0, 3, true).is_none() && view.set_live(1, 0, true).is_none(), "no such tunnels");
+    ensure!(
+        view.set_live(TunnelId::new(0, 3), true).is_none() && view.set_live(TunnelId::new(1, 0), true).is_none(),
+        "no such tunnels"
+    );
     Ok(())
 }
 
-/// What comes out of a tunnel is counted as its own and reaches the host.
+/// A packet from a tunnel is counted for that tunnel and reaches the host.
 fn receives(stage: &mut Stage, view: &View) -> Result<()> {
     let server = stage.ns.run(|| UdpSocket::bind("10.100.0.1:5000"))?;
     server.set_read_timeout(Some(Duration::from_secs(30)))?;
-    // The route back is by the steering device.
+    // The route back leads to the steering device, so the reverse path filter would drop the packets.
     stage.ns.sysctl("net/ipv4/conf/wg2/rp_filter", "0")?;
     stage.ns.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
     let packet = checksummed(v4("10.20.0.9", "10.100.0.1", UDP, &udp(4000, 5000, 50)));
@@ -263,7 +266,7 @@ fn receives(stage: &mut Stage, view: &View) -> Result<()> {
     Ok(())
 }
 
-/// With the checksum of its IPv4 header; UDP may do without one, and its length is filled in.
+/// Fills in the checksum of the IPv4 header and the UDP length. UDP needs no checksum.
 fn checksummed(mut packet: Vec<u8>) -> Vec<u8> {
     let length = u16::try_from(packet.len() - 20).expect("a short packet");
     packet[24..26].copy_from_slice(&length.to_be_bytes());
@@ -274,7 +277,7 @@ fn checksummed(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// Names of everything in the bpffs.
+/// Names of all entries of the bpffs.
 fn entries(stage: &Stage) -> Result<Vec<String>> {
     let entries = fs::read_dir(stage.bpffs.path())?;
     Ok(entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<_>>()?)
@@ -284,7 +287,7 @@ pub fn a_failed_start_leaves_nothing() -> Result<()> {
     for hook in [None, Some(Hook::Clsact)] {
         let mut stage = Stage::new()?;
         let before = (stage.ns.query("tc", "qdisc show")?, entries(&stage)?);
-        // The maps are filled and the first two tunnels are attached when the third turns out to be missing.
+        // The start fails after the maps are filled and the first two tunnels are attached: the third one is missing.
         drop(stage.tunnels.pop());
         let error = stage.start(hook).err().context("it started")?;
         ensure!(error.to_string().contains("wg2"), "{error}");
@@ -313,7 +316,7 @@ pub fn bad_tables_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A table of the greatest size loads, and its last peer's last tunnel is found.
+/// A table of the greatest size can be loaded, and the last tunnel of its last peer is found.
 pub fn the_largest_table_fits() -> Result<()> {
     use super::rig::{Outcome, Rig};
 
@@ -342,7 +345,7 @@ pub fn the_largest_table_fits() -> Result<()> {
     Ok(())
 }
 
-/// Log statements that are masked cost nothing: the verifier takes them out.
+/// Masked log statements cost nothing, because the verifier removes them.
 pub fn masked_logging_is_pruned() -> Result<()> {
     let size = |log| -> Result<u32> {
         let table = table(1);
@@ -357,7 +360,7 @@ pub fn masked_logging_is_pruned() -> Result<()> {
     Ok(())
 }
 
-/// Headers that are not in the linear part of the packet are read all the same.
+/// Headers that are not in the linear part of the packet are read too.
 pub fn headers_in_pages_are_read() -> Result<()> {
     let mut stage = Stage::new()?;
     stage.ns.ip("link set ecmp0 mtu 9000")?;
@@ -365,7 +368,7 @@ pub fn headers_in_pages_are_read() -> Result<()> {
     let view = View::open(&stage.pins)?;
     let (flows, _) = stage.send("10.20.0.9:4000")?;
     for (port, tunnel) in flows.into_iter().take(20) {
-        // Longer than a page, or the kernel makes it linear after all.
+        // The packet must be longer than a page. Otherwise the kernel makes it linear.
         let packet = v4("10.100.0.1", "10.20.0.9", UDP, &udp(port, 4000, 5_000));
         stage.ns.run(|| send_paged("ecmp0", &packet))?;
         let mut found = Vec::new();
@@ -381,16 +384,16 @@ pub fn headers_in_pages_are_read() -> Result<()> {
     Ok(())
 }
 
-/// Sends a packet of which only the first byte is in the linear part. Source: `packet_snd()`, `net/packet/af_packet.c`.
+/// Sends a packet that has only its first byte in the linear part. Source: `packet_snd()`, `net/packet/af_packet.c`.
 fn send_paged(device: &str, packet: &[u8]) -> io::Result<()> {
     const PACKET_VNET_HDR: libc::c_int = 15;
-    /// No flags, no GSO; a header length of 1.
+    /// No flags, no GSO, a header length of 1.
     const VNET_HDR: [u8; 10] = [0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     let check = |status: isize| if status < 0 { Err(io::Error::last_os_error()) } else { Ok(status) };
     let device = std::ffi::CString::new(device)?;
     let on: libc::c_int = 1;
     let frame = [&VNET_HDR[..], packet].concat();
-    // SAFETY: `socket` takes no pointers; the descriptor that it returns is nobody else's.
+    // SAFETY: `socket` takes no pointers. No other code owns the descriptor that it returns.
     let socket = unsafe {
         let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
         check(descriptor as isize)?;
@@ -402,7 +405,7 @@ fn send_paged(device: &str, packet: &[u8]) -> io::Result<()> {
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, value, length)
     };
     check(status as isize)?;
-    // SAFETY: a sockaddr_ll is plain integers, of which all zeroes is a valid value; the name ends in NUL.
+    // SAFETY: a sockaddr_ll consists of integers, for which zero is a valid value. The name ends in NUL.
     let address = unsafe {
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
         address.sll_family = 17;
@@ -410,7 +413,7 @@ fn send_paged(device: &str, packet: &[u8]) -> io::Result<()> {
         address.sll_ifindex = libc::if_nametoindex(device.as_ptr()).cast_signed();
         address
     };
-    // SAFETY: both buffers live until the call returns, and the lengths are theirs.
+    // SAFETY: both buffers live until the call returns, and have the given lengths.
     let sent = unsafe {
         let to = (&raw const address).cast();
         let length = libc::socklen_t::try_from(size_of_val(&address)).expect("20");

@@ -1,4 +1,6 @@
-//! The eBPF programs on the running kernel: packets by hand, random packets, and everything about attaching and pins.
+//! Tests the eBPF programs on the running kernel: with handwritten packets, with random packets, and everything about
+//! attaching and pins.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod agree;
 mod arrivals;

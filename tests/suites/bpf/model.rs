@@ -1,4 +1,4 @@
-//! The maps on the host, filled without the program's own code, for the decision to run on.
+//! A model of the maps on the host, on which the decision runs. It is filled without the program's own code.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     Address, BUCKETS_PER_PEER, Bucket, Load, MAX_PEERS, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel,
-    TunnelCounters, settings_flags, tunnel_id,
+    TunnelCounters, TunnelId, settings_flags,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -57,23 +57,23 @@ impl Model {
         for (number, peer) in (0..).zip(&table.peers) {
             model.prefixes.extend(peer.prefixes.iter().map(|prefix| (*prefix, number)));
             for (slot, (name, weight)) in (0..).zip(&peer.tunnels) {
-                model.tunnels[tunnel_id(number, slot) as usize] = Tunnel {
+                model.tunnels[TunnelId::new(number, slot).index()] = Tunnel {
                     key: key_of(name.as_str().as_bytes()),
                     ifindex: ifindexes[name],
                     inverse_weight: inverse_weight(weight.unwrap_or(1)),
                     ..Tunnel::default()
                 };
-                let id = tunnel_id(number, slot);
-                model.loads[id as usize].link.set(id);
-                model.loads[id as usize].cost.set(cost_of_rate(1_000_000_000));
-                model.loads[id as usize].weighted_cost.set(cost_of_rate(1_000_000_000));
-                model.paths[id as usize].link.set(id);
-                model.paths[id as usize].tunnels.set(1 << slot);
+                let id = TunnelId::new(number, slot);
+                model.loads[id.index()].link.set(id.number());
+                model.loads[id.index()].cost.set(cost_of_rate(1_000_000_000));
+                model.loads[id.index()].weighted_cost.set(cost_of_rate(1_000_000_000));
+                model.paths[id.index()].link.set(id.number());
+                model.paths[id.index()].tunnels.set(1 << slot);
             }
             let count = u32::try_from(peer.tunnels.len()).expect("a few");
             let live = (1 << count) - 1;
             for within in 0..BUCKETS_PER_PEER {
-                let first = tunnel_id(number, 0) as usize;
+                let first = TunnelId::new(number, 0).index();
                 let candidates = model.tunnels[first..][..peer.tunnels.len()].iter().map(Tunnel::candidate);
                 let home = u8::try_from(home(within, &candidates.collect::<Vec<_>>())).expect("a slot");
                 model.buckets.push(Bucket { home: Shared::new(home), tunnel: Shared::new(home), ..Bucket::default() });
@@ -94,7 +94,7 @@ impl Model {
         model
     }
 
-    /// Puts rules in force, by the tables that unit tests hold against a naive look at each rule.
+    /// Sets the rules, by tables that unit tests compare with a simple check of each rule.
     pub fn set_rules(&mut self, rules: &[Placed], names: &TunnelNames) {
         self.rule_tables = RuleTables::of(rules, names);
         let record = |(policy, flags): &(u32, u32)| Rule { policy: Shared::new(*policy), flags: Shared::new(*flags) };
@@ -113,8 +113,8 @@ impl Model {
         &self.peers[peer as usize]
     }
 
-    pub fn load_record(&self, id: u32) -> &Load {
-        &self.loads[id as usize]
+    pub fn load_record(&self, id: TunnelId) -> &Load {
+        &self.loads[id.index()]
     }
 
     pub fn path_record(&self, index: u32) -> &Path {
@@ -129,10 +129,12 @@ impl Model {
         self.buckets.iter().map(|bucket| bucket.home.get())
     }
 
-    /// What the host's build of the decision says.
+    /// The result of the host's build of the decision.
     pub fn outcome(&self, packet: &[u8], mark: u32) -> Outcome {
         match decide(&Marked { packet, mark }, self) {
-            Verdict::Steer(steer) => Outcome::Steered { tunnel: steer.tunnel, bucket: steer.bucket, how: steer.how },
+            Verdict::Steer(steer) => {
+                Outcome::Steered { tunnel: steer.tunnel.number(), bucket: steer.bucket, how: steer.how }
+            }
             Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
         }
     }
@@ -158,7 +160,7 @@ impl Packet for Marked<'_> {
     }
 }
 
-/// The value of the longest of the prefixes that contain the address.
+/// The value of the longest prefix that contains the address.
 fn longest<'a, T>(prefixes: impl Iterator<Item = (&'a IpNet, T)>, address: &Address) -> Option<T> {
     let octets: Vec<u8> = address.address.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let address = match address.family {
@@ -184,8 +186,8 @@ impl Tables for Model {
         self.peers.get(peer as usize)
     }
 
-    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
-        self.tunnels.get(id as usize)
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
+        self.tunnels.get(id.index())
     }
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
@@ -195,16 +197,16 @@ impl Tables for Model {
         self.now.get()
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.get(id as usize)
+    fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
-        self.counters.borrow_mut().get_mut(id as usize).map(change)
+    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        self.counters.borrow_mut().get_mut(id.index()).map(change)
     }
 
-    fn path(&self, index: u32) -> Option<&Path> {
-        self.paths.get(index as usize)
+    fn path(&self, peer: u32, place: u32) -> Option<&Path> {
+        self.paths.get(TunnelId::new(peer, place).index())
     }
 
     fn rule(&self, rule: u32) -> Option<&Rule> {

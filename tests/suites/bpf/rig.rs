@@ -1,4 +1,4 @@
-//! Programs loaded for test runs, their maps, and the same tables on the host.
+//! Programs loaded for test runs, and their maps.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// What `skb->cb` and the return value of a test run say.
+/// The result of a test run, from `skb->cb` and the return value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Redirected.
+    /// Redirected to a tunnel.
     Steered { tunnel: u32, bucket: u32, how: u32 },
-    /// Left to the steering device, for the reason of this number.
+    /// Left to the steering device, for the reason with this number.
     Refused(u32),
 }
 
-/// bpffs of our own, so that the host's is left alone.
+/// A separate bpffs, so that the host's is not touched.
 pub struct Bpffs {
     dir: tempfile::TempDir,
 }
@@ -48,10 +48,11 @@ impl Drop for Bpffs {
     }
 }
 
-/// Interface index of the first tunnel; the others follow. Redirects of test runs are not carried out.
+/// Interface index of the first tunnel. The others follow. No such devices are needed, because test runs do not carry
+/// out redirects.
 pub const FIRST_IFINDEX: u32 = 101;
 
-/// Two peers: site-b with three tunnels of weights 1, 2 and 1, site-c with two equal ones.
+/// Two peers: site-b with three tunnels of weights 1, 2 and 1, and site-c with two equal ones.
 pub fn table(seed: u64) -> SteeringTable {
     let name = |text: &str| InterfaceName::new(text).expect("a valid name");
     let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a prefix")).collect();
@@ -76,7 +77,7 @@ pub fn table(seed: u64) -> SteeringTable {
     }
 }
 
-/// Interface indices of a table's tunnels, in order.
+/// Interface indexes of a table's tunnels, in order.
 pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
     let names = table.peers.iter().flat_map(|peer| peer.tunnels.iter().map(|(name, _)| name.clone()));
     names.zip(FIRST_IFINDEX..).collect()
@@ -86,13 +87,13 @@ pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
 pub struct Rig {
     loaded: Loaded,
     pub view: View,
-    /// The site's pins, for what opens them itself.
+    /// The site's pins, for code under test that opens them itself.
     pub pins: Pins,
     /// Firewall mark of the packets.
     pub mark: u32,
-    /// Packets that were steered without asking the whole decision: those whose bucket chose, and those whose stayed.
-    pub quick: [u32; 2],
-    /// The clock that the egress program reads, nanoseconds; 0: the kernel's.
+    /// Packets that the fast path steered: those whose bucket chose a tunnel, and those whose bucket kept its tunnel.
+    pub fast: [u32; 2],
+    /// The clock that the egress program reads, nanoseconds. 0: the kernel's clock.
     pub now: u64,
     _bpffs: Bpffs,
 }
@@ -108,12 +109,13 @@ impl Rig {
         options: &Options,
     ) -> anyhow::Result<Self> {
         let bpffs = Bpffs::new()?;
-        let mut loaded = Loaded::new(table, 100, ifindexes, &Options { test_run: TestRun::Told, ..options.clone() })?;
+        let mut loaded =
+            Loaded::new(table, 100, ifindexes, &Options { test_run: TestRun::Described, ..options.clone() })?;
         let pins = Pins::below(&bpffs.root(), "rig");
         std::fs::create_dir_all(pins.dir())?;
         loaded.pin(&pins)?;
         let view = View::open(&pins)?;
-        Ok(Self { loaded, view, pins, mark: 0, quick: [0, 0], now: 0, _bpffs: bpffs })
+        Ok(Self { loaded, view, pins, mark: 0, fast: [0, 0], now: 0, _bpffs: bpffs })
     }
 
     /// Runs the egress program on a packet that begins with its network header.
@@ -125,7 +127,7 @@ impl Rig {
             (REDIRECT, tunnel @ 1..) => {
                 match cb[test_run::FAST_PATH] {
                     0 => {}
-                    how => self.quick[how as usize - 1] += 1,
+                    how => self.fast[how as usize - 1] += 1,
                 }
                 Ok(Outcome::Steered { tunnel: tunnel - 1, bucket: cb[test_run::BUCKET], how: cb[test_run::HOW] })
             }
@@ -134,13 +136,13 @@ impl Rig {
         }
     }
 
-    /// Runs the ingress program; the device is loopback, index 1.
+    /// Runs the ingress program. The device is loopback, whose index is 1.
     pub fn ingress(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<u32> {
         Ok(self.run(programs::INGRESS, packet, gso)?.0)
     }
 
     fn run(&mut self, program: &str, packet: &[u8], (size, segs): (u32, u32)) -> anyhow::Result<(u32, [u32; 5])> {
-        /// `struct __sk_buff`; source: linux/bpf.h.
+        /// Size of `struct __sk_buff`, and offsets of its fields. Source: linux/bpf.h.
         const CONTEXT: usize = 192;
         const MARK: usize = 8;
         const CB: usize = 48;
@@ -148,7 +150,8 @@ impl Rig {
         const GSO_SEGS: usize = 164;
         const GSO_SIZE: usize = 176;
         let mut frame = vec![0; test_run::ETHERNET_HEADER as usize];
-        // A type for experiments: newer kernels refuse test runs on truncated IP packets that call themselves so.
+        // An Ethernet type for experiments. Newer kernels refuse test runs on truncated packets whose Ethernet type is
+        // IP.
         frame[12..].copy_from_slice(&[0x88, 0xb5]);
         frame.extend(packet);
         let mut context = [0; CONTEXT];

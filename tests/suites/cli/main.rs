@@ -1,4 +1,6 @@
-//! The real binary: what it prints, where, and the status with which it ends. Needs no privilege; changes nothing on the host.
+//! Tests the real binary: what it prints, to which stream, and its exit code. Needs no privilege and changes nothing on
+//! the host.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -10,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 
-/// Names the binary under test.
+/// Environment variable that names the binary under test.
 const BINARY: &str = "ECMPVPN_BIN";
 
 const INIT: [&str; 9] = [
@@ -43,7 +45,7 @@ fn main() {
         ),
         ("init_from_files_that_disagree_writes_nothing", init_from_files_that_disagree_writes_nothing),
         ("check_warns_of_tunnels_that_share_a_member", check_warns_of_tunnels_that_share_a_member),
-        ("check_tells_each_problem_in_one_sentence", check_tells_each_problem_in_one_sentence),
+        ("check_reports_each_problem_in_one_sentence", check_reports_each_problem_in_one_sentence),
         ("check_refuses_keys_that_are_no_secret", check_refuses_keys_that_are_no_secret),
         ("check_of_no_configuration_is_wrong_usage", check_of_no_configuration_is_wrong_usage),
         ("a_wrong_log_filter_is_wrong_usage", a_wrong_log_filter_is_wrong_usage),
@@ -57,7 +59,7 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-/// Only root can give files away.
+/// Makes a test that needs root, because only root can change the owner of a file.
 fn as_root(name: &str, test: Test) -> Trial {
     if rustix::process::geteuid().is_root() {
         return Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))));
@@ -66,7 +68,7 @@ fn as_root(name: &str, test: Test) -> Trial {
     Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("skipped")
 }
 
-/// The binary that `ECMPVPN_BIN` names, else the one built beside this test.
+/// The binary that `ECMPVPN_BIN` names, or else the one that was built beside this test.
 fn binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os(BINARY) {
         return Ok(path.into());
@@ -77,7 +79,7 @@ fn binary() -> anyhow::Result<PathBuf> {
     Ok(beside)
 }
 
-/// How a run ended.
+/// The result of a run of the binary.
 struct Ran {
     status: i32,
     stdout: String,
@@ -118,7 +120,7 @@ fn mode(path: &Path) -> anyhow::Result<u32> {
     Ok(fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode() & 0o7777)
 }
 
-/// A folder in which `init` has run.
+/// Makes a folder and runs `init` in it.
 fn sites() -> anyhow::Result<TempDir> {
     let folder = folder()?;
     let ran = run(folder.path(), INIT)?;
@@ -285,7 +287,7 @@ fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
         let ran = with(more)?;
         ensure!(ran.status == 2 && ran.stderr.contains(expected), "{more:?}: {} {}", ran.status, ran.stderr);
     }
-    // Found only when the configuration is read back.
+    // `init` finds this problem only when it reads its configuration back.
     let ran = with(&["--a-members", "eno1,wg0", "--a-bond-address", "10.2.3.4/24"])?;
     let expected = "ecmpvpn: these options make no sound configuration:\necmpvpn: site-a/ecmpvpn.toml:34: name in \
         [[peer.tunnel]] is wg0, taken already by members in [bond] on line 10: give every interface a name of its own\n";
@@ -304,11 +306,11 @@ fn init_that_cannot_write_leaves_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two private keys and their public ones.
+/// A private key, and a public key of the far end.
 const KEY: &str = "QNXm5mfRz2SVnDAFGh8eTZ8hAgGIAxsIGkIi0QhCiHI=";
 const FAR_PUBLIC: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
 
-/// A folder with `wg0.conf` to `wg2.conf`: equal ports at both ends, as everybody writes them.
+/// Makes a folder with `wg0.conf` to `wg2.conf`. They have equal ports at both ends, as is usual.
 fn wg_quick_files() -> anyhow::Result<TempDir> {
     let folder = folder()?;
     for at in 0..3 {
@@ -367,8 +369,8 @@ fn init_from_files_that_disagree_writes_nothing() -> anyhow::Result<()> {
     ] {
         fs::write(&second, text.replace(from, to))?;
         let ran = run(folder.path(), FROM.iter().chain(&["--a-bond-address", "10.2.3.4/24", "--output", "out"]))?;
-        let told = ran.stderr.starts_with(&format!("ecmpvpn: {expected}")) && ran.stderr.lines().count() == 1;
-        ensure!(ran.status == 2 && told, "{} {}", ran.status, ran.stderr);
+        let description = ran.stderr.starts_with(&format!("ecmpvpn: {expected}")) && ran.stderr.lines().count() == 1;
+        ensure!(ran.status == 2 && description, "{} {}", ran.status, ran.stderr);
         ensure!(!ran.stderr.contains(&KEY[1..]) && !folder.path().join("out").exists(), "{}", ran.stderr);
     }
     let ran = run(folder.path(), ["init", "--from", "wg9.conf", "--a-endpoint", "10.2.3.4"])?;
@@ -404,12 +406,12 @@ fn check_warns_of_tunnels_that_share_a_member() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The line of `text` that starts with `start`.
+/// The number of the first line of `text` that starts with `start`, counted from 1.
 fn line(text: &str, start: &str) -> anyhow::Result<usize> {
     Ok(text.lines().position(|line| line.starts_with(start)).with_context(|| format!("no line {start}"))? + 1)
 }
 
-/// Replaces the first line that starts with `start`, and gives its number.
+/// Replaces the first line that starts with `start`, and returns its number.
 fn edit(file: &Path, start: &str, replacement: &str) -> anyhow::Result<usize> {
     let text = fs::read_to_string(file)?;
     let number = line(&text, start)?;
@@ -418,7 +420,7 @@ fn edit(file: &Path, start: &str, replacement: &str) -> anyhow::Result<usize> {
     Ok(number)
 }
 
-fn check_tells_each_problem_in_one_sentence() -> anyhow::Result<()> {
+fn check_reports_each_problem_in_one_sentence() -> anyhow::Result<()> {
     for (start, replacement, expected) in [
         (
             "listen_port",
@@ -486,7 +488,7 @@ fn check_refuses_keys_that_are_no_secret() -> anyhow::Result<()> {
     expect(
         "site-a.key, whose content is not a WireGuard key: a key is 44 characters of base64, as `wg genkey` prints",
     )?;
-    // A pipe that nobody writes to must not hold it up.
+    // The program must not block on a pipe that nobody writes to.
     fs::remove_file(&key)?;
     ensure!(Command::new("mkfifo").args(["-m", "600"]).arg(&key).status()?.success(), "mkfifo failed");
     expect("site-a/site-a.key, which is not a regular file: name a file that holds one key")
@@ -500,7 +502,7 @@ fn check_refuses_a_strangers_key_file() -> anyhow::Result<()> {
     let expected = "ecmpvpn: site-a/ecmpvpn.toml:5: private_key_file in [site] names site-a/site-a.key, which belongs to \
         another user (uid 12345): run `chown root site-a/site-a.key`\n";
     ensure!(ran.status == 4 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
-    // Whoever owns the configuration may own the key.
+    // The owner of the configuration may also own the key.
     chown("site-a/ecmpvpn.toml")?;
     let ran = run(folder.path(), ["check", "-c", "site-a/ecmpvpn.toml"])?;
     ensure!(ran.status == 0, "{} {}", ran.status, ran.stderr);

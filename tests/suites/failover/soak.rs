@@ -1,4 +1,4 @@
-//! Full links that lose packets, and no tunnel that dies of it.
+//! Links that are full and lose packets must not make a tunnel go down.
 
 use std::sync::mpsc;
 use std::thread;
@@ -9,30 +9,30 @@ use lab::sites::Lab;
 use lab::stalls::{Stall, Watch};
 use lab::traffic::TcpLoad;
 
-use super::{Kind, asked, deaths, of_tunnels, settle, told, views};
+use super::stage::{Kind, deaths, describe, of_tunnels, setting, views, wait_until_settled};
 
-/// A link's rate unless another one is asked for, 10^6 bits a second: what the simulation carries at ease. Long soaks ask
-/// for less, and for fewer connections, since each packet costs time there that is not simulated.
+/// Default rate of a link, 10^6 bits a second, which the simulation carries easily. Long soaks set a lower rate and
+/// fewer connections, because each packet costs real time in the simulation.
 const RATE: u32 = 100;
-/// Connections in each direction unless another number is asked for: enough to fill every link.
+/// Default number of connections in each direction, enough to fill every link.
 const FLOWS: u32 = 24;
-/// A link's queue holds what it sends in this time, seconds.
+/// A link's queue holds what the link sends in this time, seconds.
 const QUEUE: f64 = 0.06;
-/// And at least so many packets: a port's queue is not shorter because its link is slow. In one of 20 packets, a few flows
-/// that begin together leave no room for any other packet for as long as their rounds go on (Floyd, Jacobson, "Traffic phase
-/// effects in packet-switched gateways", 1991).
+/// Smallest queue, packets. A port's queue is not shorter because its link is slow. In a queue of 20 packets, a few
+/// flows that begin together leave no room for other packets as long as their rounds last (Floyd, Jacobson, "Traffic
+/// phase effects in packet-switched gateways", 1991).
 const LEAST_QUEUE: f64 = 100.0;
-/// How often it is said how far a long soak is.
+/// Time between two progress lines of a long soak.
 const PROGRESS: Duration = Duration::from_secs(300);
 
-/// Every link full in both directions, and 1% lost besides.
+/// Fills every link in both directions while it also loses 1% of the packets. No tunnel may go down.
 pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
-    let (seconds, rate) = (asked("ECMPVPN_SOAK", 15)?, asked("ECMPVPN_RATE", RATE)?);
-    let flows = asked("ECMPVPN_FLOWS", FLOWS)? as usize;
+    let (seconds, rate) = (setting("ECMPVPN_SOAK", 15)?, setting("ECMPVPN_RATE", RATE)?);
+    let flows = setting("ECMPVPN_FLOWS", FLOWS)? as usize;
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    let settled = settle(&lab, &views, &mut running)?;
+    let settled = wait_until_settled(&lab, &views, &mut running)?;
     lossy(&lab, rate)?;
     let watch = Watch::begin()?;
     let (ended, until) = mpsc::channel::<()>();
@@ -43,7 +43,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
                 eprintln!("{} of {seconds} s", began.elapsed().as_secs());
             }
         });
-        // Dropped here, however this ends.
+        // Dropping this ends the thread above, however the scope ends.
         let _ended = ended;
         let load = |path| scope.spawn(move || TcpLoad::timed(flows, f64::from(seconds)).run(path));
         let loads = [load(lab.path_v4()), load(lab.path_v4().reversed())];
@@ -68,7 +68,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
         ensure!(
             deaths.iter().all(|deaths| *deaths == 0),
             "tunnels of site {site} died {deaths:?} times:{}",
-            told(&running)
+            describe(&running)
         );
         let times = of_tunnels(&stats, "rtt_us")?;
         ensure!(times.iter().all(|time| *time > 0), "round trips: {times:?}");
@@ -76,7 +76,7 @@ pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Those of this machine's stalls that can hold up a tunnel, a line each.
+/// The stalls of this machine that are long enough to delay a tunnel's probes, one line each.
 fn long(stalls: &[Stall]) -> String {
     let long = stalls.iter().filter(|stall| stall.lasted >= Duration::from_millis(100));
     long.map(ToString::to_string).collect::<Vec<_>>().join("\n")
@@ -94,9 +94,10 @@ fn summary(stalls: &[Stall]) -> String {
     )
 }
 
-/// Each link with its rate, a queue, and 1% loss, in each direction. LACP's own frames, which the bond sends with
-/// `TC_PRIO_CONTROL` (`ad_lacpdu_send()` of the bonding driver), do not wait behind the data, as on a real port: in a
-/// full queue so many of them would be dropped that links leave the aggregator every few minutes, which is no false alarm.
+/// Gives each link its rate, a queue and 1% loss, in each direction. As on a real port, LACPDUs do not wait behind the
+/// data: the bond sends them with `TC_PRIO_CONTROL` (`ad_lacpdu_send()` of the bonding driver). A full queue would drop
+/// so many of them that links leave the aggregator every few minutes. A tunnel that goes down because of that would not
+/// be a false alarm.
 fn lossy(lab: &Lab, rate: u32) -> Result<()> {
     let packets = (f64::from(rate) * 1e6 / 8.0 * QUEUE / 1_514.0).ceil().max(LEAST_QUEUE);
     let limit = packets * 1_514.0;

@@ -1,4 +1,4 @@
-//! A tunnel that stays dead.
+//! A tunnel that stays down.
 
 use std::thread;
 use std::time::Duration;
@@ -10,25 +10,26 @@ use ecmpvpn::plan::{Backend, Plan};
 use lab::sites::Hole;
 use lab::traffic::Stream;
 
-use super::{ALL, Kind, TUNNELS, deaths, of_tunnels, settle, told, views, wait_until_live};
+use super::stage::{ALL, Kind, TUNNELS, deaths, describe, of_tunnels, views, wait_until_live, wait_until_settled};
 
 const TUNNEL: usize = 2;
 
-/// It is given a new handshake after 5 to 8.5 s, and comes back when it can. Its interface set down and up by hand, as the
-/// watchdog does at last, is the same interface after it. The other tunnels lose nothing.
-pub fn a_tunnel_started_anew_leaves_the_others_alone(kind: Kind) -> Result<()> {
+/// The watchdog starts a new handshake after 5 to 8.5 s, and the tunnel comes up again when it can. The test also sets
+/// its interface down and up, as the watchdog does as a last resort: the interface must be the same afterwards. The
+/// other tunnels lose nothing.
+pub fn a_restarted_tunnel_leaves_the_others_alone(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
-    let settled = settle(&lab, &views, &mut running)?;
+    let settled = wait_until_settled(&lab, &views, &mut running)?;
     let without = ALL & !(1 << TUNNEL);
     let hole = Hole::dig(&lab, 0, &[TUNNEL])?;
     wait_until_live(&lab, &views, [without, without], &mut running)?;
     let stream = Stream::start(lab.path_v4(), 32, 500)?;
-    // 5 s, 2.5 s more at the end that does not lead, and up to a second by chance.
+    // 5 s, plus 2.5 s at the end that does not lead, plus up to a second at random.
     thread::sleep(Duration::from_millis(8_700));
     let restarts = of_tunnels(&lab.stats(0)?, "restarts")?;
-    ensure!(restarts[TUNNEL] >= 1 && restarts.iter().sum::<i64>() == restarts[TUNNEL], "started anew: {restarts:?}");
+    ensure!(restarts[TUNNEL] >= 1 && restarts.iter().sum::<i64>() == restarts[TUNNEL], "restarts: {restarts:?}");
     ensure!(running[0].output().contains("new handshake") || kind == Kind::Userspace, "{}", running[0].output());
     hole.fill()?;
     wait_until_live(&lab, &views, [ALL, ALL], &mut running)?;
@@ -51,13 +52,17 @@ pub fn a_tunnel_started_anew_leaves_the_others_alone(kind: Kind) -> Result<()> {
     }
     let report = stream.stop()?;
     let all = report.outages();
-    // Its own flows may have lost some while the interface was down.
+    // Flows of this tunnel may have lost packets while its interface was down.
     let flows = all.iter().map(|outage| outage.flow).collect::<std::collections::BTreeSet<_>>();
     ensure!(flows.len() < 32 / 2, "flows of other tunnels were interrupted: {all:?}");
     for site in [0, 1] {
         let deaths = deaths(&lab, site, &settled)?;
         let others = (0..TUNNELS).filter(|tunnel| *tunnel != TUNNEL).all(|tunnel| deaths[tunnel] == 0);
-        ensure!(others && deaths[TUNNEL] >= 1, "the tunnels of site {site} died {deaths:?} times:{}", told(&running));
+        ensure!(
+            others && deaths[TUNNEL] >= 1,
+            "the tunnels of site {site} died {deaths:?} times:{}",
+            describe(&running)
+        );
     }
     Ok(())
 }

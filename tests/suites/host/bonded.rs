@@ -1,4 +1,4 @@
-//! The bond and its members.
+//! Tests the bond and its members.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ fn bond() -> Bond {
     }
 }
 
-/// Three cables into a bond; the ends here have about everything that a member can have.
+/// Makes a host with three cables into a bond. The ports here have nearly every kind of address, route and neighbour
+/// that a member can have.
 fn cabled() -> Result<Fixture> {
     let fixture = Fixture::bare()?;
     let (ns, far) = (&fixture.ns, &fixture.far);
@@ -46,13 +47,13 @@ fn cabled() -> Result<Fixture> {
         "link set m0 up",
         "link set m1 up",
         "address add 192.0.2.1/24 dev m1 metric 77",
-        // m2 is down and has an address all the same.
+        // m2 is down but has an address.
         "address add 198.51.100.1/24 dev m2",
         "route add default via 10.2.3.1 proto static metric 100",
         "route add 203.0.113.0/24 via 10.2.3.2 dev m0 proto dhcp src 10.2.3.5 mtu 1400",
         "route add 10.7.0.0/16 via 10.77.0.1 dev m0 onlink",
         "route add 10.6.0.0/16 dev m1 scope link table 7",
-        // Found only once the route before it is there.
+        // The kernel accepts this route only after the route before it.
         "route add 10.5.1.0/24 via 10.8.0.2",
         "route add 10.4.0.0/16 nexthop via 10.2.3.6 weight 2 nexthop via 192.0.2.9",
         "rule add from 10.2.3.5 table 7",
@@ -137,7 +138,7 @@ pub fn a_bond_is_reused_and_stays(backend: Backend) -> Result<()> {
     for line in [
         "reuse bond bond0: it has these settings",
         "leave m1 in bond0",
-        "enslave m2 to bond0 (its address 198.51.100.1/24 comes back on down)",
+        "enslave m2 to bond0 (its address 198.51.100.1/24 comes back on `ecmpvpn down`)",
     ] {
         ensure!(lines.iter().any(|l| l == line), "no `{line}` in {lines:#?}");
     }
@@ -156,8 +157,8 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
         let error = fixture.inside(async || host::preflight(plan).await).err().context("no error")?;
         anyhow::Ok(chain(&error))
     };
-    let wanted = plan(&fixture, backend);
-    fixture.inside(async || host::preflight(&wanted).await)?;
+    let desired = plan(&fixture, backend);
+    fixture.inside(async || host::preflight(&desired).await)?;
     fixture.assert_same(&before, "after a good preflight")?;
 
     let mut missing = bond();
@@ -171,7 +172,7 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
     ensure!(text.contains("it is on a bond member, which loses it"), "{text}");
 
     for (make, expected) in [
-        ("link add bond0 type veth peer name thief", "bond0 exists and is not ours"),
+        ("link add bond0 type veth peer name thief", "bond0 exists and was not made by ecmpvpn"),
         ("link add bond0 type bond mode balance-xor miimon 100 xmit_hash_policy layer3+4", "with mode balance-xor"),
         ("link add bond0 type bond mode 802.3ad miimon 100 lacp_rate fast", "with xmit_hash_policy layer2"),
         ("link add bond0 type bond mode 802.3ad miimon 100 xmit_hash_policy layer3+4", "with lacp_rate slow"),
@@ -181,13 +182,13 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
         ),
     ] {
         ns.ip(make)?;
-        let text = message(&wanted)?;
+        let text = message(&desired)?;
         ensure!(text.contains(expected), "{text}");
         ns.ip("link delete bond0")?;
     }
     ns.ip("link add other type bond")?;
     ns.ip("link set m2 master other")?;
-    let text = message(&wanted)?;
+    let text = message(&desired)?;
     ensure!(text.starts_with("bond member m2 already belongs to other"), "{text}");
     ns.ip("link delete other")?;
     Ok(())
@@ -198,7 +199,7 @@ pub fn another_process_undoes_what_a_crash_left(backend: Backend) -> Result<()> 
     let before = fixture.dump()?;
     let plan = plan(&fixture, backend);
     let steps = fixture.inside(async || host::changes(&plan).await)?.len();
-    // Killed before each change in turn, at every third one: the future is dropped there.
+    // The process is killed before every third change: the future is dropped there.
     for stop_at in (0..=steps).step_by(3) {
         fixture.inside(async || {
             let (_run_dir, mut journal) = fixture.open()?;
@@ -219,7 +220,7 @@ pub fn another_process_undoes_what_a_crash_left(backend: Backend) -> Result<()> 
             }
             anyhow::Ok(())
         })?;
-        fixture.inside(async || host::take_down(&fixture.site, &fixture.run_root, &mut |_| {}).await)?;
+        fixture.take_down()?;
         fixture.assert_same(&before, &format!("after a crash at step {stop_at}"))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A host in a namespace, a plan for it, and running the code under test in there.
+//! A host in a namespace, a plan for it, and functions that run the code under test there.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +7,9 @@ use anyhow::{Result, ensure};
 use ecmpvpn::config::{
     BackendChoice, Bond, Config, Health, InterfaceName, Peer, Policy, PresharedKey, PrivateKey, Site, Steering, Tunnel,
 };
+use ecmpvpn::control::down::{TakenDown, down};
+use ecmpvpn::control::site::Paths;
+use ecmpvpn::dataplane::Pins;
 use ecmpvpn::host::{self, Change, HostError, HostLinks, Journal, Netlink, RunDir};
 use ecmpvpn::plan::{Backend, Plan};
 use lab::dump::Dump;
@@ -14,19 +17,19 @@ use lab::netns::{Netns, unique};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Waits for what the kernel does by itself: duplicate address detection, link watching.
+/// How long a dump may take to settle: the kernel does duplicate address detection and link watch with a delay.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// Reachable outside of the suite: the tests' only bond patience.
+/// The options of all tests. A bond without a partner is waited for only 5 s.
 pub const OPTIONS: host::Options = host::Options { bond_patience: Duration::from_secs(5) };
 
-/// A host.
+/// A host under test.
 pub struct Fixture {
     pub ns: Netns,
-    /// The other end of its cables.
+    /// The namespace at the other end of the cables.
     pub far: Netns,
     pub site: String,
-    /// Instead of `/run/ecmpvpn`.
+    /// The directory that replaces `/run/ecmpvpn`.
     pub run_root: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -36,7 +39,7 @@ pub fn name(text: &str) -> InterfaceName {
 }
 
 impl Fixture {
-    /// A host without cables.
+    /// Makes a host without cables.
     pub fn bare() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         Ok(Self {
@@ -48,7 +51,7 @@ impl Fixture {
         })
     }
 
-    /// A host with one cable and both families.
+    /// Makes a host with one cable, and IPv4 and IPv6 addresses.
     pub fn new() -> Result<Self> {
         let fixture = Self::bare()?;
         let (ns, far) = (&fixture.ns, &fixture.far);
@@ -62,7 +65,13 @@ impl Fixture {
         Ok(fixture)
     }
 
-    /// Until no address is tentative and every link that is up has its operational state.
+    /// Undoes what an earlier process left, as `ecmpvpn down` does.
+    pub fn take_down(&self) -> Result<TakenDown> {
+        let paths = Paths { run_root: self.run_root.clone(), pins: Pins::of(&self.site) };
+        Ok(self.inside(async || down(&self.site, &paths).await)?)
+    }
+
+    /// Waits until no address is tentative.
     pub fn wait_for_addresses(&self) -> Result<()> {
         for _ in 0..300 {
             let here = self.ns.query("ip", "-6 address show tentative")?;
@@ -76,7 +85,7 @@ impl Fixture {
         anyhow::bail!("addresses stay tentative")
     }
 
-    /// The configuration that the tests use; `local_endpoint` is 10.2.3.4.
+    /// The configuration of the tests. `local_endpoint` is 10.2.3.4.
     pub fn config(&self, bond: Option<Bond>, tunnels: u8) -> Config {
         Config {
             site: Site {
@@ -131,17 +140,17 @@ impl Fixture {
         Dump::take(&self.ns, &[&self.site])
     }
 
-    /// Fails unless the host is again what it was.
+    /// Fails unless the host is again as it was in `before`.
     pub fn assert_same(&self, before: &Dump, when: &str) -> Result<()> {
         let difference = before.wait_for_same(SETTLE, || self.dump())?;
         ensure!(difference.is_none(), "{when}:\n{}", difference.unwrap_or_default());
         Ok(())
     }
 
-    /// Runs `body` inside the namespace, on a runtime of its own, with mounts of its own.
+    /// Runs `body` inside the namespace, in its own runtime and mount namespace.
     pub fn inside<T: Send>(&self, body: impl AsyncFnOnce() -> T + Send) -> T {
         self.ns.run(|| {
-            // SAFETY: only this short-lived thread's mounts and working directory change.
+            // SAFETY: only the mounts and the working directory of this short-lived thread change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("needs root");
             mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
                 .expect("making mounts private");
@@ -157,7 +166,7 @@ impl Fixture {
         Ok((run_dir, journal))
     }
 
-    /// Brings up, calls `meanwhile`, takes down.
+    /// Brings `plan` up, calls `meanwhile`, and takes everything down.
     pub fn up_and_down(&self, plan: &Plan, meanwhile: impl FnOnce(&HostLinks) -> Result<()> + Send) -> Result<()> {
         self.inside(async || {
             let (run_dir, mut journal) = self.open()?;
@@ -175,8 +184,8 @@ impl Fixture {
         })
     }
 
-    /// For each change that `plan` needs: lets `sabotage` make that change fail, and expects the error to name its
-    /// object and the host to be what it was once `repair` has taken the sabotage back.
+    /// Tests each change that `plan` needs: `sabotage` makes that change fail, and the error must name its object.
+    /// After `repair` has removed the sabotage, the host must be as it was before.
     pub fn each_step_fails(
         &self,
         plan: &Plan,
@@ -229,15 +238,15 @@ impl Fixture {
     }
 }
 
-/// Something done to the host so that the next change fails.
+/// A change of the host that makes the next step fail.
 pub struct Sabotage {
-    /// What the error must name.
+    /// The object that the error must name.
     pub object: String,
-    /// `ip` commands that take it back.
+    /// `ip` commands that remove the sabotage.
     pub repair: Vec<String>,
 }
 
-/// An error with its causes.
+/// An error with its causes, in one line.
 pub fn chain(error: &HostError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! Bringing a host up and putting it back: whatever happens, the dump afterwards is the dump from before.
+//! Brings a host up and restores it. Whatever happens, the dump afterwards must equal the dump from before.
 //!
 //! ```text
 //! ns (the host)                                       ns far
@@ -7,6 +7,7 @@
 //! with bonding:
 //! m0, m1, m2 (with addresses, routes…) -- veth -- f0, f1, f2 in a bond
 //! ```
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod bonded;
 mod fixture;

@@ -1,8 +1,9 @@
-//! Tunnels, steering device, routes and settings, on a host whose uplink stays as it is.
+//! Tests tunnels, steering device, routes and settings, on a host whose uplink does not change.
 
 use std::net::UdpSocket;
 
 use anyhow::{Context as _, Result, ensure};
+use ecmpvpn::control::down::TakenDown;
 use ecmpvpn::host::{self, Change, HostError, HostLinks, Netlink};
 use ecmpvpn::plan::{Backend, Plan};
 use ipnet::IpNet;
@@ -16,7 +17,7 @@ fn json(fixture: &Fixture, words: &str) -> Result<Vec<Value>> {
     Ok(values.into_iter().filter(|value| value.as_object().is_none_or(|o| !o.is_empty())).collect())
 }
 
-/// What iproute2 sees of a plan that is up.
+/// Checks with iproute2 that a plan is up.
 fn check_up(fixture: &Fixture, plan: &Plan, links: &HostLinks) -> Result<()> {
     let kind = match plan.backend {
         Backend::Kernel => "wireguard",
@@ -57,7 +58,7 @@ fn check_up(fixture: &Fixture, plan: &Plan, links: &HostLinks) -> Result<()> {
 
 pub fn a_round_trip_leaves_no_trace(backend: Backend) -> Result<()> {
     let fixture = Fixture::new()?;
-    // A setting that differs from the default of its kind must come back too.
+    // A setting that differs from its default must also be restored.
     fixture.ns.sysctl("net/ipv4/conf/up0/forwarding", "1")?;
     fixture.ns.sysctl("net/ipv6/conf/up0/forwarding", "1")?;
     fixture.ns.sysctl("net/ipv4/conf/all/accept_redirects", "0")?;
@@ -111,7 +112,7 @@ pub fn a_dry_run_changes_nothing(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-/// Makes a change fail that is about a tunnel, the steering device, a route or a setting.
+/// Makes a change of a tunnel, the steering device, a route or a setting fail.
 pub fn sabotage(fixture: &Fixture, change: &Change) -> Result<Option<Sabotage>> {
     let ip = |command: String, object: &str, repair: &[String]| {
         fixture.ns.ip(&command)?;
@@ -122,7 +123,7 @@ pub fn sabotage(fixture: &Fixture, change: &Change) -> Result<Option<Sabotage>> 
             ip(format!("link add {name} type veth peer name thief"), name.as_str(), &[format!("link delete {name}")])
         }
         Change::AddRoute { prefix, .. } => {
-            // A host with the prefix on a link of its own; IPv6 counts another metric as another route.
+            // The host already has a route for the prefix. In IPv6, a route with another metric is another route.
             let metric = if prefix.addr().is_ipv6() { " metric 1024" } else { "" };
             let route = format!("{prefix} dev lo{metric}");
             ip(format!("route add {route}"), &prefix.to_string(), &[format!("route delete {route}")])
@@ -142,7 +143,7 @@ pub fn sabotage(fixture: &Fixture, change: &Change) -> Result<Option<Sabotage>> 
     }
 }
 
-/// Only in this thread's mounts, which end with the attempt.
+/// Makes a setting read-only, but only in this thread's mount namespace, which ends with the attempt.
 fn make_unwritable(switch: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{switch}");
     rustix::mount::mount_bind(&path, &path)?;
@@ -150,7 +151,7 @@ fn make_unwritable(switch: &str) -> Result<()> {
     Ok(rustix::mount::mount_remount(&path, flags, c"")?)
 }
 
-/// A host without the BPF file system gets it, and loses it again; one that cannot have it is left as it was.
+/// On a host without the BPF file system, it is mounted and later unmounted. A host where that fails is left as it was.
 pub fn the_bpf_file_system_comes_and_goes(backend: Backend) -> Result<()> {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -166,7 +167,7 @@ pub fn the_bpf_file_system_comes_and_goes(backend: Backend) -> Result<()> {
             let (run_dir, mut journal) = fixture.open()?;
             let result = host::bring_up(&plan, &OPTIONS, &mut journal, &mut |change| {
                 if fails && matches!(change, Change::MountBpffs) {
-                    // The mount point is not there any more; only among this thread's mounts.
+                    // Hides the mount point, but only in this thread's mount namespace.
                     mount("none", "/sys/fs", "tmpfs", MountFlags::empty(), c"").expect("needs root");
                 }
             })
@@ -202,18 +203,17 @@ pub fn another_process_undoes_what_a_crash_left(backend: Backend) -> Result<()> 
     let fixture = Fixture::new()?;
     let before = fixture.dump()?;
     let plan = fixture.plan(backend);
-    // Everything is dropped as a kill would do it: the lock and the TUN devices go, the rest stays.
+    // Everything is dropped, as SIGKILL would do it: the lock and the TUN devices disappear, the rest stays.
     fixture.inside(async || {
         let (_run_dir, mut journal) = fixture.open()?;
         host::bring_up(&plan, &OPTIONS, &mut journal, &mut |_| {}).await.map(drop)?;
         anyhow::Ok(())
     })?;
     ensure!(before.diff(&fixture.dump()?).is_some(), "nothing is left to undo");
-    let take_down = || fixture.inside(async || host::take_down(&fixture.site, &fixture.run_root, &mut |_| {}).await);
-    let done = take_down()?;
+    let done = fixture.take_down()?;
     ensure!(done.undone >= 8 && done.stopped.is_none(), "{done:?}");
     fixture.assert_same(&before, "after undoing the crash")?;
-    ensure!(take_down()?.is_nothing(), "the second time there is something to do");
+    ensure!(fixture.take_down()? == TakenDown::default(), "the second time there is something to do");
     Ok(())
 }
 
@@ -233,7 +233,7 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
     fixture.ns.ip("link add wg1 type veth peer name thief")?;
     let text = message(&plan)?;
     ensure!(
-        text == "wg1 exists and is not ours (it has no alias): rename the tunnel in the configuration, or remove that device"
+        text == "wg1 exists and was not made by ecmpvpn (it has no alias): rename the tunnel in the configuration, or remove that device"
     );
     fixture.ns.ip("link set wg1 alias uplink-to-Bern")?;
     ensure!(message(&plan)?.contains("(alias uplink-to-Bern)"));
@@ -243,7 +243,7 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
 
     let taken = fixture.ns.run(|| UdpSocket::bind("[::]:51821"))?;
     ensure!(message(&plan)? == "UDP port 51821 is already in use: choose another listen_port for wg1");
-    // The same without preflight: it is noticed too, and undone.
+    // Without preflight, the same problem is also noticed, and the changes are undone.
     let error = fixture.inside(async || {
         let (run_dir, mut journal) = fixture.open()?;
         let error = host::bring_up(&plan, &OPTIONS, &mut journal, &mut |_| {}).await.err().context("no error")?;
@@ -291,7 +291,7 @@ pub fn forwarding_that_is_on_is_left_alone(backend: Backend) -> Result<()> {
     for switch in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         fixture.ns.sysctl(switch, "1")?;
     }
-    // A port that shall not forward, though the others do.
+    // One port must not forward, although the others do.
     fixture.ns.sysctl("net/ipv4/conf/up0/forwarding", "0")?;
     fixture.ns.sysctl("net/ipv6/conf/up0/forwarding", "0")?;
     let before = fixture.dump()?;
@@ -309,7 +309,7 @@ pub fn forwarding_that_is_on_is_left_alone(backend: Backend) -> Result<()> {
     fixture.assert_same(&before, "afterwards")
 }
 
-/// A router advertisement in a raw socket's bytes: `ICMPv6` type 134, hop limit 64, lifetime 1,800 s.
+/// A router advertisement for a raw socket: `ICMPv6` type 134, hop limit 64, lifetime 1,800 s.
 const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
 
 fn advertise(fixture: &Fixture) -> Result<()> {
@@ -350,7 +350,7 @@ pub fn router_advertisements_survive_forwarding(backend: Backend) -> Result<()> 
     })?;
     ensure!(advertised_route(&fixture)?.contains("up0"), "the default route is gone afterwards");
     fixture.assert_same(&before, "afterwards")?;
-    // With the step that is there only now.
+    // The steps now include one that the other tests do not have.
     fixture.each_step_fails(&plan, |change| sabotage(&fixture, change))
 }
 
@@ -368,7 +368,7 @@ pub fn many_prefixes_fit(backend: Backend) -> Result<()> {
         Ok(())
     })?;
     fixture.assert_same(&before, "afterwards")?;
-    // Nothing of the netlink socket's answers got lost on the way.
+    // A netlink socket must receive its answers completely.
     let links = fixture.inside(async || anyhow::Ok(Netlink::open()?.links().await?))?;
     ensure!(links.iter().any(|link| link.name == name("up0").as_str()));
     Ok(())

@@ -1,5 +1,6 @@
-//! The labs themselves, in simulated time: links do what they are asked to, and networks of several sites carry packets.
-//! Nothing is noisy there, so bounds are tight.
+//! Tests the labs themselves in simulated time: links behave as configured, and networks of several sites carry
+//! packets. Simulated time has no noise, so the bounds are tight.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,7 +52,7 @@ impl Pair {
                 end.tc(&format!("qdisc replace dev u0 root {}", shaper(rate, None)))?;
             }
         }
-        // Neighbours are looked up before anything is measured.
+        // Resolves the neighbours before anything is measured.
         ensure!(pair.ping(3)?.answered() == 3, "the pair is not joined");
         Ok(pair)
     }
@@ -68,7 +69,7 @@ impl Pair {
 fn a_link_has_its_rate() -> Result<()> {
     let pair = Pair::new(Quality::delayed(DELAY), Some(100.0))?;
     let goodput = TcpLoad::timed(2, 3.0).run(pair.path())?.goodput();
-    // 1,448 of 1,514 bytes of a frame are payload, of what the shaper counts.
+    // 1,448 of the 1,514 bytes that the shaper counts for a frame are payload.
     ensure!((95.0..=95.8).contains(&goodput), "{goodput:.2} Mbit/s over a link of 100");
     Ok(())
 }
@@ -92,7 +93,7 @@ fn a_link_loses_what_it_should_in_its_direction_only() -> Result<()> {
     let pair = Pair::new(Quality::default(), Some(100.0))?;
     let lost = |path: Path<'_>| Ok::<f64, anyhow::Error>(UdpLoad { flows: 4, ..load(2_500) }.run(path)?.loss());
     pair.wires.set(0, 0, Quality { loss: 1.0, ..Quality::default() })?;
-    // 10,000 packets: 1% is 100, and 60 to 140 is four deviations.
+    // 1% of 10,000 packets is 100. The range of 60 to 140 is four standard deviations.
     let (there, back) = (lost(pair.path())?, lost(pair.path().reversed())?);
     ensure!((0.006..=0.014).contains(&there) && back == 0.0, "lost there {there}, back {back}");
     pair.wires.set(0, 0, Quality::CUT)?;
@@ -105,7 +106,7 @@ fn a_link_loses_what_it_should_in_its_direction_only() -> Result<()> {
     Ok(())
 }
 
-/// So many datagrams of one flow, at a rate far below that of the links.
+/// `packets` datagrams of one flow, at a rate far below that of the links.
 fn load(packets: u32) -> UdpLoad {
     UdpLoad { flows: 1, packets, payload: 200, rate: 8.0 }
 }
@@ -132,7 +133,7 @@ fn an_unplugged_port_has_no_carrier() -> Result<()> {
     Ok(())
 }
 
-/// A bond of `members` links with an address, as a site would make it.
+/// Makes a bond of `members` links with an address, as a site would.
 fn bond(ns: &Netns, members: u8, address: Ipv4Addr) -> Result<()> {
     let mut commands =
         vec!["link add bond0 type bond mode 802.3ad miimon 100 lacp_rate fast xmit_hash_policy layer3+4".to_owned()];
@@ -144,7 +145,7 @@ fn bond(ns: &Netns, members: u8, address: Ipv4Addr) -> Result<()> {
     ns.apply("ip", &commands)
 }
 
-/// Waits until all members of `bond` carry, by the kernel's own word.
+/// Waits until the kernel reports that all members of `bond` are in its aggregator.
 fn wait_for_members(ns: &Netns, bond: &str, members: u8) -> Result<()> {
     let began = Instant::now();
     loop {
@@ -152,7 +153,7 @@ fn wait_for_members(ns: &Netns, bond: &str, members: u8) -> Result<()> {
         if text.contains(&format!("Number of ports: {members}")) {
             return Ok(());
         }
-        ensure!(began.elapsed() < PATIENCE, "{bond} in {} does not come together:\n{text}", ns.name());
+        ensure!(began.elapsed() < PATIENCE, "{bond} in {} is not complete:\n{text}", ns.name());
         sleep(Duration::from_millis(100));
     }
 }
@@ -170,7 +171,7 @@ fn lacp_passes_a_delay() -> Result<()> {
     for end in &ends {
         wait_for_members(end, "bond0", 3)?;
     }
-    // One round trip to look the neighbour up, then the measured ones.
+    // The first pings resolve the neighbour. Only the following ones are measured.
     ping(&ends[0], A.into(), B.into(), 2, 56, Duration::from_secs(2))?;
     let median = ping(&ends[0], A.into(), B.into(), 5, 56, Duration::from_secs(2))?.median().context("no answer")?;
     ensure!(median >= Duration::from_millis(40) && median < Duration::from_millis(41), "{median:?}");
@@ -192,7 +193,7 @@ fn several_sites_with_several_gateways_are_joined() -> Result<()> {
         for to in gateways().filter(|to| to.endpoint != from.endpoint) {
             let report = ping(&from.ns, from.endpoint.into(), to.endpoint.into(), 3, 56, Duration::from_secs(1))?;
             ensure!(report.answered() >= 2, "{} to {}: {report:?}", from.endpoint, to.endpoint);
-            // Both gateways' links there and back.
+            // A round trip crosses the links of both gateways, there and back.
             let least = *report.round_trips.iter().min().context("no answer")?;
             ensure!(least >= 4 * DELAY && least < 4 * DELAY + Duration::from_millis(1), "{least:?}");
         }
@@ -207,7 +208,8 @@ fn several_sites_with_several_gateways_are_joined() -> Result<()> {
     Ok(())
 }
 
-/// Handshake initiations that cross come to nothing, and WireGuard's retries after 5 s cross again in one kernel.
+/// If handshake initiations cross, both fail. WireGuard repeats them after 5 s, and in one kernel they would cross
+/// again.
 fn both_ends_started_at_once_connect() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
     let options = Options {

@@ -1,4 +1,4 @@
-//! The configuration changes while traffic flows.
+//! Changes the configuration while traffic flows.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::stage::{Kind, blocks, indexes, rewrite, stream};
 
-/// Takes the tunnel `name` out of a site's configuration; its block.
+/// Removes the tunnel `name` from a site's configuration. Returns its block.
 fn take_out(lab: &Lab, site: usize, name: &str) -> Result<String> {
     let mut taken = None;
     rewrite(lab, site, |text| {
@@ -24,7 +24,7 @@ fn take_out(lab: &Lab, site: usize, name: &str) -> Result<String> {
     taken.with_context(|| format!("no tunnel {name}"))
 }
 
-/// Puts a tunnel's block behind the last tunnel.
+/// Inserts a tunnel's block behind the last tunnel.
 fn put_in(lab: &Lab, site: usize, tunnel: &str) -> Result<()> {
     rewrite(lab, site, |text| {
         let mut blocks = blocks(text);
@@ -44,7 +44,8 @@ fn tunnel<'a>(stats: &'a Value, name: &str) -> Option<&'a Value> {
     stats["tunnels"].as_array()?.iter().find(|tunnel| tunnel["name"] == name)
 }
 
-/// Waits until both sites use a tunnel, and it has answered both: one that never did is in use as well.
+/// Waits until both sites use a tunnel, and it has answered probes of both. A tunnel that has never answered also
+/// counts as up.
 fn wait_until_used(lab: &Lab, name: &str) -> Result<()> {
     for _ in 0..100 {
         let up = |site: usize| -> Result<bool> {
@@ -80,14 +81,14 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
         indexes.into_iter().filter(|(name, _)| !["wg1", "wg3"].contains(&name.as_str())).collect()
     };
     let others = kept(indexes(&lab, 0)?);
-    // Two that were on their way through the removed tunnel may be lost.
+    // Two packets that are inside the removed tunnel may be lost.
     stream(&lab, 2, || {
         for (site, fourth) in fourth.iter().enumerate() {
             put_in(&lab, site, fourth)?;
             reload(&lab, site)?;
         }
         wait_until_used(&lab, "wg3")?;
-        // The sender first: what it has put onto the tunnel still arrives.
+        // The sender comes first, so that what it has put onto the tunnel still arrives.
         for site in 0..2 {
             take_out(&lab, site, "wg1")?;
             reload(&lab, site)?;
@@ -99,7 +100,7 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
     ensure!(tunnel(&stats, "wg1").is_none(), "wg1 is still there: {stats}");
     let carried = tunnel(&stats, "wg3").and_then(|tunnel| tunnel["tx_packets"].as_u64()).context("no wg3")?;
     ensure!(carried > 100, "wg3 has carried {carried} packets");
-    ensure!(kept(indexes(&lab, 0)?) == others, "other links were made anew");
+    ensure!(kept(indexes(&lab, 0)?) == others, "other links were made again");
     ensure!(!indexes(&lab, 0)?.iter().any(|(name, _)| name == "wg1"), "the link wg1 is still there");
     for (site, (running, before)) in running.into_iter().zip(&before).enumerate() {
         let output = running.output();
@@ -115,7 +116,7 @@ pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
     let running = lab.run()?;
     let site = &lab.sites[0];
     let sound = std::fs::read_to_string(&site.config)?;
-    // The first one leaves its outcome in the run directory.
+    // The first reload leaves its result in the run directory.
     reload(&lab, 0)?;
     let before = site.dump()?;
     let refuse = |why: &str, code: i32, change: &dyn Fn(&str) -> String| -> Result<()> {
@@ -128,16 +129,19 @@ pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
         Ok(())
     };
     refuse("mtu in [steering]", 2, &|text| text.replacen("mtu = 1420", "mtu = 1400", 1))?;
-    // A device of somebody else's has the new tunnel's name, which shows only when the host is looked at.
+    // A foreign device has the name of the new tunnel. Only a look at the host shows that.
     site.gateway.ip("link add thief type veth peer name thief1")?;
     let before_thief = site.dump()?;
     let new = "\n[[peer.tunnel]]\nname = \"thief\"\nlisten_port = 51990\nremote_port = 51990\naddress = \"169.254.78.0/31\"\n";
     put_in(&lab, 0, new)?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["reload"])?;
-    ensure!(code == 1 && complaint.contains("thief exists and is not ours"), "it ended with {code}: {complaint}");
+    ensure!(
+        code == 1 && complaint.contains("thief exists and was not made by ecmpvpn"),
+        "it ended with {code}: {complaint}"
+    );
     ensure!(before_thief.diff(&site.dump()?).is_none(), "it changed something");
     std::fs::write(&site.config, &sound)?;
-    // A route of somebody else's stands against a new prefix, and the tunnels' keys were to change as well.
+    // A foreign route conflicts with a new prefix.
     site.gateway.ip("route add 10.77.0.0/16 dev lo")?;
     let before_route = site.dump()?;
     rewrite(&lab, 0, |text| text.replacen("prefixes = [", "prefixes = [\"10.77.0.0/16\", ", 1))?;
@@ -151,7 +155,7 @@ pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// What is changed while nobody runs is applied as a difference by the next run.
+/// The next `run` applies, as a difference, what was changed while no daemon was running.
 pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     rewrite(&lab, 0, |text| text.replacen("prefixes = [", "prefixes = [\"10.78.0.0/16\", ", 1))?;
@@ -169,10 +173,10 @@ pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()
         ensure!(again.stop(Signal::KILL)?.code().is_none());
         Ok(())
     })?;
-    ensure!(indexes(&lab, 0)? == made, "links were made anew");
+    ensure!(indexes(&lab, 0)? == made, "links were made again");
     let gateway = &lab.sites[0].gateway;
     ensure!(gateway.query("ip", "route show 10.77.0.0/16")?.contains("ecmp0"), "the new prefix is not routed");
-    ensure!(gateway.query("ip", "route show 10.78.0.0/16")?.is_empty(), "the former prefix is routed still");
+    ensure!(gateway.query("ip", "route show 10.78.0.0/16")?.is_empty(), "the former prefix is still routed");
     if kind == Kind::Kernel {
         for tunnel in &lab.tunnels {
             let peers = gateway.run(|| kernel::peers(&tunnel.name))?;
@@ -191,7 +195,7 @@ pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()
     Ok(())
 }
 
-/// A port with the default route is not enslaved unless that is asked for and its addresses move.
+/// A port with the default route is enslaved only if an option requests it and the bond takes over its addresses.
 pub fn the_management_port_is_not_taken(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let gateway = &lab.sites[0].gateway;

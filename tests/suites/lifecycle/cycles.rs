@@ -1,4 +1,4 @@
-//! Started, killed, gone on with and taken down, over and over: nothing grows.
+//! `run` is started, killed, started again and taken down many times. Nothing may grow.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use rustix::process::Signal;
 
 use super::stage::Kind;
 
-/// Cycles in an ordinary run.
+/// Number of cycles in the ordinary test.
 const FEW: usize = 6;
-/// Cycles by name, unless [`CYCLES`] says otherwise.
+/// Number of cycles in the test that must be named, unless [`CYCLES`] sets another one.
 const MANY: usize = 500;
 const CYCLES: &str = "ECMPVPN_CYCLES";
-/// What unrelated processes may take or give back meanwhile, KiB.
+/// How much memory unrelated processes may allocate or free meanwhile, KiB.
 const MEMORY: u64 = 64 << 10;
 
 pub fn a_few_leave_nothing_behind(kind: Kind) -> Result<()> {
@@ -28,7 +28,7 @@ pub fn many_leave_nothing_behind(kind: Kind) -> Result<()> {
     cycle(kind, count.unwrap_or(MANY))
 }
 
-/// Our maps and programs in the kernel, by the names that it keeps.
+/// Number of maps and programs of ecmpvpn in the kernel, found by name.
 fn in_kernel() -> usize {
     let ours = ["ecmpvpn_egress", "ecmpvpn_ingress", "ecmpvpn_arrival"];
     let programs = loaded_programs().flatten().filter(|p| ours.iter().any(|name| p.name_as_str() == Some(*name)));
@@ -36,7 +36,8 @@ fn in_kernel() -> usize {
     programs.count() + maps.count()
 }
 
-/// KiB that the kernel's slabs and per-CPU areas take: what a leak of links, routes or maps would show in.
+/// Memory of the kernel's slabs, per-CPU areas and vmalloc areas, KiB. A leak of links, routes or maps would show
+/// there.
 fn kernel_memory() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let field = |name: &str| -> Option<u64> {
@@ -58,7 +59,7 @@ fn once(lab: &Lab) -> Result<usize> {
     again.wait_until_said("is up:")?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["reload"])?;
     ensure!(code == 0, "`reload` ended with {code}: {complaint}");
-    // Counted when the reload has let go of what it needed.
+    // By then the reload has closed the descriptors that it needed.
     std::thread::sleep(Duration::from_millis(200));
     let open = descriptors(again.pid())?;
     ensure!(again.stop(Signal::KILL)?.code().is_none());
@@ -69,12 +70,12 @@ fn once(lab: &Lab) -> Result<usize> {
 
 fn cycle(kind: Kind, count: usize) -> Result<()> {
     let lab = kind.lab(3)?;
-    // It stays up: a bond without a partner would be waited for each time.
+    // The far site stays up. Otherwise each start would wait for the bond's partner.
     let mut far = lab.start(1)?;
     far.wait_until_said("is up:")?;
     let before = lab.sites[0].dump()?;
     let objects = in_kernel();
-    // The first one loads modules and fills caches.
+    // The first cycle loads modules and fills caches.
     let descriptors = once(&lab)?;
     let memory = kernel_memory()?;
     let since = Instant::now();
@@ -89,10 +90,10 @@ fn cycle(kind: Kind, count: usize) -> Result<()> {
     let left = before.wait_for_same(Duration::from_secs(5), || lab.sites[0].dump())?;
     ensure!(left.is_none(), "after {count} cycles:\n{}", left.unwrap_or_default());
     if kind == Kind::Userspace {
-        // On a kernel that others may use at the same time; in a virtual machine what follows is ours alone.
+        // Other programs may use this kernel at the same time. The checks below are only valid in a virtual machine.
         return Ok(());
     }
-    // The kernel frees programs and maps a moment after their last user.
+    // The kernel frees programs and maps a moment after the last reference to them.
     for _ in 0..50 {
         if in_kernel() <= objects {
             break;

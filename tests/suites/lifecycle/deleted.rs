@@ -1,4 +1,4 @@
-//! Somebody else deletes what is up.
+//! Another program deletes devices of a site that is up.
 
 use std::time::{Duration, Instant};
 
@@ -30,13 +30,13 @@ pub fn what_is_deleted_is_made_again(kind: Kind) -> Result<()> {
     let of = |name: &str, links: &[(String, u64)]| links.iter().find(|(link, _)| link == name).map(|(_, index)| *index);
     let now = indexes(&lab, 0)?;
     ensure!(of("wg1", &now).is_some() && of("wg1", &now) != of("wg1", &made), "{made:?}, now {now:?}");
-    ensure!(of("wg0", &now) == of("wg0", &made) && of("ecmp0", &now) == of("ecmp0", &made), "others were made anew");
+    ensure!(of("wg0", &now) == of("wg0", &made) && of("ecmp0", &now) == of("ecmp0", &made), "others were made again");
     ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
-    // It has its program again: what comes in through it is counted.
+    // wg1 has its program again: what it receives is counted.
     let carried = lab.stats(0)?;
     let wg1 = carried["tunnels"].as_array().and_then(|all| all.iter().find(|tunnel| tunnel["name"] == "wg1")).cloned();
     ensure!(wg1.as_ref().and_then(|t| t["rx_packets"].as_u64()).is_some_and(|count| count > 0), "{carried}");
-    // Without the steering device nothing goes anywhere; its routes go with it.
+    // Without the steering device no traffic flows, and its routes are removed with it.
     gateway.ip("link del ecmp0")?;
     a.wait_until_said("ecmp0 was deleted by somebody else, and is made again")?;
     let mut running = [a, b];

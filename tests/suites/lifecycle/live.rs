@@ -1,4 +1,4 @@
-//! What `policy` changes outlives the process; what the configuration changes is taken.
+//! Changes by `policy` outlive the process. Changed values of the configuration are applied.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::sites::Lab;
@@ -13,8 +13,8 @@ fn policy(lab: &Lab, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The policy to B, wg0's weight, whether wg1 takes flows, and the rules' DSCPs.
-fn seen(lab: &Lab) -> Result<(String, u64, bool, Vec<u64>)> {
+/// The policy for B, wg0's weight, whether wg1 accepts flows, and the DSCPs of the rules.
+fn observe(lab: &Lab) -> Result<(String, u64, bool, Vec<u64>)> {
     let (code, text, complaint) = lab.ecmpvpn(0, &["policy", "show", "--json"])?;
     ensure!(code == 0, "it ended with {code}: {complaint}");
     let shown: Value = serde_json::from_str(&text)?;
@@ -39,12 +39,12 @@ pub fn live_changes_stay_and_changed_values_are_taken(kind: Kind) -> Result<()> 
         policy(&lab, words)?;
     }
     let changed = ("spray".to_owned(), 5, false, vec![46]);
-    ensure!(seen(&lab)? == changed, "{:?}", seen(&lab)?);
+    ensure!(observe(&lab)? == changed, "{:?}", observe(&lab)?);
     a.stop(Signal::KILL)?;
     let mut again = lab.start(0)?;
     again.wait_until_said("is up:")?;
-    ensure!(seen(&lab)? == changed, "after SIGKILL: {:?}", seen(&lab)?);
-    // The file changes one value of each kind: that one is taken, and the others stay.
+    ensure!(observe(&lab)? == changed, "after SIGKILL: {:?}", observe(&lab)?);
+    // The file changes some values. `reload` applies them and keeps the others.
     let rule = "\n[[rule]]\ndscp = 10\npolicy = \"spray\"\n";
     rewrite(&lab, 0, |text| {
         text.replacen("weight = 1 ", "weight = 3 ", 1).replacen("weight = 1\n", "weight = 3\n", 1) + rule
@@ -52,13 +52,13 @@ pub fn live_changes_stay_and_changed_values_are_taken(kind: Kind) -> Result<()> 
     let (code, _, complaint) = lab.ecmpvpn(0, &["reload"])?;
     ensure!(code == 0, "`reload` ended with {code}: {complaint}");
     let reloaded = ("spray".to_owned(), 3, false, vec![10, 46]);
-    ensure!(seen(&lab)? == reloaded, "after a reload: {:?}", seen(&lab)?);
-    // And between two runs.
+    ensure!(observe(&lab)? == reloaded, "after a reload: {:?}", observe(&lab)?);
+    // The same between two runs.
     again.stop(Signal::KILL)?;
     rewrite(&lab, 0, |text| text.replacen("policy = \"hash\"", "policy = \"flowlet\"", 1).replacen(rule, "", 1))?;
     let mut last = lab.start(0)?;
     last.wait_until_said("is up:")?;
-    let wanted = ("flowlet".to_owned(), 3, false, vec![46]);
-    ensure!(seen(&lab)? == wanted, "after another run: {:?}", seen(&lab)?);
+    let desired = ("flowlet".to_owned(), 3, false, vec![46]);
+    ensure!(observe(&lab)? == desired, "after another run: {:?}", observe(&lab)?);
     lab.warm_up(&mut [last, b])
 }

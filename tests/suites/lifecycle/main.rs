@@ -1,9 +1,10 @@
-//! A data plane that outlives the daemon: killed, restarted, upgraded, reloaded, under a stream of packets with sequence
-//! numbers. The picture of the lab is in `lab::sites`.
+//! The data plane outlives the daemon. The daemon is killed, restarted, upgraded and reloaded under a stream of
+//! numbered packets. `lab::sites` has the picture of the lab.
 //!
-//! With the userspace backend the tunnels live in the process, so that a stream cannot go on without it; there it is
-//! shown that counters, addresses and the host's former state outlive it. No packet is lost with the kernel backend, in
-//! the virtual machines.
+//! With the userspace backend, the tunnels are in the process, so a stream cannot continue without it. There the tests
+//! show that counters, addresses and the record of the host's former state outlive the process. With the kernel
+//! backend, in the virtual machines, no packet is lost.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod change;
 mod cycles;
@@ -28,7 +29,7 @@ fn main() {
         ("a_reload_adds_and_removes_tunnels", change::a_reload_adds_and_removes_tunnels),
         ("a_reload_that_cannot_be_changes_nothing", change::a_reload_that_cannot_be_changes_nothing),
         ("another_layout_is_left_running", outlive::another_layout_is_left_running),
-        ("systemd_is_told", outlive::systemd_is_told),
+        ("systemd_is_notified", outlive::systemd_is_notified),
         ("cycles_leave_nothing_behind", cycles::a_few_leave_nothing_behind),
         ("unconfirmed_everything_is_undone", outlive::unconfirmed_everything_is_undone),
         ("unconfirmed_and_killed_everything_is_undone", outlive::unconfirmed_and_killed_everything_is_undone),
@@ -50,7 +51,7 @@ fn main() {
     }
     trials.extend(kernel.map(|(name, test)| trial(name, Kind::Kernel, test)));
     for kind in [Kind::Userspace, Kind::Kernel] {
-        // By name only: they take their time.
+        // These run only if they are named, because they take long.
         let long: [(&str, Test); 2] = [
             ("cycles_five_hundred", cycles::many_leave_nothing_behind),
             ("unconfirmed_and_hung_everything_is_undone", outlive::unconfirmed_and_hung_everything_is_undone),
@@ -58,7 +59,7 @@ fn main() {
         trials.extend(long.map(|(name, test)| trial(name, kind, test).with_ignored_flag(true)));
     }
     let mut arguments = Arguments::from_args();
-    // A stream that competes with another test for the processor may lose packets.
+    // A stream may lose packets if it competes with another test for the processor.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -1,4 +1,4 @@
-//! A remote endpoint that is given by name.
+//! A remote endpoint that is a host name.
 
 use std::fs;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use rustix::process::Signal;
 use super::stage::{Kind, rewrite};
 
 const NAME: &str = "site-b.example";
-/// Where nobody is.
+/// An address that no host has.
 const NOBODY: &str = "10.2.3.99";
 
-/// Where A's tunnels go now, without the port.
+/// The current endpoints of A's tunnels, without the port.
 fn endpoints(lab: &Lab) -> Result<Vec<String>> {
     let stats = lab.stats(0)?;
     let tunnels = stats["tunnels"].as_array().context("no tunnels")?;
@@ -22,7 +22,7 @@ fn endpoints(lab: &Lab) -> Result<Vec<String>> {
     Ok(tunnels.iter().map(|tunnel| address(tunnel["endpoint"].as_str().unwrap_or_default())).collect())
 }
 
-/// A name's second address is tried where nobody answers at the first; B itself does not know where A is.
+/// If nobody answers at the first address of a name, A tries the second one. B does not know A's address.
 pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let here = lab.sites[1].endpoint.to_string();
@@ -36,7 +36,8 @@ pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
     rewrite(&lab, 1, |text| {
         text.replacen(&format!("remote_endpoint = \"{a_is}\""), &format!("remote_endpoint = \"{NOBODY}\""), 1)
     })?;
-    // Two lines of one name: host.conf(5) says so on most hosts, and has no file in the virtual machine.
+    // Makes the resolver read both lines of the name. On most hosts, host.conf(5) does that, but the virtual machine
+    // has no such file.
     let [mut a, mut b] = [lab.start_in(0, &[], &[("RESOLV_MULTI", "on")])?, lab.start(1)?];
     a.wait_until_said("is up:")?;
     b.wait_until_said("is up:")?;
@@ -50,13 +51,13 @@ pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
     if kind == Kind::Kernel {
         ensure!(endpoints(&lab)?.iter().all(|at| *at == here), "{:?}", endpoints(&lab)?);
     }
-    // It stays there: the other address is still an answer, and so is this one.
+    // The endpoint stays, although the name still has both addresses.
     std::thread::sleep(Duration::from_secs(8));
     ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
     let output = running[0].output();
     ensure!(output.matches(" now").count() == 1, "{output}");
     if kind == Kind::Kernel {
-        // Nobody knows the name any more, but there are tunnels.
+        // The name cannot be resolved any more, but the tunnels exist.
         fs::write(&hosts, format!("{localhost}\n"))?;
         let [a, _b] = running;
         a.stop(Signal::KILL)?;

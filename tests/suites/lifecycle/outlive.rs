@@ -1,4 +1,4 @@
-//! The daemon ends, in any way; what it made goes on.
+//! The daemon ends in different ways, and what it made continues to work.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,28 +19,28 @@ use super::stage::{Kind, indexes, stream, total};
 /// How long a dump may take to settle.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The programs on A's steering device, by id; empty without tcx.
+/// Ids of the programs on A's steering device. Empty without tcx.
 fn attached(lab: &Lab) -> Vec<u32> {
     let query = || SchedClassifier::query_tcx("ecmp0", TcAttachType::Egress);
     let programs = lab.sites[0].gateway.run(query).map(|(_, programs)| programs).unwrap_or_default();
     programs.iter().map(ProgramInfo::id).collect()
 }
 
-/// What the kernel tells A's steering program by: a digest of its instructions.
+/// The kernel's tag of A's steering program: a digest of its instructions.
 fn tag(lab: &Lab) -> Result<u64> {
     Ok(ProgramInfo::from_pin(pins(lab)?.join(programs::EGRESS))?.tag())
 }
 
-/// A's pins.
+/// The directory of A's pins.
 fn pins(lab: &Lab) -> Result<PathBuf> {
     let pins = Path::new("/sys/fs/bpf/ecmpvpn").join(&lab.sites[0].name);
     Ok(fs::read_dir(&pins)?.next().context("no pins")??.path())
 }
 
-/// The program under test as of another version, whose BPF programs have another multiplier where they look for a
-/// destination's peer in their cache.
+/// Makes another version of the program under test. Its BPF programs have another multiplier where they look up the
+/// peer of a destination in their cache.
 fn other_binary(lab: &Lab) -> Result<PathBuf> {
-    // `*= 0x9e3779b1` as BPF instructions have it: operation, register, nothing, constant.
+    // `*= 0x9e3779b1` as a BPF instruction: opcode, registers, offset 0, constant.
     const NOTHING: [u8; 2] = [0, 0];
     const FORMER: [u8; 4] = 0x9e37_79b1u32.to_le_bytes();
     const OTHER: [u8; 4] = 0x85eb_ca6bu32.to_le_bytes();
@@ -77,15 +77,15 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
     let upgraded = other_binary(&lab)?;
     let counted = total(&lab.stats(0)?, "tx_packets");
     let sent = stream(&lab, 0, || {
-        // Killed, and nobody there for a while.
+        // The daemon is killed, and none runs for a while.
         a.signal(Signal::KILL)?;
         a.wait()?;
         std::thread::sleep(Duration::from_secs(2));
         let mut again = lab.start_with(0, &["--persist"])?;
         again.wait_until_said("is up:")?;
-        ensure!(again.output().contains("going on with that"), "{}", again.output());
-        ensure!(!again.output().contains("create"), "something was made anew:\n{}", again.output());
-        // Upgraded: another binary, whose programs are others.
+        ensure!(again.output().contains(" up: adopting it"), "{}", again.output());
+        ensure!(!again.output().contains("create"), "something was made again:\n{}", again.output());
+        // An upgrade: another binary with other BPF programs.
         let status = again.stop(Signal::TERM)?;
         ensure!(status.success(), "{status}");
         let mut last = lab.start_program(0, &upgraded, &["--persist"])?;
@@ -93,7 +93,7 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
         a = last;
         Ok(())
     })?;
-    ensure!(indexes(&lab, 0)? == made, "links were made anew: {made:?}, now {:?}", indexes(&lab, 0)?);
+    ensure!(indexes(&lab, 0)? == made, "links were made again: {made:?}, now {:?}", indexes(&lab, 0)?);
     let stats = lab.stats(0)?;
     let since = total(&stats, "tx_packets") - counted;
     ensure!(since >= sent, "{since} packets counted of {sent}");
@@ -112,7 +112,7 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Counters and the journal outlive the process even where the tunnels do not.
+/// Counters and the journal outlive the process, even if the tunnels do not.
 pub fn killed_and_started_again_nothing_is_forgotten(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let before = lab.sites[0].dump()?;
@@ -135,7 +135,7 @@ pub fn killed_and_started_again_nothing_is_forgotten(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Maps of another version: refused, running on, and removed by `down`.
+/// `run` refuses maps of another version. They continue to work, and `down` removes them.
 pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let before = lab.sites[0].dump()?;
@@ -146,24 +146,24 @@ pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
     let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
     ensure!(code == 1 && complaint.contains("another version"), "it ended with {code}: {complaint}");
     if kind == Kind::Kernel {
-        ensure!(TcpLoad::bytes(4, 50_000).run(lab.path_v4())?.received() == 200_000, "it does not go on");
+        ensure!(TcpLoad::bytes(4, 50_000).run(lab.path_v4())?.received() == 200_000, "traffic does not continue");
     }
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
     ensure!(code == 0, "`down` ended with {code}: {complaint}");
     assert_clean(&lab, &before)
 }
 
-/// `--confirm` without the word, and with it.
+/// `--confirm`, first without a confirmation and then with one.
 pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let site = &lab.sites[0];
     if kind == Kind::Kernel {
-        // What a member must get back.
+        // An address and a route that the member must get back.
         site.gateway.ip("address add 192.0.2.1/24 dev u0")?;
         site.gateway.ip("route add 198.51.100.0/24 via 192.0.2.9 dev u0")?;
     }
     let before = site.dump()?;
-    // Not a whole dump, which takes longer than the time that is asked for.
+    // A whole dump would take longer than the time for the confirmation.
     let is_up = || Ok::<_, anyhow::Error>(site.gateway.query("ip", "link show")?.contains("ecmp0:"));
     let mut run = lab.start_with(0, &["--confirm", "2"])?;
     run.wait_until_said("is up:")?;
@@ -187,7 +187,7 @@ pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
     assert_clean(&lab, &before)
 }
 
-/// While devices go, looking at them may fail.
+/// Takes a dump, with several attempts: it may fail while devices are being removed.
 fn dump_of_changing(site: &Site) -> Result<Dump> {
     for _ in 0..40 {
         if let Ok(dump) = site.dump() {
@@ -198,7 +198,7 @@ fn dump_of_changing(site: &Site) -> Result<Dump> {
     site.dump()
 }
 
-/// `--confirm` without the word, and without the process that would undo everything.
+/// `--confirm` without a confirmation, and without the process that would undo everything.
 pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let site = &lab.sites[0];
@@ -211,7 +211,7 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     let left = before.wait_for_same(Duration::from_secs(60), || dump_of_changing(site))?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
 
-    // Confirmed although the process is gone: it stays as it is.
+    // With a confirmation, although the process has ended, everything stays up.
     let mut run = lab.start_with(0, &["--confirm", "6"])?;
     run.wait_until_said("is up:")?;
     ensure!(run.stop(Signal::KILL)?.code().is_none());
@@ -224,14 +224,15 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     assert_clean(&lab, &before)
 }
 
-/// `--confirm` without the word, and with a process that reacts to nothing any more.
+/// `--confirm` without a confirmation, and with a process that hangs.
 pub fn unconfirmed_and_hung_everything_is_undone(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let before = lab.sites[0].dump()?;
     let mut run = lab.start_with(0, &["--confirm", "2"])?;
     run.wait_until_said("is up:")?;
     run.signal(Signal::STOP)?;
-    // The guard gives it half a minute to undo everything by itself, and another one to end when it is asked to.
+    // The guard gives the process half a minute to undo everything by itself, and another half a minute to end when the
+    // guard asks it to.
     let left = before.wait_for_same(Duration::from_secs(120), || dump_of_changing(&lab.sites[0]))?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
     let status = run.wait()?;
@@ -239,8 +240,8 @@ pub fn unconfirmed_and_hung_everything_is_undone(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Readiness, reloading, the watchdog and the end, on a real socket.
-pub fn systemd_is_told(kind: Kind) -> Result<()> {
+/// Messages to systemd on a real socket: readiness, reloading, watchdog and stopping.
+pub fn systemd_is_notified(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let path = lab.dir().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path)?;

@@ -1,4 +1,4 @@
-//! Keys are renewed while traffic flows.
+//! Rotates keys while traffic flows.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::stage::{Kind, indexes};
 
-/// Flows of the stream, and its packets a second.
+/// Number of flows of the stream, and its packets a second.
 const FLOWS: usize = 32;
 const RATE: u32 = 1_000;
 
@@ -31,12 +31,12 @@ fn status(lab: &Lab, site: usize) -> Result<Value> {
     Ok(serde_json::from_str::<Value>(&output)?["rotation"].take())
 }
 
-/// Carries A's file to B.
+/// Prepares new keys at A, and applies A's file at B.
 fn prepare_and_apply(lab: &Lab) -> Result<()> {
     let file = lab.dir().join("for-b").display().to_string();
     rotate(lab, 0, &["--prepare", "--output", &file])?;
-    let told = rotate(lab, 1, &["--apply", &file])?;
-    ensure!(told.contains("follows"), "{told}");
+    let description = rotate(lab, 1, &["--apply", &file])?;
+    ensure!(description.contains("follows"), "{description}");
     fs::remove_file(file)?;
     Ok(())
 }
@@ -53,7 +53,7 @@ fn own_keys(config: &Config) -> Vec<PublicKey> {
 
 fn stream<T>(lab: &Lab, meanwhile: impl FnOnce() -> Result<T>) -> Result<(StreamReport, T)> {
     let stream = Stream::start(lab.path_v4(), FLOWS, RATE)?;
-    // The first packets find the neighbours.
+    // The first packets resolve the neighbours.
     std::thread::sleep(Duration::from_millis(500));
     let done = meanwhile();
     let report = stream.stop()?;
@@ -71,7 +71,7 @@ fn files(folder: &Path) -> Result<BTreeSet<String>> {
     names.collect()
 }
 
-/// Every tunnel of B has one peer, A's new key, and a handshake with it that is younger than `since`.
+/// Checks that every tunnel of B has one peer with A's new key, and a handshake that is younger than `since`.
 fn assert_in_use(lab: &Lab, kind: Kind, keys: &[PublicKey], since: Instant) -> Result<()> {
     let stats = lab.stats(1)?;
     for (tunnel, key) in lab.tunnels.iter().zip(keys) {
@@ -103,10 +103,10 @@ pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
         prepare_and_apply(&lab)?;
         rotate(&lab, 0, &[])
     });
-    let (report, told) = renewed.with_context(|| format!("A:\n{}\nB:\n{}", a.output(), b.output()))?;
+    let (report, description) = renewed.with_context(|| format!("A:\n{}\nB:\n{}", a.output(), b.output()))?;
     let took = began.elapsed();
     for tunnel in &lab.tunnels {
-        ensure!(told.contains(&format!("{}: works with its new keys", tunnel.name)), "{told}");
+        ensure!(description.contains(&format!("{}: works with its new keys", tunnel.name)), "{description}");
     }
     eprintln!("  {}: {} packets, {} lost, renewed in {took:.1?}", kind.name(), report.sent(), report.lost());
     assert_none_lost(&report)?;
@@ -115,15 +115,15 @@ pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
     ensure!(renewed.iter().all(|key| !former.contains(key)), "a former key is still configured");
     for (a, b) in configs[0].peers[0].tunnels.iter().zip(&configs[1].peers[0].tunnels) {
         let public = a.private_key.as_ref().context("no key of its own")?.public_key();
-        ensure!(b.public_key == Some(public), "{}: the configurations do not fit", a.name);
+        ensure!(b.public_key == Some(public), "{}: the configurations do not match", a.name);
         ensure!(a.preshared_key.is_some() && a.preshared_key == b.preshared_key, "{}: no new pre-shared key", a.name);
     }
     assert_in_use(&lab, kind, &renewed, began)?;
-    ensure!([indexes(&lab, 0)?, indexes(&lab, 1)?] == links, "links were made anew");
+    ensure!([indexes(&lab, 0)?, indexes(&lab, 1)?] == links, "links were made again");
     for site in 0..2 {
         ensure!(status(&lab, site)?["done"] == true, "{}", status(&lab, site)?);
     }
-    let said = told + &a.output() + &b.output();
+    let said = description + &a.output() + &b.output();
     for tunnel in &configs[0].peers[0].tunnels {
         let secrets = [
             tunnel.private_key.as_ref().map(config::PrivateKey::to_base64),
@@ -131,7 +131,7 @@ pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
         ];
         ensure!(secrets.iter().flatten().all(|secret| !said.contains(secret.as_str())), "a key was printed");
     }
-    // Once more: the keys of the first time go, and the new ones outlive the process.
+    // A second rotation removes the keys of the first one. The new keys outlive the process.
     prepare_and_apply(&lab)?;
     rotate(&lab, 0, &[])?;
     for (site, per_tunnel) in [(0, 2), (1, 1)] {
@@ -146,7 +146,7 @@ pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Keys that do not fit, a site that does not take part, and giving up: nothing is left, and both ends find together.
+/// Keys that do not match, a site that does not take part, and `--abort`. Nothing is left, and both ends agree again.
 pub fn what_does_not_work_is_undone(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let [a, b] = lab.run()?;
@@ -155,14 +155,14 @@ pub fn what_does_not_work_is_undone(kind: Kind) -> Result<()> {
     let texts = [fs::read_to_string(&lab.sites[0].config)?, fs::read_to_string(&lab.sites[1].config)?];
     std::thread::sleep(Duration::from_secs(1));
     prepare_and_apply(&lab)?;
-    // At B one tunnel gets another key than A has made.
+    // At B, one tunnel gets a pre-shared key that A did not make.
     let wrong = files(&folders[1])?.into_iter().find(|name| name.starts_with("wg0-")).context("no new key")?;
     fs::write(folders[1].join(wrong), config::PresharedKey::generate().to_base64().as_bytes())?;
     ensure!(lab.ecmpvpn(1, &["reload"])?.0 == 0);
     let (code, _, complaint) = lab.ecmpvpn(0, &["rotate"])?;
     ensure!(code == 1 && complaint.contains("has its former ones again"), "it ended with {code}: {complaint}");
     ensure!(complaint.contains("the other tunnels were not touched"), "{complaint}");
-    // B finds back to the former keys by itself.
+    // B returns to the former keys by itself.
     b_is_up(&lab)?;
     let state = status(&lab, 0)?;
     let waiting = |tunnel: &Value| tunnel["stage"] == "waiting";
@@ -175,7 +175,7 @@ pub fn what_does_not_work_is_undone(kind: Kind) -> Result<()> {
     ensure!([files(&folders[0])?, files(&folders[1])?] == before, "files were left: {:?}", files(&folders[0])?);
     let now = [fs::read_to_string(&lab.sites[0].config)?, fs::read_to_string(&lab.sites[1].config)?];
     ensure!(now == texts, "the configurations were changed");
-    // B does not take part.
+    // Now B does not take part.
     let file = lab.dir().join("for-b").display().to_string();
     rotate(&lab, 0, &["--prepare", "--output", &file])?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["rotate"])?;
@@ -201,7 +201,7 @@ fn b_is_up(lab: &Lab) -> Result<()> {
     }
 }
 
-/// The leading end is killed while it changes a tunnel: started again, it goes on by itself.
+/// The leading end is killed while it changes a tunnel. After a new start it continues by itself.
 pub fn cut_off_it_goes_on(kind: Kind) -> Result<()> {
     let lab = kind.lab(3)?;
     let [a, b] = lab.run()?;
@@ -214,18 +214,18 @@ pub fn cut_off_it_goes_on(kind: Kind) -> Result<()> {
             ensure!(since.elapsed() < Duration::from_secs(20), "it does not begin: {}", a.output());
             std::thread::sleep(Duration::from_millis(20));
         }
-        // Both have left it by now, or it has its new keys already.
+        // By now both ends have left the tunnel, or it already has its new keys.
         std::thread::sleep(Duration::from_millis(500));
         a.stop(Signal::KILL)?;
         let mut again = lab.start(0)?;
         again.wait_until_said("is up:")?;
-        // The command only watches.
+        // The `rotate` command only watches, so it survives the new start.
         let (code, _, complaint) = command.join().expect("no panic")?;
         ensure!(code == 0, "it ended with {code}: {complaint}\n{}\n{}", again.output(), b.output());
         let configs = [load(&lab, 0)?, load(&lab, 1)?];
         for (a, b) in configs[0].peers[0].tunnels.iter().zip(&configs[1].peers[0].tunnels) {
             let public = a.private_key.as_ref().context("no key of its own")?.public_key();
-            ensure!(b.public_key == Some(public), "{}: the configurations do not fit", a.name);
+            ensure!(b.public_key == Some(public), "{}: the configurations do not match", a.name);
         }
         lab.warm_up(&mut [again, b])
     })

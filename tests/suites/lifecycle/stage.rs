@@ -1,4 +1,4 @@
-//! A lab, a stream through it, and what stays the same meanwhile.
+//! A lab, a stream through it, and helpers for both.
 
 use std::fs;
 use std::thread;
@@ -12,12 +12,12 @@ use serde_json::Value;
 
 /// Packets a second.
 const RATE: u32 = 1_000;
-/// Source ports: they are spread over all tunnels.
+/// Number of flows. They are spread over all tunnels.
 const FLOWS: usize = 32;
-/// How long a stream flows before and after what is to happen under it.
+/// How long a stream runs before and after the event under test.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// What carries the tunnels.
+/// The backend and the underlay of a lab.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Userspace,
@@ -41,8 +41,10 @@ impl Kind {
     }
 }
 
-/// A stream from A's LAN to B's while `meanwhile` happens, and a little longer; how many packets were sent. Fails if more
-/// than `allowed` of them never came, and says which.
+/// Runs a stream from A's LAN to B's during `meanwhile`, and a little longer. Returns how many packets were sent.
+///
+/// # Errors
+/// More than `allowed` packets were lost. The error says which.
 pub fn stream(lab: &Lab, allowed: usize, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
     let stream = Stream::start(lab.path_v4(), FLOWS, RATE)?;
     let since = stream.started();
@@ -54,19 +56,20 @@ pub fn stream(lab: &Lab, allowed: usize, meanwhile: impl FnOnce() -> Result<()>)
     let report = stream.stop()?;
     done?;
     let outages = report.outages();
-    let told = outages.iter().take(20).map(|outage| {
+    let description = outages.iter().take(20).map(|outage| {
         let (from, to) = (outage.from - since, outage.last - since);
         format!("\n  {} of flow {}, sent {from:.3?} to {to:.3?} after the first", outage.lost, outage.flow)
     });
-    let told = format!("{} of {} packets were lost{}", report.lost(), report.sent(), told.collect::<String>());
+    let description =
+        format!("{} of {} packets were lost{}", report.lost(), report.sent(), description.collect::<String>());
     if report.lost() > allowed {
-        bail!("{told}\n{}", whereabouts(lab)?);
+        bail!("{description}\n{}", whereabouts(lab)?);
     }
-    eprintln!("{told}");
+    eprintln!("{description}");
     Ok(u64::try_from(report.sent())?)
 }
 
-/// Where packets may have been dropped: what every device, bond, stack and `ecmpvpn` has counted.
+/// The counters of every device, bond, network stack and `ecmpvpn`, which show where packets may have been dropped.
 fn whereabouts(lab: &Lab) -> Result<String> {
     let mut parts = Vec::new();
     for site in &lab.sites {
@@ -96,7 +99,7 @@ pub fn indexes(lab: &Lab, site: usize) -> Result<Vec<(String, u64)>> {
     links.iter().map(|link| index(link).context("a link without a name")).collect()
 }
 
-/// A site's configuration with `change` made to its text.
+/// Changes the text of a site's configuration with `change`.
 pub fn rewrite(lab: &Lab, site: usize, change: impl FnOnce(&str) -> String) -> Result<()> {
     let path = &lab.sites[site].config;
     let text = fs::read_to_string(path)?;
@@ -106,7 +109,7 @@ pub fn rewrite(lab: &Lab, site: usize, change: impl FnOnce(&str) -> String) -> R
     Ok(())
 }
 
-/// The blocks of a configuration, each from its header to the next.
+/// Splits a configuration into blocks, each from its header to the next.
 pub fn blocks(text: &str) -> Vec<String> {
     let mut blocks = vec![String::new()];
     for line in text.lines() {

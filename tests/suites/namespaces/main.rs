@@ -1,8 +1,10 @@
-//! The whole program at two sites in namespaces; the picture of the lab is in `lab::sites`.
+//! The whole program at two sites in namespaces. `lab::sites` has the picture of the lab.
 //!
-//! Each test runs on the userspace backend with an emulated bond, which any kernel with TUN devices can do, and on
-//! kernel WireGuard over real LACP bonds where the kernel has both, as in the virtual machines.
+//! Each test runs on the userspace backend with an emulated bond, which works on any kernel with TUN devices. It also
+//! runs on kernel WireGuard over real LACP bonds if the kernel has both, as in the virtual machines.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
+mod kind;
 mod policy;
 
 use std::net::{IpAddr, UdpSocket};
@@ -10,50 +12,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::exit::Exit;
-use lab::sites::{Lab, Options, Underlay, binary};
-use lab::skip::{self, Feature, not_emulated, requires};
+use kind::{Kind, of_tunnels};
+use lab::sites::Lab;
+use lab::skip::{self, not_emulated, requires};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
-use serde_json::Value;
 
-/// How long a dump may take to settle: duplicate address detection, link watching.
+/// How long a dump may take to settle: the kernel does duplicate address detection and link watch with a delay.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// What carries the tunnels.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Userspace,
-    Kernel,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Userspace => "userspace",
-            Self::Kernel => "kernel_and_bond",
-        }
-    }
-
-    fn needs(self) -> &'static [Feature] {
-        match self {
-            Self::Userspace => &[Feature::Tun],
-            Self::Kernel => &[Feature::WireGuard, Feature::Bonding],
-        }
-    }
-
-    fn lab(self) -> Result<Lab> {
-        let (underlay, backend) = match self {
-            Self::Userspace => (Underlay::Routed, "userspace"),
-            Self::Kernel => (Underlay::Bonded, "kernel"),
-        };
-        // Devices count probes and steering does not: few of them are within the 1% that the two may differ by.
-        Lab::new(Options { underlay, backend, probe_ms: 2_000, ..Options::default() }, &binary()?)
-    }
-}
-
 type Test = fn(Kind) -> Result<()>;
-/// Where a test runs.
+/// Decides where a test runs.
 type Tier = fn(Trial) -> Trial;
 
 fn everywhere(trial: Trial) -> Trial {
@@ -92,7 +62,7 @@ fn trial(name: &str, kind: Kind, test: Test) -> Trial {
     requires(kind.needs(), &format!("{}::{name}", kind.name()), move || test(kind))
 }
 
-/// The emulated bond itself, without ecmpvpn.
+/// Tests the emulated bond itself, without ecmpvpn.
 fn the_lab_puts_tunnels_on_links_as_a_bond_would(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let [a, b] = &lab.sites;
@@ -121,20 +91,15 @@ fn the_lab_puts_tunnels_on_links_as_a_bond_would(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Every tunnel's `field` of `stats --json`.
-fn of_tunnels(stats: &Value, field: &str) -> Vec<u64> {
-    let tunnels = stats["tunnels"].as_array().expect("stats list the tunnels");
-    tunnels.iter().map(|tunnel| tunnel[field].as_u64().expect("a counter")).collect()
-}
-
-/// What stats and the devices say was sent and received by each tunnel of a site: `[tx, rx]`, bytes of inner packets.
+/// Bytes of inner packets that each tunnel of a site has sent and received, `[tx, rx]`, first from `stats`, then from
+/// the devices.
 fn counters(lab: &Lab, kind: Kind, site: usize) -> Result<[[Vec<u64>; 2]; 2]> {
     let stats = lab.stats(site)?;
     let mut devices = [Vec::new(), Vec::new()];
     for tunnel in &lab.tunnels {
         let device = lab.sites[site].device(&tunnel.name)?;
-        // A kernel WireGuard device counts whole data messages: header and tag, 32 bytes, are added to each packet
-        // (and padding to 16, but not beyond the MTU). A TUN device counts the inner packets.
+        // A kernel WireGuard device counts whole data messages. Each packet has 32 bytes more for header and tag, and
+        // padding to 16 bytes, but not beyond the MTU. A TUN device counts the inner packets.
         let around = if kind == Kind::Kernel { 32 } else { 0 };
         devices[0].push(device.tx_bytes - around * device.tx_packets);
         devices[1].push(device.rx_bytes - around * device.rx_packets);
@@ -142,7 +107,7 @@ fn counters(lab: &Lab, kind: Kind, site: usize) -> Result<[[Vec<u64>; 2]; 2]> {
     Ok([[of_tunnels(&stats, "tx_bytes"), of_tunnels(&stats, "rx_bytes")], devices])
 }
 
-/// What each link between the gateways has sent from a site, bytes.
+/// Bytes that each link between the gateways has sent from a site.
 fn links(lab: &Lab, site: usize) -> Result<Vec<u64>> {
     (0..lab.options.members).map(|link| Ok(lab.sites[site].device(&format!("u{link}"))?.tx_bytes)).collect()
 }
@@ -152,7 +117,7 @@ fn within_one_percent(a: u64, b: u64) -> bool {
     (a as f64 - b as f64).abs() <= 0.01 * (a.max(b) as f64)
 }
 
-/// One flow, whose packets the policy `hash` must not spread.
+/// Checks that the policy `hash` keeps all packets of a flow on one tunnel.
 fn stays_on_one_tunnel(lab: &Lab, path: Path<'_>) -> Result<()> {
     const DATAGRAMS: u32 = 200;
     let site = usize::from(path.from.name() == lab.sites[1].host.name());
@@ -161,10 +126,10 @@ fn stays_on_one_tunnel(lab: &Lab, path: Path<'_>) -> Result<()> {
     let after = of_tunnels(&lab.stats(site)?, "tx_packets");
     let sent: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     let carriers = sent.iter().filter(|packets| **packets >= u64::from(DATAGRAMS)).count();
-    // A few packets are connections of the test before, ending.
+    // A few packets belong to connections of the test before, which are closing.
     let others = sent.iter().filter(|packets| **packets < 50).count();
     ensure!(carriers == 1 && others == sent.len() - 1, "one flow from {} was sent as {sent:?}", path.source);
-    // A link between namespaces has a queue for each processor, so that a few may be overtaken; not more.
+    // A link between namespaces has a queue for each processor, so a few packets may be reordered.
     ensure!(report.reordered() <= DATAGRAMS / 10, "{} datagrams of one flow were overtaken", report.reordered());
     Ok(())
 }
@@ -193,7 +158,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
         let gained = |who: usize, side: usize, tunnel: usize| after[who][side][tunnel] - before[who][side][tunnel];
         for (side, direction) in ["sent", "received"].into_iter().enumerate() {
             let total: u64 = (0..lab.tunnels.len()).map(|tunnel| gained(0, side, tunnel)).sum();
-            // Payload in half of the transfers, acknowledgements in the other half.
+            // Half of the transfers send payload in this direction, the other half only acknowledgements.
             ensure!(
                 total > bytes / 2,
                 "{direction} at site {site}: {total} bytes counted of {bytes} in both directions"
@@ -206,7 +171,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
             }
         }
         for (link, (before, after)) in links_before[site].iter().zip(links(&lab, site)?).enumerate() {
-            // Each tunnel is planned onto a link of its own; the outer packets are longer than the inner ones.
+            // Each tunnel is planned onto its own link. Outer packets are longer than inner ones.
             let carried = lab.tunnels.iter().position(|tunnel| usize::from(tunnel.members[site]) == link);
             let inner = gained(1, 0, carried.context("a link without a tunnel")?);
             ensure!(after - before >= inner, "link u{link} of site {site} sent {} of {inner} bytes", after - before);
@@ -222,7 +187,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
         }
         for field in ["dropped", "not_steered"] {
             let counts = stats[field].as_object().context("stats count by reason")?;
-            // A device's own multicast listener reports are not for any peer.
+            // Multicast listener reports of the device itself are not for a peer.
             let lost = counts.iter().any(|(reason, count)| reason != "multicast" && count != 0);
             ensure!(!lost, "{field} at site {site}: {counts:?}");
         }
@@ -236,10 +201,10 @@ fn fragments_cross(kind: Kind) -> Result<()> {
     let _running = lab.run()?;
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
-            // The first ones teach the sender the tunnels' MTU, by the gateway's own packet-too-big.
+            // From the first ones the sender learns the tunnels' MTU: the gateway answers with packet-too-big.
             let pings = ping(path.from, path.source, path.destination, 10, 4000, Duration::from_secs(1))?;
             ensure!(pings.answered() >= 8, "from {}: {} of 10 came back", path.source, pings.answered());
-            // 3,000 bytes are fragmented by the sender.
+            // The sender fragments datagrams of 3,000 bytes.
             let report = UdpLoad { flows: 8, packets: 20, payload: 3000, rate: 10.0 }.run(path)?;
             ensure!(report.received() == report.sent(), "UDP from {}: {:.1}% lost", path.source, report.loss() * 100.0);
         }
@@ -268,7 +233,7 @@ fn the_gateway_speaks_from_its_own_address(kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// `run` at both sites, then `end` of the run at both; what the ends leave.
+/// Runs both sites, ends both with `signal`, and checks that nothing is left.
 fn leaves_nothing(kind: Kind, signal: Signal) -> Result<()> {
     let lab = kind.lab()?;
     let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];

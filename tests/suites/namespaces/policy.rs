@@ -1,4 +1,4 @@
-//! `policy` and `explain` under traffic: what is asked for shows in the tunnels' counters.
+//! `policy` and `explain` under traffic. The tunnels' counters must show what was requested.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -10,9 +10,9 @@ use lab::sites::Lab;
 use lab::traffic::{TcpLoad, UdpLoad};
 use serde_json::Value;
 
-use super::{Kind, of_tunnels};
+use super::kind::{Kind, of_tunnels};
 
-/// Packets that each tunnel gains while `load` is sent, health probes and the like left out.
+/// Packets that each tunnel carries while `load` is sent. Health probes do not count.
 fn gained(lab: &Lab, load: UdpLoad) -> Result<Vec<u64>> {
     let before = of_tunnels(&lab.stats(0)?, "tx_packets");
     let report = load.run(lab.path_v4())?;
@@ -23,9 +23,9 @@ fn gained(lab: &Lab, load: UdpLoad) -> Result<Vec<u64>> {
 
 /// 1,280 packets of 128 flows.
 const FLOWS: UdpLoad = UdpLoad { flows: 128, packets: 10, payload: 200, rate: 8.0 };
-/// Those packets.
+/// Number of packets of [`FLOWS`].
 const PACKETS: u64 = 1280;
-/// Packets that are none of ours: neighbours, the ends of earlier connections.
+/// Most packets of other origin: neighbour discovery, and connections of earlier tests that are closing.
 const OTHERS: u64 = 20;
 
 pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
@@ -51,8 +51,11 @@ pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
     policy(&lab, &["pin", "wg2", "--dst", &there])?;
     let sent = gained(&lab, FLOWS)?;
     ensure!(sent[2] >= PACKETS && sent[0].max(sent[1]) <= OTHERS, "pinned to wg2: {sent:?}");
-    let told = explain(&lab, 40_000, 443)?;
-    ensure!(told["why"] == "pinned" && told["tunnel"] == "wg2" && told["next_tunnel"] != "wg2", "{told:#}");
+    let description = explain(&lab, 40_000, 443)?;
+    ensure!(
+        description["why"] == "pinned" && description["tunnel"] == "wg2" && description["next_tunnel"] != "wg2",
+        "{description:#}"
+    );
     policy(&lab, &["unpin", "--dst", &there])?;
 
     policy(&lab, &["drain", "wg1", "--deadline", "20"])?;
@@ -73,9 +76,12 @@ pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
     policy(&lab, &["set", "spray"])?;
     let one = UdpLoad { flows: 1, packets: 600, payload: 1000, rate: 10.0 };
     let sent = gained(&lab, one)?;
-    // How many each tunnel gets is a matter of its path's delay: with so few, one may get nearly all.
-    let told = explain(&lab, 40_000, 443)?;
-    ensure!(sent.iter().sum::<u64>() >= 600 && told["why"] == "sprayed", "one flow, sprayed: {sent:?}, {told:#}");
+    // The delays of the paths decide how many each tunnel gets. Of so few packets, one tunnel may get nearly all.
+    let description = explain(&lab, 40_000, 443)?;
+    ensure!(
+        sent.iter().sum::<u64>() >= 600 && description["why"] == "sprayed",
+        "one flow, sprayed: {sent:?}, {description:#}"
+    );
     policy(&lab, &["set", "hash"])?;
     one_process_makes_many_changes(&lab)?;
     explained_is_where_it_goes(&lab)?;
@@ -113,16 +119,16 @@ fn explained_is_where_it_goes(lab: &Lab) -> Result<()> {
     const DATAGRAMS: u64 = 60;
     let [a, b] = &lab.sites;
     for port in 41_000..41_006 {
-        let told = explain(lab, port, 9)?;
+        let description = explain(lab, port, 9)?;
         ensure!(
-            told == explain(lab, port, 9)? || told["idle_ms"].is_number(),
-            "it changed by being explained: {told:#}"
+            description == explain(lab, port, 9)? || description["idle_ms"].is_number(),
+            "it changed by being explained: {description:#}"
         );
         let before = of_tunnels(&lab.stats(0)?, "tx_packets");
         let socket = a.host.run(|| UdpSocket::bind((a.host_v4(), port)))?;
         for _ in 0..DATAGRAMS {
             socket.send_to(&[0; 100], (b.host_v4(), 9)).or_else(|error| match error.kind() {
-                // The far host answers that nobody listens.
+                // The far host answers port unreachable, because nobody listens.
                 std::io::ErrorKind::ConnectionRefused => Ok(0),
                 _ => Err(error),
             })?;
@@ -132,8 +138,14 @@ fn explained_is_where_it_goes(lab: &Lab) -> Result<()> {
         let carrier =
             lab.tunnels.iter().zip(after.iter().zip(before)).find(|(_, (after, before))| **after - before >= DATAGRAMS);
         let carrier = carrier.map(|(tunnel, _)| tunnel.name.as_str());
-        ensure!(carrier.is_some() && told["tunnel"].as_str() == carrier, "{carrier:?} carried it: {told:#}");
-        ensure!(told["next_tunnel"].is_string() && told["next_tunnel"] != told["tunnel"], "{told:#}");
+        ensure!(
+            carrier.is_some() && description["tunnel"].as_str() == carrier,
+            "{carrier:?} carried it: {description:#}"
+        );
+        ensure!(
+            description["next_tunnel"].is_string() && description["next_tunnel"] != description["tunnel"],
+            "{description:#}"
+        );
     }
     Ok(())
 }
@@ -153,7 +165,7 @@ fn bad_names_are_wrong_usage(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// As many as fit into a few seconds; `cargo xtask bench goodput --case changes` makes 100 in 10 s.
+/// Makes as many changes as fit into a few seconds. `cargo xtask bench goodput --case changes` makes 100 in 10 s.
 pub fn no_packet_is_lost_by_policy_changes(kind: Kind) -> Result<()> {
     let lab = kind.lab()?;
     let _running = lab.run()?;

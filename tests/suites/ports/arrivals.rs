@@ -1,4 +1,4 @@
-//! Where tunnels truly arrive: counted on the members of a real bond.
+//! Counts on the members of a real bond where tunnels arrive.
 
 use std::collections::BTreeSet;
 use std::thread::sleep;
@@ -12,9 +12,9 @@ use lab::sites::{Lab, Options, Running, Underlay, binary};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Pings of each tunnel in each round.
+/// Number of pings through each tunnel in each round.
 const PINGS: u64 = 20;
-/// How long LACP, the kernel's link watch and the counters' memory of ten seconds may take together.
+/// How long LACP, the kernel's link watch, and the ten seconds over which the counters look back may take together.
 const PATIENCE: Duration = Duration::from_secs(40);
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -23,7 +23,7 @@ fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<Lab> {
     Lab::new(options, &binary()?)
 }
 
-/// Packets from B to A through every tunnel, and back.
+/// Sends pings from B to A through every tunnel.
 fn ping(lab: &Lab) -> Result<()> {
     for tunnel in &lab.tunnels {
         let [a, b] = tunnel.addresses.map(|address| address.to_string());
@@ -33,7 +33,7 @@ fn ping(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Packets of each of A's tunnels on each member, u0 first.
+/// Packets of each of A's tunnels that arrived on each member, u0 first.
 fn arrived(stats: &Value) -> Result<Vec<[u64; 3]>> {
     let tunnels = stats["tunnels"].as_array().context("stats list the tunnels")?;
     let on = |tunnel: &Value, member: &str| {
@@ -43,22 +43,22 @@ fn arrived(stats: &Value) -> Result<Vec<[u64; 3]>> {
     Ok(tunnels.iter().map(|tunnel| ["u0", "u1", "u2"].map(|member| on(tunnel, member))).collect())
 }
 
-/// The member that each of A's tunnels arrives on.
-fn shown(stats: &Value) -> Vec<&str> {
+/// The member on which each of A's tunnels arrives.
+fn shown_members(stats: &Value) -> Vec<&str> {
     let tunnels = stats["tunnels"].as_array().into_iter().flatten();
     tunnels.map(|tunnel| tunnel["rx_member"].as_str().unwrap_or("?")).collect()
 }
 
-/// Pings until `stats` of A show every tunnel on the member that `wanted` accepts.
-fn wait_until(lab: &Lab, what: &str, wanted: impl Fn(&[&str]) -> bool) -> Result<Value> {
+/// Pings until `desired` accepts the members that `stats` of A shows for the tunnels.
+fn wait_until(lab: &Lab, what: &str, desired: impl Fn(&[&str]) -> bool) -> Result<Value> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         ping(lab)?;
         let stats = lab.stats(0)?;
-        if wanted(&shown(&stats)) {
+        if desired(&shown_members(&stats)) {
             return Ok(stats);
         }
-        ensure!(Instant::now() < deadline, "{what}; stats show {:?}", shown(&stats));
+        ensure!(Instant::now() < deadline, "{what}; stats show {:?}", shown_members(&stats));
         sleep(Duration::from_millis(500));
     }
 }
@@ -96,7 +96,7 @@ pub fn tunnels_arrive_where_the_far_bond_sends_them() -> Result<()> {
 
     collapse(&lab)?;
 
-    // A crash and `down` here, Ctrl-C there.
+    // A ends by a crash and `down`, B by Ctrl-C.
     a.stop(Signal::KILL)?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
     ensure!(code == 0, "`down` ended with {code}: {complaint}");
@@ -104,12 +104,12 @@ pub fn tunnels_arrive_where_the_far_bond_sends_them() -> Result<()> {
     nothing_is_left(&lab, &before)
 }
 
-/// The far bond, which is its own switch here, hashes MAC addresses only: all tunnels come to one member.
+/// The far bond, which is also the switch here, hashes only MAC addresses. All tunnels then arrive on one member.
 fn collapse(lab: &Lab) -> Result<()> {
     lab.sites[1].gateway.ip("link set bond0 type bond xmit_hash_policy layer2")?;
     let alike = |shown: &[&str]| shown[0] != "?" && shown.iter().all(|member| *member == shown[0]);
     let stats = wait_until(lab, "the far bond hashes MAC addresses", alike)?;
-    let member = shown(&stats)[0].to_owned();
+    let member = shown_members(&stats)[0].to_owned();
     let (code, table, _) = lab.ecmpvpn(0, &["stats"])?;
     ensure!(code == 0 && table.contains("arrives on"), "{table}");
     let text = plan(lab, &["--measured"])?;
@@ -166,8 +166,8 @@ pub fn equal_ports_arrive_on_one_member_and_are_replanned() -> Result<()> {
     ensure!(ports.len() == 3 && members.iter().all(|members| members.len() == 3), "{replan} leads to {members:?}");
     let changes = replan["changes"].as_array().context("changes are listed")?;
     for (site, key) in [(1, "listen_port"), (0, "remote_port")] {
-        let wanted = |change: &&Value| change["site"] == lab.sites[site].name.as_str() && change["key"] == key;
-        ensure!(changes.iter().filter(wanted).count() * 2 == changes.len(), "{replan}");
+        let desired = |change: &&Value| change["site"] == lab.sites[site].name.as_str() && change["key"] == key;
+        ensure!(changes.iter().filter(desired).count() * 2 == changes.len(), "{replan}");
     }
 
     stop(a)?;
@@ -175,7 +175,7 @@ pub fn equal_ports_arrive_on_one_member_and_are_replanned() -> Result<()> {
     nothing_is_left(&lab, &before)
 }
 
-/// What `plan` of A prints.
+/// The output of `plan` at A.
 fn plan(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let (code, text, complaint) = lab.ecmpvpn(0, &[&["plan"], arguments].concat())?;
     ensure!(code == 0, "`plan` ended with {code}: {complaint}");

@@ -1,4 +1,5 @@
-//! What the planned ports are worth on a real bond, and where the tunnels go when a member fails.
+//! Measures how much planned ports gain on a real bond, and which members the tunnels use when one fails.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod arrivals;
 
@@ -13,9 +14,10 @@ use lab::sites::{Lab, Options, Running, Underlay, binary};
 use lab::skip::{self, Feature, requires};
 use lab::traffic::TcpLoad;
 
-/// Rate of each member, Mbit/s: three of them are below what an emulated machine encrypts, even on a busy host.
+/// Rate of each member, Mbit/s. An emulated machine can encrypt more than three times this, even on a busy host.
 const RATE: f64 = 2.5;
-/// A hash may leave a tunnel without any of the flows; the median of three draws does so once in hundreds of runs.
+/// How often the goodput is measured. A hash may leave a tunnel without a flow. With the median of three measurements,
+/// that matters only once in hundreds of runs.
 const DRAWS: usize = 3;
 
 type Test = fn() -> Result<()>;
@@ -23,7 +25,7 @@ type Test = fn() -> Result<()>;
 fn main() {
     let tests: [(&str, Test); 4] = [
         ("planned_ports_carry_more_than_equal_ports", planned_ports_carry_more_than_equal_ports),
-        ("tunnels_spread_anew_when_a_member_fails", tunnels_spread_anew_when_a_member_fails),
+        ("tunnels_spread_again_when_a_member_fails", tunnels_spread_again_when_a_member_fails),
         ("tunnels_arrive_where_the_far_bond_sends_them", arrivals::tunnels_arrive_where_the_far_bond_sends_them),
         (
             "equal_ports_arrive_on_one_member_and_are_replanned",
@@ -42,40 +44,40 @@ fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<(Lab, [Running; 2])> {
     Ok((lab, running))
 }
 
-/// Goodput of 12 TCP flows, Mbit/s; with what each tunnel did for it.
+/// Goodput of 12 TCP flows, Mbit/s, and a description of what each tunnel carried.
 fn goodput(ports: Option<Vec<[u16; 2]>>) -> Result<(f64, String)> {
     let (lab, _running) = lab(ports)?;
     let mut draws = Vec::new();
     for _ in 0..DRAWS {
         draws.push(TcpLoad::timed(12, 6.0).run(lab.path_v4())?.goodput());
     }
-    let mut told = format!("draws {draws:.1?}");
+    let mut description = format!("draws {draws:.1?}");
     for tunnel in lab.stats(0)?["tunnels"].as_array().context("stats list the tunnels")? {
         let of = |name: &str| tunnel[name].clone();
         let [name, member, state, deaths] = ["name", "member", "state", "deaths"].map(of);
         let [bytes, flowlets, rebalanced] = ["tx_bytes", "flowlet_moves", "rebalance_moves"].map(of);
         write!(
-            told,
+            description,
             "; {name} on {member} is {state}, died {deaths} times, sent {bytes} bytes, {flowlets} and {rebalanced} moves"
         )?;
     }
     draws.sort_by(f64::total_cmp);
-    Ok((draws[DRAWS / 2], told))
+    Ok((draws[DRAWS / 2], description))
 }
 
 fn planned_ports_carry_more_than_equal_ports() -> Result<()> {
     let (equal, _) = goodput(Some(vec![[5000; 2], [5001; 2], [5002; 2]]))?;
-    let (planned, told) = goodput(None)?;
-    eprintln!("planned ports: {told}");
+    let (planned, description) = goodput(None)?;
+    eprintln!("planned ports: {description}");
     eprintln!("12 flows, 3 members of {RATE} Mbit/s: equal ports {equal:.1}, planned ports {planned:.1} Mbit/s");
     ensure!(
         planned >= 2.5 * equal,
-        "planned ports {planned:.1} Mbit/s, equal ports {equal:.1}: less than 2.5 times; {told}"
+        "planned ports {planned:.1} Mbit/s, equal ports {equal:.1}: less than 2.5 times; {description}"
     );
     Ok(())
 }
 
-/// The member that each tunnel of A is predicted to send on, of those left.
+/// The member on which each tunnel of A is predicted to send, if only `usable` members are left.
 fn predicted(lab: &Lab, usable: &[&str]) -> Result<Vec<String>> {
     let member = |ports: &[u16; 2]| {
         let flow = OuterFlow {
@@ -92,22 +94,26 @@ fn predicted(lab: &Lab, usable: &[&str]) -> Result<Vec<String>> {
 }
 
 /// The member that `stats` shows for each tunnel of A.
-fn shown(lab: &Lab) -> Result<Vec<String>> {
+fn shown_members(lab: &Lab) -> Result<Vec<String>> {
     let stats = lab.stats(0)?;
     let tunnels = stats["tunnels"].as_array().context("stats list the tunnels")?;
     Ok(tunnels.iter().map(|tunnel| tunnel["member"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
-fn wait_until_shown(lab: &Lab, wanted: &[String]) -> Result<()> {
+fn wait_until_shown(lab: &Lab, desired: &[String]) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while shown(lab)? != wanted {
-        ensure!(Instant::now() < deadline, "stats show the tunnels on {:?}, predicted {wanted:?}", shown(lab)?);
+    while shown_members(lab)? != desired {
+        ensure!(
+            Instant::now() < deadline,
+            "stats show the tunnels on {:?}, predicted {desired:?}",
+            shown_members(lab)?
+        );
         sleep(Duration::from_millis(200));
     }
     Ok(())
 }
 
-fn tunnels_spread_anew_when_a_member_fails() -> Result<()> {
+fn tunnels_spread_again_when_a_member_fails() -> Result<()> {
     let (lab, _running) = lab(None)?;
     let full = predicted(&lab, &["u0", "u1", "u2"])?;
     wait_until_shown(&lab, &full)?;
@@ -123,7 +129,7 @@ fn tunnels_spread_anew_when_a_member_fails() -> Result<()> {
         anyhow::Ok(())
     })?;
 
-    // What the devices say: each remaining member carries its own tunnels' bytes.
+    // The devices' counters must show that each remaining member carries the bytes of its own tunnels.
     let sent = |device: &str| Ok::<u64, anyhow::Error>(lab.sites[0].device(device)?.tx_bytes);
     let names = || lab.tunnels.iter().map(|tunnel| tunnel.name.as_str());
     let tunnels_before: Vec<u64> = names().map(sent).collect::<Result<_>>()?;
@@ -136,7 +142,7 @@ fn tunnels_spread_anew_when_a_member_fails() -> Result<()> {
         for ((name, before), on) in names().zip(&tunnels_before).zip(&degraded) {
             expected += if on == member { sent(name)? - before } else { 0 };
         }
-        // The outer headers come on top: 28 bytes and Ethernet's 14 a packet; LACPDUs too.
+        // The member also sends outer headers, 28 bytes and 14 for Ethernet with each packet, and LACPDUs.
         ensure!(
             carried >= expected && carried <= expected + expected / 5 + 10_000,
             "{member} sent {carried} bytes, its tunnels {expected}"

@@ -1,4 +1,4 @@
-//! The userspace backend by itself: two processes' worth of it in two namespaces, joined by a veth pair.
+//! Tests the userspace backend alone: one backend in each of two namespaces, which a veth pair joins.
 //!
 //! ```text
 //! ns a                                    ns b
@@ -6,6 +6,7 @@
 //!   | UDP 51820                             | UDP 51821
 //! v0 192.0.2.1/24 ----------------------- v0 192.0.2.2/24
 //! ```
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 use std::net::IpAddr;
 use std::thread::JoinHandle;
@@ -73,7 +74,7 @@ fn ends() -> anyhow::Result<Ends> {
     Ok(Ends { tunnels: [tunnel(0), tunnel(1)], a, b })
 }
 
-/// A backend that runs in a thread inside a namespace until it is told to stop.
+/// A backend that runs in a thread inside a namespace until [`Backend::stop`].
 struct Backend {
     stop: Option<oneshot::Sender<()>>,
     thread: JoinHandle<Vec<(InterfaceName, Option<Duration>)>>,
@@ -84,7 +85,7 @@ impl Backend {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = ns.spawn(move || {
-            // The workers are made by this thread, and so are inside the namespace too.
+            // This thread starts the workers, so they are inside the namespace too.
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(
                 async {
                     let mut userspace = Userspace::new();
@@ -107,7 +108,7 @@ impl Backend {
     }
 }
 
-/// What host code does by netlink.
+/// Configures the device as the host code does by netlink.
 fn set_up(ns: &Netns, tunnel: &Tunnel, end: usize) -> anyhow::Result<()> {
     let name = &tunnel.name;
     ns.ip(&format!("link set {name} mtu {} addrgenmode none", tunnel.mtu))?;
@@ -121,7 +122,7 @@ fn has_link(ns: &Netns, name: &InterfaceName) -> bool {
     ns.ip(&format!("link show {name}")).is_ok()
 }
 
-/// Bytes that the device received and sent.
+/// Bytes that the device has received and sent.
 fn counters(ns: &Netns, name: &InterfaceName) -> anyhow::Result<(u64, u64)> {
     let links: serde_json::Value = serde_json::from_str(&ns.query("ip", &format!("-s -j link show {name}"))?)?;
     let bytes = |side| links[0]["stats64"][side]["bytes"].as_u64().expect("a counter");
@@ -137,14 +138,14 @@ fn traffic_crosses_both_ways_and_the_devices_go() -> anyhow::Result<()> {
         let path = Path { from: &a, source: source.parse()?, to: &b, destination: destination.parse()? };
         wait_for_reply(path.from, path.source, path.destination, Duration::from_secs(30))?;
         for path in [path, path.reversed()] {
-            // Up to the full MTU: 20 or 40 bytes of IP, 8 of ICMP.
+            // Payloads up to the full MTU: 20 or 40 bytes are for IP, 8 for ICMP.
             let header = if path.source.is_ipv4() { 28 } else { 48 };
             for payload in [0, 1, 56, MTU as usize - header] {
                 let pings = ping(path.from, path.source, path.destination, 2, payload, Duration::from_secs(5))?;
                 assert_eq!(pings.answered(), 2, "{} bytes from {}", payload, path.source);
             }
             let before = counters(path.to, &tunnels[usize::from(path.to.name() == b.name())].name)?;
-            // TCP hands the device 64 KiB at a time, which the kernel cuts up for it.
+            // TCP gives the device 64 KiB at a time, which the kernel segments.
             let report = TcpLoad::bytes(3, 3_000_000).run(path)?;
             assert_eq!(report.received(), 9_000_000);
             let after = counters(path.to, &tunnels[usize::from(path.to.name() == b.name())].name)?;
@@ -207,7 +208,7 @@ fn a_device_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
 }
 
 fn what_cannot_start_names_itself_and_leaves_nothing() -> anyhow::Result<()> {
-    // The far end is kept: the address goes with the link to it.
+    // The far end must be kept: the link, and the address on it, would be removed with it.
     let Ends { a, b: _far, tunnels: [tunnel, _] } = ends()?;
     let taken = a.run(|| std::net::UdpSocket::bind("192.0.2.1:51820"))?;
     let in_use = refused(&a, &tunnel);
@@ -247,7 +248,7 @@ fn what_is_not_steered_is_dropped() -> anyhow::Result<()> {
     ns.ip("route add 10.20.0.0/16 dev ecmp0")?;
     assert!(ns.ip("link show ecmp0")?.contains("LOWER_UP"), "a route needs the carrier");
     let (source, destination): (IpAddr, IpAddr) = ("10.100.0.1".parse()?, "10.20.0.1".parse()?);
-    // More than the device's queue holds, so that a reader that stopped would show as drops.
+    // More than the device's queue holds. If the reader stopped, packets would be dropped.
     let socket = ns.run(|| std::net::UdpSocket::bind((source, 0)))?;
     for _ in 0..3_000 {
         socket.send_to(&[0; 1000], (destination, 9))?;
@@ -259,7 +260,7 @@ fn what_is_not_steered_is_dropped() -> anyhow::Result<()> {
     let links: serde_json::Value = serde_json::from_str(&ns.query("ip", "-s -j link show ecmp0")?)?;
     let (rx, tx) = (&links[0]["stats64"]["rx"], &links[0]["stats64"]["tx"]);
     assert_eq!(rx["packets"], 0, "it answered something: {links}");
-    // The kernel adds a multicast report of its own.
+    // The kernel itself also sends a multicast report.
     assert!(tx["packets"].as_u64() >= Some(3_003), "it stopped reading: {links}");
     stop.send(()).expect("the backend waits for this");
     thread.join().expect("the backend does not panic");
@@ -277,7 +278,7 @@ fn garbage_on_the_device_does_not_end_the_tunnel() -> anyhow::Result<()> {
     let garbage: [&[u8]; 5] = [&[0], &[0x45], &[0xff; 100], &[0x60; 39], &[0x4f; 19]];
     lab::packet::inject(&a, tunnels[0].name.as_str(), &garbage)?;
     assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_secs(5))?.answered(), 3);
-    // Down for a while: what comes meanwhile is lost and nothing else.
+    // While the interface is down, packets are lost. Afterwards everything works again.
     b.ip(&format!("link set {} down", tunnels[1].name))?;
     assert_eq!(ping(&a, source, destination, 3, 56, Duration::from_millis(100))?.answered(), 0);
     b.ip(&format!("link set {} up", tunnels[1].name))?;

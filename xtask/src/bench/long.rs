@@ -1,4 +1,4 @@
-//! Tests of the suites that are asked for more than an ordinary run takes time for, on kernel WireGuard over a bond.
+//! Tests of the suites, run longer than in an ordinary run, on kernel WireGuard over a bond.
 
 use std::path::PathBuf;
 
@@ -12,17 +12,17 @@ use crate::vm::kernel::{self, Series};
 use crate::vm::run::to_stdout;
 use crate::{sim, vm};
 
-/// Where, and from which random numbers.
+/// Where a test runs, and its seed.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Setting {
     #[command(flatten)]
     place: Place,
-    /// In the simulation, what is drawn at random follows from this number
+    /// Seed of the simulation's random numbers
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with_all = ["kernel", "here"])]
     seed: u64,
 }
 
-/// What can be run.
+/// The long tests.
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
 pub enum Long {
     /// Time from the first lost packet to traffic flowing again when a tunnel dies, in each direction
@@ -33,17 +33,17 @@ pub enum Long {
         #[command(flatten)]
         setting: Setting,
     },
-    /// Full links that lose 1%, and no tunnel may be taken for dead
+    /// Full links that lose 1%; fails if a tunnel is taken for dead
     Soak {
-        /// How long
+        /// How long, in seconds
         #[arg(long, default_value_t = 600)]
         seconds: u32,
         #[command(flatten)]
         setting: Setting,
     },
-    /// Started, killed, started again, reloaded and taken down, and nothing may be left behind
+    /// Start, kill, start again, reload and take down a site; fails if something is left behind
     Cycles {
-        /// How often
+        /// How many times
         #[arg(long, default_value_t = 500)]
         cycles: u32,
         #[command(flatten)]
@@ -51,29 +51,29 @@ pub enum Long {
     },
 }
 
-/// What the test programs are told to run.
-const FAILOVER: [&str; 5] = ["kernel_and_bond::", "--skip", "full_and_lossy", "--skip", "started_anew"];
+/// Arguments of the test programs.
+const FAILOVER: [&str; 5] = ["kernel_and_bond::", "--skip", "full_and_lossy", "--skip", "restarted"];
 const SOAK: [&str; 1] = ["kernel_and_bond::full_and_lossy"];
 const CYCLES: [&str; 1] = ["kernel_and_bond::cycles_five_hundred"];
-/// What the tests need, wherever they run: else they fail.
+/// The tests need these features everywhere. Without them they fail.
 const REQUIRE: &str = "ECMPVPN_REQUIRE=wireguard,bonding";
-/// Full links that an emulated CPU carries: 10^6 bits a second each, and connections.
+/// Rate of each link, 10^6 bits a second, and number of connections: an emulated CPU can carry this on full links.
 const EMULATED: [&str; 2] = ["ECMPVPN_RATE=8", "ECMPVPN_FLOWS=12"];
-/// Full links of a soak in simulated time, where each packet costs time that is not simulated.
+/// The same for a soak in simulated time, where each packet costs real time.
 const SIMULATED: [&str; 2] = ["ECMPVPN_RATE=4", "ECMPVPN_FLOWS=6"];
 
-/// A test of a suite, and how much is asked of it.
+/// A test of a suite, and its length.
 struct Test {
     suite: &'static str,
     /// `VARIABLE=VALUE`.
     asked: String,
     which: &'static [&'static str],
-    /// Of an emulated machine. One where nothing is measured: on it no code can be stale (`vm::death`).
+    /// Of an emulated machine. One CPU if nothing is measured: with one CPU no code can be stale (`vm::death`).
     cpus: u32,
 }
 
 impl Test {
-    /// Its words after the program's name.
+    /// The arguments of the test program.
     fn words(&self) -> impl Iterator<Item = String> {
         ["--include-ignored", "--nocapture"].iter().chain(self.which).map(|word| (*word).to_owned())
     }
@@ -85,7 +85,7 @@ impl Test {
         let programs = Kept::of(&[&built("ecmpvpn", Profile::Release), &suite])?;
         let name = suite.file_name().unwrap_or_default().to_string_lossy();
         let mut env = sim::suite_env(kernel::ALL[0]);
-        // What comes later counts.
+        // The last value of a variable counts.
         env.extend([self.asked.clone(), format!("ECMPVPN_BIN={}", programs.path("ecmpvpn"))]);
         if self.which == SOAK {
             env.extend(SIMULATED.map(str::to_owned));
@@ -126,7 +126,7 @@ impl Test {
     }
 }
 
-/// Runs it; the exit status.
+/// Runs a long test; returns the exit status.
 pub fn run(what: Long) -> Result<i32> {
     let (test, setting) = match what {
         Long::Failover { trials, setting } => {

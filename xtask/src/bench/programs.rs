@@ -1,4 +1,4 @@
-//! What measurements have in common: where, with which programs, for how long at most.
+//! What all measurements share: the place, the programs, the time limit.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,28 @@ use crate::setup::{self, Part};
 use crate::sh::{self, Cmd};
 use crate::vm::kernel::Series;
 
-/// How long measuring may take in the simulation, or in an emulated machine.
+/// Time limit of a measurement in the simulation or in an emulated machine.
 pub const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// Where something is measured, if not in the simulation.
+/// Where to measure, if not in the simulation.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Place {
-    /// In an emulated machine with a kernel of this series, not in the simulation
+    /// Run in an emulated machine with a kernel of this series, not in the simulation
     #[arg(long, value_enum)]
     pub kernel: Option<Series>,
-    /// On the running kernel, with what it has
+    /// Run on the running kernel, with the features that it has
     #[arg(long, conflicts_with = "kernel")]
     pub here: bool,
 }
 
-/// What is measured is what is installed; tests run with what they are built with.
+/// Measurements use the release build, which users install. Tests use the debug build.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     Dev,
     Release,
 }
 
-/// Builds these programs: what is measured, and what measures.
+/// Builds `programs`: the measured one, and those that measure.
 pub fn build(needed: &[Part], profile: Profile, programs: &[&str]) -> Result<()> {
     setup::ensure(&[&[Part::Build, Part::Ebpf], needed].concat())?;
     build_ebpf::build_ebpf(None)?;
@@ -54,7 +54,7 @@ pub fn built(name: &str, profile: Profile) -> PathBuf {
     sh::target().join(directory).join(name)
 }
 
-/// Copies of programs, which stay what they are while the next ones are built. They go with this value.
+/// Copies of programs. A later build does not change them. They are deleted when this value is dropped.
 pub struct Kept(tempfile::TempDir);
 
 impl Kept {
@@ -68,13 +68,13 @@ impl Kept {
         Ok(Self(kept))
     }
 
-    /// A program's words for a command line.
+    /// A program's path, for a command line.
     pub fn path(&self, name: &str) -> String {
         self.0.path().join(name).display().to_string()
     }
 }
 
-/// Passes on what a measuring program prints until it ends; its exit status.
+/// Passes on what a measuring program prints until it ends; returns its exit status.
 pub fn finish(child: &mut Child, results: &mut Results) -> Result<i32> {
     let mut output = child.stdout.take().context("it has no output")?;
     let mut buffer = [0; 1 << 14];

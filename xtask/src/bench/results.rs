@@ -1,4 +1,4 @@
-//! What measuring programs print: text for people is passed on, lines of JSON are collected in a file.
+//! The output of measuring programs: text for people is passed on, lines of JSON are collected in a file.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::sh;
 use crate::vm::run::to_stdout;
 
-/// What a line of JSON begins with among the output.
+/// The prefix of a line of JSON in the output.
 const JSON: &str = "@json ";
 
-/// Where results are.
+/// The directory of the results; makes it.
 pub fn dir() -> Result<PathBuf> {
     let dir = sh::target().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -24,16 +24,16 @@ pub fn dir() -> Result<PathBuf> {
 pub enum Line {
     /// For programs.
     Json(Value),
-    /// For people, with its end.
+    /// For people, with its line end.
     Text(Vec<u8>),
 }
 
-/// Finds lines in what comes in pieces.
+/// Splits output, which comes in pieces, into lines.
 #[derive(Debug, Default)]
 pub struct Lines(Vec<u8>);
 
 impl Lines {
-    /// The lines that `bytes` end.
+    /// The lines that are complete with `bytes`.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -50,7 +50,7 @@ impl Lines {
     }
 }
 
-/// Passes output on, and collects what is for programs in a file.
+/// Passes text on, and collects the JSON in a file.
 pub struct Results {
     path: PathBuf,
     options: Vec<String>,
@@ -74,7 +74,7 @@ impl Results {
         Ok(())
     }
 
-    /// Written at once, so that what was measured before an interruption is kept.
+    /// Writes the file at once, so that an interruption loses no earlier result.
     pub fn add(&mut self, series: Value) -> Result<()> {
         self.series.push(series);
         let all = json!({ "options": self.options, "series": self.series });

@@ -1,15 +1,15 @@
-//! `cargo xtask sim fault`: faults by seed in simulated time, one seed or many side by side, and the defects that have to be
-//! found. The faults themselves are the program `ecmpvpn-fault` of the labs.
+//! `cargo xtask sim fault`: faults by seed in simulated time, for one seed or many side by side, and the deliberate
+//! defects that must be found. The program `ecmpvpn-fault` of the labs causes the faults.
 
 mod sum;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,15 @@ use sum::Sum;
 
 use crate::setup::{self, Part};
 use crate::sh::{self, Cmd};
+use crate::side_by_side;
 use crate::vm::kernel::Series;
 use crate::vm::run::to_stdout;
 
-/// What a line for programs begins with.
+/// The prefix of a line for programs.
 const JSON: &str = "@json ";
-/// How often it is said how far the runs are.
+/// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(30);
-/// What the simulated machine may use, MiB.
+/// Memory of the simulated machine, MiB.
 const MEMORY: u32 = 1024;
 /// The defects, and the invariant that each of them breaks.
 const DEFECTS: [(&str, &str); 4] = [
@@ -41,34 +42,34 @@ const DEFECTS: [(&str, &str); 4] = [
 /// Arguments of `cargo xtask sim fault`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// What all that is drawn follows from: the same number gives the same run
+    /// Seed of all random choices: the same seed gives the same run
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Several seeds, from the first to the last
     #[arg(long, value_name = "A..B", value_parser = seeds, conflicts_with_all = ["seed", "count"])]
     seeds: Option<RangeInclusive<u64>>,
-    /// So many seeds, from --seed on
+    /// Number of seeds, from --seed on
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How long each seed's faults go on, in simulated minutes
+    /// Length of each seed's run, in simulated minutes
     #[arg(long, default_value_t = 5.0, value_name = "M")]
     minutes: f64,
     /// Runs side by side [default: as many as there are CPUs]
     #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Break something on purpose, which has to be found
+    /// Break something on purpose, which must be found
     #[arg(long, value_name = "WHAT", value_parser = DEFECTS.map(|(name, _)| name))]
     defect: Option<String>,
-    /// Show that each of those defects is found, and that its run replays byte for byte
+    /// Check that each of those defects is found, and that its run replays byte for byte
     #[arg(long, conflicts_with_all = ["seeds", "count", "defect"])]
     self_test: bool,
-    /// Tell every interruption of a flow
+    /// Print every interruption of a flow
     #[arg(long)]
     interruptions: bool,
     /// Only print a seed's schedule
     #[arg(long, conflicts_with_all = ["seeds", "count", "self_test"])]
     schedule: bool,
-    /// The program to try, instead of this tree's
+    /// The program to test, instead of this tree's
     #[arg(long, value_name = "PATH")]
     ecmpvpn: Option<PathBuf>,
     /// Kernel series
@@ -76,7 +77,7 @@ pub struct Args {
     kernel: Series,
 }
 
-/// `A..B`, both of them among the seeds.
+/// Parses `A..B`; both ends are included.
 fn seeds(text: &str) -> Result<RangeInclusive<u64>> {
     let (first, last) = text.split_once("..").context("expected A..B")?;
     let (first, last): (u64, u64) = (first.parse()?, last.trim_start_matches('=').parse()?);
@@ -84,14 +85,14 @@ fn seeds(text: &str) -> Result<RangeInclusive<u64>> {
     Ok(first..=last)
 }
 
-/// One run.
+/// A seed to run.
 #[derive(Debug, Clone)]
 struct Job {
     seed: u64,
     defect: Option<String>,
 }
 
-/// What came of it.
+/// A run that has ended.
 struct Ran {
     job: Job,
     status: Result<i32>,
@@ -104,12 +105,12 @@ impl Ran {
         String::from_utf8_lossy(&self.output).into_owned()
     }
 
-    /// What it says for programs.
+    /// Its line for programs.
     fn json(&self) -> Option<Value> {
         serde_json::from_str(self.text().lines().rev().find_map(|line| line.strip_prefix(JSON))?).ok()
     }
 
-    /// In how many words it ended.
+    /// Its result in one line.
     fn verdict(&self) -> String {
         let text = self.text();
         let begin = format!("seed {}: ", self.job.seed);
@@ -121,7 +122,7 @@ impl Ran {
     }
 }
 
-/// What runs, and where.
+/// The arguments, and the directory of the programs.
 struct Bench<'a> {
     args: &'a Args,
     programs: PathBuf,
@@ -152,7 +153,7 @@ pub fn main(args: &Args) -> Result<i32> {
     bench.many(seeds)
 }
 
-/// Builds what runs, and copies it, so that what is built meanwhile does not change it.
+/// Builds the programs and copies them, so that another build does not change them during the run.
 fn programs(args: &Args) -> Result<PathBuf> {
     crate::build_ebpf::build_ebpf(None)?;
     let step = sh::step("building ecmpvpn and the faults (a few minutes the first time)");
@@ -174,7 +175,7 @@ fn programs(args: &Args) -> Result<PathBuf> {
     step.done("");
     let debug = sh::target().join("debug");
     let sources = [args.ecmpvpn.clone().unwrap_or_else(|| debug.join("ecmpvpn")), debug.join("ecmpvpn-fault")];
-    // A program of another path is another run to a kernel that draws from it.
+    // The path is constant, since it influences the kernel's random numbers.
     let dir = sh::target().join("sim/fault/programs");
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     for (source, name) in sources.iter().zip(["ecmpvpn", "ecmpvpn-fault"]) {
@@ -198,7 +199,7 @@ impl Bench<'_> {
             series: args.kernel,
             clock: Clock::Simulated { seed: job.seed },
             memory_mib: MEMORY,
-            // A busy machine needs a minute for a simulated one.
+            // A busy machine needs a minute for a simulated minute.
             timeout: Duration::from_secs_f64(600.0 + args.minutes * 240.0),
             env: Vec::new(),
             command,
@@ -218,64 +219,46 @@ impl Bench<'_> {
         Ran { job: job.clone(), status, output, took: since.elapsed() }
     }
 
-    /// Runs jobs side by side and hands over each as it ends.
+    /// Runs jobs side by side and passes on each when it ends.
     fn side_by_side(&self, jobs: Vec<Job>, ended: &mut dyn FnMut(Ran) -> Result<()>) -> Result<()> {
         let machines =
             self.args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
-        let (count, mut done) = (jobs.len(), 0);
-        // How far each that runs is, in simulated time.
+        let count = jobs.len();
+        // The simulated time of each running job, in seconds.
         let far: Mutex<BTreeMap<u64, String>> = Mutex::default();
-        let jobs = Mutex::new(jobs.into_iter());
-        let (sender, results) = mpsc::channel();
-        thread::scope(|scope| -> Result<()> {
-            for _ in 0..machines.min(count) {
-                let (sender, jobs, far) = (sender.clone(), &jobs, &far);
-                scope.spawn(move || {
-                    while let Some(job) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
-                        let told = |at: Option<String>| {
-                            let Ok(mut far) = far.lock() else { return };
-                            match at {
-                                Some(at) => far.insert(job.seed, at),
-                                None => far.remove(&job.seed),
-                            };
-                        };
-                        told(Some("0".to_owned()));
-                        let ran = self.run(&job, &mut |line| {
-                            let line = String::from_utf8_lossy(line);
-                            let at = line.split_whitespace().next().and_then(|word| word.split_once('.'));
-                            told(
-                                at.map(|(seconds, _)| seconds.to_owned())
-                                    .filter(|at| at.parse::<u64>().is_ok())
-                                    .or_else(|| far.lock().ok()?.get(&job.seed).cloned()),
-                            );
-                            Ok(())
-                        });
-                        told(None);
-                        // The receiver stays until all senders are gone.
-                        let _ = sender.send(ran);
-                    }
-                });
-            }
-            drop(sender);
-            loop {
-                match results.recv_timeout(PROGRESS) {
-                    Ok(ran) => {
-                        done += 1;
-                        ended(ran)?;
-                    }
-                    Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
-                    Err(mpsc::RecvTimeoutError::Timeout) => {
-                        let far = far.lock().map(|far| far.clone()).unwrap_or_default();
-                        let running: Vec<String> =
-                            far.iter().map(|(seed, at)| format!("seed {seed} at {at} s")).collect();
-                        sh::note(format!("{done} of {count} done; {}", running.join(", ")));
-                    }
+        let work = |job: Job| {
+            let note = |at: Option<String>| {
+                let Ok(mut far) = far.lock() else { return };
+                match at {
+                    Some(at) => far.insert(job.seed, at),
+                    None => far.remove(&job.seed),
+                };
+            };
+            note(Some("0".to_owned()));
+            let ran = self.run(&job, &mut |line| {
+                let line = String::from_utf8_lossy(line);
+                let at = line.split_whitespace().next().and_then(|word| word.split_once('.'));
+                if let Some((seconds, _)) = at.filter(|(seconds, _)| seconds.parse::<u64>().is_ok()) {
+                    note(Some(seconds.to_owned()));
                 }
-            }
+                Ok(())
+            });
+            note(None);
+            ran
+        };
+        let done = Cell::new(0);
+        let mut progress = || {
+            let far = far.lock().map(|far| far.clone()).unwrap_or_default();
+            let running: Vec<String> = far.iter().map(|(seed, at)| format!("seed {seed} at {at} s")).collect();
+            sh::note(format!("{} of {count} done; {}", done.get(), running.join(", ")));
+        };
+        side_by_side::run_with_progress(jobs, machines.min(count), work, PROGRESS, &mut progress, &mut |ran| {
+            done.set(done.get() + 1);
+            ended(ran)
         })
     }
 
-    /// Many seeds; the exit status.
+    /// Runs many seeds; returns the exit status.
     fn many(&self, seeds: RangeInclusive<u64>) -> Result<i32> {
         let dir = sh::target().join("sim/fault");
         let job = |seed| Job { seed, defect: self.args.defect.clone() };
@@ -292,7 +275,7 @@ impl Bench<'_> {
         Ok(i32::from(!sum.is_sound()))
     }
 
-    /// Each defect twice; the exit status.
+    /// Runs each defect twice; returns the exit status.
     fn self_test(&self) -> Result<i32> {
         let minutes = self.args.minutes.min(0.5);
         let args = Args { minutes, ..self.args.clone() };
@@ -307,9 +290,9 @@ impl Bench<'_> {
                 Ok(())
             })?;
             match found(&runs, invariant) {
-                Ok(told) => {
+                Ok(description) => {
                     passed += 1;
-                    println!("{defect}: {told}");
+                    println!("{defect}: {description}");
                 }
                 Err(error) => {
                     failed += 1;
@@ -322,7 +305,7 @@ impl Bench<'_> {
     }
 }
 
-/// That a defect was found in both runs, and in the same way.
+/// Checks that a defect was found in both runs, with the same output.
 fn found(runs: &[Ran], invariant: &str) -> Result<String> {
     let [first, second] = runs else { bail!("it ran {} times", runs.len()) };
     let text = first.text();

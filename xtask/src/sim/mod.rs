@@ -1,6 +1,6 @@
-//! The simulation: User-Mode Linux, where the kernel, WireGuard, the bond and the programs are real and time is not.
-//! The CPU's work takes no time there, so links are the only limit; and what is drawn at random comes from a seed, so a run
-//! repeats to the digit.
+//! The simulation: User-Mode Linux. The kernel, WireGuard, the bond and the programs are real; time is simulated. The
+//! CPU's work takes no time there, so links are the only limit. Random numbers come from a seed, so a run repeats to
+//! the digit.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,40 +22,40 @@ use run::{Clock, Request};
 pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// Let time pass as it does outside: the CPU's work takes time, and idle moments are waited for
+    /// Use real time: the CPU's work takes time, and waiting takes time
     #[arg(long)]
     real: bool,
-    /// What is drawn at random follows from this number: the same one gives the same run
+    /// Seed of the random numbers: the same seed gives the same run
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "real")]
     seed: u64,
     /// Kernel series
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Series,
-    /// Memory, in MiB; what is written there lives in it too
+    /// Memory, in MiB; it also holds the files that are written there
     #[arg(long, default_value_t = 2048, value_name = "MIB")]
     memory: u32,
-    /// Seconds, of this machine's time, that the command may take
+    /// Time limit of the command, in seconds of this machine's time
     #[arg(long, default_value_t = 3600, value_name = "S")]
     timeout: u64,
     /// Set a variable for the command
     #[arg(long = "env", value_name = "KEY=VALUE")]
     env: Vec<String>,
-    /// Build and run an integration suite; what follows `--` are its options, such as part of a test's name
+    /// Build and run an integration suite; its options follow `--`, such as part of a test's name
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
-    /// What to run; without it and without --suite, an interactive shell in real time
+    /// The command to run; without it and without --suite, an interactive shell in real time
     #[arg(last = true)]
     command: Vec<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Random faults by seed under numbered traffic, and what must hold meanwhile
+    /// Random faults by seed under numbered traffic, and checks of what must hold
     #[command(after_help = "Examples:\n  \
         cargo xtask sim fault --seed 7 --minutes 120\n  \
         cargo xtask sim fault --seeds 1..20\n  \
         cargo xtask sim fault --self-test\n\n\
-        Exit status: 0 all held, 1 something broke, 2 it could not be tried")]
+        Exit status: 0 all invariants held, 1 one broke, 2 the test could not be run")]
     Fault(fault::Args),
 }
 
@@ -86,12 +86,12 @@ pub fn main(args: Args) -> Result<i32> {
     run(&request, &mut to_stdout)
 }
 
-/// What a suite is told: what it may rely on, and where the program is.
+/// A suite's environment: the features that must exist, and the path of the program.
 pub fn suite_env(series: Series) -> Vec<String> {
     vec![format!("ECMPVPN_REQUIRE={}", series.features()), format!("ECMPVPN_BIN={}", crate::suites::binary().display())]
 }
 
-/// Runs `request`, handing the command's output to `sink` as it comes; returns the command's exit status.
+/// Runs `request` and passes the command's output to `sink` as it arrives; returns the command's exit status.
 pub fn run(request: &Request, sink: &mut Sink<'_>) -> Result<i32> {
     let linux = kernel::get(request.series)?;
     run::run(request, &linux, &dir(request.series), sink)

@@ -1,8 +1,8 @@
-//! One run of the simulation: User-Mode Linux started, the command's output passed on, its end judged.
+//! One run of the simulation: starts User-Mode Linux, passes the command's output on, and finds how it ended.
 //!
-//! Output and kernel messages go to files, which never make a writer wait: a signal from a pipe's reader would come at a
-//! moment of its own in each run. The command and its exit status go through the run's directory, which the simulation sees
-//! under the same name in every run.
+//! Output and kernel messages go to files, so that a writer never waits. A signal from a pipe's reader would come at a
+//! different moment in each run. The command and its exit status go through the run's directory, which has the same
+//! name in the simulation in every run.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -18,18 +18,18 @@ use crate::sh;
 use crate::vm::kernel::Series;
 use crate::vm::run::{RunDir, Sink, panic_line};
 
-/// How often this looks for output.
+/// Time between two checks for output.
 const LOOK: Duration = Duration::from_millis(10);
-/// Simulated runs begin at this moment, 2026-01-01 00:00 UTC; nanoseconds since 1970.
+/// Simulated runs begin at this time, 2026-01-01 00:00 UTC; nanoseconds since 1970.
 const BEGIN: u64 = 1_767_225_600_000_000_000;
 const INIT: &str = include_str!("init.sh");
 
 /// How time passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// As outside.
+    /// As on this machine.
     Real,
-    /// From one event to the next; random numbers come from `seed`.
+    /// Time jumps from one event to the next. Random numbers come from `seed`.
     Simulated { seed: u64 },
 }
 
@@ -39,7 +39,7 @@ pub struct Request {
     pub series: Series,
     pub clock: Clock,
     pub memory_mib: u32,
-    /// Of this machine's time, booting included.
+    /// In this machine's time, including the boot.
     pub timeout: Duration,
     /// `KEY=VALUE` for the command.
     pub env: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Request {
     pub command: Vec<String>,
 }
 
-/// Runs `request` on the kernel `linux`, with files of the run below `dir`; returns the command's exit status.
+/// Runs `request` on the kernel `linux`, with the run's files below `dir`; returns the command's exit status.
 pub fn run(request: &Request, linux: &Path, dir: &Path, sink: &mut Sink<'_>) -> Result<i32> {
     let run_dir = RunDir::new(dir)?;
     let init = install_init(linux)?;
@@ -90,11 +90,11 @@ pub fn run(request: &Request, linux: &Path, dir: &Path, sink: &mut Sink<'_>) -> 
         return status.trim().parse().with_context(|| format!("PID 1 reported {status:?}"));
     }
     let messages = text(&console);
-    let why = panic_line(&messages).unwrap_or_else(|| "it went away".to_owned());
+    let why = panic_line(&messages).unwrap_or_else(|| "it ended without a panic".to_owned());
     bail!("the simulation died while the command ran: {why}\n{}", sh::tail(&messages, 25))
 }
 
-/// PID 1's script, beside the kernel: its path is part of what the kernel draws random numbers from.
+/// Installs PID 1's script beside the kernel. The path is constant, since it influences the kernel's random numbers.
 fn install_init(linux: &Path) -> Result<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let home = linux.parent().context("the kernel is in a directory")?;
@@ -123,7 +123,7 @@ fn script(request: &Request) -> Result<String> {
 }
 
 fn command(request: &Request, linux: &Path, init: &Path, run_dir: &Path) -> Command {
-    // setpriv: it dies with this process, however this process dies, and its own processes die with it.
+    // setpriv: the simulation is killed when this process ends, however it ends. Its processes end with it.
     let mut uml = Command::new("setpriv");
     uml.args(["--pdeathsig", "KILL"]).arg(linux).current_dir(run_dir);
     uml.arg(format!("mem={}M", request.memory_mib));
@@ -153,7 +153,7 @@ struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Failing means that it has ended already.
+        // An error means that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -3,8 +3,8 @@
 /// How the virtual CPUs are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Accel {
-    /// By the processor.
+    /// The processor runs them.
     Kvm,
-    /// By emulation: works everywhere, about ten times slower.
+    /// QEMU emulates them. This works everywhere, about ten times slower.
     Tcg,
 }

@@ -1,16 +1,16 @@
-//! Why a virtual machine died, read from its kernel's last messages.
+//! Finds why a virtual machine died, from its kernel's last messages.
 //!
-//! An emulated CPU may run stale code. While the kernel changes an instruction it puts a breakpoint (`int3`, byte cc)
-//! over it for a moment; QEMU before 8.1 can translate that breakpoint on one CPU just as another one takes it back, and
-//! keeps the translation. The kernel then dies of a breakpoint that is not in its memory any more, which no real CPU
-//! and no program under test can bring about.
+//! An emulated CPU may run stale code. While the kernel changes an instruction, it replaces it by a breakpoint (`int3`,
+//! byte cc) for a moment. QEMU before 8.1 can translate that breakpoint on one CPU just when another one removes it,
+//! and keeps the translation. The kernel then dies of a breakpoint that is no longer in its memory. No real CPU and no
+//! program under test can cause that.
 
 use std::fmt;
 
 /// A machine that died while its command ran.
 #[derive(Debug)]
 pub struct Died {
-    /// What the kernel said, for people.
+    /// The kernel's message, for people.
     pub why: String,
     /// Whether the last oops proves that an emulated CPU ran stale code.
     pub by_stale_code: bool,
@@ -24,10 +24,11 @@ impl fmt::Display for Died {
 
 impl std::error::Error for Died {}
 
-/// Whether `console` ends in the death by a breakpoint that is not there.
+/// Whether `console` ends with an oops from a breakpoint that is not in memory.
 pub fn is_stale_code(console: &str) -> bool {
     let lines: Vec<&str> = console.lines().map(message).collect();
-    // `die()` numbers its messages: `Oops: int3: 0000 [#1] PREEMPT SMP NOPTI`; before Linux 6.11 without the first word.
+    // `die()` numbers its messages: `Oops: int3: 0000 [#1] PREEMPT SMP NOPTI`; before Linux 6.11 without the first
+    // word.
     let Some(last) = lines.iter().rposition(|line| line.contains(": 0000 [#") || line.contains("Oops: ")) else {
         return false;
     };
@@ -38,7 +39,8 @@ pub fn is_stale_code(console: &str) -> bool {
     is_int3 && is_fatal && code.and_then(executed).is_some_and(|byte| byte != "cc")
 }
 
-/// The byte in memory where the breakpoint was executed: the one before `<..>`, which a trap leaves the CPU at.
+/// The byte in memory at the executed breakpoint. It is the byte before `<..>`: after a trap the CPU is at the next
+/// byte.
 fn executed(code: &str) -> Option<&str> {
     let bytes: Vec<&str> = code.split_whitespace().collect();
     let at = bytes.iter().position(|byte| byte.starts_with('<'))?;

@@ -1,5 +1,6 @@
 //! The virtual machine's root file system: this machine's own tools with their shared libraries, the kernel's network
-//! modules, and a PID 1. It is built once for a kernel and kept; files of one run are appended as a second archive.
+//! modules, and a PID 1. It is built once for each kernel and kept. The files of one run are appended as a second
+//! archive.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,15 +14,16 @@ use anyhow::{Context, Result, ensure};
 use super::kernel::Kernel;
 use crate::sh::{self, Cmd};
 
-/// Taken from this machine. iproute2's tools come before busybox's in PATH, since the kernel lab needs the real ones.
+/// Copied from this host. iproute2's tools come before busybox's in PATH, since the labs need the real ones.
 const TOOLS: &[&str] = &["bash", "dash", "busybox", "kmod", "ip", "tc", "bridge", "ss", "ping", "iperf3"];
-/// Taken when this machine has them.
+/// Copied if this host has them.
 const OPTIONAL_TOOLS: &[&str] = &["ethtool", "nft", "tracepath", "wg", "bpftool", "strace", "stty"];
-/// Names under which programs also go. modprobe is not where the kernel looks for it: while booting, the kernel asks for
-/// dozens of modules that do not exist, and each try costs an emulated CPU 0.1 s. PID 1 tells the kernel later.
+/// Other names of programs. modprobe is not at the path where the kernel looks for it: during the boot the kernel
+/// requests dozens of modules that do not exist, and each request costs an emulated CPU 0.1 s. PID 1 sets the path
+/// later.
 const LINKS: &[(&str, &str)] =
     &[("usr/bin/sh", "dash"), ("usr/bin/modprobe", "kmod"), ("usr/bin/insmod", "kmod"), ("usr/bin/lsmod", "kmod")];
-/// Data files that tools read, taken when present.
+/// Data files that tools read, copied if present.
 const DATA: &[&str] = &[
     "/etc/protocols",
     "/etc/services",
@@ -31,8 +33,8 @@ const DATA: &[&str] = &[
     "/lib/terminfo/v/vt220",
     "/usr/share/terminfo/v/vt220",
 ];
-/// Parts of the kernel's module tree, with all below them; the kernel loads from them what is asked for. Not more, since
-/// every MiB delays the boot.
+/// Parts of the kernel's module tree, with everything below them; the kernel loads modules from them on request. No
+/// more than needed, since every MiB delays the boot.
 const MODULE_TREES: &[&str] = &[
     "arch/x86/crypto",
     "crypto",
@@ -56,13 +58,13 @@ const MODULE_TREES: &[&str] = &[
     "net/unix",
     "net/xfrm",
 ];
-/// Parts of which only the modules right there are taken, and not the directories below.
+/// Directories of which only the modules are copied, and not the subdirectories.
 const MODULE_DIRS: &[&str] = &["drivers/char", "drivers/net", "net/netfilter", "net/packet"];
-/// As every systemd machine sets them: without it, loading the module makes a bond0 that nobody asked for.
+/// The settings of every systemd machine. Without them, loading the module makes a `bond0` that nobody needs.
 const MODPROBE_CONF: &str = "options bonding max_bonds=0\noptions dummy numdummies=0\noptions ifb numifbs=0\n";
 const INIT: &str = include_str!("init.sh");
 
-/// The base archive of `kernel` below `dir`, built if it is missing or out of date.
+/// The base archive of `kernel` below `dir`. Builds it if it is missing or out of date.
 pub fn base(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
     let archive = dir.join("base.cpio");
     let key_file = dir.join("base.key");
@@ -120,7 +122,7 @@ fn stage(dir: &Path) -> PathBuf {
     dir.join("root")
 }
 
-/// The tools to take along, and a text that changes whenever what is built from them would.
+/// The tools to copy, and a text that changes whenever the archive would change.
 fn tools(kernel: &Kernel) -> Result<(Vec<PathBuf>, String)> {
     let mut found = Vec::new();
     let mut key = format!(
@@ -200,18 +202,18 @@ fn modules(kernel: &Kernel, stage: &Path) -> Result<()> {
             fs::copy(kernel.modules.join(file), to.join(file))?;
         }
     }
-    // Decompressed here, once, and not on the emulated CPU at each boot.
+    // Decompressed here once, so that the emulated CPU need not do it at each boot.
     let decompress = "find . -name '*.ko.xz' -print0 | xargs -0 -r -P2 -n32 xz -d && \
                       find . -name '*.ko.zst' -print0 | xargs -0 -r -P2 -n32 zstd -q -d --rm";
     Cmd::new("sh").args(["-c", decompress]).dir(&to).quiet().run()?;
     Cmd::new("depmod").arg("-b").arg(stage).arg(release).quiet().run()
 }
 
-/// Puts the program at `source` and the libraries it needs into `root`; what `base` already holds is left out.
+/// Copies the program at `source` and the libraries that it needs into `root`, except those that `base` already has.
 fn add_program(root: &Path, base: Option<&Path>, source: &Path, destination: &Path) -> Result<()> {
     let placed = inside(root, destination);
     place(source, &placed)?;
-    // Debug information is most of a program and delays the boot; panics name file and line without it.
+    // Debug information is most of a program's size and delays the boot. Panics name file and line without it.
     if base.is_some() && is_elf(source) && sh::which("strip").is_some() {
         Cmd::new("strip").arg("--strip-debug").arg(&placed).quiet().run()?;
     }

@@ -1,5 +1,5 @@
-//! Which kernels the virtual machine can run, and how they get here: Debian's own packages, unpacked and never
-//! installed. A kernel once unpacked is used without asking the network again.
+//! Which kernels the virtual machine can run, and where they come from: Debian's own packages, unpacked and never
+//! installed. An unpacked kernel is used without the network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,8 @@ impl Series {
         }
     }
 
-    /// What the names of its packages begin with. Debian's stable kernels carry an ABI number, backports the release.
+    /// The prefix of its packages' names. The names of Debian's stable kernels have an ABI number, those of backports
+    /// have the kernel's release.
     fn package_prefix(self) -> &'static str {
         match self {
             Self::V6_12 => "linux-image-6.12.",
@@ -57,7 +58,7 @@ const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// The package it came from; changes with every update.
+    /// Name of its package; changes with every update.
     pub package: String,
     /// The compressed image that QEMU boots.
     pub image: PathBuf,
@@ -65,7 +66,7 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// The kernel of `series` in `dir`, fetched if it is not there yet.
+/// The kernel of `series` in `dir`. Fetches it if it is missing.
 pub fn get(series: Series, dir: &Path) -> Result<Kernel> {
     if let Some(kernel) = find(dir) {
         return Ok(kernel);
@@ -138,7 +139,7 @@ fn fetch(package: &str, into: &Path, options: &[String]) -> Result<()> {
         .retried(3)
 }
 
-/// apt with sources and state of its own, so that the system's are left alone and no privilege is needed.
+/// Options for apt with separate sources and state, so that the system's are not touched and no privilege is needed.
 fn private_apt(dir: &Path) -> Result<Vec<String>> {
     ensure!(
         Path::new(DEBIAN_KEYRING).exists(),
@@ -184,7 +185,7 @@ fn newest_of(series: Series, listing: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The runs of digits in a name, so that 6.12.117 sorts after 6.12.99.
+/// The numbers in a name, so that 6.12.117 sorts after 6.12.99.
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|run| run.parse().ok()).collect()
 }

@@ -1,4 +1,4 @@
-//! A virtual machine with a real kernel: WireGuard, bonding, shapers, tcx; on any machine, with or without KVM.
+//! A virtual machine with a distribution's kernel (WireGuard, bonding, shapers, tcx), on any host, with or without KVM.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -27,22 +27,22 @@ pub struct Args {
     /// Virtual CPUs
     #[arg(long, default_value_t = 2)]
     cpus: u32,
-    /// Memory, in MiB; the root file system lives in it too
+    /// Memory, in MiB; it also holds the root file system
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// Seconds that the command may take
+    /// Time limit of the command, in seconds
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
-    /// Bring a file or directory into the machine; programs bring their shared libraries. Without DEST: below /root
+    /// Copy a file or directory into the machine, a program with its shared libraries. Without DEST: below /root
     #[arg(long = "copy", value_name = "SRC[:DEST]")]
     copies: Vec<String>,
     /// Set a variable for the command
     #[arg(long = "env", value_name = "KEY=VALUE")]
     env: Vec<String>,
-    /// Use KVM or emulation; by default KVM where it truly works
+    /// Use KVM or emulation [default: KVM if it really works]
     #[arg(long, value_enum)]
     accel: Option<Accel>,
-    /// What to run; without it, an interactive shell
+    /// The command to run; without it, an interactive shell
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -62,7 +62,7 @@ pub fn main(args: Args) -> Result<i32> {
     run(&request, args.accel, &mut run::to_stdout)
 }
 
-/// Runs `request` and returns the command's exit status. `accel`: None to find out what works.
+/// Runs `request` and returns the command's exit status. `accel`: `None` to find out what works.
 pub fn run(request: &Request, accel: Option<Accel>, sink: &mut run::Sink<'_>) -> Result<i32> {
     prepare(request.series)?;
     let accel = match accel {
@@ -72,7 +72,7 @@ pub fn run(request: &Request, accel: Option<Accel>, sink: &mut run::Sink<'_>) ->
     run::run(request, &dir(request.series), accel, sink)
 }
 
-/// Fetches the kernel and builds the root file system, unless they are there; one process at a time.
+/// Fetches the kernel and builds the root file system if they are missing. One process does it, others wait.
 pub fn prepare(series: Series) -> Result<()> {
     let dir = &dir(series);
     fs::create_dir_all(dir)?;
@@ -87,8 +87,8 @@ fn dir(series: Series) -> PathBuf {
     sh::target().join("vm").join(series.name())
 }
 
-/// How machines are run here. A nested KVM may exist and fail, so a machine is booted with it; the answer holds until
-/// this machine reboots.
+/// Finds out whether KVM works here. A nested KVM may exist and fail, so this boots a machine with it. The result is
+/// kept until this host reboots.
 pub fn detect(series: Series) -> Result<Accel> {
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(Accel::Tcg);

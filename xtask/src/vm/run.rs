@@ -1,7 +1,7 @@
-//! One run of the virtual machine: QEMU started, its output passed on, its end judged.
+//! One run of the virtual machine: starts QEMU, passes its output on, and finds how it ended.
 //!
-//! The kernel's messages, the command's output and PID 1's reports travel on three channels of their own, so no output
-//! can be taken for a report and no kernel message for output.
+//! The kernel's messages, the command's output and PID 1's reports use three separate channels. So output cannot be
+//! taken for a report, and a kernel message cannot be taken for output.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -18,17 +18,17 @@ use super::death::{Died, is_stale_code};
 use super::{initramfs, kernel};
 use crate::sh;
 
-/// How long a boot may take before it counts as hung. An emulated boot takes 4 s on an idle machine.
+/// After this time a boot counts as hung. An emulated boot takes 4 s on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
-/// The same with KVM, which takes a second where it works. Where a nested one does not work it hangs.
+/// The same with KVM. A boot takes a second if KVM works. A nested KVM that does not work hangs.
 const KVM_BOOT_LIMIT: Duration = Duration::from_secs(10);
-/// How long the machine may take to power off after the command has ended.
+/// Time limit for powering off after the command has ended.
 const OFF_LIMIT: Duration = Duration::from_secs(10);
-/// The emulated processor: as plain as can be, besides random numbers for the boot. With all that QEMU can emulate
-/// (`max`) the kernel picks its AVX ciphers and `rep movsb`, which emulation makes slow: WireGuard carried 40 Mbit/s
-/// where this processor carries 120, and a veth pair 1.2 Gbit/s where this one carries 3.7.
+/// The emulated processor: the simplest one, with random numbers for the boot. With everything that QEMU can emulate
+/// (`max`) the kernel chooses its AVX ciphers and `rep movsb`, which are slow when emulated: WireGuard carried 40
+/// Mbit/s instead of 120 with this processor, and a veth pair 1.2 Gbit/s instead of 3.7.
 const EMULATED_CPU: &str = "qemu64,+rdrand,+rdseed";
-/// Boots to try; an emulated one in many dies in idle code.
+/// Boots to try. Rarely, an emulated boot dies in idle code.
 const BOOTS: u32 = 3;
 
 /// What to run, and on what.
@@ -37,9 +37,9 @@ pub struct Request {
     pub series: kernel::Series,
     pub cpus: u32,
     pub memory_mib: u32,
-    /// For the command alone, booting not included.
+    /// For the command alone, without the boot.
     pub timeout: Duration,
-    /// Source on this machine, destination in the virtual one.
+    /// Source on this host, destination in the virtual machine.
     pub copies: Vec<(PathBuf, PathBuf)>,
     /// `KEY=VALUE` for the command.
     pub env: Vec<String>,
@@ -49,9 +49,9 @@ pub struct Request {
 
 /// How one boot ended.
 enum End {
-    /// The command ran and exited so.
+    /// The command ran and exited with this status.
     Exited(i32),
-    /// The machine died before the command had printed anything; worth another boot.
+    /// The machine died before the command had printed anything: another boot is tried.
     Died(String),
 }
 
@@ -63,10 +63,10 @@ enum Event {
     Closed,
 }
 
-/// Takes the command's output as it comes.
+/// Gets the command's output as it arrives.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
 
-/// Runs `request`, handing the command's output to `sink` as it comes; returns the command's exit status.
+/// Runs `request` and passes the command's output to `sink` as it arrives; returns the command's exit status.
 pub fn run(request: &Request, dir: &Path, accel: Accel, sink: &mut Sink<'_>) -> Result<i32> {
     run_boots(request, dir, accel, BOOTS, sink)
 }
@@ -116,7 +116,7 @@ fn run_boots(request: &Request, dir: &Path, accel: Accel, boots: u32, sink: &mut
     bail!("the virtual machine died {boots} times before the command printed anything: {last}")
 }
 
-/// Whether a machine boots and runs `request`, at the first try.
+/// Whether a machine boots and runs `request` at the first try.
 pub fn boots(request: &Request, dir: &Path, accel: Accel) -> bool {
     run_boots(request, dir, accel, 1, &mut |_| Ok(())).is_ok_and(|status| status == 0)
 }
@@ -135,7 +135,7 @@ fn script(request: &Request) -> Result<String> {
 
 fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel: Accel) -> Command {
     let interactive = request.command.is_empty();
-    // setpriv: QEMU dies with this process, however this process dies.
+    // setpriv: QEMU is killed when this process ends, however it ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]);
     qemu.args(["-no-reboot", "-nic", "none"]);
@@ -145,8 +145,8 @@ fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel
     });
     qemu.args(["-smp", &request.cpus.to_string(), "-m", &request.memory_mib.to_string()]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
-    // no_timer_check: on a busy machine the emulated timer may miss the kernel's check, which panics.
-    // An oops ends the run: whatever it printed later could not be trusted.
+    // no_timer_check: on a busy machine the emulated timer may fail the kernel's check, and the kernel would panic.
+    // An oops ends the run: later output could not be trusted.
     let mut append =
         "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check random.trust_cpu=on init_on_alloc=0"
             .to_owned();
@@ -167,7 +167,7 @@ fn command(request: &Request, image: &Path, initrd: &Path, console: &Path, accel
     qemu
 }
 
-/// A path as QEMU's option syntax wants it.
+/// A path, escaped for QEMU's option syntax.
 fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
@@ -179,7 +179,7 @@ fn attended(qemu: &mut Command) -> Result<End> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match said.lines().rev().find_map(|line| line.trim_end().rsplit_once(" exit ")?.1.parse().ok()) {
         Some(status) => Ok(End::Exited(status)),
-        None => bail!("the virtual machine ended without a word ({}): {}", output.status, sh::tail(&said, 5)),
+        None => bail!("the virtual machine reported no exit status ({}): {}", output.status, sh::tail(&said, 5)),
     }
 }
 
@@ -231,7 +231,7 @@ fn unattended(
                 qemu_said.push_str(&line);
                 qemu_said.push('\n');
             }
-            // The second of the two readers ends with the channel.
+            // One reader has ended. The channel is disconnected when the second one has ended too.
             Ok(Event::Closed) => {}
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if status.is_some() => break,
@@ -248,10 +248,10 @@ fn unattended(
     if let Some(status) = status {
         return Ok(End::Exited(status));
     }
-    // Without a kernel message it was QEMU that failed, and another try would fail alike.
+    // Without a kernel message QEMU itself failed, and another try would fail too.
     let text = console_text(console);
     ensure!(!text.is_empty(), "QEMU failed: {}", sh::tail(&qemu_said, 5));
-    let why = panic_line(&text).unwrap_or_else(|| format!("it went away: {}", sh::tail(&qemu_said, 1)));
+    let why = panic_line(&text).unwrap_or_else(|| format!("it ended without a panic: {}", sh::tail(&qemu_said, 1)));
     if printed {
         let by_stale_code = is_stale_code(&text);
         return Err(Died { why: format!("{why}\n{}", sh::tail(&text, 25)), by_stale_code }.into());
@@ -290,7 +290,7 @@ pub fn panic_line(console: &str) -> Option<String> {
     Some(line[line.find("Kernel panic")?..].trim_end().to_owned())
 }
 
-/// Writes to stdout at once.
+/// Writes to stdout and flushes it.
 pub fn to_stdout(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
@@ -302,13 +302,13 @@ struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Failing means that it has ended already.
+        // An error means that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A directory for one run's files, named after this process; those of dead processes are swept up on the way.
+/// A directory for one run's files, named after this process. Making it also removes those of dead processes.
 pub struct RunDir(PathBuf);
 
 impl RunDir {
@@ -322,7 +322,7 @@ impl RunDir {
         for entry in fs::read_dir(&runs)?.flatten() {
             let pid = entry.file_name().to_string_lossy().split('-').next().unwrap_or_default().to_owned();
             if !Path::new("/proc").join(&pid).exists() {
-                // Another process may be sweeping too.
+                // Another process may be removing it too.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -330,7 +330,6 @@ impl RunDir {
         Ok(Self(tempfile::Builder::new().prefix(&prefix).tempdir_in(&runs)?.keep()))
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
     }

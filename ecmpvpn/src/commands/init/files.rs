@@ -1,4 +1,4 @@
-//! Writes the sites' folders: all or none, and never over anything.
+//! Writes the sites' folders: all of them or none, and never over existing files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use crate::commands::Failure;
 use crate::config::{self, Config, preshared_key_file, private_key_file, render};
 
-/// Name of a site's configuration in its folder.
+/// Name of the configuration in a site's folder.
 const CONFIGURATION: &str = "ecmpvpn.toml";
 
-/// A site's folder, and what goes into it besides configuration and keys: file names and texts that are no secret.
+/// A site's folder. `texts` has further files besides configuration and keys: file names, and texts without secrets.
 pub(super) struct Folder<'a> {
     pub(super) site: &'a Config,
     pub(super) texts: Vec<(&'a str, String)>,
@@ -27,7 +27,7 @@ impl Folder<'_> {
     }
 }
 
-/// Writes `folders`, each named as its site, into `output`.
+/// Writes `folders` into `output`. Each has the name of its site.
 pub(super) fn write(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
     for folder in folders {
         let folder = output.join(folder.name());
@@ -39,14 +39,14 @@ pub(super) fn write(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure
     fs::create_dir_all(output).with_context(|| format!("making the folder {}", output.display()))?;
     let written = write_into(output, folders);
     if written.is_err() && made {
-        // It is as empty as it was made; should it not be, it stays.
+        // The folder should be empty. If it is not, `remove_dir` fails and it stays.
         let _ = fs::remove_dir(output);
     }
     written
 }
 
 fn write_into(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
-    // Readable by nobody else from the start, and removed when anything below fails.
+    // Nobody else can read it from the start, and it is removed if anything below fails.
     let draft = tempfile::Builder::new()
         .prefix(".ecmpvpn-init-")
         .permissions(Permissions::from_mode(0o700))
@@ -63,7 +63,7 @@ fn write_into(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
         folders.iter().map(|folder| (draft.path().join(folder.name()), output.join(folder.name()))).collect();
     for (at, (from, to)) in places.iter().enumerate() {
         rename(from, to).inspect_err(|_| {
-            // Back to the draft, which goes with all that is in it.
+            // Move them back into the draft, which is removed with its content.
             for (from, to) in &places[..at] {
                 let _ = fs::rename(to, from);
             }
@@ -72,7 +72,7 @@ fn write_into(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes one site's files and reads them back: what cannot be used is not left behind.
+/// Writes the files of one site and reads them back: files that cannot be used are not left behind.
 fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
     let peer = &site.peers[0];
     DirBuilder::new().mode(0o700).create(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -83,7 +83,7 @@ fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
         create(&folder.join(preshared_key_file(&peer.name)), 0o600, key.to_base64().as_bytes())?;
     }
     let read_back = config::load(&configuration).map_err(|error| {
-        // The draft is gone when the user reads this.
+        // The draft is removed before the user reads this, so name the folder of the site.
         let problems = error.to_string().replace(&format!("{}/", folder.display()), &format!("{}/", site.site.name));
         Failure::usage(anyhow!("these options make no sound configuration:\n{problems}"))
     })?;
@@ -94,7 +94,7 @@ fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
     }
 }
 
-/// A new file with `content` and a line end; it has its mode before it has its content.
+/// Creates a file with `content` and a line end. Its mode is set before its content is written.
 fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
@@ -108,7 +108,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(exists(to)),
-        // The file system cannot promise it. A folder with anything in it is not replaced all the same.
+        // The file system does not support `NOREPLACE`. `rename` still does not replace a folder that is not empty.
         Err(Errno::INVAL) if to.symlink_metadata().is_err() => {
             Ok(fs::rename(from, to).with_context(|| format!("making {}", to.display()))?)
         }

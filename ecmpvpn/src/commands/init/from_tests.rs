@@ -1,4 +1,4 @@
-//! Files of two sites become configurations that fit each other.
+//! The wg-quick files of two sites become configurations that fit each other.
 
 use clap::Parser as _;
 use ipnet::IpNet;
@@ -20,7 +20,7 @@ fn args(more: &str) -> Request {
     args.request()
 }
 
-/// The files of site 0 or 1 as everybody writes them: equal ports, all nets allowed on every tunnel.
+/// The usual files of site 0 or 1: equal ports, all nets allowed on every tunnel.
 fn texts(site: usize) -> Vec<String> {
     let public = KEYS[1 - site].parse::<PrivateKey>().unwrap().public_key();
     let (key, far) = (KEYS[site], ENDPOINTS[1 - site]);
@@ -51,7 +51,7 @@ fn taken(site: usize, more: &str) -> Taken {
     take_over(&args, &files(&texts(site))).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// The error of site 0's files with `from` replaced by `to` in the second one.
+/// The error for site 0's files with `from` replaced by `to` in the second file.
 fn refusal(from: &str, to: &str, more: &str) -> String {
     let mut texts = texts(0);
     assert!(texts[1].contains(from), "{from}");
@@ -82,7 +82,7 @@ fn both_sites_come_to_the_same_answer_by_themselves() {
 }
 
 #[test]
-fn ports_that_spread_stay_and_the_others_are_told() {
+fn ports_that_spread_stay_and_the_others_are_reported() {
     let planned = taken(0, "--a-members 3 --b-members 3");
     let message = report::changes(&planned);
     let first = &planned.config.peers[0].tunnels[2];

@@ -1,4 +1,5 @@
-//! `init`: writes both sites' configurations and keys in one go, ports planned; or one site's, of its wg-quick files.
+//! `init`: writes the configurations and keys of both sites, with planned ports; or those of one site, from its
+//! wg-quick files.
 
 mod files;
 #[cfg(test)]
@@ -22,10 +23,10 @@ use crate::plan::ports::PortPlan;
 use crate::report::init as report;
 use files::Folder;
 
-/// Far above any wg-quick file.
+/// Maximum file size, bytes. Far above any wg-quick file.
 const MAX_LEN: u64 = 1 << 20;
 
-/// Makes both sites, or one of the files that `--from` names, and writes them below the output folder.
+/// Makes both sites, or one site from the files of `--from`, and writes them into the output folder.
 pub fn run(args: &InitArgs) -> Result<(), Failure> {
     if !args.from.is_empty() {
         return run_from(args);
@@ -46,7 +47,7 @@ fn run_from(args: &InitArgs) -> Result<(), Failure> {
     print(summary_from(args, &taken))
 }
 
-/// Reads a wg-quick file; the interface is named as the file, as wg-quick has it.
+/// Reads a wg-quick file. The interface has the name of the file, as with wg-quick.
 fn read(path: &Path) -> Result<from::File, Failure> {
     let shown = path.display().to_string();
     let failed = |error: io::Error| Failure::usage(anyhow::Error::new(error).context(format!("reading {shown}")));
@@ -54,7 +55,7 @@ fn read(path: &Path) -> Result<from::File, Failure> {
     if length > MAX_LEN {
         return Err(Failure::usage(anyhow!("{shown} is too large for a wg-quick file: name one such as wg0.conf")));
     }
-    // It holds a private key.
+    // The text contains a private key.
     let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = InterfaceName::new(&stem)
@@ -67,13 +68,13 @@ fn summary_from(args: &InitArgs, taken: &from::Taken) -> String {
     let (site, peer) = (&taken.config.site.name, &taken.config.peers[0]);
     let folder = args.output.join(site).display().to_string();
     let names: Vec<&str> = peer.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
-    let quick: Vec<String> = names.iter().map(|name| format!("sudo wg-quick down {name}")).collect();
+    let stopping: Vec<String> = names.iter().map(|name| format!("sudo wg-quick down {name}")).collect();
     [
         format!("Wrote {folder}: configuration and keys of {}.", counted(names.len(), "tunnel", "tunnels")),
         verdict(&taken.ports),
         String::new(),
-        format!("Next: set {} as {folder}/{} says, and change over here:", peer.name, report::OTHER_SITE),
-        format!("  {}", quick.join("; ")),
+        format!("Next: set {} as {folder}/{} says, and switch over here:", peer.name, report::OTHER_SITE),
+        format!("  {}", stopping.join("; ")),
         format!("  sudo ecmpvpn run -c {folder}/ecmpvpn.toml"),
     ]
     .join("\n")
@@ -102,7 +103,7 @@ fn summary(args: &InitArgs, sites: &Sites) -> String {
     }
     lines.push(verdict(ports));
     lines.push(String::new());
-    lines.push("Next: take each folder to its gateway, whole and unread by others, and start there:".to_owned());
+    lines.push("Next: copy each folder to its gateway, readable by nobody else, and start there:".to_owned());
     for site in [a, b] {
         let (name, endpoint) = (&site.site.name, site.peers[0].local_endpoint);
         let at = if endpoint.is_ipv6() { format!("[{endpoint}]") } else { endpoint.to_string() };

@@ -1,4 +1,4 @@
-//! The two sites fit each other.
+//! The two configurations that `init` makes fit each other.
 
 use std::collections::HashSet;
 
@@ -40,7 +40,7 @@ fn assert_fit(Sites { a, b, ports }: &Sites) {
 }
 
 #[test]
-fn a_bond_of_names_is_made_and_a_count_is_told_to_the_far_end() {
+fn a_bond_of_names_is_made_and_a_count_is_for_the_far_end() {
     let sites = make(&args(
         "--a-prefix 10.10.0.0/16 --b-prefix 10.20.0.0/16 --a-members eno1,eno2 --a-bond-address 10.2.3.4/24 --b-members 4",
     ))

@@ -1,4 +1,4 @@
-//! `policy batch`: many changes by one process, each in force before the next line is read.
+//! `policy batch`: makes many changes in one process, each in force before the next line is read.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -10,7 +10,6 @@ use clap::Parser;
 use crate::cli::policy::{BatchArgs, PolicyAction};
 use crate::commands::Failure;
 
-/// One line.
 #[derive(Parser)]
 #[command(name = "policy", no_binary_name = true, disable_help_subcommand = true)]
 struct Line {
@@ -18,7 +17,7 @@ struct Line {
     action: PolicyAction,
 }
 
-/// The lines of a batch, each read only when it is asked for.
+/// The lines of a batch. Each is read only when it is needed.
 pub struct Lines {
     name: String,
     input: io::Lines<Box<dyn BufRead + Send>>,
@@ -37,7 +36,7 @@ impl Lines {
         Ok(Self { name, input: input.lines(), number: 0 })
     }
 
-    /// What the next line asks for that is not empty; `None`: there is none.
+    /// The command in the next line that is not empty. `None`: there are no more lines.
     pub fn next(&mut self) -> Result<Option<PolicyAction>, Failure> {
         while let Some(line) = self.input.next() {
             self.number += 1;
@@ -49,7 +48,7 @@ impl Lines {
         Ok(None)
     }
 
-    /// A failure of the line that was read last, with its place.
+    /// Adds the line number to a failure of the line that was read last.
     pub fn place(&self, failure: Failure) -> Failure {
         let (number, name) = (self.number, &self.name);
         let done = if number > 1 { "; what stands before it is in force" } else { "" };
@@ -57,19 +56,19 @@ impl Lines {
     }
 }
 
-/// A batch in a batch.
+/// The failure for a batch inside a batch.
 pub fn nested() -> Failure {
     Failure::usage(anyhow::anyhow!("a batch cannot hold another: write its lines here"))
 }
 
-/// What a line asks for; `None`: it is empty or a comment.
+/// The command in a line. `None`: the line is empty or a comment.
 fn parse(line: &str) -> Result<Option<PolicyAction>, Failure> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
     }
     let Line { action } = Line::try_parse_from(line.split_whitespace()).map_err(|error| {
-        // The first line says it; what follows is the usage of a whole program.
+        // The first line has the reason; the rest is the usage of a whole program.
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
         Failure::usage(anyhow::anyhow!("{}", first.strip_prefix("error: ").unwrap_or(first).to_owned()))
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_a_command_nothing_or_told_in_one_sentence() {
+    fn a_line_is_a_command_nothing_or_one_error() {
         for (line, desired) in
             [("set spray --peer b", true), ("  rule del 2 ", true), ("", false), (" # weights", false)]
         {

@@ -12,9 +12,9 @@ use crate::commands::{Failure, counted};
 use crate::dataplane::Pins;
 use crate::live::policy::drain::Draining;
 
-/// Between looks at the buckets.
+/// Time between two checks of the buckets.
 const LOOK: Duration = Duration::from_millis(50);
-/// Between lines of progress.
+/// Time between lines of progress.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
@@ -25,7 +25,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
         for rule in change.live.bound_to(name)? {
             tracing::warn!("rule {rule} allows no other tunnel that is up and open: its flows stay on {name}");
         }
-        // The lock goes with `change`: others may change what they like while this waits.
+        // Dropping `change` releases the lock: other commands can run while this one waits.
         Draining::new(&change.live, &Pins::of(&change.config.site.name), name)?
     };
     let start = Instant::now();
@@ -70,7 +70,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
     }
 }
 
-/// For somebody who watches.
+/// Reports progress to a terminal, otherwise to the log.
 fn progress(text: &str) {
     if io::stderr().is_terminal() {
         let _ = writeln!(io::stderr(), "{text}");

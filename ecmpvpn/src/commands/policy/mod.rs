@@ -1,4 +1,4 @@
-//! `policy`: shows and changes how a running site steers.
+//! `policy`: shows and changes how a running site steers flows.
 
 mod batch;
 mod change;
@@ -16,7 +16,7 @@ use crate::cli::policy::{JsonArgs, PolicyAction, PolicyArgs, SetArgs, UndrainArg
 use crate::commands::{Failure, print};
 use crate::live::policy::show;
 
-/// Does what the arguments say with the site of the configuration at `path`.
+/// Carries out `policy` for the site of the configuration at `path`.
 pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {
     let PolicyAction::Batch(args) = args.action else { return act(path, args.action).await };
     let mut lines = Lines::open(&args)?;

@@ -1,4 +1,4 @@
-//! `policy rule`, `pin` and `unpin`.
+//! `policy rule`, `policy pin` and `policy unpin`.
 
 use std::path::Path;
 
@@ -33,8 +33,8 @@ fn list(path: &Path, args: JsonArgs) -> Result<(), Failure> {
 }
 
 fn add(path: &Path, args: RuleAddArgs) -> Result<(), Failure> {
-    let rule = Rule { policy: args.policy, tunnels: args.tunnels, ..asked(args.flows) };
-    sound(&rule)?;
+    let rule = Rule { policy: args.policy, tunnels: args.tunnels, ..rule_of(args.flows) };
+    ensure_valid(&rule)?;
     let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
     let at = change.live.add_rule(&rule, args.at.map(|number| number - 1))?;
     save_added(change, &rule, at)?;
@@ -52,8 +52,8 @@ fn delete(path: &Path, args: &RuleDelArgs) -> Result<(), Failure> {
 
 /// Pins flows to a tunnel.
 pub fn pin(path: &Path, args: PinArgs) -> Result<(), Failure> {
-    let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..asked(args.flows) };
-    sound(&rule)?;
+    let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..rule_of(args.flows) };
+    ensure_valid(&rule)?;
     let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
     let former = change.live.pin(&rule)?;
     if let (Some(file), Some(former)) = (&mut change.edit, &former) {
@@ -65,10 +65,10 @@ pub fn pin(path: &Path, args: PinArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes a pin back.
+/// Removes a pin.
 pub fn unpin(path: &Path, args: UnpinArgs) -> Result<(), Failure> {
     let mut change = Change::open(path, args.save.save, &[])?;
-    let rule = change.live.unpin(&asked(args.flows))?;
+    let rule = change.live.unpin(&rule_of(args.flows))?;
     save_removed(change, &rule)?;
     tracing::info!("no longer {}", describe(&rule));
     Ok(())
@@ -85,8 +85,8 @@ fn save_removed(change: Change, rule: &Rule) -> Result<(), Failure> {
     change.save(|file, live| file.remove_rule(rule, |a, b| canonical(a, live.names()) == canonical(b, live.names())))
 }
 
-/// The flows that the arguments name; nothing is done with them yet.
-fn asked(flows: FlowArgs) -> Rule {
+/// A rule that matches the given flows, without an action yet.
+fn rule_of(flows: FlowArgs) -> Rule {
     Rule {
         src: flows.src,
         dst: flows.dst,
@@ -99,7 +99,7 @@ fn asked(flows: FlowArgs) -> Rule {
     }
 }
 
-fn sound(rule: &Rule) -> Result<(), Failure> {
+fn ensure_valid(rule: &Rule) -> Result<(), Failure> {
     if rule.src_ports.len().max(rule.dst_ports.len()) > MAX_PORT_RANGES {
         return Err(Failure::usage(anyhow!("give at most {MAX_PORT_RANGES} ports and ranges in one list")));
     }

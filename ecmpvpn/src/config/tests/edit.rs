@@ -1,4 +1,4 @@
-//! What `--save` changes, and all that it leaves as it is.
+//! What `--save` changes. Everything else in the file stays as it is.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -63,7 +63,7 @@ fn edited(text: &str, change: impl Fn(&mut Edit)) -> String {
     saved
 }
 
-fn same(a: &Rule, b: &Rule) -> bool {
+fn same_rule(a: &Rule, b: &Rule) -> bool {
     a == b
 }
 
@@ -85,7 +85,7 @@ fn only_what_is_set_changes() {
         .replace("169.254.77.2/31\"\n", "169.254.77.2/31\"\nweight = \"auto\"\n")
         .replace("prefixes = [\"10.20.0.0/16\"]\n", "prefixes = [\"10.20.0.0/16\"]\npolicy = \"spray\"\n");
     assert_eq!(saved, expected);
-    // A policy for all takes the place of the peer's own.
+    // A policy for all peers replaces the peer's own.
     let all = edited(&saved, |edit| edit.set_policy(Policy::Hash, None).unwrap());
     assert!(!all.contains("spray\"\n[[peer.tunnel]]"), "{all}");
 }
@@ -93,23 +93,23 @@ fn only_what_is_set_changes() {
 #[test]
 fn rules_come_and_go_where_they_stand() {
     let config = parse(COMMENTED, "f", &keys).unwrap();
-    let first = edited(COMMENTED, |edit| edit.add_rule(&rule(1), &config.rules, same).unwrap());
+    let first = edited(COMMENTED, |edit| edit.add_rule(&rule(1), &config.rules, same_rule).unwrap());
     assert!(first.contains("[[rule]]\nfwmark = 0x1\npolicy = \"hash\"\n\n# backups\n[[rule]]"), "{first}");
     assert_eq!(parse(&first, "f", &keys).unwrap().rules[0], rule(1));
-    // What stands behind is not written: at the end.
-    let last = edited(COMMENTED, |edit| edit.add_rule(&rule(2), &[rule(9)], same).unwrap());
+    // The rule that it should come before is not in the file, so it is added at the end.
+    let last = edited(COMMENTED, |edit| edit.add_rule(&rule(2), &[rule(9)], same_rule).unwrap());
     assert_eq!(parse(&last, "f", &keys).unwrap().rules[2], rule(2));
     assert!(last.find("fwmark").unwrap() < last.find("[health]").unwrap(), "{last}");
-    // One that is written already is not written again.
-    assert_eq!(edited(COMMENTED, |edit| edit.add_rule(&config.rules[1], &[], same).unwrap()), COMMENTED);
-    let without = edited(COMMENTED, |edit| edit.remove_rule(&config.rules[0], same).unwrap());
+    // A rule that is in the file already is not added again.
+    assert_eq!(edited(COMMENTED, |edit| edit.add_rule(&config.rules[1], &[], same_rule).unwrap()), COMMENTED);
+    let without = edited(COMMENTED, |edit| edit.remove_rule(&config.rules[0], same_rule).unwrap());
     let expected =
         COMMENTED.replace("# backups\n[[rule]]\nproto = \"tcp\"\ndst_ports = [873]\npolicy = \"spray\"\n\n", "");
     assert_eq!(without, expected);
-    assert_eq!(edited(COMMENTED, |edit| edit.remove_rule(&rule(9), same).unwrap()), COMMENTED);
-    // The first rule of a file that has none.
+    assert_eq!(edited(COMMENTED, |edit| edit.remove_rule(&rule(9), same_rule).unwrap()), COMMENTED);
+    // The first rule of a file without rules.
     let none = COMMENTED.split("\n# backups").next().unwrap();
-    let one = edited(none, |edit| edit.add_rule(&rule(3), &[], same).unwrap());
+    let one = edited(none, |edit| edit.add_rule(&rule(3), &[], same_rule).unwrap());
     assert_eq!(one, format!("{none}\n[[rule]]\nfwmark = 0x3\npolicy = \"hash\"\n"));
 }
 

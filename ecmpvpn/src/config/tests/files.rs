@@ -17,7 +17,7 @@ fn folder(mode: u32, key: &[u8]) -> tempfile::TempDir {
     folder
 }
 
-/// What `load` says of a folder, with the folder's own path taken out.
+/// The error of `load` for a folder, without the folder's own path.
 fn load_problem(folder: &tempfile::TempDir) -> String {
     let error = load(&folder.path().join("f.toml")).expect_err("unsound");
     error.to_string().replace(&format!("{}/", folder.path().display()), "")

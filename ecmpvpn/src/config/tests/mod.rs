@@ -1,4 +1,4 @@
-//! What `parse` and `load` accept, and the exact sentence with which they refuse.
+//! What `parse` and `load` accept, and the exact messages with which they refuse.
 
 mod edit;
 mod files;
@@ -88,13 +88,13 @@ fn problems(text: &str) -> Vec<String> {
     problems.to_string().lines().map(str::to_owned).collect()
 }
 
-/// The complaints about `FULL` with `from` replaced by `to`.
+/// The problems of `FULL` with `from` replaced by `to`.
 fn replaced(from: &str, to: &str) -> Vec<String> {
     assert_eq!(FULL.matches(from).count(), 1, "{from}");
     problems(&FULL.replace(from, to))
 }
 
-/// As `replaced`, where one complaint is all.
+/// Like `replaced`, if there is exactly one problem.
 fn refused(from: &str, to: &str) -> String {
     let mut problems = replaced(from, to);
     assert_eq!(problems.len(), 1, "{from} -> {to}: {problems:#?}");

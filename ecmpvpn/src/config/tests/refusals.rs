@@ -1,4 +1,4 @@
-//! The exact sentence about each unsound text.
+//! The exact message for each invalid text.
 
 use super::*;
 
@@ -325,7 +325,7 @@ fn keys_are_checked_and_never_shown() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_in_the_order_of_their_lines() {
+fn all_problems_are_reported_at_once_in_the_order_of_their_lines() {
     let text = FULL.replace("mtu = 1420", "mtu = 1").replace("weight = 1", "wieght = 1").replace("51821", "51820");
     let lines: Vec<usize> = parse(&text, "f", &keys).unwrap_err().list.iter().filter_map(|p| p.line).collect();
     assert_eq!(lines, [19, 36, 39]);

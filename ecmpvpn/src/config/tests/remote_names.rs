@@ -1,4 +1,4 @@
-//! Remote endpoints by name.
+//! Remote endpoints given by host name.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What `render` writes, `parse` reads back.
+//! `parse` reads back what `render` writes.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Keys of single tunnels.
+//! Keys for single tunnels.
 
 use super::*;
 use crate::config::{Edit, TunnelKeys};

@@ -1,68 +1,70 @@
-//! Whether a tunnel lives, told from the fate of its probes. Pure: time and events come from the caller.
+//! Decides from its probes whether a tunnel is up. Pure: time and events come from the caller.
 //!
-//! Evidence of life is an answer to a probe, or a report of the far side (see `wire`) that packets of ours have arrived
-//! there: both show that both directions work, and a full tunnel gives the second even where every probe is dropped.
-//! What counts is when the thing that arrived was *sent*, so that a late answer is no sign of life after its time.
+//! Evidence of life is an answer to a probe, or a report of the far end (see `wire`) that packets of this end arrived
+//! there. Both show that both directions work. A full tunnel still gives reports when every probe is dropped. What
+//! counts is when the arrived packet was *sent*: a late answer shows nothing about the time after that.
 //!
-//! A probe is missed once it is older than the round trips of late make plausible. From the first missed one on, more
-//! are sent. The tunnel is dead when `down_after` are missed, and as many intervals less a half one, and a round trip, have
-//! passed since the last evidence: with the defaults 150 to 250 ms after the first packet was dropped, and a round trip
-//! more. Where probes are lost while the tunnel lives, more must be missed: so many as are not lost in a row by that chance.
+//! A probe is missed when its answer is overdue, judged by recent round trips. From the first missed probe on, probes
+//! are sent faster. The tunnel is dead when `down_after` probes are missed, and `down_after - 0.5` intervals plus a
+//! round trip have passed since the last evidence. With the defaults that is 150 to 250 ms, plus a round trip, after
+//! the first dropped packet. If a tunnel that is up loses probes at random, more must be missed: more than it is likely
+//! to lose in a row.
 //!
-//! A tunnel is left for another one. Where all to a site fall silent together there is none to be had, and what they share
-//! has more likely come to a halt for a moment than each of them died: they get [`TOGETHER`] times as long.
+//! Leaving a tunnel helps only if another one works. If all tunnels to a site fall silent together, none does, and most
+//! likely something that they share has stopped for a moment. They get [`TOGETHER`] times as long.
 
 use std::collections::VecDeque;
 
 use super::estimate::{Loss, RoundTrip};
-use super::nanos::Nanos;
+use super::nanos::{MILLISECOND, Nanos};
 use super::wire::Received;
 
-const MILLISECOND: Nanos = 1_000_000;
-/// A probe without an answer after this, or after two intervals, is lost for good.
+/// A probe counts as lost if it has no answer after this time, or after two intervals if that is longer.
 const LATE: Nanos = 2_000 * MILLISECOND;
-/// Bounds of a probe's timeout; and what it is while no round trip is known.
+/// Bounds of a probe's timeout. The lower bound is half an interval, between `LEAST_TIMEOUT` and `FLOOR_AT_MOST`.
+/// `UNKNOWN_TIMEOUT` applies while no round trip is known.
 const LEAST_TIMEOUT: Nanos = 20 * MILLISECOND;
 const FLOOR_AT_MOST: Nanos = 100 * MILLISECOND;
 const UNKNOWN_TIMEOUT: Nanos = 250 * MILLISECOND;
 const MOST_TIMEOUT: Nanos = 1_000 * MILLISECOND;
-/// Between the probes that a missed one calls for: a fifth of the interval, but no less than this.
+/// After a missed probe, probes are sent every fifth of the interval, but not faster than this.
 const LEAST_GAP: Nanos = 10 * MILLISECOND;
-/// A tunnel that never answered gets this long for its first handshakes.
+/// How long a tunnel that never answered gets for its first handshakes.
 const FIRST_ANSWER: Nanos = 3_000 * MILLISECOND;
-/// The far side's reports alone keep a tunnel alive for so long.
+/// How long reports of the far end alone keep a tunnel up, after the last answer.
 const REPORTS_HOLD: Nanos = 3_000 * MILLISECOND;
-/// A session is dead 180 s after its handshake; probes have WireGuard renew it after 120 s. Where nothing answers probes,
-/// that is the only sign that there is.
+/// A session ends 180 s after its handshake. Probes make WireGuard renew it after 120 s. If nothing answers probes, the
+/// handshakes are the only sign of life.
 const HANDSHAKE_HOLDS: Nanos = 190_000 * MILLISECOND;
-/// Times a tunnel's patience, where no other one of the site has fared better: to leave it gains nothing.
+/// Factor on the time until a tunnel is dead, if no other tunnel to the site does better: leaving it gains nothing
+/// then.
 const TOGETHER: Nanos = 4;
-/// More probes than this are not waited for.
+/// Upper bound of the probes that wait for an answer.
 const MOST_OUTSTANDING: usize = 512;
 
-/// `[health]`
+/// The section `[health]` of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Between probes.
+    /// Interval between probes.
     pub interval: Nanos,
-    /// Probes missed until a tunnel is dead.
+    /// How many probes must be missed until a tunnel is dead.
     pub down_after: u32,
-    /// Probes answered in a row until it lives again.
+    /// How many probes must be answered in a row until it is up again.
     pub up_after: u32,
 }
 
-/// A living tunnel is to miss as many probes as make a death by chance rarer than one in this many trials, each of them a
-/// probe that is missed after one that was answered.
+/// A tunnel that is up must miss enough probes that random loss alone declares it dead less than once in this many
+/// trials. A trial is a missed probe after an answered one.
 const TRIALS_WITHOUT_ERROR: f64 = 1e6;
-/// But more than this need not be missed: they come every fifth of an interval.
+/// Upper bound of that number: after a miss, probes come every fifth of an interval.
 const MOST_BY_CHANCE: usize = 12;
 
-/// What a dead tunnel's last signs were.
+/// What was last seen of a dead tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The far side is heard, and says that nothing arrives there.
+    /// Reports of the far end arrive, and say that nothing arrives there.
     Sending,
-    /// Something still arrives here, but no answer.
+    /// Packets still arrive here, but no answer.
     Unanswered,
     /// Nothing arrives here.
     Silent,
@@ -70,21 +72,21 @@ pub enum Fault {
     NoHandshake,
 }
 
-/// A change of state.
+/// A change of the tunnel's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// It is dead.
+    /// The tunnel is dead.
     Down(Fault),
-    /// It lives, but carries nothing: one of the ends is going to change it.
+    /// The tunnel works, but must carry nothing: one of the ends is about to change it.
     Left,
-    /// It lives again.
+    /// The tunnel is up again.
     Up,
 }
 
-/// What is to be done now.
+/// What the caller must do now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Send the probe of this number.
+    /// Send the probe with this sequence number.
     pub send: Option<u16>,
     /// The tunnel's state has changed.
     pub turn: Option<Turn>,
@@ -93,9 +95,9 @@ pub struct Step {
 /// The other tunnels to the same site.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Others {
-    /// One of them has answered a probe, at any time.
+    /// One of them has answered a probe at some time.
     pub answered: bool,
-    /// When the latest thing was sent that is known to have come through one of them.
+    /// When the latest packet was sent that is known to have arrived through one of them.
     pub evidence: Option<Nanos>,
 }
 
@@ -105,70 +107,69 @@ struct Sent {
     at: Nanos,
 }
 
-/// A count that is looked at now and then.
+/// A counter that is read from time to time.
 #[derive(Clone, Copy, Debug)]
 struct Growing {
     count: u64,
     looked: Nanos,
-    /// Between which two looks it last grew.
+    /// The two reads between which it last grew.
     grew: Option<(Nanos, Nanos)>,
 }
 
-/// What a tunnel is judged by.
+/// The figures that a tunnel is judged by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signs {
     /// Probes missed since the last evidence of life.
     pub missed: usize,
-    /// How long ago the latest thing was sent that is known to have come through.
+    /// How long ago the latest packet was sent that is known to have arrived.
     pub evidence: Nanos,
-    /// The same of the tunnel to that site that has fared best of the others.
+    /// The same for the best other tunnel to that site.
     pub others: Option<Nanos>,
     /// How long ago the last answer to a probe came.
     pub answer: Option<Nanos>,
-    /// How long ago the far side's last report came.
+    /// How long ago the far end's last report came.
     pub report: Option<Nanos>,
     /// Smoothed round-trip time.
     pub round_trip: Option<Nanos>,
 }
 
-/// One tunnel.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
     settings: Settings,
     live: bool,
     since: Nanos,
     began: Nanos,
-    /// When the last handshake was; `None`: not looked at; `Some(0)`: never.
+    /// When the last handshake was; `None`: not read yet; `Some(0)`: never.
     handshake: Option<Nanos>,
-    /// It is dead for lack of a handshake.
+    /// The tunnel is dead because it had no handshake.
     awaits_handshake: bool,
-    /// Not yet answered, the oldest first.
+    /// Probes without an answer yet, the oldest first.
     outstanding: VecDeque<Sent>,
     next_sequence: u16,
     next_at: Nanos,
-    /// When the latest thing was sent that is known to have come through, with word of it back.
+    /// When the latest packet was sent that is known to have arrived: an answer or a report about it came back.
     evidence: Nanos,
     others: Others,
-    /// Since when another tunnel has fared better.
+    /// Since when another tunnel does better.
     behind_since: Option<Nanos>,
     /// When the last answer to a probe came.
     answered: Option<Nanos>,
-    /// Answers to probes sent before this tell nothing of the round trip: they waited for a handshake.
+    /// Answers to probes sent before this do not count as round trips: the probes waited for a handshake.
     fresh_from: Option<Nanos>,
     streak: u32,
     round_trip: RoundTrip,
     loss: Loss,
-    /// That of probes alone which were sent while it lived, and after which others came through.
+    /// The random loss: only of probes that were sent while the tunnel was up, and after which others arrived.
     chance: Loss,
     received: Option<Growing>,
-    /// What arrived at the far side, and when the last report of it came.
+    /// The far end's last report, and when it came.
     far: Option<(Received, Nanos)>,
-    /// It is to carry nothing.
+    /// The tunnel must carry nothing.
     withheld: bool,
 }
 
 impl Tunnel {
-    /// A tunnel that lives or does not, as the map says, and that is probed from `first` on.
+    /// A tunnel that is up or not, as the map says. Probes start at `first`.
     pub fn new(settings: Settings, live: bool, round_trip: RoundTrip, first: Nanos) -> Self {
         Self {
             settings,
@@ -200,13 +201,13 @@ impl Tunnel {
         self.live
     }
 
-    /// Since when it has been in that state.
+    /// Since when it has been in its current state.
     pub fn since(&self) -> Nanos {
         self.since
     }
 
-    /// When the latest thing was sent that is known to have come through; `None`: nothing ever was.
-    pub fn evidence(&self) -> Option<Nanos> {
+    /// When the latest packet was sent that is known to have arrived; `None`: no probe was ever answered.
+    pub fn last_evidence(&self) -> Option<Nanos> {
         self.ever_answered().then_some(self.evidence)
     }
 
@@ -215,22 +216,21 @@ impl Tunnel {
         self.answered
     }
 
-    /// Whether it ever answered.
     pub fn ever_answered(&self) -> bool {
         self.answered.is_some()
     }
 
-    /// Round trips of late.
+    /// Recent round trips.
     pub fn round_trip(&self) -> &RoundTrip {
         &self.round_trip
     }
 
-    /// Probes lost of late.
+    /// The loss of recent probes.
     pub fn loss(&self) -> &Loss {
         &self.loss
     }
 
-    /// The probe numbered `sequence` was answered, and the answer came at `arrival`.
+    /// Call it when an answer to the probe `sequence` came, at `arrival`.
     pub fn answered(&mut self, sequence: u16, arrival: Nanos) {
         let Some(at) = self.outstanding.iter().position(|sent| sent.sequence == sequence) else { return };
         let Some(Sent { at: sent, .. }) = self.outstanding.remove(at) else { return };
@@ -251,17 +251,17 @@ impl Tunnel {
         }
     }
 
-    /// The last handshake was at `at`; 0: there was none.
+    /// Takes the time of the last handshake; 0: there was none.
     pub fn on_handshake(&mut self, at: Nanos) {
         self.handshake = Some(at);
     }
 
-    /// Says whether it is to carry nothing, while probes go on.
-    pub fn withhold(&mut self, withheld: bool) {
+    /// Sets whether the tunnel must carry nothing. Probes continue.
+    pub fn set_withheld(&mut self, withheld: bool) {
         self.withheld = withheld;
     }
 
-    /// How the others fare until `now`.
+    /// Takes the state of the other tunnels at `now`.
     pub fn compare_with(&mut self, others: Others, now: Nanos) {
         self.others = others;
         let lag = self.settings.interval + self.round_trip.smoothed().unwrap_or(0);
@@ -269,7 +269,7 @@ impl Tunnel {
         self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
     }
 
-    /// Packets received from the tunnel until `now`.
+    /// Takes the count of packets received from the tunnel, read at `now`.
     pub fn received(&mut self, count: u64, now: Nanos) {
         self.received = Some(match self.received {
             Some(before) if count > before.count => Growing { count, looked: now, grew: Some((before.looked, now)) },
@@ -278,29 +278,29 @@ impl Tunnel {
         });
     }
 
-    /// What the far side is told at `now` of what arrived here.
+    /// What to report to the far end at `now` about packets that arrived here.
     pub fn report(&self, now: Nanos) -> Received {
         let Some(Growing { count, grew, .. }) = self.received else { return Received::default() };
         Received { count, age: grew.map(|(after, _)| now.saturating_sub(after)) }
     }
 
-    /// The far side says what it has received from the tunnel; its word came at `arrival`.
+    /// Takes a report of the far end about packets that it received. The report came at `arrival`.
     pub fn reported(&mut self, received: Received, arrival: Nanos) {
         if self.answered.is_some_and(|answered| arrival.saturating_sub(answered) < REPORTS_HOLD) {
             let there_since = match (received.age, self.far) {
                 (Some(age), _) => arrival.saturating_sub(age),
-                // What has newly arrived there had not when the report before this one was sent.
+                // The new packets arrived there after the previous report was sent.
                 (None, Some((before, last))) if received.count > before.count => last,
                 (None, _) => 0,
             };
-            // Its word was on its way for one half of a round trip, and what it tells of for the other.
+            // The report took half of a round trip, and so did the packet that it reports.
             let sent = there_since.saturating_sub(self.round_trip.smoothed().unwrap_or(0));
             self.evidence = self.evidence.max(sent);
         }
         self.far = Some((received, arrival));
     }
 
-    /// What it is judged by at `now`.
+    /// The figures that it is judged by at `now`.
     pub fn signs(&self, now: Nanos) -> Signs {
         let ago = |at: Nanos| now.saturating_sub(at);
         Signs {
@@ -313,9 +313,10 @@ impl Tunnel {
         }
     }
 
-    /// Whether what came at `at` came after the tunnel may have died.
-    fn heard(&self, at: Option<Nanos>) -> bool {
-        // The first probe without an answer was sent an interval after the evidence; some was still on its way then.
+    /// Whether something that came at `at` came after the time when the tunnel may have failed.
+    fn came_after_failure(&self, at: Option<Nanos>) -> bool {
+        // The first probe without an answer was sent an interval after the evidence. Packets may still have been on
+        // their way then.
         let on_the_way = self.settings.interval / 4 + self.round_trip.smoothed().unwrap_or(0);
         at.is_some_and(|at| at > self.evidence + self.settings.interval + on_the_way)
     }
@@ -332,59 +333,59 @@ impl Tunnel {
         self.outstanding.iter().filter(missed).count()
     }
 
-    /// So many must be missed.
-    fn enough(&self) -> usize {
+    /// How many probes must be missed.
+    fn misses_needed(&self) -> usize {
         let down_after = (self.settings.down_after as usize).min(MOST_OUTSTANDING);
         down_after.max(self.chance.run_of(TRIALS_WITHOUT_ERROR, MOST_BY_CHANCE))
     }
 
     fn fault(&self) -> Fault {
-        if self.heard(self.far.map(|(_, at)| at)) {
+        if self.came_after_failure(self.far.map(|(_, at)| at)) {
             Fault::Sending
-        } else if self.heard(self.received.and_then(|received| received.grew).map(|(_, until)| until)) {
+        } else if self.came_after_failure(self.received.and_then(|received| received.grew).map(|(_, until)| until)) {
             Fault::Unanswered
         } else {
             Fault::Silent
         }
     }
 
-    /// How long nothing must have been sent of which there is evidence.
-    fn patience(&self) -> Nanos {
+    /// How old the last evidence must be for the tunnel to be dead, if another tunnel does better.
+    fn longest_silence(&self) -> Nanos {
         let on_the_way = self.round_trip.smoothed().map_or(0, |time| time + 2 * self.round_trip.deviation());
         let halves = 2 * Nanos::from(self.settings.down_after) - 1;
         let patience = halves * self.settings.interval / 2 + on_the_way;
-        // It may be full: the far side cannot tell us, but what it sends does arrive.
+        // The tunnel may just be full: the far end does not report, but its packets do arrive.
         if self.fault() == Fault::Unanswered { patience * 3 / 2 } else { patience }
     }
 
-    /// The same at `now`, if that is all that is known then of the other tunnels.
+    /// The same, considering the other tunnels at `now`.
     fn patience_beside(&self, now: Nanos) -> Nanos {
-        // Not at once: when all that stood still goes on, the answers of one come before those of another.
+        // Not at once: after a stop of all tunnels the answers of one come before those of another.
         let ahead_for = self.behind_since.map(|since| now.saturating_sub(since));
         let alone = ahead_for.is_some_and(|time| time >= self.settings.interval / 2);
-        if alone { self.patience() } else { self.patience() * TOGETHER }
+        if alone { self.longest_silence() } else { self.longest_silence() * TOGETHER }
     }
 
-    /// Whether it is dead now.
+    /// Whether the tunnel is dead at `now`, and why.
     fn dead(&self, now: Nanos) -> Option<Fault> {
         let stale = |at: Nanos| now.saturating_sub(at.max(self.began)) >= HANDSHAKE_HOLDS;
         if !self.ever_answered() && self.handshake.is_some_and(stale) {
             return Some(Fault::NoHandshake);
         }
-        // Where nothing ever answered the far side may not be up yet, or may not answer probes at all.
+        // If nothing ever answered, the far end may not be up yet, or may not answer probes at all.
         let known = self.ever_answered() || (self.others.answered && now.saturating_sub(self.since) >= FIRST_ANSWER);
         let dead = known
-            && self.missed(now) >= self.enough()
+            && self.missed(now) >= self.misses_needed()
             && now.saturating_sub(self.evidence) >= self.patience_beside(now);
         dead.then(|| self.fault())
     }
 
-    /// Between the probes that a missed one calls for.
+    /// Interval between probes after a missed one.
     fn gap_when_missed(&self) -> Nanos {
         (self.settings.interval / 5).max(LEAST_GAP).min(self.settings.interval)
     }
 
-    /// What is to be done at `now`.
+    /// Says what to do at `now`.
     pub fn poll(&mut self, now: Nanos) -> Step {
         let late = LATE.max(2 * self.settings.interval);
         while self
@@ -421,8 +422,8 @@ impl Tunnel {
             self.fresh_from = None;
             self.round_trip.restart();
         }
-        // Where all stands still, more probes only add to what there is to do when it goes on.
-        let soon = self.behind_since.is_some() || now.saturating_sub(self.evidence) < self.patience();
+        // If all tunnels have stopped, more probes would only add to the backlog.
+        let soon = self.behind_since.is_some() || now.saturating_sub(self.evidence) < self.longest_silence();
         let hurry = missed && self.live && soon;
         let gap = if hurry { self.gap_when_missed() } else { self.settings.interval };
         let last = self.outstanding.back().map_or(0, |sent| sent.at);
@@ -439,18 +440,19 @@ impl Tunnel {
         Step { send, turn }
     }
 
-    /// The probe could not be sent for a reason that is not the tunnel's.
+    /// Call it when the probe could not be sent for a reason that is not the tunnel's.
     pub fn not_sent(&mut self, sequence: u16) {
         self.outstanding.retain(|sent| sent.sequence != sequence);
     }
 
-    /// When [`Tunnel::poll`] is to be called again at the latest.
+    /// The latest time at which [`Tunnel::poll`] must be called again.
     pub fn next_poll(&self, now: Nanos) -> Nanos {
         let timeout = self.timeout();
         let overdue = self.outstanding.iter().map(|sent| sent.at + timeout).find(|at| *at > now);
         let judged = self.evidence + self.patience_beside(now);
         let judged = (self.live && judged > now && self.missed(now) > 0).then_some(judged);
-        // What arrives is looked at shortly before it is reported, so that the report can tell how long ago it came.
+        // Read the count of received packets shortly before it is reported, so that the report can say how long ago
+        // they came.
         let look = self.next_at.saturating_sub(self.gap_when_missed());
         let next = if look > now { look } else { self.next_at };
         next.min(overdue.unwrap_or(Nanos::MAX)).min(judged.unwrap_or(Nanos::MAX))

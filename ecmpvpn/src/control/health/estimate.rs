@@ -1,29 +1,29 @@
-//! What the answers to a tunnel's probes say of it: round-trip time and loss. Pure.
+//! Estimates round-trip time and loss of a tunnel from its probes. Pure.
 
 use super::nanos::Nanos;
 
-/// Probes that the loss is told of.
+/// Number of latest probes that the loss is computed over.
 const WINDOW: u32 = 256;
-/// Half of the time that the least round-trip time is told of.
+/// Half of the window that the minimum round-trip time is taken over: 10 s.
 const MINIMUM_HALF: Nanos = 10_000_000_000;
 
-/// Smoothed round-trip time and its deviation, as RFC 6298 keeps them for TCP, and the least one of late.
+/// Smoothed round-trip time and its deviation, computed as in RFC 6298, and the minimum of the last 10 to 20 s.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundTrip {
     smoothed: Option<Nanos>,
     deviation: Nanos,
-    /// The least of this half of the window and of the one before; `Nanos::MAX`: none.
+    /// The minimum of the current half of the window, and of the half before; `Nanos::MAX`: none.
     minimum: [Nanos; 2],
     half_since: Nanos,
 }
 
 impl RoundTrip {
-    /// As an earlier process left it; zero: not known.
+    /// Continues with the values of an earlier process. `smoothed` 0: not known.
     pub fn restored(smoothed: Nanos, deviation: Nanos) -> Self {
         Self { smoothed: (smoothed != 0).then_some(smoothed), deviation, ..Self::default() }
     }
 
-    /// A probe took `time`.
+    /// Takes the round-trip time of one probe, answered at `now`.
     pub fn sample(&mut self, now: Nanos, time: Nanos) {
         let time = time.max(1);
         match self.smoothed {
@@ -40,34 +40,34 @@ impl RoundTrip {
         self.minimum[0] = self.minimum[0].min(time);
     }
 
-    /// Forgets the smoothed time: the next sample stands for itself.
+    /// Forgets the smoothed time: the next sample becomes the smoothed time.
     pub fn restart(&mut self) {
         self.smoothed = None;
     }
 
-    /// Smoothed; `None`: not known.
+    /// The smoothed round-trip time; `None`: not known.
     pub fn smoothed(&self) -> Option<Nanos> {
         self.smoothed
     }
 
-    /// Mean deviation.
+    /// The mean deviation of the round-trip time.
     pub fn deviation(&self) -> Nanos {
         self.deviation
     }
 
-    /// The least of late; `None`: not known.
+    /// The minimum of the last 10 to 20 s; `None`: not known.
     pub fn minimum(&self) -> Option<Nanos> {
         Some(self.minimum[0].min(self.minimum[1])).filter(|least| self.half_since != 0 && *least != Nanos::MAX)
     }
 
-    /// When a probe without an answer counts as missed. A tunnel whose queue fills up answers ever later, and this
-    /// follows.
+    /// The age from which a probe without an answer counts as missed, from `least` to `most`; `unknown` if no round
+    /// trip is known. It grows with the round trips of a tunnel whose queue fills up.
     pub fn timeout(&self, least: Nanos, unknown: Nanos, most: Nanos) -> Nanos {
         self.smoothed.map_or(unknown, |smoothed| smoothed + 4 * self.deviation).clamp(least, most.max(least))
     }
 }
 
-/// The fate of the last [`WINDOW`] probes.
+/// Which of the last [`WINDOW`] probes were lost.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Loss {
     lost: [u64; WINDOW as usize / 64],
@@ -76,7 +76,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// One more probe was lost, or was not.
+    /// Adds one probe.
     pub fn push(&mut self, lost: bool) {
         let (word, bit) = (self.next as usize / 64, self.next % 64);
         self.lost[word] = self.lost[word] & !(1 << bit) | u64::from(lost) << bit;
@@ -84,8 +84,8 @@ impl Loss {
         self.known = (self.known + 1).min(WINDOW);
     }
 
-    /// How many in a row are lost less often than once in `trials`, if each is lost by chance alone and as often as these;
-    /// at most `most`.
+    /// The number of losses in a row that occurs less than once in `trials`, if each probe is lost independently with
+    /// the measured loss. At most `most`.
     pub fn run_of(&self, trials: f64, most: usize) -> usize {
         let share = f64::from(self.lost()) / f64::from(self.known.max(1));
         (1..most).find(|run| (0..*run).fold(trials, |left, _| left * share) < 1.0).unwrap_or(most)
@@ -95,7 +95,7 @@ impl Loss {
         self.lost.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// The share that was lost, millionths.
+    /// Lost probes per million.
     pub fn ppm(&self) -> u32 {
         (self.lost() * 1_000_000).checked_div(self.known).unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! What the two ends of a tunnel tell each other in their probes, so that both leave it before it is changed.
+//! The messages that the two ends of a tunnel exchange in their probes, so that both stop using it before it is
+//! changed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use crate::config::InterfaceName;
 
-/// The far side's wish counts for so long: its process may end without taking it back.
+/// How long a message of the far end counts: its process may end without withdrawing it.
 const WISH_HOLDS: Duration = Duration::from_secs(3);
 
-/// What one end says of a tunnel.
+/// What one end says about a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerMessage {
-    /// It wants both ends to send nothing but probes through it.
+    /// This end asks that both ends send nothing but probes through the tunnel.
     pub asks: bool,
-    /// It sends nothing but probes through it, because one of the ends wants that.
+    /// This end sends nothing but probes through the tunnel, because one of the ends asks for it.
     pub has_left: bool,
-    /// The renewal of keys that it has new keys for; 0: none.
+    /// The id of the key rotation that this end has new keys for; 0: none.
     pub rotation: u32,
 }
 
@@ -28,59 +29,59 @@ struct Talk {
     heard: Option<Instant>,
 }
 
-/// Each tunnel's, shared between the probing thread and whoever changes tunnels.
+/// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
 #[derive(Clone, Debug, Default)]
 pub struct Handover(Arc<Mutex<BTreeMap<InterfaceName, Talk>>>);
 
 impl Handover {
-    fn talks(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Talk>> {
-        // Nothing in it can be left half changed.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Talk>> {
+        // A panic cannot leave a record half changed.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn of<T>(&self, tunnel: &InterfaceName, change: impl FnOnce(&mut Talk) -> T) -> T {
-        change(self.talks().entry(tunnel.clone()).or_default())
+        change(self.lock().entry(tunnel.clone()).or_default())
     }
 
-    /// Says whether this end wants the tunnel left.
+    /// Sets whether this end asks both ends to stop using the tunnel.
     pub fn ask(&self, tunnel: &InterfaceName, asks: bool) {
         self.of(tunnel, |talk| talk.asks = asks);
     }
 
-    /// Says which renewal of keys this end has new keys of for the tunnel; 0: none.
+    /// Sets for which key rotation this end has new keys of the tunnel; 0: none.
     pub fn set_rotation(&self, tunnel: &InterfaceName, rotation: u32) {
         self.of(tunnel, |talk| talk.rotation = rotation);
     }
 
-    /// Takes back all that this end says.
+    /// Withdraws everything that this end says.
     pub fn forget(&self) {
-        for talk in self.talks().values_mut() {
+        for talk in self.lock().values_mut() {
             (talk.asks, talk.rotation) = (false, 0);
         }
     }
 
-    /// What the far end said last; nothing if that is long ago.
-    pub fn far(&self, tunnel: &InterfaceName) -> PeerMessage {
-        self.of(tunnel, |talk| far(talk))
+    /// The last message of the far end; the default one if it is older than 3 s.
+    pub fn peer_message(&self, tunnel: &InterfaceName) -> PeerMessage {
+        self.of(tunnel, |talk| peer_message(talk))
     }
 
-    /// When anything came from the far end last.
-    pub fn heard(&self, tunnel: &InterfaceName) -> Option<Instant> {
+    /// When the last message or answer came from the far end.
+    pub fn last_heard(&self, tunnel: &InterfaceName) -> Option<Instant> {
         self.of(tunnel, |talk| talk.heard)
     }
 
-    /// Whether one of the ends wants the tunnel left.
+    /// Whether one of the ends asks both to stop using the tunnel.
     pub(super) fn is_to_be_left(&self, tunnel: &InterfaceName) -> bool {
-        self.of(tunnel, |talk| talk.asks || far(talk).asks)
+        self.of(tunnel, |talk| talk.asks || peer_message(talk).asks)
     }
 
-    /// What is sent with the next probe.
-    pub(super) fn ours(&self, tunnel: &InterfaceName, has_left: bool) -> PeerMessage {
+    /// The message to send with the next probe.
+    pub(super) fn own_message(&self, tunnel: &InterfaceName, has_left: bool) -> PeerMessage {
         self.of(tunnel, |talk| PeerMessage { asks: talk.asks, has_left, rotation: talk.rotation })
     }
 
-    /// An answer to a probe came, or a probe with the far end's word.
-    pub(super) fn hear(&self, tunnel: &InterfaceName, word: Option<PeerMessage>) {
+    /// Call it when an answer to a probe arrives (`None`), or a probe of the far end with its message.
+    pub(super) fn on_message(&self, tunnel: &InterfaceName, word: Option<PeerMessage>) {
         self.of(tunnel, |talk| {
             let now = Instant::now();
             talk.heard = Some(now);
@@ -91,6 +92,6 @@ impl Handover {
     }
 }
 
-fn far(talk: &Talk) -> PeerMessage {
+fn peer_message(talk: &Talk) -> PeerMessage {
     talk.far.filter(|(_, at)| at.elapsed() < WISH_HOLDS).map(|(word, _)| word).unwrap_or_default()
 }

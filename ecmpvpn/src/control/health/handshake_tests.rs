@@ -1,17 +1,16 @@
-//! Tunnels that answer no probe, judged by their handshakes; and tunnels that one of the ends wants left.
+//! Tunnels that answer no probe are judged by their handshakes. And tunnels that one of the ends asks both to stop
+//! using.
 
 use super::detector::{Fault, Settings, Tunnel, Turn};
 use super::estimate::RoundTrip;
-use super::nanos::Nanos;
-
-const SECOND: Nanos = 1_000_000_000;
+use super::nanos::{Nanos, SECOND};
 
 fn tunnel() -> Tunnel {
     let settings = Settings { interval: SECOND / 10, down_after: 3, up_after: 5 };
     Tunnel::new(settings, true, RoundTrip::default(), SECOND)
 }
 
-/// Polls ten times a second; the turns and their seconds.
+/// Polls ten times a second. Returns the changes of state and their seconds.
 fn play(tunnel: &mut Tunnel, from: Nanos, to: Nanos, mut each: impl FnMut(&mut Tunnel, Nanos)) -> Vec<(Nanos, Turn)> {
     let mut turns = Vec::new();
     for now in (from * 10..to * 10).map(|tenth| tenth * SECOND / 10) {
@@ -37,7 +36,7 @@ fn a_site_that_never_shakes_hands_is_given_up_and_found_again() {
     let mut tunnel = tunnel();
     assert_eq!(play(&mut tunnel, 1, 250, |tunnel, _| tunnel.on_handshake(0)), [(191, Turn::Down(Fault::NoHandshake))]);
     assert_eq!(play(&mut tunnel, 250, 300, |tunnel, _| tunnel.on_handshake(260 * SECOND)), [(250, Turn::Up)]);
-    // Nobody looked: it is not judged.
+    // Without any look at its handshakes a tunnel is not judged.
     let mut unseen = self::tunnel();
     assert_eq!(play(&mut unseen, 1, 1000, |_, _| {}), []);
 }
@@ -56,9 +55,9 @@ fn a_tunnel_that_is_to_be_left_carries_nothing_until_it_may_and_answers_again() 
     let mut tunnel = tunnel();
     let mut turns = Vec::new();
     for tenth in 10..60 {
-        tunnel.withhold((30..40).contains(&tenth));
+        tunnel.set_withheld((30..40).contains(&tenth));
         turns.extend(answer(&mut tunnel, tenth * SECOND / 10).map(|turn| (tenth, turn)));
     }
-    // The first of the five answers is that of the last probe before.
+    // The first of the five answers belongs to the last probe before.
     assert_eq!(turns, [(30, Turn::Left), (44, Turn::Up)]);
 }

@@ -1,10 +1,10 @@
-//! Keeps the tunnels healthy: probes each of them, takes a dead one out of use, puts it back when it lives again, and
-//! starts it anew when it stays dead.
+//! Keeps the tunnels healthy: probes each of them, takes a dead one out of use, puts it back into use when it is up
+//! again, and restarts it when it stays dead.
 //!
-//! Probing has a thread of its own, which neither waits for the tunnels' ciphers nor for netlink. What it finds goes
-//! into the pinned maps at once. Starting a tunnel anew is the session's, by [`Health::watch`].
+//! Probing has its own thread, which waits neither for encryption nor for netlink. It writes its results to the pinned
+//! maps at once. The session restarts tunnels, by [`Health::watch`].
 //!
-//! A new [`Health`] begins from the state in the maps; start one again when tunnels were added or removed.
+//! A new [`Health`] takes the state of each tunnel from the maps. Start a new one after tunnels were added or removed.
 
 mod detector;
 mod estimate;
@@ -13,6 +13,7 @@ mod handover;
 mod handshake_tests;
 mod nanos;
 mod neighbour;
+mod probed;
 mod prober;
 mod remedy;
 mod socket;
@@ -40,24 +41,21 @@ pub use handover::{Handover, PeerMessage};
 use prober::Prober;
 use watchdog::Request;
 
-/// Probing cannot run.
+/// Why probing cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// The maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// A descriptor or thread of our own.
+    /// A descriptor or thread of this process; `operation` in the form "starting the probing thread".
     #[error("{operation}")]
     Io {
-        /// What was being done.
         operation: &'static str,
-        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
 }
 
-/// Probing, which ends when this is dropped.
+/// The running probes. Dropping this ends them.
 #[derive(Debug)]
 pub struct Health {
     running: Option<(OwnedFd, JoinHandle<()>)>,
@@ -65,8 +63,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts to probe `plan`'s tunnels in the calling thread's network namespace. Where that is not possible it says
-    /// so, and every tunnel stays as it is.
+    /// Starts to probe `plan`'s tunnels in the calling thread's network namespace. If that fails it logs an error, and
+    /// every tunnel keeps its state.
     pub fn start(config: &Config, plan: &Plan, pins: &Pins, handover: &Handover) -> Self {
         let (sender, requests) = unbounded_channel();
         let start = || -> Result<(OwnedFd, JoinHandle<()>), HealthError> {
@@ -85,7 +83,7 @@ impl Health {
         Self { running: running.ok(), requests }
     }
 
-    /// Starts tunnels anew that stay dead. Never ends.
+    /// Restarts tunnels that stay dead. Never returns.
     pub async fn watch(&mut self, plan: &Plan, userspace: Option<&Userspace>) -> Infallible {
         while let Some(Request { tunnel, remedy, first }) = self.requests.recv().await {
             let Some(planned) = plan.tunnels.iter().find(|planned| planned.name == tunnel) else { continue };
@@ -93,7 +91,7 @@ impl Health {
                 Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::describe(remedy)),
                 Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::describe(remedy)),
                 Err(error) => {
-                    tracing::warn!("{tunnel} stays down, and cannot be started anew: {}", chain(&error));
+                    tracing::warn!("{tunnel} stays down, and cannot be restarted: {}", chain(&error));
                 }
             }
         }
@@ -107,7 +105,7 @@ impl Drop for Health {
             // A counter of 1 cannot be full.
             let _ = rustix::io::write(&stop, &1_u64.to_ne_bytes());
             if thread.join().is_err() {
-                tracing::error!("the probing thread had failed: a fault of this program");
+                tracing::error!("the probing thread panicked: this is a bug in ecmpvpn");
             }
         }
     }

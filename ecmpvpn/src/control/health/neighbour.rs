@@ -1,35 +1,33 @@
-//! Tells the kernel that the next hop of a tunnel's outer packets is there, which answers to probes show.
+//! Confirms to the kernel that the next hop of a tunnel's outer packets is reachable, as answers to probes show.
 //!
-//! Else it asks by itself twice a minute (ARP, neighbour discovery), and a bond hashes what is asked, and what is answered, by
-//! MAC addresses: both have one member each. If just that member goes silent when it is time to ask, the kernel gives the
-//! neighbour up three seconds later, and every tunnel stands still with it, those on sound members too.
+//! Otherwise the kernel asks twice a minute (ARP, neighbour discovery). A bond hashes the request and the reply by MAC
+//! addresses, so each always uses the same member. If that member fails just then, the kernel gives the neighbour up
+//! three seconds later, and every tunnel stops, also those on working members.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-use super::nanos::Nanos;
+use super::nanos::{Nanos, SECOND};
 use crate::config::InterfaceName;
 use crate::host::wireguard::kernel;
 use crate::plan::Tunnel;
 
-const SECOND: Nanos = 1_000_000_000;
-/// So often it is confirmed: the kernel would ask after 15 seconds at the earliest (`neigh_rand_reach_time()`, net/core/
-/// neighbour.c).
+/// Interval between confirmations: the kernel would ask after 15 seconds at the earliest (`neigh_rand_reach_time()`,
+/// net/core/neighbour.c).
 const EVERY: Nanos = 5 * SECOND;
-/// An answer that is older shows nothing of now.
+/// An older answer does not show that the next hop is reachable now.
 const FRESH: Nanos = SECOND / 10;
 
-/// `MSG_PROBE`, include/linux/socket.h: nothing is sent. With `MSG_CONFIRM` the next hop's entry is confirmed all the same
-/// (`udp_sendmsg()`, net/ipv4/udp.c; `udpv6_sendmsg()`, net/ipv6/udp.c).
+/// `MSG_PROBE`, include/linux/socket.h: sends nothing. With `MSG_CONFIRM` it still confirms the next hop's neighbour
+/// entry (`udp_sendmsg()`, net/ipv4/udp.c; `udpv6_sendmsg()`, net/ipv6/udp.c).
 const MSG_PROBE: libc::c_int = 0x10;
 
-/// One tunnel's.
 #[derive(Debug)]
 pub struct NextHop {
-    /// Where outer packets leave from.
+    /// Source address of outer packets.
     near: IpAddr,
-    /// Where they go, unless the far end has moved.
+    /// Destination of outer packets, unless the far end has roamed.
     far: SocketAddr,
     again_at: Nanos,
 }
@@ -39,28 +37,28 @@ impl NextHop {
         Self { near: planned.local_endpoint, far: planned.remote_endpoint, again_at: 0 }
     }
 
-    /// Whether it is time, and the last answer to a probe, which came at `answered`, shows that it is there.
+    /// Whether a confirmation is due, and the last answer to a probe, which came at `answered`, is fresh enough.
     pub fn is_due(&self, now: Nanos, answered: Option<Nanos>) -> bool {
         now >= self.again_at && answered.is_some_and(|at| now.saturating_sub(at) <= FRESH)
     }
 
-    /// Confirms it; `in_kernel`: the kernel knows where the tunnel goes now.
+    /// Confirms the next hop. `in_kernel`: the kernel's WireGuard carries the tunnel, and knows its current endpoint.
     pub fn confirm(&mut self, name: &InterfaceName, in_kernel: bool, now: Nanos) {
         self.again_at = now + EVERY;
         let moved_to = || kernel::peers(name.as_str()).ok()?.into_iter().find_map(|peer| peer.endpoint);
         let far = if in_kernel { moved_to() } else { None }.unwrap_or(self.far);
         if let Err(error) = confirm(self.near, far) {
-            // This end's own address may be another one now.
+            // This host's own address may have changed.
             tracing::trace!("confirming the next hop of {name}: {error}");
         }
     }
 }
 
-/// Confirms the next hop from the address `near` to `far`, in the calling thread's network namespace. Where the kernel has no
-/// entry for it, nothing happens. Sends nothing.
+/// Confirms the next hop from the address `near` to `far`, in the calling thread's network namespace. Does nothing if
+/// the kernel has no neighbour entry for it. Sends nothing.
 fn confirm(near: IpAddr, far: SocketAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(SocketAddr::new(near, 0))?;
-    // Routes and addresses only; `send` takes the destination from here.
+    // Sends nothing: it looks up the route, and sets the destination for `send`.
     socket.connect(far)?;
     let flags = libc::MSG_CONFIRM | MSG_PROBE;
     // SAFETY: no memory is passed.
@@ -89,7 +87,7 @@ mod tests {
     fn confirming_sends_nothing() {
         for address in ["127.0.0.1", "::1"] {
             let address: IpAddr = address.parse().unwrap();
-            // A machine may have no IPv6.
+            // Skip a family that this machine lacks.
             let Ok(receiver) = UdpSocket::bind(SocketAddr::new(address, 0)) else { continue };
             receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
             confirm(address, receiver.local_addr().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! A raw ICMP socket that is bound to one tunnel's device.
+//! A raw ICMP socket, bound to one tunnel's device.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -12,22 +12,21 @@ use rustix::time::{ClockId, clock_gettime};
 use super::nanos::Nanos;
 use crate::config::InterfaceName;
 
-/// Class selector 6, network control, in the place of the former type of service.
+/// DSCP class selector 6 (network control), as a value of the TOS byte.
 const CS6: u8 = 48 << 2;
 /// `TC_PRIO_CONTROL`; source: `include/uapi/linux/pkt_sched.h`.
 const PRIORITY: libc::c_int = 7;
-/// `ICMP_FILTER`, include/uapi/linux/icmp.h: a bit for each type that is not wanted.
+/// `ICMP_FILTER`, include/uapi/linux/icmp.h: one bit for each ICMP type; a set bit blocks the type.
 const ICMP_FILTER: libc::c_int = 1;
 const WANTED: u32 = 1 << 0 | 1 << 8;
-/// An answer did not wait in the socket longer than this; the wall clock may be set meanwhile.
+/// Upper bound of the time that an answer is taken to have waited in the socket: the wall clock may be set meanwhile.
 const LONGEST_WAIT: Nanos = 1_000_000_000;
 
-/// Sends and receives probes of one tunnel.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
 impl Socket {
-    /// Bound to `device`, from `near` to `far`; in the calling thread's network namespace.
+    /// Opens a socket bound to `device`, from `near` to `far`, in the calling thread's network namespace.
     pub fn open(device: &InterfaceName, near: Ipv4Addr, far: Ipv4Addr) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
@@ -35,20 +34,22 @@ impl Socket {
         set(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_str().as_bytes())?;
         set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32.to_ne_bytes())?;
         rustix::net::sockopt::set_ip_tos(&fd, CS6)?;
-        // After the type of service, which sets a priority of its own.
+        // Must come after the TOS byte, which also sets the priority.
         set(&fd, libc::SOL_SOCKET, libc::SO_PRIORITY, &PRIORITY.to_ne_bytes())?;
         bind(&fd, &SocketAddrV4::new(near, 0))?;
         connect(&fd, &SocketAddrV4::new(far, 0))?;
         Ok(Self(fd))
     }
 
-    /// Sends one message.
     pub fn send(&self, message: &[u8]) -> io::Result<()> {
         send(&self.0, message, SendFlags::empty())?;
         Ok(())
     }
 
-    /// The next packet's length and when it arrived, by the monotonic clock. `WouldBlock`: there is none.
+    /// Receives one packet. Returns its length, and when it arrived by the monotonic clock.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no packet.
     pub fn receive(&self, buffer: &mut [u8], now: Clocks) -> io::Result<(usize, Nanos)> {
         let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let mut control = [0_u64; 8];
@@ -58,7 +59,7 @@ impl Socket {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control);
-        // SAFETY: the header points to memory of the lengths that it says, which lives until the call returns.
+        // SAFETY: the header points to memory of the lengths that it gives, which lives until the call returns.
         let length = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
         let waited = arrival(&message).map_or(0, |at| now.wall.saturating_sub(at).min(LONGEST_WAIT));
@@ -72,7 +73,7 @@ impl AsFd for Socket {
     }
 }
 
-/// The time that the kernel put on a received message, by the wall clock.
+/// The kernel's timestamp of a received message, by the wall clock.
 fn arrival(message: &libc::msghdr) -> Option<Nanos> {
     // SAFETY: recvmsg filled in the header and its control buffer, which is aligned and still there; the macros stay
     // within the length that it wrote.
@@ -85,17 +86,16 @@ fn arrival(message: &libc::msghdr) -> Option<Nanos> {
     nanos(at.tv_sec, at.tv_nsec)
 }
 
-/// Both clocks at one moment, nanoseconds.
+/// Both clocks, read at the same moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
-    /// That by which probes are judged.
+    /// The clock for timeouts and round trips.
     pub monotonic: Nanos,
-    /// That by which the kernel marks packets.
+    /// The clock of the kernel's packet timestamps.
     pub wall: Nanos,
 }
 
 impl Clocks {
-    /// Now.
     pub fn read() -> Self {
         let read = |clock| {
             let now = clock_gettime(clock);

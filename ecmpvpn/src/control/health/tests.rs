@@ -1,4 +1,4 @@
-//! The judgement on tunnels, with simulated time and losses.
+//! Tests of the detector, with simulated time and losses.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ const SECOND: Nanos = 1_000 * MS;
 
 const DEFAULT: Settings = Settings { interval: 100 * MS, down_after: 3, up_after: 5 };
 
-/// How long a packet that is sent now takes in one direction; `None`: it is dropped.
+/// The time that a packet sent now takes in one direction; `None`: it is dropped.
 type Way<'a> = Box<dyn FnMut(Nanos) -> Option<Nanos> + 'a>;
 
-/// One end of the tunnel, as the other end and its traffic make it look.
+/// A tunnel between two ends, and the traffic in it.
 struct Scene<'a> {
     there: Way<'a>,
     back: Way<'a>,
     /// Whether the far end runs ecmpvpn, and so reports and probes as well.
     far_reports: bool,
-    /// Between our data packets, and between the far end's; 0: none are sent.
+    /// Interval between data packets of the near end, and of the far end; 0: none are sent.
     data: [Nanos; 2],
     settings: Settings,
-    /// Whether there is another tunnel between them, which nothing befalls.
+    /// Whether there is another tunnel between the two ends, which always works.
     beside: bool,
 }
 
@@ -37,24 +37,24 @@ impl Default for Scene<'_> {
 
 enum Packet {
     Data,
-    /// With its number and what its sender has received.
+    /// Sequence number, and what its sender received.
     Probe(u16, Received),
     Answer(u16),
 }
 
-/// One end.
 struct End {
     tunnel: Tunnel,
     /// Whether it runs ecmpvpn.
     probes: bool,
     received: u64,
-    /// When it looks at that count, at the latest.
+    /// The latest time of its next look at `received`.
     wake: Nanos,
     turns: Vec<(Nanos, Turn)>,
 }
 
 impl Scene<'_> {
-    /// What happens until `end`: each of our turns and its time. Time goes in steps of a millisecond.
+    /// Simulates until `end` in steps of a millisecond. Returns the near end's changes of state with their times, and
+    /// its tunnel.
     fn play(self, end: Nanos) -> (Vec<(Nanos, Turn)>, Tunnel) {
         let [near, _] = self.play_both(end);
         (near.turns, near.tunnel)
@@ -70,7 +70,7 @@ impl Scene<'_> {
         };
         let mut ends = [begin(0, true), begin(37 * MS, self.far_reports)];
         let mut ways = [self.there, self.back];
-        // By when they arrive and a serial number; with the end where they do.
+        // By arrival time and serial number: the end where the packet arrives, and the packet.
         let mut on_the_way: BTreeMap<(Nanos, u64), (usize, Packet)> = BTreeMap::new();
         let mut serial = 0;
         let mut now = SECOND;
@@ -120,7 +120,7 @@ impl Scene<'_> {
     }
 }
 
-/// A deterministic source of chance.
+/// Deterministic pseudo-random numbers.
 struct Chance(u64);
 
 impl Chance {
@@ -135,8 +135,8 @@ fn hole<'a>(delay: Nanos, from: Nanos, to: Nanos) -> Way<'a> {
     Box::new(move |now| (!(from..to).contains(&now)).then_some(delay))
 }
 
-/// A queue that takes `rate` bytes a millisecond and holds `limit` bytes, filled with `load` bytes a millisecond in
-/// `busy`: a full link.
+/// A full link: a queue that sends `rate` bytes a millisecond and holds `limit` bytes. Others fill it with `load` bytes
+/// a millisecond during `busy`.
 fn queue<'a>(rate: u64, limit: u64, load: u64, busy: std::ops::Range<Nanos>) -> Way<'a> {
     let (mut filled, mut last, mut chance) = (0_u64, 0, Chance(7));
     Box::new(move |now| {
@@ -146,7 +146,7 @@ fn queue<'a>(rate: u64, limit: u64, load: u64, busy: std::ops::Range<Nanos>) -> 
             filled = (filled + load).min(limit + load).saturating_sub(rate).min(limit);
         }
         last += passed * MS;
-        // A full one drops what exceeds its rate, whoever sent it.
+        // A full queue drops what exceeds its rate, from all senders alike.
         let full = filled + load.saturating_sub(rate) >= limit && busy.contains(&now);
         let dropped = full && chance.of((load - rate) * 100 / load);
         (!dropped).then_some(MS / 2 + filled * MS / rate)
@@ -199,7 +199,8 @@ fn what_befalls_all_tunnels_at_once_is_given_longer() {
 fn after_a_standstill_the_tunnel_that_answers_last_is_not_dead() {
     let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
     let mut unanswered = Vec::new();
-    // All stand still for 700 ms from the second second on; the other one's answers come 40 ms before this one's.
+    // All tunnels stop for 700 ms from second 2 on. The answers of the other tunnel return 40 ms before those of this
+    // one.
     let (still, others_go_on, goes_on) = (2 * SECOND, 2_700 * MS, 2_740 * MS);
     for now in (1_000..4_000).map(|ms| ms * MS) {
         let others = if (still..others_go_on).contains(&now) { still } else { now };
@@ -215,7 +216,7 @@ fn after_a_standstill_the_tunnel_that_answers_last_is_not_dead() {
 
 #[test]
 fn the_other_ends_traffic_alone_does_not_hide_a_dead_direction() {
-    // It does not run ecmpvpn, so that a full tunnel looks alike: that is given half as long again.
+    // The far end does not run ecmpvpn, so a full tunnel looks the same: it gets half as long again.
     let from = 10 * SECOND + 30 * MS;
     let scene = Scene { there: hole(MS, from, 60 * SECOND), far_reports: false, data: [MS, MS], ..Scene::default() };
     let (turns, _) = scene.play(20 * SECOND);
@@ -244,7 +245,8 @@ fn random_loss_is_no_death() {
 
 #[test]
 fn loss_in_bursts_is_no_death() {
-    // As full queues lose: every 100 ms or so for 20 to 60 ms half of what comes, in each direction by itself.
+    // Loss as in full queues: about every 100 ms, for 20 to 60 ms, half of the packets, independently in each
+    // direction.
     let bursts = |seed: u64| {
         let mut chance = Chance(seed);
         let (mut until, mut next) = (0, 0);
@@ -273,8 +275,8 @@ fn loss_in_bursts_is_no_death() {
 
 #[test]
 fn a_queue_that_fills_up_is_no_death() {
-    // 100 Mbit/s, of which 250 ms fit into the queue. A third more comes, at once; a far end that tells nothing shows
-    // less loss to be full and not dead.
+    // 100 Mbit/s with a queue of 250 ms. Suddenly a third more arrives. If the far end does not report, a full tunnel
+    // can be told from a dead one only at less loss: then 7% more.
     for (far_reports, load) in [(true, 17_000), (false, 13_400)] {
         let busy = 10 * SECOND..70 * SECOND;
         let scene =
@@ -303,8 +305,9 @@ fn a_full_tunnel_that_drops_half_of_all_probes_is_no_death() {
     }
 }
 
-/// What becomes of a tunnel that was answered once, and is then told every 200 ms that packets arrive at the far end.
-fn told_of_arrivals(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
+/// When a tunnel dies that was answered for one second, and then gets a report every 200 ms that packets arrive at the
+/// far end. `None`: not within `longest`.
+fn arrival_report(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
     let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
     let begin = 2 * SECOND;
     for now in (1_000..2_000).map(|ms| ms * MS) {
@@ -321,15 +324,15 @@ fn told_of_arrivals(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
 }
 
 #[test]
-fn a_report_that_tells_when_packets_arrived_makes_good_for_the_one_that_was_lost() {
-    assert_eq!(told_of_arrivals(Some(20 * MS), 2 * SECOND), None);
-    // Without, what arrived since the report before may have arrived right after that.
-    assert!(told_of_arrivals(None, 2 * SECOND).is_some());
-    // Nothing has arrived for ever longer.
-    let died = told_of_arrivals(Some(400 * MS), 2 * SECOND).expect("it is dead");
+fn a_report_with_the_time_of_arrival_replaces_the_one_that_was_lost() {
+    assert_eq!(arrival_report(Some(20 * MS), 2 * SECOND), None);
+    // Without an age, the packets may have arrived right after the previous report.
+    assert!(arrival_report(None, 2 * SECOND).is_some());
+    // Reports say that the last packet came 400 ms ago.
+    let died = arrival_report(Some(400 * MS), 2 * SECOND).expect("it is dead");
     assert!(died < 2 * SECOND + 300 * MS, "after {} ms", died / MS - 2_000);
-    // No answer for three seconds is too long for reports.
-    let died = told_of_arrivals(Some(20 * MS), 5 * SECOND).expect("it is dead");
+    // Reports alone do not count after three seconds without an answer.
+    let died = arrival_report(Some(20 * MS), 5 * SECOND).expect("it is dead");
     assert!((4_800 * MS..5_400 * MS).contains(&died), "at {} ms", died / MS);
 }
 
@@ -362,7 +365,7 @@ fn what_never_answered_stays_in_use_until_another_tunnel_answers() {
 
 #[test]
 fn probes_that_waited_for_a_handshake_do_not_count_as_round_trips() {
-    // All that is sent in the first 1.5 s arrives when the handshake is done.
+    // Everything sent in the first 1.5 s arrives when the handshake is done.
     let handshake = SECOND + 1_500 * MS;
     let scene = Scene {
         there: Box::new(move |now| Some(handshake.saturating_sub(now).max(MS))),
@@ -384,7 +387,7 @@ fn a_stalled_process_does_not_blame_the_tunnels() {
         }
     };
     (0..50).for_each(|i| answer(&mut tunnel, SECOND + i * 100 * MS));
-    // Two seconds later it runs again, and its last probe was answered.
+    // The process runs again two seconds later. Its last probe was answered.
     for i in 0..50 {
         let step = tunnel.poll(8 * SECOND + i * 100 * MS);
         assert_eq!(step.turn, None);

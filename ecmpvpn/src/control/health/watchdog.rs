@@ -1,53 +1,50 @@
-//! When a tunnel that stays dead is started anew. Pure.
+//! Decides when a tunnel that stays dead is restarted. Pure.
 //!
-//! Both ends watch, and what one does must not undo what the other has just done: handshake initiations that cross leave
-//! both ends waiting for a response that the other one drops (`wg_noise_handshake_consume_initiation()`,
-//! drivers/net/wireguard/noise.c). So one end leads and the other comes later, and both at a moment of their own
-//! ([`Watchdog::new`]).
+//! Both ends do this, and must not undo each other's work. If their handshake initiations cross, each end waits for a
+//! response that the other one drops (`wg_noise_handshake_consume_initiation()`, drivers/net/wireguard/noise.c). So one
+//! end leads and the other acts later, each after a random delay of its own ([`Watchdog::new`]).
 
-use super::nanos::Nanos;
+use super::nanos::{Nanos, SECOND};
 use crate::config::InterfaceName;
 
-const SECOND: Nanos = 1_000_000_000;
 /// A tunnel that has been dead for this long is restarted. The delay doubles with each further restart.
 const FIRST: Nanos = 5 * SECOND;
 const LONGEST: Nanos = 300 * SECOND;
-/// The following end acts later by this.
+/// How much later the following end acts.
 const FOLLOWS: Nanos = 2 * SECOND + SECOND / 2;
-/// Each end acts later by a random time below this.
+/// Upper bound of the random delay that each end adds.
 const SCATTER: Nanos = SECOND;
 /// A new handshake is tried this many times before the interface is set up again.
 const HANDSHAKES: u32 = 2;
 
-/// How a tunnel is started anew.
+/// How a tunnel is restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Its peer is set again: keys are forgotten, the endpoint is the configured one, and the next packet begins a
-    /// handshake.
+    /// Sets the peer again: WireGuard forgets the session keys, the endpoint is the configured one, and the next packet
+    /// starts a handshake.
     Handshake,
-    /// Its interface is set down, given key, port and peer again, and set up: a new socket as well. It keeps its index,
-    /// its addresses and its programs.
+    /// Sets the interface down, sets key, port and peer again, and sets it up: that also gives it a new socket. It
+    /// keeps its index, addresses and programs.
     Interface,
 }
 
-/// One tunnel's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Watchdog {
     tried: u32,
     next: Nanos,
-    /// How much later than others this one acts.
+    /// The delay of this end: random, and `FOLLOWS` if it does not lead.
     lag: Nanos,
 }
 
 impl Watchdog {
-    /// One of the end that `leads`, or of the other. `random`: any number, another one for each tunnel and end.
+    /// For the end that `leads`, or the other one. `random`: any number, different for each tunnel and end.
     pub fn new(leads: bool, random: u64) -> Self {
         let lag = random % SCATTER + if leads { 0 } else { FOLLOWS };
         Self { lag, ..Self::default() }
     }
 
-    /// What is due at `now` for a tunnel that is `dead` since then, `None` for one that lives; `others`: another
-    /// tunnel to the same site lives, so that the site can be reached.
+    /// The remedy that is due at `now`, if any. `dead`: since when the tunnel is dead, `None` if it is up. `others`:
+    /// another tunnel to the same site is up, so the site is reachable.
     pub fn poll(&mut self, now: Nanos, dead: Option<Nanos>, others: bool) -> Option<Remedy> {
         let Some(since) = dead else {
             *self = Self { lag: self.lag, ..Self::default() };
@@ -65,12 +62,12 @@ impl Watchdog {
     }
 }
 
-/// A tunnel that is to be started anew.
+/// A request to restart a tunnel.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub tunnel: InterfaceName,
     pub remedy: Remedy,
-    /// It has never had a handshake yet.
+    /// The tunnel has never had a handshake.
     pub first: bool,
 }
 
@@ -94,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_ends_of_a_tunnel_never_act_together() {
-        // Both have found it dead at the same moment.
+        // Both ends found the tunnel dead at the same moment.
         let acts = |leads, random| {
             let mut dog = Watchdog::new(leads, random);
             let at = |tenth: Nanos| tenth * SECOND / 10;
@@ -116,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_lives_is_left_alone_and_begins_anew() {
+    fn a_tunnel_that_is_up_is_left_alone_and_starts_again() {
         let mut dog = Watchdog::default();
         assert_eq!(dog.poll(500 * SECOND, None, true), None);
         assert!(dog.poll(600 * SECOND, Some(595 * SECOND), true).is_some());

@@ -1,46 +1,45 @@
-//! The probes as they go through a tunnel: ICMP echo requests, which any Linux host answers. Pure.
+//! Format of the probes: ICMP echo requests, which any Linux host answers. Pure.
 //!
-//! The payload is ours: a mark, a secret that an answer must bring back, this side's count of packets received from the
-//! tunnel, and how long ago the last of them came. A far side that runs ecmpvpn reads both from the requests that it
-//! answers anyway, and so learns whether what it sends arrives. Behind them stands what the ends tell each other before a
-//! tunnel is changed.
+//! The payload has a mark, a secret that the answer must return, the number of packets that this end received from the
+//! tunnel, and how long ago the last one came. A far end that runs ecmpvpn reads both from the requests, and so knows
+//! whether its packets arrive. The payload ends with the message that coordinates changes of a tunnel
+//! ([`PeerMessage`]). Integers are big-endian.
 
 use super::handover::PeerMessage;
-use super::nanos::Nanos;
+use super::nanos::{MILLISECOND, Nanos};
 
-/// Marks our payload, and its version.
+/// Identifies the payload and its version.
 const MARK: [u8; 8] = *b"ecmpvpn\x02";
-/// Bytes of a probe from the ICMP header on.
+/// Length of a probe in bytes, from the ICMP header on.
 pub const LENGTH: usize = 40;
 
 const ASKS: u32 = 1;
 const HAS_LEFT: u32 = 2;
-/// Above the flags: how long ago the last packet came, milliseconds and one; 0: not known, or not told.
+/// The upper 16 bits of the flags word: how long ago the last packet came, in milliseconds plus one; 0: not known.
 const AGE_SHIFT: u32 = 16;
-const MILLISECOND: Nanos = 1_000_000;
 
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 
-/// What came out of a tunnel.
+/// A packet received from a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The answer to our probe of this number.
+    /// The answer to this end's probe with this sequence number.
     Answer(u16),
-    /// A probe of the far side, with what it has received from us, and its word.
+    /// A probe of the far end: what it received from this end, and its message.
     Report(Received, PeerMessage),
 }
 
-/// What has arrived from a tunnel.
+/// What one end received from a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Packets in all.
+    /// Number of packets in total.
     pub count: u64,
-    /// How long ago the last one came, at most; `None`: not known.
+    /// How long ago the last one came, as an upper bound; `None`: not known.
     pub age: Option<Nanos>,
 }
 
-/// A probe.
+/// Builds a probe, from the ICMP header on.
 pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, word: PeerMessage) -> [u8; LENGTH] {
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
@@ -59,7 +58,8 @@ pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, 
     message
 }
 
-/// What an IPv4 packet from a raw ICMP socket says, if it is an answer to a probe of ours or another's probe.
+/// Parses an IPv4 packet from a raw ICMP socket. `None`: neither an answer to a probe with this `identifier` and
+/// `secret`, nor a probe of the far end.
 pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
     let header = usize::from(packet.first()? & 15) * 4;
     let message: &[u8; LENGTH] = packet.get(header..)?.try_into().ok()?;
@@ -70,7 +70,7 @@ pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
     let long = |at: usize| message[at..at + 8].iter().fold(0, |long, byte| long << 8 | u64::from(*byte));
     match message[0] {
         ECHO_REPLY if word(4) == identifier && long(16) == secret => Some(Message::Answer(word(6))),
-        // One of our own, come back: a loop is no report.
+        // A probe with this end's secret is its own, returned by a loop: not a report.
         ECHO_REQUEST if long(16) != secret => {
             let flags = u32::from(word(32)) << 16 | u32::from(word(34));
             let rotation = u32::from(word(36)) << 16 | u32::from(word(38));
@@ -96,11 +96,11 @@ mod tests {
     use super::*;
     use crate::config::MAX_TUNNELS_PER_PEER;
 
-    /// A probe's bytes on an Ethernet wire, all told: padded to 16 and encrypted, in WireGuard, UDP, IPv6 (the longer
-    /// one), and Ethernet with preamble and gap.
+    /// Total bytes of a probe on an Ethernet wire: padded to 16 and encrypted, in WireGuard, UDP, IPv6 (longer than
+    /// IPv4), and Ethernet with preamble and gap.
     const ON_THE_WIRE: usize = (20 + LENGTH).next_multiple_of(16) + 32 + 8 + 40 + 38;
 
-    /// As the far side's kernel answers.
+    /// The answer of the far end's kernel.
     fn answer(mut request: [u8; LENGTH]) -> Vec<u8> {
         request[0] = ECHO_REPLY;
         [&[0x45; 20][..], &request].concat()
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn probes_are_less_than_a_thousandth_of_a_gigabit() {
-        // Every tunnel that a peer can have, our probes and our answers to the far side's.
+        // The maximum of tunnels for one peer: this end's probes, and its answers to the far end's.
         let bits = ON_THE_WIRE * 8 * 10 * 2 * MAX_TUNNELS_PER_PEER;
         assert!(bits < 1_000_000, "{bits} bits a second");
     }

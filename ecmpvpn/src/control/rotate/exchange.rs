@@ -1,4 +1,4 @@
-//! The file that carries new keys to the other site: this site's new public keys, and new pre-shared keys. Pure.
+//! The file that brings new keys to the other site: this site's new public keys, and the new pre-shared keys. Pure.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,11 @@ use zeroize::Zeroizing;
 
 use crate::config::{PresharedKey, PublicKey, may_hold_key};
 
-/// What one site tells the other.
+/// The content of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exchange {
-    /// Of what.
     pub rotation: Head,
-    /// Each tunnel's keys.
     pub tunnel: Vec<NewKeys>,
 }
 
@@ -21,26 +19,26 @@ pub struct Exchange {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
-    /// The same at both ends; not 0.
+    /// Identifies the renewal at both sites; not 0.
     pub id: u32,
     /// The site whose private keys are new.
     pub from: String,
-    /// The site that is to apply the file.
+    /// The site that must apply the file.
     pub to: String,
 }
 
-/// `[[tunnel]]`, in the words of the site that wrote it.
+/// `[[tunnel]]`, from the view of the site that wrote the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewKeys {
-    /// UDP port of the writer.
+    /// UDP port of the site that wrote the file.
     pub listen_port: u16,
-    /// UDP port of the reader.
+    /// UDP port of the site that reads it.
     pub remote_port: u16,
-    /// The writer's.
+    /// The writing site's new public key.
     #[serde(deserialize_with = "public_key")]
     pub public_key: PublicKey,
-    /// What both share.
+    /// The new key that both sites share.
     #[serde(deserialize_with = "preshared_key")]
     pub preshared_key: PresharedKey,
 }
@@ -54,14 +52,13 @@ fn preshared_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Preshared
 }
 
 impl Exchange {
-    /// The file's text.
     pub fn text(&self) -> Zeroizing<String> {
         let Head { id, from, to } = &self.rotation;
-        // All room at once: a text that grows leaves copies of the keys behind.
+        // Reserve all memory at once: a string that grows leaves copies of the keys behind.
         let mut text = Zeroizing::new(String::with_capacity(1024 + 256 * self.tunnel.len()));
         let head = format!(
             "# New keys of {from} for its tunnels to {to}. SECRET: it holds pre-shared keys.\n\
-             # Carry it over a way that nobody else can read, such as `scp -p` through the VPN, and there:\n\
+             # Copy it over a channel that nobody else can read, such as `scp -p` through the VPN. Then, at {to}:\n\
              #   sudo ecmpvpn rotate --apply FILE\n\
              # then, at {from}: sudo ecmpvpn rotate\n\
              # Remove it at both sites afterwards; it is not needed again.\n\n\
@@ -79,12 +76,15 @@ impl Exchange {
         text
     }
 
-    /// What `text` says, or why it is no such file; keys are never quoted.
+    /// Parses `text`.
+    ///
+    /// # Errors
+    /// What is wrong, with the line. Never quotes a key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let parsed: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            // The parser's own text may quote what it does not understand.
-            let message = if may_hold_key(error.message()) { "it is not understood" } else { error.message() };
+            // The parser's own message may quote the input.
+            let message = if may_hold_key(error.message()) { "it cannot be parsed" } else { error.message() };
             format!("line {line}: {message}")
         })?;
         if parsed.rotation.id == 0 || parsed.tunnel.is_empty() {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_a_key() {
+    fn an_error_never_shows_a_key() {
         let sent = exchange();
         let text = sent.text();
         let secret = sent.tunnel[0].preshared_key.to_base64();

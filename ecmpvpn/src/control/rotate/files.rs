@@ -1,5 +1,5 @@
-//! Begins a renewal of keys, at the leading end and at the following one, and gives it up: key files beside the
-//! configuration, and the state that names them. Touches no tunnel.
+//! Starts a renewal of keys, at the leading or the following site, and gives it up: writes and removes the key files
+//! beside the configuration, and the state that names them. Changes no tunnel.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,56 +9,35 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::exchange::{Exchange, Head, NewKeys};
-use super::state::{Part, Role, Stage, State, StateError, folder, key_file};
+use super::record::{Part, Role, Stage, State, StateError, folder, key_file};
 use crate::config::{Config, KeyFileError, Peer, PresharedKey, PrivateKey, read_secret};
 
-/// As many tunnels as a peer can have fit, with comments.
+/// Largest accepted file, bytes: enough for all tunnels that a peer can have, with comments.
 const MAX_EXCHANGE: usize = 64 << 10;
 
-/// A renewal cannot begin, or not be given up.
+/// Why a renewal cannot be started or given up.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    /// The state.
     #[error(transparent)]
     State(#[from] StateError),
-    /// There is one already.
-    #[error("keys of the tunnels to {peer} are being renewed already: go on with {}, or give it up with `ecmpvpn rotate --abort`", next(*role))]
-    UnderWay {
-        /// The other site.
-        peer: String,
-        /// This site's part.
-        role: Role,
-    },
-    /// A file.
+    #[error("keys of the tunnels to {peer} are being renewed already: continue with {}, or give it up with `ecmpvpn rotate --abort`", next(*role))]
+    UnderWay { peer: String, role: Role },
     #[error("{operation} {}", path.display())]
     Io {
-        /// As `writing`.
+        /// For example `writing`.
         operation: &'static str,
-        /// The file.
         path: PathBuf,
-        /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// The file of the other site cannot be used.
+    /// The file of the other site cannot be read as a secret file.
     #[error("--apply {0}")]
     Unreadable(#[from] KeyFileError),
-    /// The file of the other site cannot be used.
+    /// The file of the other site is not what `rotate --prepare` writes.
     #[error("{} is not a file of `ecmpvpn rotate --prepare`: {why}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// It is for others.
+    Malformed { path: PathBuf, why: String },
     #[error("{} is not for this configuration: {why}", path.display())]
-    NotForUs {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        why: String,
-    },
+    NotForUs { path: PathBuf, why: String },
 }
 
 fn next(role: Role) -> &'static str {
@@ -68,7 +47,7 @@ fn next(role: Role) -> &'static str {
     }
 }
 
-/// Key files that were made; removed again unless they are kept.
+/// Key files that were made. Dropping this removes them, unless `keep` is set.
 #[derive(Default)]
 struct Made {
     paths: Vec<PathBuf>,
@@ -76,7 +55,7 @@ struct Made {
 }
 
 impl Made {
-    /// A new file, readable by its owner alone from the start, and there as a whole or not at all.
+    /// Writes a new file, in one step. From the start only its owner can read it.
     fn write(&mut self, path: PathBuf, content: &str) -> Result<(), FilesError> {
         let write = || -> io::Result<()> {
             // Mode 0600.
@@ -101,7 +80,7 @@ impl Drop for Made {
     fn drop(&mut self) {
         if !self.keep {
             for path in &self.paths {
-                // What cannot be removed is named by nothing.
+                // If this fails the file stays, but nothing names it.
                 let _ = fs::remove_file(path);
             }
         }
@@ -150,7 +129,7 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
     Ok(state)
 }
 
-/// Takes the other site's file over. Doing it again changes nothing. Whether it was new.
+/// Applies the other site's file. Applying it again changes nothing. Returns the state, and whether the file was new.
 pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool), FilesError> {
     let path = State::path(file);
     let owner = fs::metadata(file).map_or(0, |metadata| metadata.uid());
@@ -198,8 +177,8 @@ pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool),
     Ok((state, true))
 }
 
-/// Gives a renewal up: its state goes. The key files go by [`remove_files`], when nothing uses them any more. What there
-/// was, unless its state could not be read.
+/// Gives a renewal up: removes its state, and returns it if it was there and could be read. [`remove_files`] removes
+/// the key files, once nothing uses them any more.
 pub fn abort(file: &Path) -> Result<Option<State>, FilesError> {
     let path = State::path(file);
     let state = match State::read(&path) {
@@ -214,7 +193,7 @@ pub fn abort(file: &Path) -> Result<Option<State>, FilesError> {
     }
 }
 
-/// Removes the key files of a renewal that was given up, but for those that the configuration names.
+/// Removes the key files of a renewal that was given up, except those that the configuration names.
 pub fn remove_files(file: &Path, state: &State) -> Result<(), FilesError> {
     let path = State::path(file);
     let read = fs::read_to_string(file);
@@ -238,7 +217,7 @@ mod tests {
     use super::*;
     use crate::plan::tests::config;
 
-    /// Two sites' folders, their configurations in hand; the configuration files hold no more than is looked at.
+    /// Folders and configurations of two sites. The configuration files have only the text that the code looks at.
     struct Sites {
         folder: tempfile::TempDir,
         a: Config,
@@ -313,7 +292,7 @@ mod tests {
         // 2 x 2 keys, the state and the configuration.
         assert_eq!(sites.count("a"), 6);
         let file = sites.path("a/ecmpvpn.toml");
-        // One is in use already.
+        // One new key file is in use already.
         fs::write(&file, format!("private_key_file = \"{}\"", state.parts[0].private_key_file.as_ref().unwrap()))
             .unwrap();
         assert_eq!(abort(&file).unwrap().as_ref(), Some(&state));

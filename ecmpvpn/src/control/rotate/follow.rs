@@ -1,59 +1,58 @@
-//! Which keys the following end gives a tunnel: those that the leading end uses. Pure.
+//! Decides which keys the following end gives a tunnel: those that the leading end uses. Pure.
 //!
-//! It needs no word of the moment. A tunnel that the leading end wanted left, and that is silent now, has either its former
-//! keys at the far end or its new ones: it tries one after the other until it is answered, and so finds back after any
-//! interruption at either end. So it does where this process has just begun, or the tunnel stays dead. A tunnel that only
-//! fails for a moment is left alone.
+//! It needs no message about the exact moment. If the leading end asked to stop using a tunnel, and the tunnel is
+//! silent now, then the far end has either the former keys or the new ones. The following end tries both in turn until
+//! probes are answered, and so recovers from any interruption at either end. It does the same if this process has just
+//! started, or the tunnel stays dead. A tunnel that fails only briefly is left alone.
 
 use std::time::Duration;
 
-/// Nothing has come from the tunnel for so long, though probes go on.
+/// A tunnel is silent if nothing has come from it for this long, although probes continue.
 const SILENT: Duration = Duration::from_millis(500);
-/// Dead for so long, it may be for its keys, whatever the leading end has said.
+/// If a tunnel is silent for this long, its keys may be the cause, whatever the leading end has said.
 const LONG: Duration = Duration::from_secs(30);
-/// How long each of the two gets. The far end repeats a handshake after 5 s, and must find the keys that it has.
+/// How long each of the two keys is tried. The far end repeats a handshake after 5 s, and must meet its own keys within
+/// this time.
 const EACH: Duration = Duration::from_secs(7);
 
-/// What is seen of a tunnel.
+/// The observed state of a tunnel.
 #[derive(Clone, Copy, Debug)]
 pub struct Observation {
-    /// It carries traffic.
+    /// The tunnel carries traffic.
     pub live: bool,
-    /// Since when nothing has come from it.
+    /// For how long nothing has come from it.
     pub silent: Duration,
-    /// The leading end wants it left.
+    /// The leading end asks both ends to stop using it.
     pub asked: bool,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Do {
-    /// Nothing.
     Wait,
     /// Give it its new keys.
     TryNew,
     /// Give it its former keys.
     TryFormer,
-    /// It works with the new ones: keep them.
+    /// It works with its new keys: keep them.
     Keep,
 }
 
-/// One tunnel's.
 #[derive(Clone, Copy, Debug)]
 pub struct Follow {
     has_new: bool,
-    /// Its keys may be what it is silent for.
+    /// Its keys may be the cause of the silence.
     suspect: bool,
     tried: Option<Duration>,
 }
 
 impl Follow {
-    /// Of a tunnel that has its new keys already, or its former ones.
+    /// `has_new`: the tunnel has its new keys already.
     pub fn new(has_new: bool) -> Self {
         Self { has_new, suspect: true, tried: None }
     }
 
-    /// What is to be done at `now`; `interval`: between probes.
+    /// Says what to do at `now`. `interval`: the time between probes.
     pub fn poll(&mut self, now: Duration, interval: Duration, seen: Observation) -> Do {
         if seen.live {
             self.tried = None;
@@ -78,7 +77,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(100);
 
-    fn seen(live: bool, silent: u64) -> Observation {
+    fn observation(live: bool, silent: u64) -> Observation {
         Observation { live, silent: Duration::from_millis(silent), asked: false }
     }
 
@@ -89,12 +88,12 @@ mod tests {
     #[test]
     fn it_changes_when_the_tunnel_falls_silent_and_keeps_what_works() {
         let mut follow = Follow::new(false);
-        assert_eq!(follow.poll(ms(0), INTERVAL, seen(true, 9_000)), Do::Wait, "in use");
-        let left = Observation { asked: true, ..seen(false, 100) };
+        assert_eq!(follow.poll(ms(0), INTERVAL, observation(true, 9_000)), Do::Wait, "in use");
+        let left = Observation { asked: true, ..observation(false, 100) };
         assert_eq!(follow.poll(ms(10), INTERVAL, left), Do::Wait, "left, and still answering");
-        assert_eq!(follow.poll(ms(700), INTERVAL, seen(false, 500)), Do::TryNew);
-        assert_eq!(follow.poll(ms(2_000), INTERVAL, seen(false, 1_800)), Do::Wait);
-        assert_eq!(follow.poll(ms(2_500), INTERVAL, seen(true, 0)), Do::Keep);
+        assert_eq!(follow.poll(ms(700), INTERVAL, observation(false, 500)), Do::TryNew);
+        assert_eq!(follow.poll(ms(2_000), INTERVAL, observation(false, 1_800)), Do::Wait);
+        assert_eq!(follow.poll(ms(2_500), INTERVAL, observation(true, 0)), Do::Keep);
     }
 
     #[test]
@@ -102,24 +101,24 @@ mod tests {
         let mut follow = Follow::new(false);
         let mut done = Vec::new();
         for second in 0..30 {
-            match follow.poll(ms(second * 1000), INTERVAL, seen(false, 1_000)) {
+            match follow.poll(ms(second * 1000), INTERVAL, observation(false, 1_000)) {
                 Do::Wait => {}
                 todo => done.push((second, todo)),
             }
         }
         let expected = [(0, Do::TryNew), (7, Do::TryFormer), (14, Do::TryNew), (21, Do::TryFormer), (28, Do::TryNew)];
         assert_eq!(done, expected);
-        assert_eq!(follow.poll(ms(36_000), INTERVAL, seen(false, 9_000)), Do::TryFormer);
-        // The far end has gone back to the former ones.
-        assert_eq!(follow.poll(ms(37_000), INTERVAL, seen(true, 0)), Do::Wait);
+        assert_eq!(follow.poll(ms(36_000), INTERVAL, observation(false, 9_000)), Do::TryFormer);
+        // The far end has restored the former keys.
+        assert_eq!(follow.poll(ms(37_000), INTERVAL, observation(true, 0)), Do::Wait);
     }
 
     #[test]
     fn one_that_fails_for_another_reason_keeps_its_keys() {
         let mut follow = Follow::new(false);
-        follow.poll(ms(0), INTERVAL, seen(true, 0));
-        assert_eq!(follow.poll(ms(1_000), INTERVAL, seen(false, 1_000)), Do::Wait);
-        assert_eq!(follow.poll(ms(29_900), INTERVAL, seen(false, 29_900)), Do::Wait);
-        assert_eq!(follow.poll(ms(30_000), INTERVAL, seen(false, 30_000)), Do::TryNew);
+        follow.poll(ms(0), INTERVAL, observation(true, 0));
+        assert_eq!(follow.poll(ms(1_000), INTERVAL, observation(false, 1_000)), Do::Wait);
+        assert_eq!(follow.poll(ms(29_900), INTERVAL, observation(false, 29_900)), Do::Wait);
+        assert_eq!(follow.poll(ms(30_000), INTERVAL, observation(false, 30_000)), Do::TryNew);
     }
 }

@@ -1,4 +1,5 @@
-//! When the leading end changes a tunnel's keys, and when it goes back. Pure: time and what is seen come from outside.
+//! Decides when the leading end changes a tunnel's keys, and when it restores the former ones. Pure: time and
+//! observations come from the caller.
 //!
 //! ```text
 //! Ready --far end ready, others live--> Leaving --both have left--> Settling --> Changed --alive, kept there--> kept
@@ -8,35 +9,35 @@
 
 use std::time::Duration;
 
-/// How long the far end may take to say that it has the new keys.
+/// How long to wait until the far end says that it has the new keys.
 const READY: Duration = Duration::from_secs(10);
-/// How long both ends may take to leave the tunnel.
+/// How long both ends may take to stop using the tunnel.
 const LEAVE: Duration = Duration::from_secs(5);
-/// What is on its way when both have left gets this long.
+/// How long to wait, when both have stopped, for packets that are still in the tunnel.
 const SETTLE: Duration = Duration::from_millis(300);
-/// How long the tunnel may take to answer with its new keys. A handshake that came too early is repeated after 5 s.
+/// How long the tunnel may take to answer with its new keys. WireGuard repeats a handshake that came too early after 5
+/// s.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// What is seen of a tunnel.
+/// The observed state of a tunnel.
 #[expect(clippy::struct_excessive_bools, reason = "four findings of one look")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Observation {
-    /// It carries traffic.
+    /// The tunnel carries traffic.
     pub live: bool,
-    /// So does another one to the same site.
+    /// Another tunnel to the same site carries traffic.
     pub others: bool,
-    /// The far end has the new keys of the same renewal, and has not written them down as those in use.
+    /// The far end has the new keys of the same renewal, and its configuration does not name them yet.
     pub far_ready: bool,
-    /// The far end sends nothing through it.
+    /// The far end sends nothing but probes through it.
     pub far_left: bool,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Do {
-    /// Nothing.
     Wait,
-    /// Let both ends leave the tunnel.
+    /// Ask that both ends stop using the tunnel.
     Leave,
     /// Give it its new keys.
     Change,
@@ -56,7 +57,6 @@ enum Phase {
     Changed,
 }
 
-/// One tunnel's change.
 #[derive(Clone, Copy, Debug)]
 pub struct Lead {
     phase: Phase,
@@ -69,11 +69,11 @@ impl Lead {
         Self { phase: if has_new { Phase::Changed } else { Phase::Ready }, since: now }
     }
 
-    /// What is to be done at `now`; the caller does it.
+    /// Says what to do at `now`. The caller must do it.
     pub fn poll(&mut self, now: Duration, seen: Observation) -> Do {
         let waited = now.saturating_sub(self.since);
         let (next, todo) = match self.phase {
-            // Cut off in between, an earlier change may have left it with the new keys at the far end alone.
+            // An earlier change may have been interrupted, so that only the far end has the new keys.
             Phase::Ready if !seen.live && waited >= SETTLE => (Phase::Changed, Do::Change),
             Phase::Ready if seen.live && seen.others && seen.far_ready => (Phase::Leaving, Do::Leave),
             Phase::Ready if waited >= READY && !seen.others => {
@@ -85,7 +85,7 @@ impl Lead {
             Phase::Leaving if !seen.live && seen.far_left => (Phase::Settling, Do::Wait),
             Phase::Leaving if waited >= LEAVE => return Do::Stop("the two sites did not both stop using the tunnel"),
             Phase::Settling if waited >= SETTLE => (Phase::Changed, Do::Change),
-            // The far end has written them down: it does not go back any more.
+            // The far end has written the new keys to its configuration: it does not restore the former ones any more.
             Phase::Changed if seen.live && !seen.far_ready => return Do::Keep,
             Phase::Changed if waited >= ANSWER => {
                 return Do::GoBack("it did not answer with its new keys, and has its former ones again");
@@ -114,7 +114,7 @@ mod tests {
         let mut lead = Lead::new(ms(0), false);
         assert_eq!(lead.poll(ms(1), KEPT), Do::Wait);
         assert_eq!(lead.poll(ms(100), FINE), Do::Leave);
-        // One end alone has left.
+        // Only one end has stopped using it.
         assert_eq!(lead.poll(ms(200), Observation { live: false, ..FINE }), Do::Wait);
         assert_eq!(lead.poll(ms(900), Observation { live: true, ..LEFT }), Do::Wait);
         assert_eq!(lead.poll(ms(1000), LEFT), Do::Wait);

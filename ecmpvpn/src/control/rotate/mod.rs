@@ -1,15 +1,15 @@
-//! Renews keys and pre-shared keys tunnel by tunnel, while the others carry the traffic.
+//! Renews private keys and pre-shared keys one tunnel at a time, while the other tunnels carry the traffic.
 //!
-//! The site that has new private keys leads. It asks, in its probes, that both ends leave a tunnel, changes it when both
-//! have, and keeps the new keys once probes are answered; else it goes back. The other site has the new public keys and
-//! follows: when the tunnel falls silent it tries the new keys, and the former ones, until it is answered.
-//! docs/operation.md says why it is done so.
+//! The site with the new private keys leads. In its probes it asks that both ends stop using a tunnel, and changes the
+//! keys when both have. It keeps the new keys if probes are answered, and restores the former ones if not. The other
+//! site has the new public keys, and follows: when the tunnel falls silent it tries the new keys and the former ones in
+//! turn, until probes are answered. docs/operation.md says why it works like this.
 
 pub mod exchange;
 pub mod files;
 mod follow;
 mod lead;
-pub mod state;
+pub mod record;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use follow::Follow;
 use lead::Lead;
-use state::{Part, Role, Stage, State, is_ours};
+use record::{Part, Role, Stage, State, is_ours};
 
 use super::health::Handover;
 use super::site::Site;
@@ -28,12 +28,12 @@ use crate::error::chain;
 use crate::host;
 use crate::plan::{Plan, Tunnel};
 
-/// Between looks at the tunnels.
+/// How often the tunnels are checked.
 const LOOK: Duration = Duration::from_millis(50);
-/// After a failure that may pass.
+/// How long to wait after a failure that may be temporary.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// What a tunnel gets. What is `None` stays.
+/// The new keys of a tunnel. A key that is `None` does not change.
 struct NewKeys {
     private: Option<PrivateKey>,
     public: Option<PublicKey>,
@@ -41,7 +41,7 @@ struct NewKeys {
 }
 
 impl NewKeys {
-    /// Whether a tunnel has them.
+    /// Whether the tunnel has these keys already.
     fn are_those_of(&self, site: &Site, name: &InterfaceName) -> bool {
         planned(site, name).is_some_and(|tunnel| {
             tunnel.preshared_key.as_ref() == Some(&self.preshared)
@@ -51,18 +51,18 @@ impl NewKeys {
     }
 }
 
-/// What is to be done to a tunnel.
+/// What to do with a tunnel.
 #[derive(Debug)]
 pub enum Step {
     /// Give it its new keys.
     New(InterfaceName),
-    /// Give it its former keys; with a reason, stop as well.
+    /// Give it its former keys. With a reason: stop the renewal as well.
     Former(InterfaceName, Option<&'static str>),
-    /// It works with the new keys: the configuration is to name them.
+    /// It works with the new keys: write them to the configuration.
     Keep(InterfaceName),
 }
 
-/// A site's part in a renewal of keys, if there is one.
+/// This site's part in a renewal of keys, if one is under way.
 pub struct Rotation {
     file: PathBuf,
     path: PathBuf,
@@ -76,7 +76,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// What is under way for the configuration at `file`.
+    /// Reads which renewal is under way for the configuration at `file`, if any.
     pub fn load(file: &Path, site: &Site, handover: &Handover) -> Self {
         let path = State::path(file);
         handover.forget();
@@ -93,7 +93,7 @@ impl Rotation {
         };
         match rotation.read(site) {
             Ok(state) => rotation.state = state,
-            Err(error) => tracing::error!("the renewal of keys does not go on: {error:#}"),
+            Err(error) => tracing::error!("the renewal of keys cannot continue: {error:#}"),
         }
         rotation
     }
@@ -103,7 +103,7 @@ impl Rotation {
         let owner = fs::metadata(&self.file).map_or(0, |metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
         let read = |name: &str| {
             config::read_secret(&self.path.with_file_name(name), owner, 4096)
-                .map_err(|error| anyhow::anyhow!("it {error}"))
+                .map_err(|error| anyhow::anyhow!("its state {error}"))
         };
         for part in state.parts.iter().filter(|part| part.stage != Stage::Done) {
             let name = InterfaceName::new(&part.tunnel).map_err(|why| anyhow::anyhow!("{} {why}", part.tunnel))?;
@@ -122,8 +122,8 @@ impl Rotation {
         Ok(Some(state))
     }
 
-    /// Waits until something is to be done; for ever if nothing is under way.
-    pub async fn due(&mut self, site: &Site) -> Step {
+    /// Waits until there is something to do. Never returns if nothing is under way.
+    pub async fn next_step(&mut self, site: &Site) -> Step {
         if let Some(until) = self.paused_until {
             tokio::time::sleep_until(until.into()).await;
             self.paused_until = None;
@@ -165,7 +165,7 @@ impl Rotation {
             return None;
         };
         let live = view.peers().get(planned.peer).map_or(0, |peer| peer.live);
-        let far = self.handover.far(name);
+        let far = self.handover.peer_message(name);
         let seen = lead::Observation {
             live: live >> planned.slot & 1 == 1,
             others: live & !(1 << planned.slot) != 0,
@@ -177,11 +177,12 @@ impl Rotation {
         match todo {
             lead::Do::Wait => None,
             lead::Do::Leave => {
-                // Before anything is touched: the new keys have to be written down when they are in use.
+                // Check first, before anything is changed, that the configuration can be edited: it must name the new
+                // keys once they are in use.
                 match self.edit(&name) {
                     Ok(_) => {
-                        tracing::info!("{name}: both sites leave it, to renew its keys");
-                        self.note(&name, Stage::Changing);
+                        tracing::info!("{name}: both sites stop using it while its keys are renewed");
+                        self.record_stage(&name, Stage::Changing);
                         self.handover.ask(&name, true);
                     }
                     Err(error) => self.stop(&name, &format!("{error:#}")),
@@ -192,7 +193,7 @@ impl Rotation {
             lead::Do::Keep => Some(Step::Keep(name)),
             lead::Do::GoBack(why) => Some(Step::Former(name, Some(why))),
             lead::Do::Stop(why) => {
-                self.note(&name, Stage::Waiting);
+                self.record_stage(&name, Stage::Waiting);
                 self.stop(&name, why);
                 None
             }
@@ -206,8 +207,8 @@ impl Rotation {
         for (name, follow) in &mut self.follows {
             let Some(planned) = planned(site, name) else { continue };
             let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
-            let asked = self.handover.far(name).asks;
-            let heard = self.handover.heard(name).map_or(self.began, |at| at.max(self.began));
+            let asked = self.handover.peer_message(name).asks;
+            let heard = self.handover.last_heard(name).map_or(self.began, |at| at.max(self.began));
             match follow.poll(now, interval, follow::Observation { live, silent: heard.elapsed(), asked }) {
                 follow::Do::Wait => {}
                 follow::Do::TryNew => return Some(Step::New(name.clone())),
@@ -218,12 +219,12 @@ impl Rotation {
         None
     }
 
-    /// Does what [`Rotation::due`] found.
+    /// Does what [`Rotation::next_step`] found.
     pub async fn act(&mut self, step: Step, site: &mut Site) {
         match step {
             Step::New(name) => {
                 if let Err(error) = self.edit(&name) {
-                    tracing::error!("{name} keeps its former keys: {error:#}");
+                    tracing::error!("{name}: keeps its former keys: {error:#}");
                     self.fail(&name, "the configuration cannot be changed");
                     return;
                 }
@@ -234,7 +235,7 @@ impl Rotation {
                     tunnel.preshared_key = Some(keys.preshared.clone());
                 });
                 match changed.await {
-                    Ok(()) => tracing::info!("{name}: has its new keys, and is used when it answers"),
+                    Ok(()) => tracing::info!("{name}: has its new keys, and will be used when it answers"),
                     Err(error) => {
                         tracing::error!("{name}: {}", chain(&error));
                         self.restore(&name, site).await;
@@ -247,7 +248,7 @@ impl Rotation {
                 self.restore(&name, site).await;
                 self.handover.ask(&name, false);
                 if let Some(why) = why {
-                    self.note(&name, Stage::Waiting);
+                    self.record_stage(&name, Stage::Waiting);
                     self.stop(&name, why);
                 } else {
                     tracing::info!("{name}: did not answer with its new keys, and has its former ones again");
@@ -266,21 +267,21 @@ impl Rotation {
                     }
                 }
                 Err(error) => {
-                    tracing::error!("{name}: its new keys cannot be written down: {error:#}");
+                    tracing::error!("{name}: the configuration cannot be changed to name its new keys: {error:#}");
                     self.restore(&name, site).await;
-                    self.fail(&name, "its new keys cannot be written down");
+                    self.fail(&name, "the configuration cannot be changed to name its new keys");
                 }
             },
         }
     }
 
-    /// The leading end stops; the following one tries again later.
+    /// After a failure the leading end stops; the following end tries again later.
     fn fail(&mut self, name: &InterfaceName, why: &str) {
         if self.state.as_ref().is_some_and(|state| state.role == Role::Leads) {
-            self.note(name, Stage::Waiting);
+            self.record_stage(name, Stage::Waiting);
             self.stop(name, why);
         } else {
-            // It has its former keys.
+            // The tunnel has its former keys.
             self.follows.insert(name.clone(), Follow::new(false));
             self.paused_until = Some(Instant::now() + PAUSE);
         }
@@ -295,7 +296,7 @@ impl Rotation {
         self.update(update);
     }
 
-    fn note(&mut self, name: &InterfaceName, stage: Stage) {
+    fn record_stage(&mut self, name: &InterfaceName, stage: Stage) {
         self.update(|state| {
             if let Some(part) = state.part_mut(name.as_str()) {
                 part.stage = stage;
@@ -305,10 +306,11 @@ impl Rotation {
 
     fn update(&mut self, change: impl FnOnce(&mut State)) {
         match State::update(&self.path, change) {
-            // Given up meanwhile, or another one: the reload that follows reads it.
+            // The renewal was given up meanwhile, or replaced by another one. A reload follows, and reads the new
+            // state.
             Ok(state) => self.state = state.filter(|state| Some(state.id) == self.state.as_ref().map(|state| state.id)),
             Err(error) => {
-                tracing::error!("the renewal of keys does not go on: {}", chain(&error));
+                tracing::error!("the renewal of keys cannot continue: {}", chain(&error));
                 self.state = None;
             }
         }
@@ -318,9 +320,10 @@ impl Rotation {
         self.state.as_ref()?.parts.iter().find(|part| part.tunnel == name.as_str())
     }
 
-    /// The configuration, about to name the new keys; and the key files that it does not name any more then.
+    /// Prepares an edit of the configuration to name the new keys. Also returns the key files that it no longer names
+    /// then.
     fn edit(&self, name: &InterfaceName) -> anyhow::Result<(Edit, Vec<String>)> {
-        let part = self.part(name).ok_or_else(|| anyhow::anyhow!("it was given up"))?;
+        let part = self.part(name).ok_or_else(|| anyhow::anyhow!("the renewal was given up"))?;
         let (config, text) = config::load_with_text(&self.file)?;
         let mut edit = Edit::new(&self.file, &text, &config)?;
         let keys = TunnelKeys {
@@ -343,7 +346,7 @@ impl Rotation {
                 tunnel.preshared_key = Some(keys.preshared.clone());
             }
         }
-        self.note(name, Stage::Done);
+        self.record_stage(name, Stage::Done);
         for file in former.iter().filter(|file| is_ours(name.as_str(), file)) {
             let path = self.path.with_file_name(file);
             if let Err(error) = fs::remove_file(&path) {
@@ -353,7 +356,7 @@ impl Rotation {
         Ok(())
     }
 
-    /// Gives a tunnel the keys that the configuration names.
+    /// Gives a tunnel the keys that the configuration names, and logs a failure.
     async fn restore(&self, name: &InterfaceName, site: &mut Site) {
         let former = Plan::new(&site.config, site.plan.backend).tunnels.into_iter().find(|tunnel| tunnel.name == *name);
         let Some(former) = former else { return };
@@ -363,7 +366,7 @@ impl Rotation {
             tunnel.preshared_key = former.preshared_key;
         });
         if let Err(error) = restored.await {
-            tracing::error!("{name} cannot be given its former keys: {}", chain(&error));
+            tracing::error!("{name}: its former keys cannot be restored: {}", chain(&error));
         }
     }
 }

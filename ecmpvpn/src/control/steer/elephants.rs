@@ -1,59 +1,60 @@
-//! Which flows use several links at once, and which go whole. Pure.
+//! Decides which flows use several links at once, and which stay on one link (whole). Pure.
 //!
-//! Spraying a flow costs some order, so it has to be worth it. Under `adaptive` a flow is sprayed if it fills its link
-//! while others could carry more, and stays so only if that makes it faster. Under `spray`, flows that share busy links
-//! evenly go whole: spraying them gains nothing.
+//! Spraying a flow reorders some packets, so it must be worth it. Under `adaptive` a flow is sprayed if it fills its
+//! link while others could carry more, and stays sprayed only if that makes it faster. Under `spray`, flows that share
+//! busy links evenly stay whole: spraying them gains nothing.
 
 use std::collections::BTreeMap;
 
-/// Of what each link would carry were all even: a flow that carries more does not fit one link.
+/// Factor on the load per link if all links carried the same: a flow with more does not fit on one link.
 const TOO_MUCH: f64 = 1.3;
-/// A flow that carries less fits one.
+/// The same factor: a flow with less fits on one link.
 const FITS: f64 = 1.1;
-/// Share of a link's time from which it counts as full.
+/// The share of its time in use from which a link counts as full.
 const FULL: f64 = 0.8;
-/// A sprayed flow that carries less than this share of a link is no elephant any more.
+/// A sprayed flow with less than this share of a link is not an elephant any more.
 const NOT_FULL: f64 = 0.6;
-/// Share of all links' time from which flows that fit a link each are worth keeping whole, and below which no longer.
+/// Utilisation of all links together from which flows that fit on one link are kept whole, and below which they are
+/// sprayed again.
 const BUSY: (f64, f64) = (0.4, 0.25);
-/// After so many rounds a sprayed flow must have become faster, by this factor.
+/// After this many rounds a sprayed flow must be faster by this factor.
 const TRIAL: (u32, f64) = (4, 1.2);
-/// For so many rounds a flow that did not is left alone.
+/// For how many rounds a flow that did not become faster is left alone.
 const BARRED: u32 = 60;
 
-/// What all flows of a peer see, in one round.
+/// Figures of one round that are the same for all flows of a peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// Bytes a second that a link can carry, on average.
+    /// Mean capacity of a link, bytes a second.
     pub capacity: f64,
-    /// Share of all links' time that is used.
+    /// Utilisation of all links together: 1 is full.
     pub load: f64,
-    /// Whether flows are sprayed unless marked.
+    /// Whether the policy sprays flows unless they are marked.
     pub sprays: bool,
 }
 
-/// One flow that carries something.
+/// The traffic of one bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct BucketTraffic {
     /// Bytes a second.
     pub rate: f64,
-    /// Share of its link's time that is used, by all.
+    /// Utilisation of its link by all flows: 1 is full.
     pub link_load: f64,
 }
 
-/// How a flow goes, where that differs from what its policy does by itself.
+/// How a flow is treated if that differs from the default of its policy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum State {
-    /// Over several links, though its policy keeps flows whole.
+    /// Sprayed over several links, although its policy keeps flows whole.
     Sprayed {
-        /// For so many rounds.
+        /// For how many rounds already.
         rounds: u32,
-        /// Bytes a second before.
+        /// Its rate before it was sprayed, bytes a second.
         before: f64,
     },
-    /// As its policy says: spraying it gained nothing. For so many rounds more.
+    /// As its policy says, for this many more rounds: spraying it gained nothing.
     Barred(u32),
-    /// Whole, though its policy sprays.
+    /// Kept whole, although its policy sprays.
     Whole,
 }
 
@@ -62,7 +63,7 @@ pub enum State {
 pub struct Elephants(BTreeMap<u32, State>);
 
 impl Elephants {
-    /// What becomes of a flow in this round.
+    /// Decides about a flow in this round. `None`: as its policy says.
     pub fn next(&mut self, bucket: u32, seen: BucketTraffic, round: Round) -> Option<State> {
         let next = next(self.0.get(&bucket).copied(), seen, round);
         match next {
@@ -72,7 +73,7 @@ impl Elephants {
         next
     }
 
-    /// Drops what is known of flows that are gone.
+    /// Forgets flows that are gone.
     pub fn retain(&mut self, mut is_there: impl FnMut(u32) -> bool) {
         self.0.retain(|bucket, _| is_there(*bucket));
     }
@@ -106,19 +107,19 @@ mod tests {
         Round { capacity: 1e6, load: bytes / 3e6, sprays }
     }
 
-    fn seen(rate: f64) -> BucketTraffic {
+    fn traffic_of(rate: f64) -> BucketTraffic {
         BucketTraffic { rate, link_load: rate / 1e6 }
     }
 
     #[test]
     fn a_lone_elephant_is_sprayed_while_it_gains() {
         let mut elephants = Elephants::default();
-        assert_eq!(elephants.next(1, seen(0.5e6), round(0.5e6, false)), None, "its link is not full");
-        assert!(matches!(elephants.next(1, seen(0.95e6), round(1e6, false)), Some(State::Sprayed { .. })));
+        assert_eq!(elephants.next(1, traffic_of(0.5e6), round(0.5e6, false)), None, "its link is not full");
+        assert!(matches!(elephants.next(1, traffic_of(0.95e6), round(1e6, false)), Some(State::Sprayed { .. })));
         for _ in 0..100 {
-            assert!(matches!(elephants.next(1, seen(2.7e6), round(2.8e6, false)), Some(State::Sprayed { .. })));
+            assert!(matches!(elephants.next(1, traffic_of(2.7e6), round(2.8e6, false)), Some(State::Sprayed { .. })));
         }
-        assert_eq!(elephants.next(1, seen(0.9e6), round(2.8e6, false)), None, "others have come");
+        assert_eq!(elephants.next(1, traffic_of(0.9e6), round(2.8e6, false)), None, "others have come");
     }
 
     #[test]
@@ -126,12 +127,12 @@ mod tests {
         let mut elephants = Elephants::default();
         let mut sprayed = 0;
         for _ in 0..=(BARRED + TRIAL.0) {
-            let state = elephants.next(1, seen(0.95e6), round(1e6, false));
+            let state = elephants.next(1, traffic_of(0.95e6), round(1e6, false));
             sprayed += u32::from(matches!(state, Some(State::Sprayed { .. })));
         }
         assert_eq!(sprayed, TRIAL.0);
-        elephants.next(1, seen(0.95e6), round(1e6, false));
-        let state = elephants.next(1, seen(0.95e6), round(1e6, false));
+        elephants.next(1, traffic_of(0.95e6), round(1e6, false));
+        let state = elephants.next(1, traffic_of(0.95e6), round(1e6, false));
         assert!(matches!(state, Some(State::Sprayed { .. })), "another trial, {state:?}");
     }
 
@@ -139,23 +140,23 @@ mod tests {
     fn flows_that_fill_a_link_each_go_whole() {
         let mut elephants = Elephants::default();
         for rate in [0.9e6, 1.0e6, 0.8e6] {
-            assert_eq!(elephants.next(1, seen(rate), round(2.8e6, false)), None);
-            assert_eq!(elephants.next(2, seen(rate), round(2.8e6, true)), Some(State::Whole));
+            assert_eq!(elephants.next(1, traffic_of(rate), round(2.8e6, false)), None);
+            assert_eq!(elephants.next(2, traffic_of(rate), round(2.8e6, true)), Some(State::Whole));
         }
-        assert_eq!(elephants.next(2, seen(1.1e6), round(2.8e6, true)), Some(State::Whole), "no swinging");
-        assert_eq!(elephants.next(2, seen(1.4e6), round(2.8e6, true)), None, "another has left");
-        assert_eq!(elephants.next(3, seen(0.1e6), round(0.3e6, true)), None, "links are not busy");
-        assert_eq!(elephants.next(3, seen(2.8e6), round(2.8e6, true)), None, "one for all links");
+        assert_eq!(elephants.next(2, traffic_of(1.1e6), round(2.8e6, true)), Some(State::Whole), "no swinging");
+        assert_eq!(elephants.next(2, traffic_of(1.4e6), round(2.8e6, true)), None, "another has left");
+        assert_eq!(elephants.next(3, traffic_of(0.1e6), round(0.3e6, true)), None, "links are not busy");
+        assert_eq!(elephants.next(3, traffic_of(2.8e6), round(2.8e6, true)), None, "one for all links");
     }
 
     #[test]
-    fn a_changed_policy_starts_anew() {
+    fn a_changed_policy_starts_again() {
         let mut elephants = Elephants::default();
-        elephants.next(1, seen(0.95e6), round(1e6, false));
-        assert_eq!(elephants.next(1, seen(2.8e6), round(2.8e6, true)), None);
-        elephants.next(1, seen(0.9e6), round(2.8e6, true));
-        assert_eq!(elephants.next(1, seen(0.9e6), round(2.8e6, false)), None);
-        elephants.next(1, seen(0.95e6), round(1e6, false));
+        elephants.next(1, traffic_of(0.95e6), round(1e6, false));
+        assert_eq!(elephants.next(1, traffic_of(2.8e6), round(2.8e6, true)), None);
+        elephants.next(1, traffic_of(0.9e6), round(2.8e6, true));
+        assert_eq!(elephants.next(1, traffic_of(0.9e6), round(2.8e6, false)), None);
+        elephants.next(1, traffic_of(0.95e6), round(1e6, false));
         elephants.retain(|_| false);
         assert!(elephants.0.is_empty());
     }

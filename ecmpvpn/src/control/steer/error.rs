@@ -1,20 +1,16 @@
-//! What steering cannot do.
+//! Errors of the steering helper.
 
 use crate::dataplane::DataplaneError;
 
-/// Steering cannot be helped.
+/// Why the maps cannot be kept up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
-    /// The maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// Links and routes.
     #[error("reading the host's links and routes")]
     Netlink(#[source] std::io::Error),
-    /// What waits on the links.
     #[error("reading what waits in the links' queues")]
     Queues(#[source] std::io::Error),
-    /// No socket.
     #[error("opening a netlink socket")]
     Socket(#[source] std::io::Error),
 }

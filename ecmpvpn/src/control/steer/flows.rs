@@ -1,11 +1,11 @@
-//! Moves busy buckets off an overloaded link, and lets one of them use several where links would idle otherwise. Buckets
-//! whose flows meet a rule are left to the programs.
+//! Moves busy buckets off an overloaded link, and lets a large flow use several links if they would idle otherwise.
+//! Buckets whose flows match a rule are left to the programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ecmpvpn_common::decide::is_sprayed;
-use ecmpvpn_common::layout::{Bucket, Load, Peer, Policy, bucket_flags, tunnel_id};
+use ecmpvpn_common::layout::{Bucket, Load, Peer, Policy, TunnelId, bucket_flags};
 use ecmpvpn_common::load::COST_BITS;
 
 use super::elephants::{BucketTraffic, Elephants, Round, State};
@@ -13,19 +13,16 @@ use super::paths::{self, Placed};
 use super::rebalance::{self, Busy, Link};
 use crate::dataplane::View;
 
-/// Weight of the last round in what buckets and links are taken to carry: a burst alone moves nothing.
+/// Weight of the last round in the smoothed rates: a single burst moves nothing.
 const FRESH: f64 = 0.6;
-/// Bytes a second below which a bucket is not worth moving.
+/// A bucket with a lower rate is not worth moving. Bytes a second.
 const SLIGHT: f64 = 2_000.0;
 
-/// Where buckets are read and moved.
+/// The records of peers, buckets and links: the maps, or a simulation.
 pub trait Records {
-    /// A peer's record.
     fn peer(&self, peer: u32) -> Option<&Peer>;
-    /// A peer's buckets.
     fn buckets(&self, peer: u32) -> &[Bucket];
-    /// A tunnel's load.
-    fn load(&self, id: u32) -> Option<&Load>;
+    fn load(&self, id: TunnelId) -> Option<&Load>;
 }
 
 impl Records for View {
@@ -37,92 +34,92 @@ impl Records for View {
         self.buckets(peer)
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
+    fn load(&self, id: TunnelId) -> Option<&Load> {
         self.load(id)
     }
 }
 
-/// For so many rounds after its last packet that met a rule a bucket stays where it is: until its rate is forgotten.
+/// For how many rounds a bucket stays in place after its last packet that matched a rule: until its smoothed rate is
+/// forgotten.
 const RULED: u8 = 8;
 
-/// What the buckets carried lately.
+/// The recent traffic of all buckets.
 #[derive(Debug, Default)]
 pub struct Flows {
-    /// By peer, by bucket.
-    peers: BTreeMap<u32, Vec<Known>>,
+    /// By peer, then by bucket.
+    peers: BTreeMap<u32, Vec<LastSeen>>,
     /// By peer.
     elephants: BTreeMap<u32, Elephants>,
 }
 
-/// What is known of a bucket.
 #[derive(Clone, Debug, Default)]
-struct Known {
-    /// Its counter at the last round.
+struct LastSeen {
+    /// Its byte counter at the last round.
     bytes: u32,
     /// Bytes a second.
     rate: f64,
-    /// Rounds for which it counts as one whose flows meet a rule.
+    /// For how many more rounds its flows count as matching a rule.
     ruled: u8,
 }
 
-/// A bucket that carried something of late.
+/// A bucket that carried traffic recently.
 struct Carried {
     bucket: u32,
     /// Bytes a second.
     rate: f64,
-    /// Whether a flow in it meets a rule.
+    /// Whether a flow in it matches a rule.
     ruled: bool,
 }
 
 /// The links of all peers.
 struct Links {
     links: Vec<Link>,
-    /// By peer and slot: the place of the tunnel's link.
-    places: BTreeMap<(u32, u32), usize>,
+    /// The index in `links` of each tunnel's link.
+    places: BTreeMap<TunnelId, usize>,
 }
 
 impl Links {
     fn new(view: &impl Records, placed: &[Placed]) -> Self {
-        let mut ids: Vec<u32> = placed.iter().map(|tunnel| paths::link_of(tunnel, placed)).collect();
+        let mut ids: Vec<TunnelId> = placed.iter().map(|tunnel| paths::link_of(tunnel, placed)).collect();
         ids.sort_unstable();
         ids.dedup();
-        let link = |id: &u32| {
+        let link = |id: &TunnelId| {
             let cost = view.load(*id).map_or(0, |load| load.weighted_cost.get());
             Link { load: 0.0, cost: f64::from(cost) / f64::from(1u32 << COST_BITS) / 1e9, open: false }
         };
         let place = |tunnel: &Placed| {
             let link = paths::link_of(tunnel, placed);
-            Some(((tunnel.peer, tunnel.slot), ids.iter().position(|id| *id == link)?))
+            Some((tunnel.id, ids.iter().position(|id| *id == link)?))
         };
         Self { links: ids.iter().map(link).collect(), places: placed.iter().filter_map(place).collect() }
     }
 
-    /// A usable slot of the peer on a link.
+    /// The first usable slot of the peer whose tunnel uses `link`.
     fn slot_on(&self, link: usize, number: u32, usable: u32) -> Option<u32> {
         let mut slots = (0..u32::BITS).filter(|slot| usable >> slot & 1 == 1);
-        slots.find(|slot| self.places.get(&(number, *slot)) == Some(&link))
+        slots.find(|slot| self.places.get(&TunnelId::new(number, *slot)) == Some(&link))
     }
 
-    /// Opens the links that a peer's tunnels of `usable` leave by, and closes the others.
+    /// Opens the links that the peer's tunnels in `usable` (a bit mask of slots) use, and closes the others.
     fn open(&mut self, number: u32, usable: u32) {
         for at in 0..self.links.len() {
             self.links[at].open = self.slot_on(at, number, usable).is_some();
         }
     }
 
-    /// Adds what a bucket carries to its link, or to all open ones by their rates.
+    /// Adds a bucket's rate to the load of its link, or of all open links in proportion to their rates.
     fn add(&mut self, link: usize, rate: f64, is_sprayed: bool) {
         let open = |link: &&mut Link| link.open && link.cost > 0.0;
         let rates: f64 = self.links.iter_mut().filter(open).map(|link| 1.0 / link.cost).sum();
         if is_sprayed && rates > 0.0 {
-            // The same time on each.
+            // Takes the same share of time on each.
             self.links.iter_mut().filter(open).for_each(|link| link.load += rate / rates);
         } else {
             self.links[link].load += rate * self.links[link].cost;
         }
     }
 
-    /// What holds for a peer's flows in this round: over its open links.
+    /// The figures of this round for a peer, over its open links.
     fn round(&self, sprays: bool) -> Round {
         let open = || self.links.iter().filter(|link| link.open && link.cost > 0.0);
         let capacity: f64 = open().map(|link| 1.0 / link.cost).sum();
@@ -136,11 +133,11 @@ impl Links {
 }
 
 impl Flows {
-    /// One round: reads every bucket, moves those of policy `adaptive` that ought to, and says which are sprayed;
-    /// `sprays_elephants`: whether `adaptive` may.
+    /// One round: reads every bucket, moves busy ones to other links, and marks those that are sprayed or kept whole.
+    /// `sprays_elephants`: whether policy `adaptive` may spray.
     pub fn rebalance(&mut self, view: &impl Records, placed: &[Placed], elapsed: Duration, sprays_elephants: bool) {
         let mut links = Links::new(view, placed);
-        let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.peer).collect();
+        let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.id.peer()).collect();
         peers.dedup();
         let mut busy: BTreeMap<u32, Vec<Busy>> = BTreeMap::new();
         for number in &peers {
@@ -149,9 +146,9 @@ impl Flows {
             for Carried { bucket, rate, ruled } in self.read(*number, view.buckets(*number), elapsed) {
                 let record = &view.buckets(*number)[bucket as usize];
                 let slot = u32::from(record.tunnel.get());
-                if let Some(link) = links.places.get(&(*number, slot)).copied() {
+                if let Some(link) = links.places.get(&TunnelId::new(*number, slot)).copied() {
                     links.add(link, rate, !ruled && is_sprayed(peer.policy(), record.flags.get()));
-                    // A rule may ask for its flows to stay where they are.
+                    // A rule may require its flows to stay on their tunnel.
                     if rate >= SLIGHT && !ruled {
                         busy.entry(*number).or_default().push(Busy { bucket, link, rate });
                     }
@@ -169,13 +166,13 @@ impl Flows {
                 Policy::Adaptive | Policy::Spray => {}
                 Policy::Hash | Policy::Flowlet => continue,
             }
-            // A sprayed bucket is on all links at once.
+            // A sprayed bucket uses all links already.
             busy.retain(|busy| !is_sprayed(policy, view.buckets(number)[busy.bucket as usize].flags.get()));
             for found in rebalance::moves(&links.links, &busy) {
                 let Some(slot) = links.slot_on(found.to, number, usable) else { continue };
                 tracing::debug!(
-                    "bucket {} of peer {number}, {:.0} kbit/s, moves to slot {slot}: its link is {:.0}% of the way to \
-                     full, the other one {:.0}%",
+                    "bucket {} of peer {number}, {:.0} kbit/s, moves to slot {slot}: its link is {:.0}% used, \
+                     the new one {:.0}%",
                     found.bucket,
                     found.rate * 8.0 / 1e3,
                     links.links[found.from].load * 100.0,
@@ -184,14 +181,14 @@ impl Flows {
                 links.add(found.from, -found.rate, false);
                 links.add(found.to, found.rate, false);
                 view.buckets(number)[found.bucket as usize].tunnel.set(slot as u8);
-                if let Some(load) = view.load(tunnel_id(number, slot)) {
+                if let Some(load) = view.load(TunnelId::new(number, slot)) {
                     load.rebalance_moves.set(load.rebalance_moves.get() + 1);
                 }
             }
         }
     }
 
-    /// Marks the buckets of a peer that are sprayed or go whole unlike its policy does by itself.
+    /// Marks the buckets of a peer that are sprayed or kept whole against the default of its policy.
     fn mark(
         &mut self,
         view: &impl Records,
@@ -201,7 +198,7 @@ impl Flows {
         sprays_elephants: bool,
     ) {
         let policy = peer.policy();
-        let round = links.round(policy == Policy::Spray);
+        let round = links.round(policy.sprays_all());
         let judges = match policy {
             Policy::Adaptive => sprays_elephants,
             Policy::Spray => true,
@@ -238,11 +235,11 @@ impl Flows {
         }
     }
 
-    /// What each bucket of a peer carries that carries anything.
+    /// The buckets of a peer that carry traffic, with their smoothed rates.
     fn read(&mut self, peer: u32, buckets: &[Bucket], elapsed: Duration) -> Vec<Carried> {
         let known = self.peers.entry(peer).or_default();
         let first = known.is_empty();
-        known.resize(buckets.len(), Known::default());
+        known.resize(buckets.len(), LastSeen::default());
         let seconds = elapsed.as_secs_f64().max(0.001);
         let mut carried = Vec::new();
         for (number, (bucket, known)) in (0..).zip(buckets.iter().zip(known)) {
@@ -252,7 +249,7 @@ impl Flows {
             known.rate += FRESH * (if first { 0.0 } else { rate } - known.rate);
             known.ruled = known.ruled.saturating_sub(1);
             if bucket.ruled.get() != 0 {
-                // The next such packet sets it again.
+                // The next packet that matches a rule sets it again.
                 bucket.ruled.set(0);
                 known.ruled = RULED;
             }

@@ -1,9 +1,9 @@
-//! The links that tunnels leave by: which, how fast, how much waits there.
+//! The links that tunnels use: which link, how fast it is, and how much waits in its queue.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ecmpvpn_common::layout::{MAX_TUNNELS_PER_PEER, tunnel_flags};
+use ecmpvpn_common::layout::{TunnelId, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
 
 use super::error::SteerError;
@@ -11,41 +11,41 @@ use super::paths::{self, Placed};
 use super::queue::{self, Drift, Queue};
 use super::rate::{self, Rate};
 use crate::config::Config;
-use crate::dataplane::{TunnelView, View, tick_ns};
+use crate::dataplane::{TunnelView, View, monotonic_ns, tick_ns};
 use crate::host::Netlink;
 use crate::host::queues::Queues;
 use crate::host::underlay::{self, Carriers};
 use crate::live::stats::outer_endpoints;
 
-/// Assumed until a link was busy, bits a second.
+/// The rate that a link is assumed to have until it was busy, bits a second.
 const NOMINAL: u64 = 1_000_000_000;
-/// WireGuard, UDP, IP and link-layer headers and padding of one packet, bytes, about.
+/// Approximate WireGuard, UDP, IP and link-layer headers and padding of one packet, bytes.
 const OVERHEAD: f64 = 84.0;
 /// Bounds of an automatic flowlet gap.
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(500);
-/// An automatic flowlet gap while round trips are not known.
+/// The automatic flowlet gap while round trips are not known.
 const UNKNOWN_GAP: Duration = Duration::from_millis(50);
 
-/// The links and what was measured of them.
+/// The links and their measurements.
 #[derive(Debug, Default)]
 pub struct Underlay {
     tunnels: Vec<TunnelView>,
     placed: Vec<Placed>,
     /// By interface index.
     rates: BTreeMap<u32, Rate>,
-    /// The same as the programs are told it, bits a second.
+    /// The rates that the programs get, bits a second, by interface index.
     reported: BTreeMap<u32, f64>,
-    /// By tunnel id: the interface that its link is.
-    interfaces: BTreeMap<u32, u32>,
-    /// Share of what leaves that is inner packets.
+    /// The interface index of each tunnel's link.
+    interfaces: BTreeMap<TunnelId, u32>,
+    /// The share of inner packets in the outer bytes.
     inner_share: f64,
     last: Option<Instant>,
-    /// By the tunnel that the link has its record from.
-    drifts: BTreeMap<u32, Drift>,
+    /// By the tunnel whose record stands for the link.
+    drifts: BTreeMap<TunnelId, Drift>,
 }
 
 impl Underlay {
-    /// Finds out which link each tunnel leaves by, and tells the programs where that changed.
+    /// Finds out which link each tunnel uses, and writes changes to the maps.
     pub async fn look_up(&mut self, config: &Config, view: &View, netlink: &Netlink) -> Result<(), SteerError> {
         let links = netlink.links().await.map_err(SteerError::Netlink)?;
         let tunnels = view.tunnels()?;
@@ -53,7 +53,6 @@ impl Underlay {
         let mut placed = Vec::new();
         self.interfaces.clear();
         for seen in &tunnels {
-            let id = seen.peer * MAX_TUNNELS_PER_PEER + seen.slot;
             let mut member = None;
             if let Some((local, remote)) = outer_endpoints(config, seen) {
                 let mut carriers = Carriers::of(&links, netlink.outgoing_interface(local, remote).await);
@@ -61,12 +60,12 @@ impl Underlay {
                     carriers.macs = underlay::macs(&links, netlink, local, remote).await.0;
                 }
                 if let Some(link) = carriers.carrier(local, remote) {
-                    self.interfaces.insert(id, link.ifindex);
-                    // Without a bond tunnels are told apart by more than the port: each has a path of its own beyond.
+                    self.interfaces.insert(seen.id, link.ifindex);
+                    // Without a bond each tunnel is taken to have its own link: beyond the port each has its own path.
                     member = carriers.are_bonded().then_some(link.ifindex);
                 }
             }
-            placed.push(Placed { id, peer: seen.peer, slot: seen.slot, member });
+            placed.push(Placed { id: seen.id, member });
         }
         for interface in self.interfaces.values() {
             self.rates.entry(*interface).or_insert_with(|| Rate::nominal(NOMINAL));
@@ -75,7 +74,7 @@ impl Underlay {
         if placed != self.placed {
             write_paths(view, &placed);
             for tunnel in &placed {
-                tracing::debug!(tunnel = tunnel.id, link = ?self.interfaces.get(&tunnel.id), "tunnel's link");
+                tracing::debug!(tunnel = ?tunnel.id, link = ?self.interfaces.get(&tunnel.id), "tunnel's link");
             }
             self.placed = placed;
             self.drifts.clear();
@@ -86,7 +85,7 @@ impl Underlay {
         Ok(())
     }
 
-    /// Reads the links' queues and tells the programs. Whether anything was sent since the last time.
+    /// Reads the links' queues and updates the maps. Returns whether anything was sent since the last call.
     pub fn measure(&mut self, view: &View, queues: &mut Queues) -> Result<bool, SteerError> {
         let now = Instant::now();
         let readings = queues.read(|interface| self.rates.contains_key(&interface)).map_err(SteerError::Queues)?;
@@ -111,7 +110,7 @@ impl Underlay {
         self.reported = self.rates.keys().copied().zip(rates).collect();
     }
 
-    /// Tells the programs what a byte costs on each link.
+    /// Writes to the maps what a byte costs on each link.
     fn write_costs(&self, view: &View) {
         for tunnel in &self.placed {
             let Some(load) = view.load(tunnel.id) else { continue };
@@ -121,10 +120,10 @@ impl Underlay {
         }
     }
 
-    /// What a byte would cost were the links as fast as the weights say: the same on average. With learnt weights that
-    /// is what it costs.
+    /// What a byte would cost if the links were as fast as the configured weights say; the mean stays the same. With
+    /// automatic weights it is the measured cost.
     fn weighted_cost(&self, tunnel: &Placed, cost: u32) -> u32 {
-        let of_peer = || self.placed.iter().zip(&self.tunnels).filter(|(other, _)| other.peer == tunnel.peer);
+        let of_peer = || self.placed.iter().zip(&self.tunnels).filter(|(other, _)| other.id.peer() == tunnel.id.peer());
         if of_peer().any(|(_, seen)| seen.flags & tunnel_flags::AUTO_WEIGHT != 0) {
             return cost;
         }
@@ -141,10 +140,10 @@ impl Underlay {
         cost_of_rate((rates * weight / weights) as u64)
     }
 
-    /// Brings the programs' reckoning of the queues nearer to what truly waits on each link.
+    /// Corrects the programs' estimate of the queues by what really waits on each link.
     fn write_queues(&mut self, view: &View) {
         let now = monotonic_ns();
-        let mut peers: BTreeMap<u32, BTreeMap<u32, Queue>> = BTreeMap::new();
+        let mut peers: BTreeMap<u32, BTreeMap<TunnelId, Queue>> = BTreeMap::new();
         for tunnel in self.placed.iter().filter(|tunnel| paths::link_of(tunnel, &self.placed) == tunnel.id) {
             let rate = self.interfaces.get(&tunnel.id).and_then(|interface| self.rates.get(interface));
             if let (Some(load), Some(rate)) = (view.load(tunnel.id), rate)
@@ -153,30 +152,29 @@ impl Underlay {
                 let waiting = f64::from(rate.waiting()) * self.inner_share;
                 let real = (waiting as u64 * u64::from(load.cost.get())) >> COST_BITS;
                 let reckoned = free_at(load, now) - now;
-                peers.entry(tunnel.peer).or_default().insert(tunnel.id, Queue { reckoned, real });
+                peers.entry(tunnel.id.peer()).or_default().insert(tunnel.id, Queue { reckoned, real });
             }
         }
         for queues in peers.values() {
             for (link, by) in queue::corrections(queues, &mut self.drifts) {
                 if let Some(load) = view.load(link) {
-                    // By the difference: packets may have come meanwhile.
+                    // Add the difference: packets may have arrived meanwhile.
                     load.free_ns.set(free_at(load, now).saturating_add_signed(by));
                 }
             }
         }
     }
 
-    /// Tells the programs how much longer than the peer's quickest each tunnel's path is, and how long a flow must pause
-    /// so that nothing is overtaken when it moves.
+    /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, and how long a flow must pause
+    /// so that no packet overtakes another one when it moves.
     pub fn set_gaps(&self, config: &Config, view: &View) {
-        for number in 0..config.peers.len() {
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let of_peer = || self.placed.iter().filter(|tunnel| tunnel.peer == number);
+        for number in (0..).take(config.peers.len()) {
+            let of_peer = || self.placed.iter().filter(|tunnel| tunnel.id.peer() == number);
             let trips: Vec<RoundTrip> = of_peer().filter_map(|tunnel| round_trip(view, tunnel.id)).collect();
             let quickest = trips.iter().map(|trip| trip.least).min().unwrap_or_default();
             for tunnel in of_peer() {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
-                    // Half of the difference is taken to be on the way there.
+                    // Assume that half of the difference is on the way there.
                     load.delay_ns
                         .set(u32::try_from(trip.least.saturating_sub(quickest).as_nanos() / 2).unwrap_or(u32::MAX));
                 }
@@ -190,19 +188,19 @@ impl Underlay {
         }
     }
 
-    /// What a tunnel's link carries of inner packets, bits a second.
-    fn inner_rate(&self, id: u32) -> f64 {
+    /// The rate of a tunnel's link in inner packets, bits a second.
+    fn inner_rate(&self, id: TunnelId) -> f64 {
         let rate = self.interfaces.get(&id).and_then(|interface| self.reported.get(interface));
         rate.copied().unwrap_or(NOMINAL as f64) * self.inner_share
     }
 
-    /// The tunnels and their links, as they were looked up last.
+    /// The tunnels and their links, from the last look-up.
     pub fn placed(&self) -> &[Placed] {
         &self.placed
     }
 }
 
-/// What is known of a tunnel's round trips.
+/// Round-trip times of a tunnel.
 #[derive(Clone, Copy, Debug)]
 struct RoundTrip {
     least: Duration,
@@ -210,8 +208,8 @@ struct RoundTrip {
     jitter: Duration,
 }
 
-fn round_trip(view: &View, id: u32) -> Option<RoundTrip> {
-    let health = view.health(id / MAX_TUNNELS_PER_PEER, id % MAX_TUNNELS_PER_PEER)?;
+fn round_trip(view: &View, id: TunnelId) -> Option<RoundTrip> {
+    let health = view.health(id)?;
     let micros = |word: u32| Duration::from_micros(u64::from(word));
     let (least, smoothed) = (health.rtt_min_us.get(), health.rtt_us.get());
     (least > 0 && smoothed > 0).then(|| RoundTrip {
@@ -221,22 +219,22 @@ fn round_trip(view: &View, id: u32) -> Option<RoundTrip> {
     })
 }
 
-/// A pause after which a flow may change tunnels: what the slowest tunnel takes longer than the quickest, queues and
-/// their swings included. Source: FLARE (Sinha et al., "Harnessing TCP's burstiness with flowlet switching",
-/// Workshop on Hot Topics in Networks 2004) asks for more than the paths' difference in delay.
+/// The pause after which a flow may change tunnels: how much longer the slowest tunnel takes than the fastest, with
+/// queues and their variation. Source: FLARE (Sinha et al., "Harnessing TCP's burstiness with flowlet switching",
+/// Workshop on Hot Topics in Networks 2004) requires more than the paths' difference in delay.
 fn gap(trips: &[RoundTrip], tick: Duration) -> Duration {
     let slowest = trips.iter().map(|trip| trip.smoothed + 2 * trip.jitter).max();
     let quickest = trips.iter().map(|trip| trip.least).min();
     match (slowest, quickest) {
         (Some(slowest), Some(quickest)) => {
-            // Shorter pauses than a tick cost an exact look at the clock with each packet.
+            // A gap below one tick would need an exact clock read for each packet.
             slowest.saturating_sub(quickest).clamp(tick.max(*GAP.start()), *GAP.end())
         }
         _ => UNKNOWN_GAP,
     }
 }
 
-/// Which share of what was sent between two looks is inner packets; `None` if nothing was.
+/// The share of inner packets in the bytes sent between two readings; `None` if nothing was sent.
 fn inner_share(before: &[TunnelView], after: &[TunnelView]) -> Option<f64> {
     let sum = |tunnels: &[TunnelView]| {
         let sums = tunnels.iter().map(|tunnel| (tunnel.counters.tx_bytes, tunnel.counters.tx_packets));
@@ -251,26 +249,20 @@ fn inner_share(before: &[TunnelView], after: &[TunnelView]) -> Option<f64> {
 fn write_paths(view: &View, placed: &[Placed]) {
     for tunnel in placed {
         if let Some(load) = view.load(tunnel.id) {
-            load.link.set(paths::link_of(tunnel, placed));
+            load.link.set(paths::link_of(tunnel, placed).number());
         }
     }
-    let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.peer).collect();
+    let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.id.peer()).collect();
     peers.dedup();
     for number in peers {
         let (Some(peer), records) = (view.peer(number), view.paths(number)) else { continue };
         let paths = paths::of_peer(number, placed);
         for (record, path) in records.iter().zip(&paths) {
-            record.link.set(path.link);
+            record.link.set(path.link.number());
             record.tunnels.set(path.tunnels);
         }
         peer.path_count.set(u32::try_from(paths.len()).unwrap_or(0));
     }
-}
-
-/// The clock of the BPF programs. Source: `bpf_ktime_get_ns()`.
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }
 
 #[cfg(test)]

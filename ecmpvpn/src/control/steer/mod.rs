@@ -1,6 +1,6 @@
-//! What the steering programs cannot find out by themselves: which link each tunnel leaves by, how fast it is, how long
-//! a flow must pause to move, which busy buckets ought to move, and which flows take several links at once. It writes the
-//! answers into the pinned maps; without it the programs go on with the last ones.
+//! Finds out what the steering programs cannot: which link each tunnel uses, how fast that link is, how long a flow
+//! must pause before it may move, which busy buckets to move, and which flows use several links at once. Writes the
+//! results to the pinned maps. Without this process the programs continue with the last values.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -33,19 +33,19 @@ use error::SteerError;
 use flows::Flows;
 use links::Underlay;
 
-/// How often queues and rates are read while traffic flows.
+/// How often queues and rates are read while there is traffic.
 const TICK: Duration = Duration::from_millis(50);
-/// The same while none does.
+/// The same while there is none.
 const IDLE_TICK: Duration = Duration::from_millis(250);
-/// How often links are looked up anew and buckets are moved.
+/// How often links are looked up again and buckets are moved.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Keeps the maps up to date. Never ends: what fails is said once, and tried again.
+/// Keeps the maps up to date. Never returns: a failure is logged once, and tried again.
 pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
     let mut log = LogOnce::default();
     loop {
         let Err(error) = follow(config, pins).await;
-        log.warn(format!("steering goes on with what it knew last: {}", chain(&error)));
+        log.warn(format!("steering continues with the last known rates and links: {}", chain(&error)));
         tokio::time::sleep(ROUND).await;
     }
 }

@@ -1,29 +1,26 @@
-//! Which tunnels leave by one link. Pure.
+//! Groups tunnels by the link that they use. Pure.
 
-/// A tunnel and the link that its outer packets leave by.
+use ecmpvpn_common::layout::TunnelId;
+
+/// A tunnel and the link that its outer packets use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// The tunnel's id.
-    pub id: u32,
-    /// The peer's number.
-    pub peer: u32,
-    /// Its place among the peer's tunnels.
-    pub slot: u32,
-    /// The bond member's interface index; `None`: it is taken to have a link of its own.
+    pub id: TunnelId,
+    /// The bond member's interface index; `None`: the tunnel is taken to have its own link.
     pub member: Option<u32>,
 }
 
 /// One of a peer's links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Id of the tunnel whose load counts for all: the first of any peer's on that link.
-    pub link: u32,
-    /// The peer's tunnels on it, a bit a slot.
+    /// The tunnel whose load record stands for the link: the first one on that link, of any peer.
+    pub link: TunnelId,
+    /// The peer's tunnels on the link, one bit for each slot.
     pub tunnels: u32,
 }
 
-/// The id of the tunnel whose load counts for `tunnel`.
-pub fn link_of(tunnel: &Placed, all: &[Placed]) -> u32 {
+/// The tunnel whose load record stands for the link of `tunnel`.
+pub fn link_of(tunnel: &Placed, all: &[Placed]) -> TunnelId {
     match tunnel.member {
         Some(_) => all.iter().filter(|other| other.member == tunnel.member).map(|other| other.id).min(),
         None => None,
@@ -34,11 +31,11 @@ pub fn link_of(tunnel: &Placed, all: &[Placed]) -> u32 {
 /// A peer's links, in the order of their first tunnels.
 pub fn of_peer(peer: u32, all: &[Placed]) -> Vec<Path> {
     let mut paths: Vec<Path> = Vec::new();
-    for tunnel in all.iter().filter(|tunnel| tunnel.peer == peer) {
+    for tunnel in all.iter().filter(|tunnel| tunnel.id.peer() == peer) {
         let link = link_of(tunnel, all);
         match paths.iter_mut().find(|path| path.link == link) {
-            Some(path) => path.tunnels |= 1 << tunnel.slot,
-            None => paths.push(Path { link, tunnels: 1 << tunnel.slot }),
+            Some(path) => path.tunnels |= 1 << tunnel.id.slot(),
+            None => paths.push(Path { link, tunnels: 1 << tunnel.id.slot() }),
         }
     }
     paths
@@ -50,13 +47,24 @@ mod tests {
 
     #[test]
     fn tunnels_share_links_across_peers() {
-        let placed = |id: u32, member| Placed { id, peer: id / 32, slot: id % 32, member };
-        let all = [placed(0, Some(7)), placed(1, Some(8)), placed(2, Some(7)), placed(3, None), placed(32, Some(8))];
+        let id = TunnelId::new;
+        let placed = |id, member| Placed { id, member };
+        let all = [
+            placed(id(0, 0), Some(7)),
+            placed(id(0, 1), Some(8)),
+            placed(id(0, 2), Some(7)),
+            placed(id(0, 3), None),
+            placed(id(1, 0), Some(8)),
+        ];
         assert_eq!(
             of_peer(0, &all),
-            [Path { link: 0, tunnels: 0b101 }, Path { link: 1, tunnels: 0b10 }, Path { link: 3, tunnels: 0b1000 }]
+            [
+                Path { link: id(0, 0), tunnels: 0b101 },
+                Path { link: id(0, 1), tunnels: 0b10 },
+                Path { link: id(0, 3), tunnels: 0b1000 }
+            ]
         );
-        assert_eq!(of_peer(1, &all), [Path { link: 1, tunnels: 1 }]);
+        assert_eq!(of_peer(1, &all), [Path { link: id(0, 1), tunnels: 1 }]);
         assert_eq!(of_peer(2, &all), []);
     }
 }

@@ -1,20 +1,21 @@
-//! What waits on links: as the programs reckon it, and as it is. Pure.
+//! Compares the programs' estimate of each link's queue with the real queue. Pure.
 
+use ecmpvpn_common::layout::TunnelId;
 use std::collections::BTreeMap;
 
-/// Readings that it takes at the least to tell an error from chance.
+/// The fewest readings that can distinguish an error from chance.
 const FEWEST: f64 = 4.0;
-/// With so many, those that there are count half from then on.
+/// When there are this many readings, their weight is halved.
 const MOST: f64 = 64.0;
-/// An error is certain where its mean is over so many times what chance makes of it, the mean's standard error.
+/// An error is certain if its mean is more than this many times the standard error of the mean.
 const CERTAIN: f64 = 3.0;
 
 /// A link's queue, nanoseconds until it is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
-    /// By the bytes put onto the link and its assumed rate.
+    /// The programs' estimate: from the bytes sent to the link and its assumed rate.
     pub reckoned: u64,
-    /// By the bytes that wait.
+    /// From the bytes that wait.
     pub real: u64,
 }
 
@@ -24,8 +25,9 @@ impl Queue {
     }
 }
 
-/// What a link's reckoning was off by beyond the others', since it was last corrected. A single reading is worth little:
-/// it swings with a shaper's bursts, and what was sent a moment ago is still being encrypted and waits nowhere yet.
+/// The error of a link's estimate beyond that of the other links, since the last correction. A single reading is not
+/// reliable: it varies with a shaper's bursts, and packets sent a moment ago are still being encrypted and are not in
+/// the queue yet.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Drift {
     readings: f64,
@@ -34,7 +36,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Takes an error; what it is by all that is known, once that is certain, else 0.
+    /// Adds a reading of the error. Returns the mean error once it is certain, and starts again; 0 before.
     fn take(&mut self, error: f64) -> f64 {
         if self.readings >= MOST {
             *self = Self { readings: self.readings / 2.0, sum: self.sum / 2.0, squares: self.squares / 2.0 };
@@ -52,12 +54,13 @@ impl Drift {
     }
 }
 
-/// By how much to change what is reckoned, of links that flows choose among, nanoseconds: what all are off by goes at
-/// once, so that an assumed rate that is wrong for all does not add up; what one is off by against the others once that is
-/// certain. Where one link alone jumped with each reading, sprayed flows would rush to it and overtake themselves.
-pub fn corrections(queues: &BTreeMap<u32, Queue>, drifts: &mut BTreeMap<u32, Drift>) -> Vec<(u32, i64)> {
+/// How much to change the estimate of each link that a peer's flows choose from, nanoseconds. The error that all links
+/// share is corrected at once, so that a rate that is wrong for all does not add up. The error of one link against the
+/// others is corrected once it is certain. If a single link jumped with each reading, sprayed flows would rush to it,
+/// and their packets would overtake each other.
+pub fn corrections(queues: &BTreeMap<TunnelId, Queue>, drifts: &mut BTreeMap<TunnelId, Drift>) -> Vec<(TunnelId, i64)> {
     let common = queues.values().map(Queue::error).sum::<f64>() / queues.len().max(1) as f64;
-    let correction = |(link, queue): (&u32, &Queue)| {
+    let correction = |(link, queue): (&TunnelId, &Queue)| {
         let own = drifts.entry(*link).or_default().take(queue.error() - common);
         (*link, -((common + own).min(queue.reckoned as f64) as i64))
     };
@@ -70,13 +73,13 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn queues(pairs: &[(u64, u64)]) -> BTreeMap<u32, Queue> {
+    fn queues(pairs: &[(u64, u64)]) -> BTreeMap<TunnelId, Queue> {
         let queue = |(reckoned, real): &(u64, u64)| Queue { reckoned: reckoned * MS, real: real * MS };
-        (0..).zip(pairs.iter().map(queue)).collect()
+        (0..).map(TunnelId::from_number).zip(pairs.iter().map(queue)).collect()
     }
 
-    /// What is reckoned from then on.
-    fn correct(queues: &mut BTreeMap<u32, Queue>, drifts: &mut BTreeMap<u32, Drift>) -> Vec<u64> {
+    /// The estimates after the correction.
+    fn correct(queues: &mut BTreeMap<TunnelId, Queue>, drifts: &mut BTreeMap<TunnelId, Drift>) -> Vec<u64> {
         for (link, by) in corrections(queues, drifts) {
             let queue = queues.get_mut(&link).unwrap();
             queue.reckoned = queue.reckoned.checked_add_signed(by).expect("no queue is shorter than none");
@@ -99,18 +102,18 @@ mod tests {
             assert_eq!(correct(&mut now, &mut drifts), [30 * MS; 3]);
         }
         assert_eq!(correct(&mut now, &mut drifts), [20 * MS, 20 * MS, 50 * MS]);
-        // Also after a long time without an error.
+        // The same after a long time without an error.
         for _ in 0..1_000 {
             correct(&mut now, &mut drifts);
         }
-        now.get_mut(&0).unwrap().real = 50 * MS;
+        now.get_mut(&TunnelId::from_number(0)).unwrap().real = 50 * MS;
         for _ in 0..12 {
             correct(&mut now, &mut drifts);
         }
         assert!(now.values().all(|queue| queue.reckoned.abs_diff(queue.real) < MS), "{now:?}");
     }
 
-    /// Queues of 50 ms whose readings swing by up to 13 ms, a burst of 16 kB at 10 Mbit/s; one truly is 10 ms longer.
+    /// Queues of 50 ms whose readings vary by up to 13 ms, a burst of 16 kB at 10 Mbit/s. One is really 10 ms longer.
     #[test]
     fn swings_are_no_errors_and_hide_none_for_long() {
         let (mut now, mut drifts, mut state) = (queues(&[(50, 50), (50, 50), (50, 60)]), BTreeMap::new(), 1_u32);

@@ -1,26 +1,28 @@
-//! How fast a link truly is, told by what it sends while packets wait for it. Pure.
+//! Estimates how fast a link really is, from what it sends while packets wait for it. Pure.
 //!
-//! A link's nominal speed says little where a shaper, a virtual port or a radio limits it. While packets wait, what
-//! leaves is what the link can send; while none wait, it is what was offered, and only a lower bound.
+//! The nominal speed of a link says little if a shaper, a virtual port or a radio limits it. While packets wait, the
+//! link sends at its rate. While none wait, it sends what is offered: that is only a lower bound.
 
 use std::time::Duration;
 
 use crate::host::queues::Reading;
 
-/// Bytes waiting at both ends of an interval: the link never idled in between.
+/// If this many bytes wait at the start and at the end of an interval, the link is taken to have been busy in between.
 const BUSY_BYTES: u32 = 3_000;
-/// Readings that the rate is the median of; with more it follows slowly. A reading swings with the shaper's bursts, and
-/// tells too little where the link idled in between after all: a mean is off by up to 10% where a median is by 1%.
+/// The rate is the median of this many readings; with more it would follow changes slowly. A reading varies with the
+/// shaper's bursts, and is too low if the link idled in between after all: then a mean is wrong by up to 10%, a median
+/// by 1%.
 const SETTLED: usize = 16;
-/// A link that sends so many times its rate without a queue has become faster; a shaper's burst is less.
+/// A link that sends more than this factor times its rate without a queue has become faster. A shaper's burst is
+/// smaller.
 const FASTER: f64 = 1.3;
 
-/// Links whose rates differ by less than this share are taken to be equally fast: the ports of a bond mostly are, and what
-/// is put onto them then differs by no error of measurement.
+/// Links whose rates differ by less than this share are taken to be equally fast. The ports of a bond mostly are, and
+/// measuring errors then do not make their loads differ.
 const ALIKE: f64 = 0.2;
 
-/// What links are taken to carry, bits a second: one that was never busy as much as the fastest that was, if any was.
-/// Were it its nominal rate, it would look far faster than those that a shaper holds back.
+/// The rates that links are assumed to have, bits a second. A link that was never busy is assumed to be as fast as the
+/// fastest measured one, if there is one. With its nominal rate it would look far faster than links behind a shaper.
 pub fn assumed(rates: &[Rate]) -> Vec<f64> {
     let measured = || rates.iter().filter(|rate| rate.is_measured()).map(Rate::bits_per_second);
     let fastest = measured().reduce(f64::max);
@@ -33,7 +35,7 @@ pub fn assumed(rates: &[Rate]) -> Vec<f64> {
         .collect()
 }
 
-/// Makes rates that are alike equal: their mean.
+/// Replaces rates that are nearly equal by their mean.
 pub fn level_out(rates: &mut [f64]) {
     let mut order: Vec<usize> = (0..rates.len()).collect();
     order.sort_by(|a, b| rates[*a].total_cmp(&rates[*b]));
@@ -54,19 +56,20 @@ pub fn level_out(rates: &mut [f64]) {
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     bits_per_second: f64,
-    /// The newest ones of a busy link, bits a second, in no order; the next one goes to `taken` modulo their number.
+    /// The latest readings while the link was busy, bits a second: a ring. The next one goes to index `taken %
+    /// SETTLED`.
     readings: [f64; SETTLED],
     taken: usize,
     last: Option<Reading>,
 }
 
 impl Rate {
-    /// A link of this nominal speed, bits a second.
+    /// A link with this nominal speed, bits a second, and no readings.
     pub fn nominal(bits_per_second: u64) -> Self {
         Self { bits_per_second: bits_per_second as f64, readings: [0.0; SETTLED], taken: 0, last: None }
     }
 
-    /// Takes a reading, `elapsed` after the last one.
+    /// Adds a reading, taken `elapsed` after the last one.
     pub fn read(&mut self, reading: Reading, elapsed: Duration) {
         let Some(last) = self.last.replace(reading) else { return };
         let seconds = elapsed.as_secs_f64();
@@ -85,17 +88,17 @@ impl Rate {
         }
     }
 
-    /// Bits a second, link-layer headers included; at least 1,000.
+    /// The rate in bits a second, with link-layer headers. At least 1,000.
     pub fn bits_per_second(&self) -> f64 {
         self.bits_per_second.max(1_000.0)
     }
 
-    /// Whether the link was ever busy; else the rate is the nominal one.
+    /// Whether the link was ever busy. If not, the rate is the nominal one.
     pub fn is_measured(&self) -> bool {
         self.taken > 0
     }
 
-    /// Bytes that had left at the last reading.
+    /// Bytes sent in total at the last reading.
     pub fn sent(&self) -> Option<u64> {
         self.last.map(|last| last.sent)
     }
@@ -130,7 +133,7 @@ mod tests {
         // Half the rate from now on.
         let sent = feed(&mut rate, sent, 31_250, 20_000, 80);
         assert!((rate.bits_per_second() / 5e6 - 1.0).abs() < 0.02, "{rate:?}");
-        // No queue and less traffic: nothing is learnt.
+        // No queue and less traffic: the rate stays.
         let sent = feed(&mut rate, sent, 1_000, 0, 20);
         assert!((rate.bits_per_second() / 5e6 - 1.0).abs() < 0.02, "{rate:?}");
         // No queue and more traffic: the link is faster than it was.
@@ -142,7 +145,7 @@ mod tests {
     fn a_link_that_idled_unseen_now_and_then_shows_its_rate_all_the_same() {
         let (mut rate, mut sent) = (Rate::nominal(10_000_000_000), 0);
         for tick in 0..1_000_u64 {
-            // Idle for half of every fourth interval, and a burst after it.
+            // Idle for half of every fourth interval, then a burst.
             sent += [62_500, 62_500, 31_250, 70_000][tick as usize % 4];
             rate.read(Reading { sent, waiting: 20_000 }, TICK);
             assert!(tick < 8 || (rate.bits_per_second() / 1e7 - 1.0).abs() < 0.01, "{tick}: {rate:?}");
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_start_anew_are_no_rate() {
+    fn counters_that_start_again_are_no_rate() {
         let mut rate = Rate::nominal(1_000_000);
         feed(&mut rate, 1_000_000, 62_500, 20_000, 3);
         rate.read(Reading { sent: 0, waiting: 20_000 }, TICK);

@@ -1,53 +1,51 @@
-//! Which busy buckets move to which link, so that the fullest link carries less. Pure.
+//! Decides which busy buckets move to which link, to relieve the fullest link. Pure.
 //!
-//! Source: the idea of moving elephants is Hedera's (Al-Fares et al., NSDI 2010); here they are moved by what they carry,
-//! the best fit first, and only where the pair of links ends up clearly more even.
+//! Source: the idea to move elephants is Hedera's (Al-Fares et al., NSDI 2010). Here the choice is by their rates, the
+//! best fit first, and only if the two links become clearly more even.
 
-/// Of the mean load: links that differ by less are left alone. A balanced system makes no moves.
+/// Links that differ by less than this share of the mean load are left alone. A balanced system makes no moves.
 const MARGIN: f64 = 0.1;
-/// Of what is moved: the fuller link's load must come down by so much, or the move only changes sides.
+/// The higher load of the two links must decrease by this share of what is moved. Otherwise the move only exchanges the
+/// two links.
 const GAIN: f64 = 0.25;
-/// Of a link's time: below this no link is worth relieving.
+/// Utilisation difference below which no link is worth relieving.
 const WORTH: f64 = 0.02;
-/// In one round: the next one sees what these did.
+/// Upper bound of the moves in one round. The next round sees their effect.
 const MAX_MOVES: usize = 64;
 
-/// A link and what it carried.
+/// A link and its load.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Link {
-    /// Share of its time that all its bytes took: 1 is full.
+    /// Utilisation: the share of its time that its bytes took. 1 is full.
     pub load: f64,
-    /// The same for one byte a second.
+    /// Utilisation by one byte a second.
     pub cost: f64,
     /// Whether flows may be moved to it.
     pub open: bool,
 }
 
-/// A bucket that carried something.
+/// A bucket with traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Busy {
-    /// Its number.
     pub bucket: u32,
-    /// Place of its link.
+    /// Index of its link.
     pub link: usize,
     /// Bytes a second.
     pub rate: f64,
 }
 
-/// A bucket to be moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Move {
-    /// Its number.
     pub bucket: u32,
-    /// Place of the link that it leaves.
+    /// Index of its present link.
     pub from: usize,
-    /// Place of the link that it goes to.
+    /// Index of its new link.
     pub to: usize,
     /// Bytes a second.
     pub rate: f64,
 }
 
-/// The moves of one round. `busy` is in any order; buckets that must stay are not in it.
+/// The moves of one round. `busy` may be in any order. It must not have buckets that must stay.
 pub fn moves(links: &[Link], busy: &[Busy]) -> Vec<Move> {
     let mut links = links.to_vec();
     let mut busy = busy.to_vec();
@@ -70,7 +68,7 @@ fn best(links: &[Link], busy: &[Busy]) -> Option<(usize, usize)> {
     let mut order: Vec<usize> = (0..links.len()).collect();
     order.sort_by(|a, b| links[*b].load.total_cmp(&links[*a].load));
     let to = *order.iter().rev().find(|at| links[**at].open)?;
-    // Not only the fullest: one that carries a single flow cannot be relieved.
+    // Try other links than the fullest too: a link with a single flow cannot be relieved.
     for from in order {
         if links[from].load - links[to].load < (MARGIN * mean).max(WORTH) {
             break;
@@ -93,7 +91,7 @@ fn best(links: &[Link], busy: &[Busy]) -> Option<(usize, usize)> {
 mod tests {
     use super::*;
 
-    /// Links of equal rate with flows of these rates on them; a link's time is 1 byte a second.
+    /// Links of 1 byte a second each, with flows of these rates on them.
     fn on(links: &[&[f64]]) -> (Vec<Link>, Vec<Busy>) {
         let mut busy = Vec::new();
         for (link, flows) in links.iter().enumerate() {
@@ -105,32 +103,32 @@ mod tests {
         (links, busy)
     }
 
-    fn moved(links: &[&[f64]]) -> Vec<(u32, usize)> {
+    fn moves_of(links: &[&[f64]]) -> Vec<(u32, usize)> {
         let (links, busy) = on(links);
         moves(&links, &busy).iter().map(|m| (m.bucket, m.to)).collect()
     }
 
     #[test]
     fn two_flows_on_one_link_part_when_another_idles() {
-        assert_eq!(moved(&[&[0.5, 0.5], &[1.0], &[]]).len(), 1);
-        assert_eq!(moved(&[&[1.0], &[0.3, 0.3, 0.4], &[]]), [(3, 2)]);
+        assert_eq!(moves_of(&[&[0.5, 0.5], &[1.0], &[]]).len(), 1);
+        assert_eq!(moves_of(&[&[1.0], &[0.3, 0.3, 0.4], &[]]), [(3, 2)]);
     }
 
     #[test]
     fn a_balanced_system_makes_no_moves() {
-        assert_eq!(moved(&[&[1.0], &[1.0], &[1.0]]), []);
-        assert_eq!(moved(&[&[0.5, 0.5], &[1.0], &[1.0]]), []);
-        assert_eq!(moved(&[&[0.25, 0.25, 0.25, 0.2], &[0.25; 4], &[0.3, 0.2, 0.25, 0.25]]), []);
+        assert_eq!(moves_of(&[&[1.0], &[1.0], &[1.0]]), []);
+        assert_eq!(moves_of(&[&[0.5, 0.5], &[1.0], &[1.0]]), []);
+        assert_eq!(moves_of(&[&[0.25, 0.25, 0.25, 0.2], &[0.25; 4], &[0.3, 0.2, 0.25, 0.25]]), []);
         // More flows on one than on another, and no move that helps.
-        assert_eq!(moved(&[&[1.0, 1.0], &[1.0], &[1.0]]), []);
+        assert_eq!(moves_of(&[&[1.0, 1.0], &[1.0], &[1.0]]), []);
         // Hardly any traffic.
-        assert_eq!(moved(&[&[0.005, 0.005], &[]]), []);
-        assert_eq!(moved(&[]), []);
+        assert_eq!(moves_of(&[&[0.005, 0.005], &[]]), []);
+        assert_eq!(moves_of(&[]), []);
     }
 
     #[test]
     fn an_elephant_alone_stays() {
-        assert_eq!(moved(&[&[1.0], &[], &[]]), []);
+        assert_eq!(moves_of(&[&[1.0], &[], &[]]), []);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The decision and the daemon's rounds together, on simulated traffic and time.
+//! Tests the programs' decision together with the daemon's rounds, on simulated traffic and time.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -7,7 +7,8 @@ use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
-    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel, TunnelCounters, how,
+    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel, TunnelCounters,
+    TunnelId, how,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -21,7 +22,7 @@ use super::paths::Placed;
 const BUCKETS: u32 = BUCKETS_PER_PEER;
 const MS: u64 = 1_000_000;
 
-/// One peer with a tunnel a link.
+/// A site with one peer, and one tunnel for each link.
 struct Site {
     now: Cell<u64>,
     settings: Settings,
@@ -80,7 +81,7 @@ impl Site {
     }
 
     fn placed(&self) -> Vec<Placed> {
-        (0..self.peer.tunnel_count.get()).map(|id| Placed { id, peer: 0, slot: id, member: None }).collect()
+        (0..self.peer.tunnel_count.get()).map(|slot| Placed { id: TunnelId::new(0, slot), member: None }).collect()
     }
 }
 
@@ -103,24 +104,24 @@ impl Tables for Site {
         Some(&self.peer)
     }
 
-    fn tunnel(&self, id: u32) -> Option<&Tunnel> {
-        self.tunnels.get(id as usize)
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
+        self.tunnels.get(id.index())
     }
 
     fn bucket(&self, index: u32) -> Option<&Bucket> {
         self.buckets.get(index as usize)
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.get(id as usize)
+    fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, id: u32, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
-        self.counters.borrow_mut().get_mut(id as usize).map(change)
+    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+        self.counters.borrow_mut().get_mut(id.index()).map(change)
     }
 
-    fn path(&self, index: u32) -> Option<&Path> {
-        self.paths.get(index as usize)
+    fn path(&self, _: u32, place: u32) -> Option<&Path> {
+        self.paths.get(place as usize)
     }
 
     fn rule(&self, _: u32) -> Option<&Rule> {
@@ -157,12 +158,12 @@ impl Records for Site {
         &self.buckets
     }
 
-    fn load(&self, id: u32) -> Option<&Load> {
-        self.loads.get(id as usize)
+    fn load(&self, id: TunnelId) -> Option<&Load> {
+        self.loads.get(id.index())
     }
 }
 
-/// A UDP datagram of a flow, of which only the headers are there.
+/// A UDP datagram of a flow; only its headers exist.
 struct Datagram {
     bytes: [u8; 28],
     length: u32,
@@ -193,7 +194,7 @@ impl Packet for Datagram {
     }
 }
 
-/// What a simulation saw after its first half.
+/// The results of a simulation, measured in its second half.
 struct Outcome {
     bytes: Vec<f64>,
     moves: u64,
@@ -206,7 +207,8 @@ impl Outcome {
     }
 }
 
-/// Flows of these rates, bytes a second, that all start at once and never pause, for `seconds`; packets of 1,400 bytes.
+/// Simulates flows of these rates, bytes a second, for `seconds`. All start at once and never pause. Packets have 1,400
+/// bytes.
 fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Outcome {
     const LENGTH: u32 = 1_400;
     let start = site.now.get();
@@ -232,9 +234,9 @@ fn simulate(site: &Site, rates: &[f64], seconds: u64) -> Outcome {
         site.now.set(at);
         let Verdict::Steer(steer) = decide(&Datagram::new(flow, LENGTH), site) else { panic!("not steered") };
         if at >= start + seconds / 2 * 1_000 * MS {
-            seen.bytes[steer.tunnel as usize] += f64::from(LENGTH);
+            seen.bytes[steer.tunnel.index()] += f64::from(LENGTH);
         }
-        // Flows do not keep step.
+        // Flows are not synchronised.
         let jitter = 0.5 + (mix(at ^ u64::from(flow) << 40) >> 11) as f64 / (1u64 << 53) as f64;
         let pause = f64::from(LENGTH) / rates[flow as usize] * 1e9 * jitter;
         queue.push(std::cmp::Reverse((at + pause as u64, flow)));
@@ -323,6 +325,7 @@ fn flows_that_start_together_take_a_link_each() {
                     verdict => panic!("{verdict:?}"),
                 }
             })
+            .map(TunnelId::slot)
             .collect();
         taken.sort_unstable();
         assert_eq!(taken, [0, 1, 2], "seed {seed}");
@@ -333,13 +336,13 @@ fn flows_that_start_together_take_a_link_each() {
 fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
     let rates = [20_000_000u64, 20_000_000, 5_000_000];
     let site = Site::new(Policy::Spray, &rates, 1);
-    // One flow at 97% of the sum; each link is a queue that sends at its rate.
+    // One flow at 97% of all links' rate. Each link is a queue that sends at its rate.
     let (mut free, mut arrivals, mut bytes) = ([0u64; 3], Vec::new(), [0u64; 3]);
     for number in 0..20_000u64 {
         site.now.set(5_000 * MS + number * 1_400 * 8 * 1_000_000 / 43_650);
         let Verdict::Steer(steer) = decide(&Datagram::new(1, 1_400), &site) else { panic!("not steered") };
         assert_eq!(steer.how, how::SPRAYED);
-        let link = steer.tunnel as usize;
+        let link = steer.tunnel.index();
         free[link] = free[link].max(site.now.get()) + 1_400 * 8 * 1_000_000_000 / rates[link];
         bytes[link] += 1_400;
         arrivals.push(free[link]);

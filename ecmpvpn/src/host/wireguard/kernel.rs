@@ -1,6 +1,6 @@
-//! The kernel's WireGuard: keys, port and peer of a device that exists.
+//! The kernel's WireGuard: sets and reads keys, port and peer of an existing device.
 //!
-//! Errors are taken apart here: wireguard-control prints keys in some of its own.
+//! Errors of wireguard-control never leave this file unchanged: the text of some has keys.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,15 +15,15 @@ use crate::config::{PrivateKey, PublicKey};
 use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
-/// Allowed networks in one request: one that does not fit into a netlink message is refused as a whole.
+/// The most allowed networks in one request. A request that does not fit into a netlink message is refused as a whole.
 const ALLOWED_IPS_AT_ONCE: usize = 64;
 
 /// A network's address and prefix length.
 pub type Net = (IpAddr, u8);
 
-/// Whether this kernel has WireGuard. Asking loads the module where there is one.
+/// Whether this kernel has WireGuard. The request loads the module, if there is one.
 pub fn is_available() -> bool {
-    // A device that cannot be there. The family is looked up first (ENOENT), then the device (ENODEV).
+    // No device can have this name. The kernel looks up the netlink family first (ENOENT), then the device (ENODEV).
     let Ok(nobody) = "ecmpvpn:probe".parse::<InterfaceName>() else { return false };
     match Device::get(&nobody, Backend::Kernel) {
         Ok(_) => true,
@@ -31,7 +31,8 @@ pub fn is_available() -> bool {
     }
 }
 
-/// Gives the device its key, port and peer. The device is down: a port in use shows when it is set up.
+/// Sets key, port and peer of the device. While the device is down a port in use is not an error: setting it up fails
+/// then.
 ///
 /// Blocks for a few round trips to the kernel, in the calling thread's network namespace.
 pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
@@ -51,8 +52,8 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
     allow(&public_key, desired(tunnel), &name)
 }
 
-/// In what a device differs from `tunnel`. An endpoint that `previous` has already may have roamed since: that is no
-/// difference.
+/// How a device differs from `tunnel`. If `previous` has the same endpoint, a different endpoint on the device has
+/// roamed, and is not a difference.
 pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec<Part>> {
     let name: InterfaceName = tunnel.name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
@@ -63,7 +64,7 @@ pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec
     if device.listen_port != Some(tunnel.listen_port) {
         parts.push(Part::Port);
     }
-    // One peer may come in several parts.
+    // One peer may be listed in several parts.
     let peers: Vec<&PeerConfig> = device.peers.iter().map(|peer| &peer.config).collect();
     let is_peer = |peer: &&PeerConfig| peer.public_key.0 == *tunnel.public_key.as_bytes();
     let Some(first) = peers.first().filter(|_| peers.iter().all(is_peer)) else {
@@ -74,8 +75,8 @@ pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec
     if shared != tunnel.preshared_key.as_ref().map(|key| *key.as_bytes()) {
         parts.push(Part::PresharedKey);
     }
-    let wanted_before = previous.is_some_and(|previous| previous.remote_endpoint == tunnel.remote_endpoint);
-    if first.endpoint != Some(tunnel.remote_endpoint) && !wanted_before {
+    let was_desired = previous.is_some_and(|previous| previous.remote_endpoint == tunnel.remote_endpoint);
+    if first.endpoint != Some(tunnel.remote_endpoint) && !was_desired {
         parts.push(Part::Endpoint);
     }
     if device.peers.iter().flat_map(allowed).collect::<BTreeSet<_>>() != desired(tunnel) {
@@ -84,7 +85,7 @@ pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec
     Ok(parts)
 }
 
-/// Changes a device in `parts` only: what stays the same goes on undisturbed.
+/// Changes only `parts` of a device. Everything else works on without interruption.
 pub fn alter(tunnel: &Tunnel, parts: &[Part]) -> io::Result<()> {
     let name: InterfaceName = tunnel.name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     if parts.contains(&Part::Key) {
@@ -94,7 +95,7 @@ pub fn alter(tunnel: &Tunnel, parts: &[Part]) -> io::Result<()> {
         apply(&DeviceUpdate::new().set_listen_port(tunnel.listen_port), &name)?;
     }
     if parts.contains(&Part::Peer) {
-        // With everything of the new peer.
+        // This also sets everything else of the new peer.
         return configure(tunnel);
     }
     let public_key = Key(*tunnel.public_key.as_bytes());
@@ -113,20 +114,20 @@ pub fn alter(tunnel: &Tunnel, parts: &[Part]) -> io::Result<()> {
     Ok(())
 }
 
-/// What a peer may send from.
+/// The networks that a peer may send from.
 fn allowed(peer: &PeerInfo) -> impl Iterator<Item = Net> {
     peer.config.allowed_ips.iter().map(|net| (net.address, net.cidr))
 }
 
-/// What `tunnel`'s peer shall be allowed to send from.
+/// The networks that `tunnel`'s peer must be allowed to send from.
 fn desired(tunnel: &Tunnel) -> BTreeSet<Net> {
     tunnel.allowed_ips.iter().map(|net| (net.network(), net.prefix_len())).collect()
 }
 
-/// Allows what is missing and takes away what is too much; all else is allowed at every moment. Were the whole list
-/// replaced, packets that come between the removal of the old and the addition of the new would be lost
-/// (`set_peer()`, drivers/net/wireguard/netlink.c). Before Linux 6.16 a peer cannot be told to give up one network;
-/// but a network has one peer, so another takes it, and goes.
+/// Adds missing networks and removes surplus ones. The others stay allowed at every moment. If the whole list were
+/// replaced, packets between the removal of the old list and the addition of the new one would be lost (`set_peer()`,
+/// drivers/net/wireguard/netlink.c). Before Linux 6.16 no request removes a single network from a peer. But a network
+/// belongs to one peer only: so a temporary peer takes it, and is removed.
 fn alter_allowed(tunnel: &Tunnel, name: &InterfaceName) -> io::Result<()> {
     let device = Device::get(name, Backend::Kernel).map_err(|e| plain(&e))?;
     let now: BTreeSet<Net> = device.peers.iter().flat_map(allowed).collect();
@@ -141,7 +142,7 @@ fn alter_allowed(tunnel: &Tunnel, name: &InterfaceName) -> io::Result<()> {
     taken
 }
 
-/// Lets a peer send from `nets` besides those it has.
+/// Allows a peer to send from `nets` too.
 fn allow(peer: &Key, nets: impl IntoIterator<Item = Net>, name: &InterfaceName) -> io::Result<()> {
     let nets: Vec<AllowedIp> = nets.into_iter().map(|(address, cidr)| AllowedIp { address, cidr }).collect();
     for nets in nets.chunks(ALLOWED_IPS_AT_ONCE) {
@@ -150,20 +151,19 @@ fn allow(peer: &Key, nets: impl IntoIterator<Item = Net>, name: &InterfaceName) 
     Ok(())
 }
 
-/// A device's peer as it is now.
+/// The state of a device's peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerState {
-    /// Its key.
     pub public_key: PublicKey,
-    /// Where packets to it go; a peer that roams moves it.
+    /// Where packets to it are sent. Changes when the peer roams.
     pub endpoint: Option<SocketAddr>,
-    /// What it may send from: addresses and prefix lengths.
+    /// The networks that it may send from: addresses and prefix lengths.
     pub allowed_ips: BTreeSet<Net>,
-    /// Time since its last handshake; `None`: there was none.
+    /// Time since the last handshake; `None`: there was none.
     pub last_handshake: Option<Duration>,
 }
 
-/// A device's peers.
+/// Reads the peers of a device.
 ///
 /// Blocks for a round trip to the kernel, in the calling thread's network namespace.
 pub fn peers(name: &str) -> io::Result<Vec<PeerState>> {
@@ -173,7 +173,7 @@ pub fn peers(name: &str) -> io::Result<Vec<PeerState>> {
         public_key: PublicKey::from_bytes(peer.config.public_key.0),
         endpoint: peer.config.endpoint,
         allowed_ips: allowed(peer).collect(),
-        // A clock that was set back since makes the handshake seem to lie ahead.
+        // If the clock was set back since, the handshake seems to be in the future.
         last_handshake: peer
             .stats
             .last_handshake_time
@@ -182,7 +182,7 @@ pub fn peers(name: &str) -> io::Result<Vec<PeerState>> {
     Ok(device.peers.iter().map(seen).collect())
 }
 
-/// Time since the last handshake of a device's peer; `None`: there was none, or the device cannot be asked.
+/// Time since the last handshake of a device's peer. `None`: there was none, or the device cannot be read.
 ///
 /// Blocks for a round trip to the kernel, in the calling thread's network namespace.
 pub fn last_handshake(name: &str) -> Option<Duration> {
@@ -196,7 +196,7 @@ fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {
 fn plain(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
-        // Its text may hold keys.
+        // The text of the error may have keys.
         None => io::Error::new(error.kind(), "the request could not be built"),
     }
 }

@@ -1,4 +1,4 @@
-//! WireGuard devices: the kernel's, or gotatun's in this process.
+//! WireGuard devices: of the kernel, or of the library gotatun in this process.
 
 pub mod kernel;
 pub mod userspace;

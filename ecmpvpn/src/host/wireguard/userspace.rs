@@ -1,7 +1,7 @@
-//! WireGuard in this process, by the gotatun library on TUN devices.
+//! WireGuard in this process: the library gotatun on TUN devices.
 //!
-//! A TUN device lives as long as its descriptor, so the tunnels go with the process even if it is killed. Only the
-//! devices are made here: addresses, MTU, alias and state are set by netlink like any other link's.
+//! A TUN device exists as long as its descriptor, so the tunnels end with the process, even if it is killed. This code
+//! only makes the devices. Addresses, MTU, alias and state are set by netlink, as for any other link.
 
 mod error;
 mod tun;
@@ -23,8 +23,8 @@ use crate::plan::Tunnel;
 pub use error::{MAX_MTU, UserspaceError};
 use tun::Tun;
 
-/// Asked of the kernel for each tunnel's socket, bytes; it may give less (`net.core.rmem_max`). A burst that does not
-/// fit is lost without a trace in the tunnel's counters.
+/// Requested buffer size of each tunnel's socket, bytes. The kernel may give less (`net.core.rmem_max`). A burst that
+/// does not fit is lost, and the tunnel's counters do not show it.
 const SOCKET_BUFFER: usize = 4 << 20;
 
 struct Running {
@@ -38,7 +38,7 @@ impl Running {
         self.device.stop().await;
         if !self.tun.wait().await {
             let name = self.tunnel.name;
-            tracing::warn!("tunnel {name} is still held after it was stopped; it goes when this process ends");
+            tracing::warn!("tunnel {name} was stopped, but its device is still there; it goes with this process");
         }
     }
 }
@@ -46,14 +46,14 @@ impl Running {
 fn peer_of(tunnel: &Tunnel) -> Peer {
     let mut peer = Peer::new(PublicKey::from(*tunnel.public_key.as_bytes())).with_endpoint(tunnel.remote_endpoint);
     for net in &tunnel.allowed_ips {
-        // gotatun takes the networks of another crate, which it does not re-export.
+        // gotatun uses the network type of another crate, and does not re-export it.
         peer = peer.with_allowed_ip(net.to_string().parse().expect("both crates write networks as ADDRESS/LENGTH"));
     }
     peer.preshared_key = tunnel.preshared_key.as_ref().map(|key| *key.as_bytes());
     peer
 }
 
-/// Opens a suspended tunnel's socket. The former one may take a moment to go.
+/// Opens the socket of a suspended tunnel. Repeats for a second: the former socket may take a moment to close.
 async fn resume(device: &Device<(BoundTo, Tun, Tun)>, tunnel: &Tunnel) -> Result<(), UserspaceError> {
     let mut tries = 0;
     loop {
@@ -70,7 +70,7 @@ async fn resume(device: &Device<(BoundTo, Tun, Tun)>, tunnel: &Tunnel) -> Result
     }
 }
 
-/// The tunnels and the steering device of one process. They end when this is dropped; [`Userspace::stop`] also waits
+/// The tunnels and the steering device of this process. They end when this is dropped. [`Userspace::stop`] also waits
 /// until they are gone.
 #[derive(Default)]
 pub struct Userspace {
@@ -78,7 +78,7 @@ pub struct Userspace {
     steering: Vec<Steering>,
 }
 
-/// A device that is read and whose packets are dropped.
+/// The steering device. A task reads its packets and drops them.
 struct Steering {
     name: InterfaceName,
     task: JoinHandle<()>,
@@ -86,14 +86,13 @@ struct Steering {
 }
 
 impl Userspace {
-    /// No devices yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a TUN device of the tunnel's name and starts WireGuard on it. The device is down, has the default MTU and
-    /// no address; `tunnel.mtu` must be set on it. The socket is bound to `tunnel.local_endpoint`, which must be usable
-    /// (an IPv6 address that is still tentative is not).
+    /// Makes a TUN device with the tunnel's name and starts WireGuard on it. The device is down, and has the default
+    /// MTU and no address: the caller must set `tunnel.mtu`. The socket is bound to `tunnel.local_endpoint`, which must
+    /// be usable (a tentative IPv6 address is not).
     pub async fn start_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), UserspaceError> {
         let name = &tunnel.name;
         let mtu = match u16::try_from(tunnel.mtu) {
@@ -124,18 +123,18 @@ impl Userspace {
         Ok(())
     }
 
-    /// Makes a TUN device that carries nothing: what the steering program does not redirect away is dropped, so that
-    /// nothing leaks when no program is attached. The device is down and has no address.
+    /// Makes a TUN device that drops every packet that the steering program does not redirect. So nothing leaks while
+    /// no program is attached. The device is down and has no address.
     pub fn create_steering(&mut self, name: &InterfaceName) -> Result<(), UserspaceError> {
         let tun = Tun::create(name, u16::MAX)?;
         let closed = tun.closed();
-        // Read and dropped, for a full queue would hold on to the packets' memory.
+        // Read the packets and drop them: a full queue would keep their memory.
         let task = tokio::spawn(tun.discard());
         self.steering.push(Steering { name: name.clone(), task, tun: closed });
         Ok(())
     }
 
-    /// In what a running tunnel differs from `tunnel`; `None`: there is none of its name.
+    /// How a running tunnel differs from `tunnel`. `None`: no tunnel with this name runs here.
     pub fn differences(&self, tunnel: &Tunnel) -> Option<Vec<Part>> {
         let now = &self.tunnels.iter().find(|running| running.tunnel.name == tunnel.name)?.tunnel;
         let differs = [
@@ -149,14 +148,15 @@ impl Userspace {
         Some(differs.into_iter().filter_map(|(differs, part)| differs.then_some(part)).collect())
     }
 
-    /// Changes a running tunnel; the device stays. A new `local_endpoint` is bound to with the port.
+    /// Changes `parts` of a running tunnel. The device stays. `Part::Port` also binds to a new `local_endpoint`.
     pub async fn alter(&mut self, tunnel: &Tunnel, parts: &[Part]) -> Result<(), UserspaceError> {
         let Some(running) = self.tunnels.iter_mut().find(|running| running.tunnel.name == tunnel.name) else {
             return Ok(());
         };
         let failed = |source| UserspaceError::Start { name: tunnel.name.clone(), source };
         let device = &running.device;
-        // Each of these would close the socket and open another one, where the former is not gone at once.
+        // Each of these closes the socket and opens another one, but the former is not gone at once. So suspend the
+        // device meanwhile.
         let rebinds = parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer));
         if rebinds {
             device.suspend().await;
@@ -182,25 +182,25 @@ impl Userspace {
         Ok(())
     }
 
-    /// Ends one tunnel and waits until its device is gone from the host.
+    /// Stops one tunnel and waits until its device is gone from the host.
     pub async fn stop_tunnel(&mut self, name: &InterfaceName) {
         if let Some(at) = self.tunnels.iter().position(|running| running.tunnel.name == *name) {
             self.tunnels.remove(at).stop().await;
         }
     }
 
-    /// Ends a tunnel, or the steering device, whose device somebody else has deleted.
+    /// Stops a tunnel, or the steering device, after somebody else deleted its device.
     pub async fn forget(&mut self, name: &InterfaceName) {
         self.stop_tunnel(name).await;
         if let Some(at) = self.steering.iter().position(|steering| steering.name == *name) {
             let steering = self.steering.remove(at);
             steering.task.abort();
-            // Cancelled, as asked, or it had ended with its device.
+            // The error is expected: the task was aborted, or had ended with its device.
             let _ = steering.task.await;
         }
     }
 
-    /// Each tunnel's time since its last handshake; `None`: there was none yet.
+    /// The time since the last handshake of each tunnel; `None`: there was none yet.
     pub async fn last_handshakes(&self) -> Vec<(InterfaceName, Option<Duration>)> {
         let mut ages = Vec::with_capacity(self.tunnels.len());
         for tunnel in &self.tunnels {
@@ -210,29 +210,29 @@ impl Userspace {
         ages
     }
 
-    /// Gives a tunnel a new socket, and forgets its keys: the next packet begins a handshake. Its device stays.
+    /// Gives a tunnel a new socket, and forgets its session keys: the next packet starts a handshake. The device stays.
     pub async fn restart(&self, name: &InterfaceName) -> Result<(), UserspaceError> {
         let Some(tunnel) = self.tunnels.iter().find(|tunnel| tunnel.tunnel.name == *name) else { return Ok(()) };
         tunnel.device.suspend().await;
         resume(&tunnel.device, &tunnel.tunnel).await
     }
 
-    /// Ends every tunnel and waits until the devices are gone from the host.
+    /// Stops every tunnel and waits until the devices are gone from the host.
     pub async fn stop(self) {
         for running in self.tunnels {
             running.stop().await;
         }
         for steering in self.steering {
             steering.task.abort();
-            // Cancelled, as asked.
+            // The error is expected: the task was aborted.
             let _ = steering.task.await;
             steering.tun.wait().await;
         }
     }
 }
 
-/// Binds a tunnel's socket to its local endpoint, so that the outer packets leave from the address that the bond
-/// member was planned for.
+/// Binds a tunnel's socket to its local endpoint, so that outer packets have the source address that the port plan
+/// assumes.
 struct BoundTo {
     address: IpAddr,
 }

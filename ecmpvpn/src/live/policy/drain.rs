@@ -1,32 +1,34 @@
-//! Draining a tunnel: it takes no new flows, and those that it has leave it when they pause.
+//! Drains a tunnel: it takes no new flows, and its present flows leave it when they pause.
+
+use ecmpvpn_common::layout::TunnelId;
 
 use super::{Live, PolicyError};
 use crate::config::InterfaceName;
 use crate::dataplane::{DataplaneError, Pins, View, monotonic_ns};
 
-/// A tunnel on its way to carry nothing.
+/// A tunnel that is being drained.
 pub struct Draining {
     view: View,
-    peer: u32,
-    slot: u32,
+    id: TunnelId,
 }
 
 impl Live {
-    /// Says whether a tunnel takes new flows; returns whether it did.
+    /// Sets whether a tunnel takes new flows. Returns whether it did before.
     ///
     /// # Errors
-    /// There is no such tunnel, or it is the last one that does.
+    /// There is no such tunnel, or it is the last tunnel of its peer that is up and takes new flows.
     pub fn set_open(&self, name: &InterfaceName, open: bool) -> Result<bool, PolicyError> {
         let tunnel = self.tunnel(name)?;
-        let Some(peer) = self.view.peer(tunnel.peer) else { return Ok(false) };
-        let bit = 1 << tunnel.slot;
+        let Some(peer) = self.view.peer(tunnel.id.peer()) else { return Ok(false) };
+        let bit = 1 << tunnel.id.slot();
         if !open && peer.open.get() & peer.live.get() & !bit == 0 {
             return Err(PolicyError::LastOpen { tunnel: name.to_string(), peer: self.peer_name(&tunnel) });
         }
         Ok(peer.open.set_bits(bit, open) & bit != 0)
     }
 
-    /// Numbers of the rules whose flows cannot leave a tunnel: they allow no other that is up and open.
+    /// Numbers of the rules whose flows cannot leave a tunnel: the rules allow no other tunnel that is up and takes new
+    /// flows.
     ///
     /// # Errors
     /// The maps cannot be read.
@@ -35,7 +37,8 @@ impl Live {
         let takes = |other: &InterfaceName| {
             let found = tunnels.iter().find(|tunnel| tunnel.name == other.as_str());
             found.is_some_and(|tunnel| {
-                let open = self.view.peer(tunnel.peer).is_some_and(|peer| peer.open.get() >> tunnel.slot & 1 == 1);
+                let open =
+                    self.view.peer(tunnel.id.peer()).is_some_and(|peer| peer.open.get() >> tunnel.id.slot() & 1 == 1);
                 tunnel.live && open && other != name
             })
         };
@@ -47,34 +50,34 @@ impl Live {
 }
 
 impl Draining {
-    /// Of a tunnel that takes no new flows any more; holds no lock.
+    /// For a tunnel that no longer takes new flows. Holds no lock.
     ///
     /// # Errors
     /// The maps cannot be opened.
     pub fn new(live: &Live, pins: &Pins, name: &InterfaceName) -> Result<Self, PolicyError> {
         let tunnel = live.tunnel(name)?;
-        Ok(Self { view: View::open(pins)?, peer: tunnel.peer, slot: tunnel.slot })
+        Ok(Self { view: View::open(pins)?, id: tunnel.id })
     }
 
-    /// Moves the buckets that pause; returns how many are left.
+    /// Moves the buckets that have paused. Returns how many are left.
     ///
     /// # Errors
     /// The maps cannot be read.
     pub fn move_idle(&self) -> Result<usize, DataplaneError> {
-        let gap = self.view.peer(self.peer).map_or(0, |peer| peer.gap_ns.get());
-        self.view.move_off(self.peer, self.slot, monotonic_ns().saturating_sub(u64::from(gap)))
+        let gap = self.view.peer(self.id.peer()).map_or(0, |peer| peer.gap_ns.get());
+        self.view.move_off(self.id, monotonic_ns().saturating_sub(u64::from(gap)))
     }
 
-    /// Moves all buckets, also those whose packets may overtake others; returns how many are left.
+    /// Moves all buckets, including those whose packets may overtake others. Returns how many are left.
     ///
     /// # Errors
     /// The maps cannot be read.
     pub fn move_all(&self) -> Result<usize, DataplaneError> {
-        self.view.move_off(self.peer, self.slot, u64::MAX)
+        self.view.move_off(self.id, u64::MAX)
     }
 
-    /// Whether the tunnel was given new flows again meanwhile.
+    /// Whether the tunnel takes new flows again, so that the drain must end.
     pub fn is_called_off(&self) -> bool {
-        self.view.peer(self.peer).is_some_and(|peer| peer.open.get() >> self.slot & 1 == 1)
+        self.view.peer(self.id.peer()).is_some_and(|peer| peer.open.get() >> self.id.slot() & 1 == 1)
     }
 }

@@ -1,5 +1,5 @@
-//! What of the changes that were made while it runs stays when the configuration is read again, by `reload` or by the
-//! next `run`: all of them, but where the configuration's own value has changed since it was last read.
+//! Decides which of the changes that were made at run time stay when `reload` or the next `run` reads the configuration
+//! again. All of them stay, except where the configuration's own value has changed since it was last read.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -29,7 +29,7 @@ struct Peer {
 }
 
 impl Applied {
-    /// Of what was just applied.
+    /// The record of a table that was just applied.
     pub fn of(table: &SteeringTable) -> Self {
         let peer = |peer: &crate::plan::PeerTable| Peer {
             name: peer.name.clone(),
@@ -43,12 +43,12 @@ impl Applied {
         }
     }
 
-    /// What an earlier process left; `None` if that is not known.
+    /// Reads the record of an earlier process; `None` if there is no valid one.
     pub fn read(path: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// Leaves it for the next one.
+    /// Writes the record for the next process.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
         file.write_all(&serde_json::to_vec(self)?)?;
@@ -56,7 +56,7 @@ impl Applied {
         Ok(())
     }
 
-    /// `table` with the values that were applied. What is new in `table` stays.
+    /// `table` with the values that were last applied. Peers and tunnels that are new in `table` keep their values.
     pub fn table(&self, table: &SteeringTable) -> SteeringTable {
         let mut former = table.clone();
         former.flowlet_gap_us = self.flowlet_gap_us;
@@ -75,7 +75,7 @@ impl Applied {
 }
 
 impl Live {
-    /// Makes the rules in force follow the configuration, whose rules were `before` and are `now`.
+    /// Applies a change of the configuration's rules from `before` to `now` to the rules in force.
     ///
     /// # Errors
     /// As [`Live::set_rules`].
@@ -90,8 +90,9 @@ impl Live {
     }
 }
 
-/// The rules of a changed configuration, `now`, with those that are in force beside it: each stays before the rule that it
-/// stands before. What was taken out of force and is written still stays out.
+/// The rules of the changed configuration, `now`, together with the rules that are in force but not configured. Each of
+/// those stays in front of the rule that it is in front of. A rule that was deleted at run time but is still configured
+/// stays deleted.
 fn merged(live: &[Rule], before: &[Rule], now: &[Rule]) -> Vec<Rule> {
     let mut desired = Vec::new();
     let is_own = |rule: &&Rule| !before.contains(rule) && !now.contains(rule);
@@ -129,12 +130,12 @@ mod tests {
     fn the_configurations_rules_change_and_those_beside_it_stay_where_they_are() {
         assert_eq!(marks(&[1, 2], &[1, 2], &[2, 3]), [2, 3]);
         assert_eq!(marks(&[9, 1, 8, 2, 7], &[1, 2], &[1, 2, 3]), [9, 1, 8, 2, 3, 7]);
-        // Its neighbour goes: it stays before the next one.
+        // Its neighbour is removed: the rule stays in front of the next one.
         assert_eq!(marks(&[9, 1, 2], &[1, 2], &[2]), [9, 2]);
         assert_eq!(marks(&[9, 1], &[1], &[]), [9]);
-        // Taken out of force by hand, and written still.
+        // Deleted by hand, but still configured.
         assert_eq!(marks(&[2], &[1, 2], &[1, 2, 3]), [2, 3]);
-        // Put in force by hand, and written now.
+        // Added by hand, and configured now.
         assert_eq!(marks(&[1, 5], &[1], &[5, 1]), [5, 1]);
         assert_eq!(marks(&[], &[], &[4]), [4]);
     }

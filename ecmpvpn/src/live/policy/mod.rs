@@ -1,6 +1,6 @@
-//! Changes how a running site steers, through its pinned maps: it needs no daemon, and what it does outlives one.
+//! Changes how a running site steers, through its pinned maps. It needs no daemon, and its changes outlive the daemon.
 //!
-//! One process changes at a time: a lock on the pins' directory.
+//! A lock on the pins' directory lets only one process change the site at a time.
 
 pub mod drain;
 pub mod keep;
@@ -20,70 +20,53 @@ use crate::plan::rules::{TooManyRules, TunnelNames};
 /// A change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The pinned maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// There is no bit left.
+    /// All bits for rules are in use.
     #[error(transparent)]
     TooMany(#[from] TooManyRules),
-    /// A name that no tunnel has.
     #[error("{name} is no tunnel of {site}: tunnels are {known}")]
     NoSuchTunnel {
-        /// As given.
         name: String,
-        /// The site.
         site: String,
-        /// Those that there are.
+        /// The existing names, separated by commas.
         known: String,
     },
-    /// A name that no peer has.
     #[error("{name} is no peer of {site}: peers are {known}")]
     NoSuchPeer {
-        /// As given.
         name: String,
-        /// The site.
         site: String,
-        /// Those that there are.
+        /// The existing names, separated by commas.
         known: String,
     },
-    /// A number that no rule has.
     #[error("there is no rule {number}: there are {count}; `ecmpvpn policy rule list` numbers them")]
     NoSuchRule {
-        /// As given.
         number: usize,
-        /// How many there are.
+        /// Number of existing rules.
         count: usize,
     },
-    /// Nothing is pinned so.
-    #[error("no pin asks for exactly that: `ecmpvpn policy rule list` shows the pins")]
+    /// There is no pin for exactly these flows.
+    #[error("no pin is for exactly these flows: `ecmpvpn policy rule list` shows the pins")]
     NoSuchPin,
     /// The rule is there already.
-    #[error("rule {number} says that already")]
+    #[error("rule {number} is the same already")]
     There {
-        /// Its number.
+        /// Number of the identical rule.
         number: usize,
     },
     /// Draining would leave nothing.
     #[error("{tunnel} is the only tunnel of {peer} that is up and takes new flows: they would have nowhere to go")]
-    LastOpen {
-        /// The tunnel.
-        tunnel: String,
-        /// Its peer.
-        peer: String,
-    },
-    /// The lock.
+    LastOpen { tunnel: String, peer: String },
     #[error("locking {}", dir.display())]
     Lock {
-        /// The pins' directory.
         dir: PathBuf,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
 }
 
 impl PolicyError {
-    /// Whether what was asked for is wrong.
+    /// Whether the request itself is wrong.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::TooMany(_)
@@ -100,9 +83,7 @@ impl PolicyError {
 /// A running site's policy, locked until dropped.
 pub struct Live {
     site: String,
-    /// The maps.
     pub view: View,
-    /// The rules' maps.
     pub rule_maps: RuleMaps,
     names: TunnelNames,
     _lock: File,
@@ -124,7 +105,7 @@ impl Live {
         Ok(Self { site: site.to_owned(), rule_maps: RuleMaps::open(pins)?, view, names, _lock: lock })
     }
 
-    /// Names of the tunnels by peer and slot.
+    /// By peer and slot.
     pub fn names(&self) -> &TunnelNames {
         &self.names
     }
@@ -132,7 +113,7 @@ impl Live {
     /// The tunnel of this name.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such tunnel.
     pub fn tunnel(&self, name: &InterfaceName) -> Result<TunnelView, PolicyError> {
         let tunnels = self.view.tunnels()?;
         let found = tunnels.iter().find(|tunnel| tunnel.name == name.as_str()).cloned();
@@ -143,7 +124,7 @@ impl Live {
         })
     }
 
-    /// Steers all peers' flows, or one's, by `policy` from now on. Returns the peers' names.
+    /// Sets the policy of all peers, or of `peer` alone. Returns the names of these peers.
     ///
     /// # Errors
     /// There is no such peer.
@@ -165,18 +146,17 @@ impl Live {
         Ok(changed)
     }
 
-    /// Gives a tunnel a weight, or has it learned from now on. Returns how many buckets have another home now.
+    /// Sets a tunnel's weight; `None`: the weight is learned from now on. Returns how many buckets have a new home.
     ///
     /// # Errors
     /// There is no such tunnel, or the maps cannot be written.
     pub fn set_weight(&mut self, name: &InterfaceName, weight: Option<u16>) -> Result<usize, PolicyError> {
         let tunnel = self.tunnel(name)?;
         let start = weight.unwrap_or(tunnel.weight);
-        Ok(self.view.set_weight(tunnel.peer, tunnel.slot, start, weight.is_none())?)
+        Ok(self.view.set_weight(tunnel.id, start, weight.is_none())?)
     }
 
-    /// The name of a tunnel's peer.
     fn peer_name(&self, tunnel: &TunnelView) -> String {
-        self.view.peers().into_iter().nth(tunnel.peer as usize).map(|peer| peer.name).unwrap_or_default()
+        self.view.peers().into_iter().nth(tunnel.id.peer() as usize).map(|peer| peer.name).unwrap_or_default()
     }
 }

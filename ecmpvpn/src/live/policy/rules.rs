@@ -1,4 +1,4 @@
-//! Rules and pins in force, read from the maps and changed in them.
+//! Reads and changes the rules and pins in force.
 
 use super::{Live, PolicyError};
 use crate::config::{InterfaceName, Rule};
@@ -13,8 +13,8 @@ impl Live {
         Ok(self.rule_maps.read(&self.view)?.rules(&self.names))
     }
 
-    /// Puts `desired` in force. Every packet meets the former rules or the new ones; a rule that stays keeps its flows
-    /// where they are.
+    /// Puts `desired` in force. Every packet sees either the former rules or the new ones. The flows of a rule that
+    /// stays do not move.
     ///
     /// # Errors
     /// There are too many, one names an unknown tunnel, or the maps cannot be written.
@@ -23,10 +23,10 @@ impl Live {
         self.replace_rules(now, desired)
     }
 
-    /// The same; `now` are in force.
+    /// As [`Self::set_rules`]; `now` are the rules in force.
     fn replace_rules(&mut self, mut now: Vec<Placed>, desired: &[Rule]) -> Result<(), PolicyError> {
         for tunnel in desired.iter().flat_map(|rule| &rule.tunnels) {
-            self.known(tunnel)?;
+            self.ensure_known(tunnel)?;
         }
         let desired: Vec<Rule> = desired.iter().map(|rule| canonical(rule, &self.names)).collect();
         for step in steps(&now, &desired)? {
@@ -36,13 +36,13 @@ impl Live {
         Ok(())
     }
 
-    /// Puts a rule in force at a position counted from 0, by default behind all others. Returns its position.
+    /// Puts a rule in force at a position counted from 0, by default after all others. Returns its position.
     ///
     /// # Errors
-    /// As [`Live::set_rules`]; or the rule is there already.
+    /// As [`Live::set_rules`], or the rule exists already.
     pub fn add_rule(&mut self, rule: &Rule, at: Option<usize>) -> Result<usize, PolicyError> {
         for tunnel in &rule.tunnels {
-            self.known(tunnel)?;
+            self.ensure_known(tunnel)?;
         }
         let now = self.rules()?;
         let mut rules = without_places(&now);
@@ -59,10 +59,10 @@ impl Live {
         Ok(at)
     }
 
-    /// Takes the rule at a position counted from 0 out of force and returns it.
+    /// Deletes the rule at a position counted from 0 and returns it.
     ///
     /// # Errors
-    /// There is none, or the maps cannot be written.
+    /// There is no such rule, or the maps cannot be written.
     pub fn delete_rule(&mut self, at: usize) -> Result<Rule, PolicyError> {
         let now = self.rules()?;
         self.delete(now, at)
@@ -78,14 +78,14 @@ impl Live {
         Ok(rule)
     }
 
-    /// Pins the flows that `pin` asks for to its tunnel, before all rules. Flows that were pinned elsewhere by the same
-    /// words are pinned anew. Returns the pin that it takes the place of.
+    /// Pins the flows that `pin` names to its tunnel, before all rules. Replaces an earlier pin for the same flows, and
+    /// returns that pin.
     ///
     /// # Errors
     /// As [`Live::set_rules`].
     pub fn pin(&mut self, pin: &Rule) -> Result<Option<Rule>, PolicyError> {
         for tunnel in &pin.tunnels {
-            self.known(tunnel)?;
+            self.ensure_known(tunnel)?;
         }
         let now = self.rules()?;
         let mut rules = without_places(&now);
@@ -97,10 +97,10 @@ impl Live {
         Ok(former)
     }
 
-    /// Takes the pin that asks for the same flows out of force and returns it.
+    /// Deletes the pin for the same flows and returns it.
     ///
     /// # Errors
-    /// There is none, or the maps cannot be written.
+    /// There is no such pin, or the maps cannot be written.
     pub fn unpin(&mut self, flows: &Rule) -> Result<Rule, PolicyError> {
         let flows = canonical(flows, &self.names);
         let now = self.rules()?;
@@ -108,7 +108,7 @@ impl Live {
         self.delete(now, at.ok_or(PolicyError::NoSuchPin)?)
     }
 
-    fn known(&self, tunnel: &InterfaceName) -> Result<(), PolicyError> {
+    fn ensure_known(&self, tunnel: &InterfaceName) -> Result<(), PolicyError> {
         if self.names.iter().flatten().flatten().any(|name| name == tunnel) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ fn without_places(rules: &[Placed]) -> Vec<Rule> {
     rules.iter().map(|placed| placed.rule.clone()).collect()
 }
 
-/// Whether two rules ask for the same flows.
+/// Whether two rules name the same flows.
 fn is_for_same(a: &Rule, b: &Rule) -> bool {
     let flows = |rule: &Rule| Rule { policy: None, tunnels: Vec::new(), pin: false, ..rule.clone() };
     flows(a) == flows(b)

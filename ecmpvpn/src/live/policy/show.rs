@@ -1,30 +1,28 @@
-//! Gathers what `policy show` tells: all of it from the maps.
+//! Gathers what `policy show` reports, from the maps and the configuration.
 
 use std::collections::BTreeMap;
 
-use ecmpvpn_common::layout::{tunnel_flags, tunnel_id};
+use ecmpvpn_common::layout::{Load, TunnelId, tunnel_flags};
 
 use super::{Live, PolicyError};
 use crate::config::{Config, Policy};
 use crate::plan::rules::canonical;
 use crate::report::policy::{Peer, Report, Rule, Tunnel};
 
-/// The policy in force, and where `config` says otherwise.
+/// The policy in force, and whether `config` agrees with it.
 ///
 /// # Errors
 /// The maps cannot be read.
 pub fn report(live: &Live, config: &Config) -> Result<Report, PolicyError> {
     let seen = live.view.tunnels()?;
-    let names: BTreeMap<u32, &str> =
-        seen.iter().map(|tunnel| (tunnel_id(tunnel.peer, tunnel.slot), tunnel.name.as_str())).collect();
+    let names: BTreeMap<TunnelId, &str> = seen.iter().map(|tunnel| (tunnel.id, tunnel.name.as_str())).collect();
     let mut peers = Vec::new();
     for (number, peer) in (0..).zip(live.view.peers()) {
         let configured = config.peers.iter().find(|configured| configured.name == peer.name);
         let open = live.view.peer(number).map_or(0, |record| record.open.get());
-        let tunnels = seen.iter().filter(|tunnel| tunnel.peer == number).map(|tunnel| {
-            let id = tunnel_id(tunnel.peer, tunnel.slot);
+        let tunnels = seen.iter().filter(|tunnel| tunnel.id.peer() == number).map(|tunnel| {
             let learned = tunnel.flags & tunnel_flags::AUTO_WEIGHT != 0;
-            let link = live.view.load(id).map_or(id, |load| load.link.get());
+            let link = live.view.load(tunnel.id).map_or(tunnel.id, Load::link);
             let weight = configured.and_then(|peer| {
                 peer.tunnels
                     .iter()
@@ -36,7 +34,7 @@ pub fn report(live: &Live, config: &Config) -> Result<Report, PolicyError> {
                 weight: tunnel.weight,
                 weight_is_learned: learned,
                 live: tunnel.live,
-                open: open >> tunnel.slot & 1 == 1,
+                open: open >> tunnel.id.slot() & 1 == 1,
                 buckets: u64::from(tunnel.buckets),
                 link: names.get(&link).copied().unwrap_or_default().to_owned(),
                 saved: weight == Some((!learned).then_some(tunnel.weight)),

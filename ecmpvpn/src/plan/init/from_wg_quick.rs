@@ -1,4 +1,5 @@
-//! `init --from`: one site's configuration, made of its wg-quick files. Texts in, values out; nothing here reads or writes.
+//! `init --from`: makes the configuration of one site from its wg-quick files. Texts in, values out; nothing here reads
+//! or writes files.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,33 +15,32 @@ use crate::config::{
 };
 use crate::plan::ports::{self, End, LOWEST_PORT, PortPair, PortPlan};
 
-/// A file that was read.
+/// A wg-quick file that was read.
 #[derive(Debug)]
 pub struct File {
     /// As the user named it.
     pub path: String,
-    /// The interface that wg-quick makes of it.
+    /// The name of the interface that wg-quick makes of it.
     pub name: InterfaceName,
     pub content: WgQuick,
 }
 
-/// What became of the files.
+/// The result for one set of files.
 #[derive(Debug)]
 pub struct Taken {
     pub config: Config,
     pub ports: PortPlan,
-    /// Where ports were taken from, upwards.
+    /// The port that the search started from.
     pub base_port: u16,
-    /// Each tunnel's ports in the files.
     pub old: Vec<OldPorts>,
-    /// What is in the files and not in the configuration, or otherwise there, one sentence each.
+    /// One sentence for each setting of the files that is left out or changed.
     pub notes: Vec<String>,
 }
 
-/// A tunnel's ports before.
+/// The ports of a tunnel in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OldPorts {
-    /// `None`: the kernel picked one.
+    /// `None`: the kernel picked a port.
     pub here: Option<u16>,
     pub there: u16,
 }
@@ -51,7 +51,7 @@ impl OldPorts {
     }
 }
 
-/// Turns `files`, at least one, into the configuration of site A.
+/// Turns `files` (at least one) into the configuration of site A.
 pub fn take_over(asked: &Request, files: &[File]) -> Result<Taken, InitError> {
     if files.len() > MAX_TUNNELS_PER_PEER {
         return Err(wrong(format!("--from names {} files: give at most {MAX_TUNNELS_PER_PEER}", files.len())));
@@ -121,22 +121,22 @@ struct Keys {
 }
 
 impl Keys {
-    /// The same number at both ends, without a word between them. 63 bits: TOML promises no more.
+    /// The seed, which both ends calculate alike without exchanging it. 63 bits: TOML guarantees only signed 64-bit
+    /// integers.
     fn seed(&self) -> u64 {
         let first = |key: &PublicKey| u64::from_le_bytes(std::array::from_fn(|at| key.as_bytes()[at]));
         (first(&self.public) ^ first(&self.private.public_key())) >> 1
     }
 
-    /// Which host of a net of two this site is, 0 or 1: the far end comes to the other answer.
+    /// Which host of a two-host net this site is, 0 or 1. The far end calculates the other one.
     fn end(&self) -> u32 {
         u32::from(self.private.public_key().as_bytes() > self.public.as_bytes())
     }
 }
 
-/// The keys, which all files must agree on: a site has one key for all its tunnels.
+/// The keys. All files must agree on them: a site has one key for all its tunnels.
 fn keys(files: &[File]) -> Result<Keys, InitError> {
-    const FIX: &str =
-        "a site has one key for all its tunnels, so make both sites anew with `ecmpvpn init` without --from";
+    const FIX: &str = "a site has one key for all its tunnels, so make both sites with `ecmpvpn init` without --from";
     for file in files {
         if file.content.peers.len() != 1 {
             let (path, count) = (&file.path, file.content.peers.len());
@@ -174,7 +174,7 @@ fn keys(files: &[File]) -> Result<Keys, InitError> {
     Ok(Keys { private, public: peer.public_key, preshared: peer.preshared_key })
 }
 
-/// The one far address, and every tunnel's ports.
+/// The address of the far end, which is the same in all files, and the ports of every tunnel.
 fn endpoints(asked: &Request, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>), InitError> {
     let mut remote = asked.b_endpoint.map(|address| ("--b-endpoint", address));
     let mut old = Vec::new();
@@ -208,14 +208,14 @@ fn endpoints(asked: &Request, files: &[File]) -> Result<(IpAddr, Vec<OldPorts>),
     Ok((remote, old))
 }
 
-/// `--base-port`, else the lowest port of the files that a plan may use.
+/// `--base-port`, otherwise the lowest port in the files that a plan may use.
 fn base_port(asked: &Request, old: &[OldPorts]) -> u16 {
     let used = old.iter().flat_map(|ports| ports.here.into_iter().chain([ports.there]));
     asked.base_port.or(used.filter(|port| *port >= LOWEST_PORT).min()).unwrap_or(sites::BASE_PORT)
 }
 
-/// The old ports where none are better, else planned ones. Both ends come to the same answer
-/// if they name the tunnels in the same order.
+/// The old ports if no others are better, otherwise planned ones. Both ends get the same answer if they name the
+/// tunnels in the same order.
 fn plan_ports(asked: &Request, remote: IpAddr, old: &[OldPorts], base_port: u16) -> Result<PortPlan, InitError> {
     let tunnels = u8::try_from(old.len()).unwrap_or(u8::MAX);
     let end = |address, members: Option<_>| {
@@ -229,14 +229,14 @@ fn plan_ports(asked: &Request, remote: IpAddr, old: &[OldPorts], base_port: u16)
     };
     let fits = |pair: &PortPair| pair.a >= LOWEST_PORT;
     let pairs: Option<Vec<PortPair>> = old.iter().map(|ports| ports.pair().filter(fits)).collect();
-    // Ports that two tunnels share at one end cannot be judged, nor kept.
+    // If two tunnels have the same port at one end, the ports can be neither judged nor kept.
     if let Some(judged) = pairs.and_then(|pairs| ports::judge(&request, &pairs).ok()) {
         return Ok(ports::better(&request, &judged).map_err(InitError::from)?.map_or(judged, |better| better.plan));
     }
     ports::plan(&request).map_err(InitError::from)
 }
 
-/// A net of two hosts for each tunnel, this end's address in it: the files' own, or link-local ones.
+/// A two-host net for each tunnel, with the address of this end: those in the files, otherwise link-local ones.
 fn tunnel_nets(files: &[File], keys: &Keys, notes: &mut Vec<String>) -> Vec<Ipv4Net> {
     let of_two = |net: &IpNet| match net {
         IpNet::V4(net) => match net.prefix_len() {
@@ -266,7 +266,7 @@ fn overlap(net: &IpNet, tunnels: &[Ipv4Net]) -> bool {
     })
 }
 
-/// The interfaces' addresses that are no tunnel's own, each as this host's alone.
+/// The addresses of the interfaces that are not in a tunnel's net, each as a single host.
 fn site_addresses(files: &[File], tunnels: &[Ipv4Net]) -> Vec<IpNet> {
     let mut addresses: Vec<IpNet> = Vec::new();
     for address in files.iter().flat_map(|file| &file.content.interface.addresses) {
@@ -279,7 +279,7 @@ fn site_addresses(files: &[File], tunnels: &[Ipv4Net]) -> Vec<IpNet> {
     addresses
 }
 
-/// What is steered to the far end: `--b-prefix`, else what the files allow it.
+/// The nets to steer to the far end: `--b-prefix`, otherwise the `AllowedIPs` of the files.
 fn prefixes(
     asked: &Request,
     files: &[File],
@@ -322,7 +322,7 @@ fn prefixes(
     Ok(prefixes)
 }
 
-/// `--mtu`, else the files'.
+/// `--mtu`, otherwise the lowest MTU in the files.
 fn mtu(asked: &Request, files: &[File]) -> Result<u32, InitError> {
     let written = || files.iter().filter_map(|file| Some((file, file.content.interface.mtu?)));
     match (asked.mtu, written().min_by_key(|(_, mtu)| *mtu)) {
@@ -333,7 +333,7 @@ fn mtu(asked: &Request, files: &[File]) -> Result<u32, InitError> {
     }
 }
 
-/// Settings of the files that the configuration has no place for.
+/// A note for the settings in each file that the configuration has no key for.
 fn left_out(files: &[File]) -> Vec<String> {
     let mut notes = Vec::new();
     for File { path, content, .. } in files {

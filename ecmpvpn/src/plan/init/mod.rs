@@ -1,4 +1,4 @@
-//! What `init` makes: two sites that fit each other, or one site of its wg-quick files. Values in, values out.
+//! What `init` makes: two sites that fit each other, or one site from its wg-quick files. Values in, values out.
 
 pub mod from_wg_quick;
 pub mod sites;
@@ -11,44 +11,38 @@ use ipnet::IpNet;
 use super::ports::PortError;
 use crate::config::{InterfaceName, MAX_MEMBERS};
 
-/// What is asked for. Site A is the near one where only one is made.
+/// The options of `init`. If only one site is made, it is site A.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Name of site A.
     pub a_name: String,
-    /// Name of site B.
     pub b_name: String,
     /// Address of site A's gateway towards site B.
     pub a_endpoint: IpAddr,
-    /// Address of site B's gateway towards site A; `None`: the files say it.
+    /// Address of site B's gateway towards site A. `None`: from the files.
     pub b_endpoint: Option<IpAddr>,
     /// Nets behind site A.
     pub a_prefixes: Vec<IpNet>,
-    /// Nets behind site B; empty: the files say them.
+    /// Nets behind site B. Empty: from the files.
     pub b_prefixes: Vec<IpNet>,
-    /// Number of tunnels.
     pub tunnels: u8,
-    /// Site A's bond.
     pub a_members: Option<Members>,
-    /// Site B's bond.
     pub b_members: Option<Members>,
     /// Addresses of a bond that is to be made at site A.
     pub a_bond_addresses: Vec<IpNet>,
     /// Addresses of a bond that is to be made at site B.
     pub b_bond_addresses: Vec<IpNet>,
-    /// Lowest UDP port.
+    /// Lowest UDP port. `None`: a default.
     pub base_port: Option<u16>,
-    /// MTU of the tunnels, bytes.
+    /// MTU of the tunnels, bytes. `None`: a default.
     pub mtu: Option<u32>,
 }
 
-/// What was asked for cannot be made; the text says what to change.
+/// Why nothing can be made. The text says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// An option or a file is wrong.
     #[error("{0}")]
     Wrong(String),
-    /// The ports.
     #[error(transparent)]
     Ports(#[from] PortError),
 }
@@ -57,7 +51,7 @@ fn wrong(message: String) -> InitError {
     InitError::Wrong(message)
 }
 
-/// What is known of a site's bond.
+/// A site's bond, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Members {
     /// Interfaces to enslave.

@@ -1,4 +1,4 @@
-//! Both sites' configurations, made of what is asked for. No I/O but the operating system's randomness.
+//! Makes the configurations of both sites from the options. The only I/O is the operating system's random numbers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,14 +11,14 @@ use crate::config::{
 };
 use crate::plan::ports::{self, End, PortPair, PortPlan};
 
-/// The first of the tunnels' /31 nets: link-local, so that no routed net can clash.
+/// The first /31 net of the tunnels. It is link-local, so it cannot clash with a routed net.
 pub const TUNNEL_NETS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
 
-/// Where ports are taken from unless the user says otherwise: WireGuard's customary one.
+/// Lowest port unless the user gives another: the customary port of WireGuard.
 pub const BASE_PORT: u16 = 51820;
-/// The tunnels' MTU unless the user says otherwise, bytes: what WireGuard leaves of 1500.
+/// MTU of the tunnels, bytes, unless the user gives another: what WireGuard leaves of 1500.
 pub const MTU: u32 = 1420;
-/// How tunnels are probed.
+/// The defaults of `[health]`.
 pub const HEALTH: Health = Health { interval_ms: 100, down_after: 3, up_after: 5 };
 
 /// Two configurations that fit each other.
@@ -72,7 +72,7 @@ pub fn make(asked: &Request) -> Result<Sites, InitError> {
     let seed: [u8; 8] = std::array::from_fn(|i| PresharedKey::generate().as_bytes()[i]);
     let common = Common {
         preshared_key: PresharedKey::generate(),
-        // 63 bits: TOML promises no more.
+        // 63 bits: TOML guarantees only signed 64-bit integers.
         seed: u64::from_le_bytes(seed) >> 1,
         mtu: asked.mtu.unwrap_or(MTU),
     };
@@ -85,7 +85,7 @@ pub fn make(asked: &Request) -> Result<Sites, InitError> {
     Ok(Sites { a: config_a, b: config_b, ports })
 }
 
-/// What the command line gets wrong, in its own words. The rest is found when the result is read back.
+/// Finds errors that can be reported in terms of the command line. Others are found when the result is read back.
 fn check(sides: &[Side<'_>; 2]) -> Result<(), InitError> {
     let [a, b] = sides;
     if a.name == b.name {
@@ -110,7 +110,7 @@ fn check(sides: &[Side<'_>; 2]) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Whether the options on one site's bond fit each other.
+/// Checks that the options on one site's bond fit each other. `flag` is `a` or `b`.
 pub fn check_bond(
     flag: &str,
     endpoint: IpAddr,
@@ -149,7 +149,7 @@ pub fn member_count(members: &Members) -> u8 {
     }
 }
 
-/// The two gateways' addresses inside the VPN: an IPv4 and an IPv6 address each, clear of everything else.
+/// The addresses of the two gateways inside the VPN: one IPv4 and one IPv6 address each, outside of all other nets.
 fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], InitError> {
     let taken = |net: &IpNet| {
         sides.iter().any(|side| {
@@ -172,7 +172,7 @@ fn vpn_addresses(sides: &[Side<'_>; 2]) -> Result<[Vec<IpNet>; 2], InitError> {
     Ok([1, 2].map(|number| vec![host(ipv4, number), host(ipv6, number)]))
 }
 
-/// The configuration of `near`, whose place at the even (0) or odd (1) end of each tunnel is `end`.
+/// The configuration of `near`. `end` says whether it has the even (0) or odd (1) address of each tunnel.
 fn site(
     common: &Common,
     keys: &[PrivateKey; 2],
@@ -217,7 +217,7 @@ fn site(
     }
 }
 
-/// The bond to make, where interfaces are named.
+/// The bond to make, if interfaces are named.
 pub fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bond> {
     match members {
         Some(Members::Names(members)) => Some(Bond {
@@ -233,7 +233,7 @@ pub fn bond(members: Option<&Members>, addresses: &[IpNet]) -> Option<Bond> {
     }
 }
 
-/// What the other site is told of a bond.
+/// The `remote_bond` of the other site for this bond.
 pub fn remote_bond(members: &Members) -> RemoteBond {
     RemoteBond { members: member_count(members), xmit_hash_policy: XmitHashPolicy::Layer34 }
 }

@@ -1,24 +1,24 @@
-//! The ports of a configuration, as the planner judges them.
+//! The ports of a configuration, in the form that the planner judges.
 
 use super::{End, LOWEST_PORT, PortPair, Request};
 use crate::config::{Config, Peer, XmitHashPolicy};
 use crate::plan::bond_hash::Macs;
 
-/// The bond that this site's outer packets leave by.
+/// The bond that sends this site's outer packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalBond {
-    /// Members; 1 where there is no bond.
+    /// Number of members; 1 if there is no bond.
     pub members: u8,
-    /// How it hashes; `None`: not known.
+    /// Its `xmit_hash_policy`. `None`: not known.
     pub policy: Option<XmitHashPolicy>,
-    /// The Ethernet header of what it sends, where it is known.
+    /// The Ethernet header of packets that this site sends, if it is known.
     pub macs: Option<Macs>,
-    /// That of what the far end sends, where it is known.
+    /// The Ethernet header of packets that the far end sends, if it is known.
     pub remote_macs: Option<Macs>,
 }
 
 impl LocalBond {
-    /// What the configuration says; `None`: it leaves the interfaces to the host.
+    /// The bond in the configuration. `None`: the configuration has no `[bond]`.
     pub fn configured(config: &Config) -> Option<Self> {
         let bond = config.bond.as_ref()?;
         let members = u8::try_from(bond.members.len()).unwrap_or(u8::MAX);
@@ -26,8 +26,8 @@ impl LocalBond {
     }
 }
 
-/// What to judge of `peer`, one of `config`'s: this site is end A. `local` is the bond that leads to the peer, if it is
-/// known. Ports of other peers count as taken.
+/// The ends and the port pairs of `peer`, one of `config`'s peers. This site is end A. `local` is the bond that leads
+/// to the peer, if it is known. Ports of other peers are excluded.
 pub fn configured(config: &Config, peer: &Peer, local: Option<LocalBond>) -> (Request, Vec<PortPair>) {
     let mut a = match local {
         Some(LocalBond { members, policy: Some(policy), .. }) => End::new(peer.local_endpoint, members, policy),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn known_addresses_tell_which_member_carries_all() {
+    fn known_addresses_show_which_member_carries_all() {
         let config = config(3);
         let macs = |src| Macs { src: [2, 0, 0, 0, 0, src], dst: [2, 0, 0, 0, 0, 9], vlan_tci: Some(0) };
         let local =
@@ -99,7 +99,8 @@ mod tests {
         assert_eq!(out.tunnels[0].index(), None, "unknown is said to be unknown");
     }
 
-    /// Nothing is known of the far end: better ports suit this end, and the other if it is alike.
+    /// Nothing is known about the far end. Better ports suit this end, and also the far end if its bond is like this
+    /// one.
     #[test]
     fn an_unknown_far_end_is_assumed_to_be_alike() {
         let mut config = config(3);

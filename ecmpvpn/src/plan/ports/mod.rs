@@ -1,8 +1,8 @@
-//! Picks the tunnels' port pairs so that they spread over the bond members in both directions, and judges given ones.
+//! Plans port pairs that spread the tunnels over the bond members in both directions, and judges given port pairs.
 //!
-//! A plan looks at four [`View`]s: what either end's bond sends, with all its members and with one fewer. Which member
-//! fails does not matter for the spread, since the hash sees only how many are left. Pure and deterministic: both
-//! sites get the same ports, whichever of them is called A.
+//! A plan has four [`View`]s: what the bond of each end sends, with all its members and with one fewer. Which member
+//! fails does not matter for the spread, because the hash depends only on how many are left. Pure and deterministic:
+//! both sites get the same ports, whichever of them is called A.
 
 mod configured;
 pub mod replan;
@@ -19,34 +19,32 @@ pub use view::{Direction, Spread, View};
 
 use crate::config::{MAX_MEMBERS, MAX_TUNNELS_PER_PEER as MAX_TUNNELS};
 
-/// Port pairs and what comes of them.
+/// Port pairs, and how they spread the tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
-    /// One pair a tunnel.
+    /// One pair for each tunnel.
     pub pairs: Vec<PortPair>,
-    /// A to B, A to B with one member less, B to A, B to A with one member less.
+    /// A to B, A to B with one member fewer, B to A, B to A with one member fewer.
     pub views: [View; 4],
 }
 
 impl PortPlan {
-    /// Views that cannot be more even, and those that cannot be known, miss nothing: 0 is perfect as far as is known.
-    /// Otherwise the tunnels that sit on a wrong member, added up over the four views.
+    /// How many tunnels are on a wrong member, added up over the four views. A view that cannot be more even counts as
+    /// 0, and so does a view that is not known. 0: perfect, as far as is known.
     pub fn misses(&self) -> usize {
         self.views.iter().filter_map(View::miss).sum()
     }
 
-    /// Whether every view is known and as even as its number of tunnels and members allows.
+    /// Whether every view is known, and as even as the numbers of tunnels and members allow.
     pub fn is_perfect(&self) -> bool {
         self.views.iter().all(|view| view.members == 0 || view.miss() == Some(0))
     }
 }
 
-/// Which end an error is about.
+/// One of the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// End A.
     A,
-    /// End B.
     B,
 }
 
@@ -59,44 +57,33 @@ impl std::fmt::Display for Side {
     }
 }
 
-/// Why there can be no plan.
+/// Why ports cannot be planned or judged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
-    /// Not a number of tunnels.
+    /// The number of tunnels is out of range.
     #[error("planning {0} tunnels: ask for 1 to {MAX_TUNNELS}")]
     Tunnels(usize),
-    /// Not a number of members.
+    /// The number of members is out of range.
     #[error("planning for {members} members at endpoint {side}: a bond has 1 to {MAX_MEMBERS}")]
-    Members {
-        /// The end.
-        side: Side,
-        /// What was asked for.
-        members: u8,
-    },
-    /// One IPv4 and one IPv6 address.
+    Members { side: Side, members: u8 },
+    /// One endpoint is IPv4 and the other is IPv6.
     #[error("planning between {0} and {1}: both endpoints must be IPv4, or both IPv6")]
     MixedFamilies(IpAddr, IpAddr),
-    /// The base port is too low.
+    /// The base port is below [`LOWEST_PORT`].
     #[error("planning from base port {0}: choose {LOWEST_PORT} or more, ports below belong to well-known services")]
     BasePort(u16),
     /// Too few ports are left.
     #[error("planning {desired} tunnels: only {available} ports at endpoint {side} are neither reserved nor excluded")]
     TooFewPorts {
-        /// The end.
         side: Side,
-        /// Ports that may be used.
+        /// Number of ports that may be used.
         available: usize,
-        /// Ports needed.
+        /// Number of ports needed.
         desired: usize,
     },
     /// A given port is used twice at one end.
     #[error("port {port} appears twice at endpoint {side}: WireGuard needs a port of its own for each tunnel")]
-    Duplicate {
-        /// The end.
-        side: Side,
-        /// The port.
-        port: u16,
-    },
+    Duplicate { side: Side, port: u16 },
     /// A given port is 0.
     #[error("port 0 at endpoint {0} is no UDP port: give 1 to 65535")]
     PortZero(Side),
@@ -104,9 +91,9 @@ pub enum PortError {
 
 /// Plans `request.tunnels` port pairs.
 ///
-/// The same for both sites: a request with A and B exchanged has the same answer with A and B exchanged. The ports
-/// stay as near to the base port as an even spread allows; where no even spread is found, [`PortPlan::misses`] tells
-/// by how much.
+/// Both sites get the same plan: if A and B are exchanged in the request, they are exchanged in the answer. The ports
+/// stay as near to the base port as an even spread allows. If no even spread is found, [`PortPlan::misses`] says by how
+/// much.
 pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
     check(request)?;
     if !(1..=MAX_TUNNELS).contains(&request.tunnels) {
@@ -115,7 +102,7 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
     if request.base_port < LOWEST_PORT {
         return Err(PortError::BasePort(request.base_port));
     }
-    // The smaller address leads, so that the two sites search alike.
+    // The end with the smaller address comes first, so that both sites do the same search.
     let swapped = request.b.address < request.a.address;
     let (first, second) = if swapped { (&request.b, &request.a) } else { (&request.a, &request.b) };
     let candidates = |end: &End, side| {
@@ -137,16 +124,16 @@ pub fn plan(request: &Request) -> Result<PortPlan, PortError> {
     Ok(assess(request, pairs))
 }
 
-/// Ports that spread the tunnels more evenly than `judged` does.
+/// Ports with a more even spread than given ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Better {
-    /// The ports, and what comes of them as far as it is known.
+    /// The ports and their spread, as far as it is known.
     pub plan: PortPlan,
-    /// Nothing is known of this end's bond: the ports suit it if it is like the other end's.
+    /// The bond of this end is not known: the ports suit it if it is like the other end's.
     pub assumed: Option<Side>,
 }
 
-/// A plan that misses less than `judged`, the judgement of `request`; `None`: there is none.
+/// A plan with fewer misses than `judged`, which is the judgement of `request`. `None`: none was found.
 pub fn better(request: &Request, judged: &PortPlan) -> Result<Option<Better>, PortError> {
     let mut desired = Request { tunnels: judged.pairs.len(), ..request.clone() };
     let assumed = match (request.a.policy, request.b.policy) {
@@ -161,11 +148,11 @@ pub fn better(request: &Request, judged: &PortPlan) -> Result<Option<Better>, Po
     }
     let planned = plan(&desired)?;
     let plan = judge(request, &planned.pairs)?;
-    // An assumption alone is no reason to change ports: what is known must get better.
+    // An assumption alone is not a reason to change ports: the known views must improve.
     Ok((plan.misses() < judged.misses()).then_some(Better { plan, assumed }))
 }
 
-/// What comes of given port pairs; `request.tunnels`, `base_port` and the excluded ports play no part.
+/// Judges given port pairs. `request.tunnels`, `base_port` and the excluded ports are not used.
 pub fn judge(request: &Request, pairs: &[PortPair]) -> Result<PortPlan, PortError> {
     check(request)?;
     if !(1..=MAX_TUNNELS).contains(&pairs.len()) {

@@ -1,8 +1,9 @@
-//! Ports that the *other* site should use, from where its tunnels were measured to arrive.
+//! Plans ports that the *other* site should use, from the members that its tunnels were measured to arrive on.
 //!
-//! The switch before this site chooses the member that a packet arrives on, by a hash that nobody tells. Measured pairs
-//! of ports and member are held against what is known: Linux's `layer3+4`, and hashes that read no ports. Where one fits,
-//! the ports are planned with it. Where none does, fresh ports that differ in many ways are a trial, to be measured again.
+//! The switch in front of this site chooses the member that a packet arrives on, by a hash that is not known. The
+//! measured members are compared with known hashes: Linux's `layer3+4`, and hashes that do not read ports. If one fits,
+//! the ports are planned with it. If none fits, new ports that differ in many bits are a trial; the result must be
+//! measured again.
 
 use std::collections::BTreeSet;
 
@@ -12,61 +13,61 @@ use crate::config::XmitHashPolicy;
 use crate::plan::bond_hash::{self, OuterFlow};
 use crate::plan::measured::Measured;
 
-/// So many to one against chance, and it is no chance.
+/// Chance is ruled out as a cause if it would give the result at most once in this many times.
 const UNLIKELY: u64 = 20;
-/// Candidates for each tunnel's port beyond the number of tunnels.
+/// Number of candidate ports beyond the number of tunnels.
 const SLACK: usize = 48;
-/// Searches from different starts; the first starts at the present ports.
+/// How many searches are done, each from another start. The first one starts at the present ports.
 const STARTS: usize = 48;
 
-/// What the measurement says.
+/// What the measurement shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// There is one member: nothing to spread over.
+    /// This site has one member, so there is nothing to spread over.
     OneMember,
-    /// Nothing has arrived of these tunnels, by position.
+    /// No packet of these tunnels has arrived. Positions of the tunnels.
     Unmeasured(Vec<usize>),
-    /// These tunnels arrive on several members each: the switch hashes what is inside of them, or is changing its mind.
+    /// Each of these tunnels arrives on several members: the sender hashes the inner flows, or its hash has just
+    /// changed. Positions of the tunnels.
     Several(Vec<usize>),
-    /// As even as can be.
+    /// The spread is as even as possible.
     Even,
-    /// As Linux's `layer3+4` hash has it, if its members are in another order here.
+    /// The arrivals fit Linux's `layer3+4` hash, perhaps with the members in another order.
     Layer34,
-    /// On one member, which `layer3+4` and a hash that reads no ports both explain.
+    /// All on one member. `layer3+4` explains this, and so does a hash that does not read ports.
     Layer34OrBlind,
-    /// On one member, where `layer3+4` would spread: a hash that reads no ports explains it, and one that reads them
-    /// would do so by chance, once in so many.
+    /// All on one member, although `layer3+4` would spread them. A hash that does not read ports explains this. With a
+    /// hash that reads them it would be chance, once in `one_in` times.
     Blind {
-        /// Saturates.
+        /// Saturates at `u64::MAX`.
         one_in: u64,
     },
-    /// Uneven, in a way that no known hash explains.
+    /// Uneven, and no known hash explains it.
     Unknown,
 }
 
-/// What to do about the arrivals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replan {
-    /// What the measurement says.
     pub finding: Finding,
-    /// Tunnels that arrive on each member.
+    /// Number of tunnels that arrive on each member.
     pub loads: Vec<usize>,
-    /// What the other site should use.
+    /// Ports for the other site. `None`: no change is needed, or no better ports are known.
     pub proposal: Option<Proposal>,
 }
 
-/// Ports with new ones at end B; those at end A stay.
+/// Port pairs with new ports at end B. The ports at end A stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
-    /// What the two bonds make of them.
+    /// The pairs, and how the two bonds spread them.
     pub plan: PortPlan,
-    /// It is not known whether they help: measure again.
+    /// `true`: it is not known whether the new ports help, so measure again.
     pub trial: bool,
-    /// Tunnels that will arrive on each member, if the switch hashes as Linux does.
+    /// Number of tunnels that will arrive on each member, if the switch hashes like Linux.
     pub loads: Vec<usize>,
 }
 
-/// What `measured`, one tunnel for each of `pairs`, says of the switch before end A, and ports that suit it.
+/// Finds the hash of the switch in front of end A, and ports that suit it. `measured` has one tunnel for each of
+/// `pairs`.
 pub fn replan(request: &Request, pairs: &[PortPair], measured: &Measured) -> Result<Replan, PortError> {
     let members = measured.members();
     let at = |desired: fn(usize) -> bool| -> Vec<usize> {
@@ -107,7 +108,7 @@ pub fn replan(request: &Request, pairs: &[PortPair], measured: &Measured) -> Res
     Ok(Replan { finding, loads, proposal })
 }
 
-/// How many tunnels would have to move for an even spread.
+/// How many tunnels would have to move to another member for an even spread.
 fn excess(loads: &[usize], tunnels: usize) -> usize {
     let (even, extra) = (tunnels / loads.len(), tunnels % loads.len());
     let mut sorted = loads.to_vec();
@@ -115,18 +116,18 @@ fn excess(loads: &[usize], tunnels: usize) -> usize {
     sorted.iter().enumerate().map(|(at, load)| load.saturating_sub(even + usize::from(at < extra))).sum()
 }
 
-/// The hash of what B sends to A, as Linux's `layer3+4` has it.
+/// The `layer3+4` hash of a tunnel's outer packets in one direction.
 fn layer34(request: &Request, pair: PortPair, direction: Direction) -> u32 {
     let (a, b) = (request.a.address, request.b.address);
     let flow = match direction {
         Direction::AToB => OuterFlow { src: a, dst: b, sport: pair.a, dport: pair.b, macs: None },
         Direction::BToA => OuterFlow { src: b, dst: a, sport: pair.b, dport: pair.a, macs: None },
     };
-    // Two addresses of one family, which `check` has seen to.
+    // Cannot fail: `check` made sure that both addresses are of one family.
     bond_hash::hash(XmitHashPolicy::Layer34, &flow).unwrap_or(0)
 }
 
-/// Tunnels that arrive on each member by `layer3+4`.
+/// Number of tunnels that arrive on each member with `layer3+4`.
 fn arriving(request: &Request, pairs: &[PortPair], members: u8) -> Vec<usize> {
     let mut loads = vec![0; usize::from(members)];
     for pair in pairs {
@@ -149,22 +150,22 @@ fn explain(request: &Request, pairs: &[PortPair], on: &[u8], members: u8) -> Fin
     }
 }
 
-/// Whether `measured` is `predicted` with the members in another order, or in the same.
+/// Whether `measured` is `predicted`, with the members in the same or another order.
 pub fn is_relabelling(predicted: &[u8], measured: &[u8]) -> bool {
     let pairs = || predicted.iter().zip(measured);
     pairs().all(|(p, m)| pairs().all(|(q, n)| (p == q) == (m == n)))
 }
 
-/// What is taken for the switch's hash.
+/// The hash that the switch is assumed to use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Model {
     Layer34,
-    /// One of many that read ports: whichever it is, the tunnels should differ.
+    /// Any hash that reads ports: the tunnels should differ under as many hashes as possible.
     Any,
 }
 
-/// Each tunnel's slot in every view that is to be even: what either bond sends, and what arrives; each with all members
-/// and with one fewer.
+/// A search for ports at end B that make all views even: what each bond sends, and what arrives here; each with all
+/// members and with one fewer.
 struct Search<'a> {
     request: &'a Request,
     pairs: &'a [PortPair],
@@ -181,7 +182,7 @@ impl<'a> Search<'a> {
         let lowest = current.first().copied().unwrap_or(LOWEST_PORT).max(LOWEST_PORT);
         let base = match model {
             Model::Layer34 => lowest,
-            // Onwards from the present ports, so that no trial is made twice.
+            // Start above the present ports, so that no trial is repeated.
             Model::Any => current.last().copied().and_then(|port| port.checked_add(1)).unwrap_or(lowest).max(lowest),
         };
         match model {
@@ -190,14 +191,14 @@ impl<'a> Search<'a> {
         }
         excluded.extend(current);
         candidates.extend(near(base, pairs.len() + SLACK, &excluded));
-        // The upper byte that near ports share may keep some members out of reach.
+        // Near ports share their upper byte. With some addresses this makes some members unreachable.
         candidates.extend(near(base.saturating_add(256), pairs.len(), &excluded));
         let mut seen = BTreeSet::new();
         candidates.retain(|port| seen.insert(*port));
         Self { request, pairs, members, model, candidates }
     }
 
-    /// The evenest ports found, `None` if they are no better than the present ones or there are too few.
+    /// The most even ports found. `None`: they are not better than the present ones, or there are too few candidates.
     fn best(&self) -> Option<Vec<PortPair>> {
         if self.candidates.len() < self.pairs.len() {
             return None;
@@ -217,7 +218,7 @@ impl<'a> Search<'a> {
                     chosen[at] = order[at];
                 }
             }
-            self.settle(&mut chosen);
+            self.descend(&mut chosen);
             let changed = chosen.iter().zip(self.pairs).filter(|(at, pair)| self.candidates[**at] != pair.b).count();
             let score = (self.cost(&chosen), changed);
             if best.as_ref().is_none_or(|(cost, changed, _)| score < (*cost, *changed)) {
@@ -229,10 +230,10 @@ impl<'a> Search<'a> {
         (changed > 0).then(|| chosen.iter().zip(self.pairs).map(pair).collect())
     }
 
-    /// Gives one tunnel after another the port that leaves the views the most even, until none gains by it.
-    fn settle(&self, chosen: &mut [usize]) {
+    /// Gives one tunnel after the other the port that makes the views most even, until no change helps.
+    fn descend(&self, chosen: &mut [usize]) {
         let mut cost = self.cost(chosen);
-        // Each round that goes on has lowered the cost, which is a small number.
+        // This ends: each further round has lowered the cost, which is a small number.
         while cost > 0 {
             let before = cost;
             for tunnel in 0..chosen.len() {
@@ -256,8 +257,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Tunnels on a wrong member, added up over all views; this site's own sending counts most, then what is known to
-    /// be the switch's hash.
+    /// How many tunnels are on a wrong member, added up over all views with weights. What this site sends has the
+    /// highest weight, then arrivals under known hashes.
     fn cost(&self, chosen: &[usize]) -> usize {
         let views = self.views();
         let mut cost = 0;
@@ -307,14 +308,14 @@ struct View {
     hash: fn(&Request, PortPair) -> u32,
 }
 
-/// What switches are known to do with ports, apart from the addresses, which are the same for all tunnels.
+/// Hashes of the ports that switches are known to use. Addresses are left out: they are the same for all tunnels.
 const OTHER_HASHES: [fn(&Request, PortPair) -> u32; 4] = [
-    // The XOR of both ports, as they are numbers, and without its lowest bit.
+    // The XOR of both ports as numbers, with and without its lowest bit.
     |_, pair| u32::from(pair.a ^ pair.b),
     |_, pair| u32::from(pair.a ^ pair.b) >> 1,
-    // The sender's port alone.
+    // The sender's port only.
     |_, pair| u32::from(pair.b),
-    // CRC-16 (CCITT) of both.
+    // CRC-16 (CCITT) of both ports.
     |_, pair| {
         let bytes = [pair.b.to_be_bytes(), pair.a.to_be_bytes()].concat();
         u32::from(bytes.iter().fold(0xffff_u16, |crc, byte| {

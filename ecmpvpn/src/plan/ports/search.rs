@@ -1,9 +1,10 @@
 //! Local search for ports with an even spread in all four views at once.
 //!
-//! A tunnel's ports fix its member in each view; wanted are N tunnels whose members are even in every view, with no
-//! port used twice at one end. Starting from equal ports, one tunnel after another takes the port, or swaps it with
-//! another tunnel, that leaves the views the most even; a rare random move leaves dead ends. Few ports near the base
-//! port are tried first, then more of them. The random numbers come from the request: same request, same ports.
+//! A tunnel's ports determine its member in each view. The search looks for N tunnels whose members are even in every
+//! view, with no port used twice at one end. It starts from equal ports. In each step one tunnel takes a free port, or
+//! swaps its port with another tunnel, so that the views become most even. A rare random step leads out of dead ends.
+//! Few ports near the base port are tried first, then more. The random numbers are seeded by the request: the same
+//! request gives the same ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,29 +12,30 @@ use super::{End, LOWEST_PORT, PortPair, RESERVED_PORTS};
 use crate::config::{MAX_MEMBERS, XmitHashPolicy};
 use crate::plan::bond_hash::{self, OuterFlow};
 
-/// Tries one after another: ports considered at either end beyond the number of tunnels, and steps a tunnel.
+/// The tries, in this order: number of candidate ports at each end beyond the number of tunnels, and steps for each
+/// tunnel.
 const TRIES: [(usize, usize); 8] =
     [(0, 24), (1, 24), (2, 24), (4, 24), (8, 16), (NEAR, 8), (NEAR + 24, 6), (NEAR + FAR, 4)];
 
-/// Candidates beyond the number of tunnels that are simply the nearest ports.
+/// Number of candidates beyond the number of tunnels that are simply the nearest ports.
 const NEAR: usize = 16;
 
-/// Candidates from further away, [`FAR_EACH`] of each 256 ports: with some addresses the upper byte that all near
-/// ports share makes the bytes of the hash add up to the same value, and no near port reaches certain members.
+/// Number of candidates from further away, [`FAR_EACH`] of each 256 ports. All near ports share their upper byte. With
+/// some addresses this makes the bytes of the hash add up to the same value, and no near port reaches certain members.
 const FAR: usize = 96;
 const FAR_EACH: usize = 4;
 
-/// One step in this many takes random ports in place of the best ones.
+/// One step in this many takes random ports instead of the best ones.
 const RANDOM_STEP: usize = 16;
 
-/// The ports that one end may use, nearest to `base` first: upwards, then downwards from it.
+/// The ports that one end may use, in the order of the search: from `base` upwards, then downwards.
 fn allowed(base: u16, excluded: &BTreeSet<u16>) -> impl Iterator<Item = u16> {
     (base..=u16::MAX)
         .chain((LOWEST_PORT..base).rev())
         .filter(|port| !RESERVED_PORTS.contains(port) && !excluded.contains(port))
 }
 
-/// The candidates near `base`, [`NEAR`] more than `tunnels` where there are as many.
+/// The candidates near `base`: [`NEAR`] more than `tunnels`, if there are as many.
 pub(super) fn near(base: u16, tunnels: usize, excluded: &BTreeSet<u16>) -> Vec<u16> {
     allowed(base, excluded).take(tunnels + NEAR).collect()
 }
@@ -49,7 +51,7 @@ fn far(base: u16, near: &[u16], excluded: &BTreeSet<u16>) -> Vec<u16> {
     far.take(FAR).collect()
 }
 
-/// The evenest pairs found, sorted; `ports` are either end's near candidates, at least `tunnels` each.
+/// The most even pairs found, sorted. `ports` has the near candidates of each end, at least `tunnels` each.
 pub(super) fn search(first: &End, second: &End, tunnels: usize, base: u16, mut ports: [Vec<u16>; 2]) -> Vec<PortPair> {
     let mut random = Random::new(first, second, tunnels, &ports);
     let mut best: Option<(u32, Vec<PortPair>)> = None;
@@ -68,7 +70,7 @@ pub(super) fn search(first: &End, second: &End, tunnels: usize, base: u16, mut p
         tried = width;
         let window = [&ports[0][..width.0], &ports[1][..width.1]];
         let mut state = State::new(Members::new(first, second, window), window, tunnels);
-        state.settle(tunnels * steps, &mut random);
+        state.descend(tunnels * steps, &mut random);
         if best.as_ref().is_none_or(|(excess, _)| state.excess() < *excess) {
             best = Some((state.excess(), state.pairs(window)));
         }
@@ -79,7 +81,7 @@ pub(super) fn search(first: &End, second: &End, tunnels: usize, base: u16, mut p
     best.map(|(_, pairs)| pairs).unwrap_or_default()
 }
 
-/// Each pair's member in each of the four views. A view that ports cannot change has one member.
+/// The member of each pair in each of the four views. A view that does not depend on ports counts as one member.
 struct Members {
     counts: [u8; 4],
     of_pair: Vec<[u8; 4]>,
@@ -95,7 +97,7 @@ impl Members {
             [count(first, second, 0), count(first, second, 1), count(second, first, 0), count(second, first, 1)];
         let hash = |from: &End, to: &End, sport, dport| {
             let flow = OuterFlow { src: from.address, dst: to.address, sport, dport, macs: None };
-            // Only `layer3+4` reads ports; the other views have one member, for which any hash will do.
+            // Only `layer3+4` reads ports. The other views have one member, so any hash will do.
             bond_hash::hash(XmitHashPolicy::Layer34, &flow).unwrap_or(0)
         };
         let mut of_pair = Vec::with_capacity(window[0].len() * window[1].len());
@@ -114,17 +116,17 @@ impl Members {
     }
 }
 
-/// A tunnel's ports, by position in the window.
+/// The ports of a tunnel, by position in the window.
 type Position = (usize, usize);
 
-/// The tunnels' present ports and what they come to.
+/// The present ports of the tunnels, and their spread.
 struct State {
     members: Members,
     tunnels: Vec<Position>,
-    /// Ports that no tunnel has, at either end.
+    /// Ports without a tunnel, at each end.
     free: [Vec<usize>; 2],
     loads: [[u32; MAX_MEMBERS as usize]; 4],
-    /// The sum of all loads squared, and what it is when every view is even. It is least exactly then.
+    /// The sum of the squares of all loads, and its value when every view is even. The sum is smallest exactly then.
     squares: u32,
     least: u32,
 }
@@ -132,14 +134,14 @@ struct State {
 /// A change of one tunnel's ports.
 #[derive(Clone, Copy)]
 enum Move {
-    /// To free ports: positions in the lists of free ports, `None` for the port that it has.
+    /// To free ports, by position in the lists of free ports. `None`: this port stays.
     Relocate(Option<usize>, Option<usize>),
-    /// This tunnel's port at the second end becomes the other's, and the other way round.
+    /// The two tunnels exchange their ports at the second end.
     Swap(usize),
 }
 
 impl State {
-    /// Starts with the nearest ports, the same at both ends where that is possible.
+    /// Starts with the nearest ports, the same at both ends if possible.
     fn new(members: Members, window: [&[u16]; 2], tunnels: usize) -> Self {
         let total = u32::try_from(tunnels).expect("at most MAX_TUNNELS_PER_PEER");
         let least = members.counts.iter().map(|&count| {
@@ -160,7 +162,7 @@ impl State {
         state
     }
 
-    /// 0 exactly when every view is even.
+    /// 0 if and only if every view is even.
     fn excess(&self) -> u32 {
         self.squares - self.least
     }
@@ -172,7 +174,7 @@ impl State {
         pairs
     }
 
-    /// What a tunnel at `at` would add to the squares.
+    /// What a tunnel at `at` would add to `squares`.
     fn cost(&self, at: Position) -> u32 {
         let members = self.members.of(at);
         (0..4).map(|view| 2 * self.loads[view][usize::from(members[view])] + 1).sum()
@@ -226,8 +228,8 @@ impl State {
         self.make(tunnel, change);
     }
 
-    /// Makes the views more even until they are perfect or the steps are used up; ends at the evenest state seen.
-    fn settle(&mut self, steps: usize, random: &mut Random) {
+    /// Makes the views more even until they are perfect or the steps are used up. Ends in the most even state seen.
+    fn descend(&mut self, steps: usize, random: &mut Random) {
         let mut best = (self.squares, self.tunnels.clone(), self.free.clone());
         for _ in 0..steps {
             if self.excess() == 0 {
@@ -254,8 +256,8 @@ impl State {
         }
     }
 
-    /// Makes the change of `tunnel` that leaves the views the most even, a random one of several such, unless all
-    /// changes make them less even.
+    /// Makes the change of `tunnel` that makes the views most even; one at random if several are equally good. Does
+    /// nothing if all changes make them less even.
     fn improve(&mut self, tunnel: usize, random: &mut Random) {
         let at = self.tunnels[tunnel];
         let before = self.squares;
@@ -287,7 +289,7 @@ impl State {
     }
 }
 
-/// The best change seen, each of several equals with the same chance.
+/// The best change seen. Each of several equal ones has the same chance.
 struct Best {
     squares: u32,
     change: Option<Move>,
@@ -339,7 +341,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`, which is not 0.
+    /// A number below `bound`, which must not be 0.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }

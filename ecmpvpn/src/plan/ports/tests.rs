@@ -23,7 +23,7 @@ fn assert_distinct(pairs: &[PortPair]) {
     }
 }
 
-/// 10,000 random endpoint pairs: every plan is valid, and as even as can be in all four views.
+/// 10,000 random endpoint pairs: every plan is valid, and as even as possible in all four views.
 #[test]
 fn ten_thousand_random_plans_are_even() {
     let addresses = prop_oneof![
@@ -47,7 +47,7 @@ fn ten_thousand_random_plans_are_even() {
     });
 }
 
-/// The recipe of the lab: nothing gained, and what the planner puts in its place.
+/// The lab's usual recipe: it gains nothing, and the planner finds better ports.
 #[test]
 fn equal_ports_miss_and_planned_ports_do_not() {
     let request = request("10.2.3.4", "10.2.3.5", (3, 3), 3);
@@ -100,12 +100,12 @@ fn excluded_and_reserved_ports_are_skipped() {
     assert_eq!(plan(&swapped), Err(PortError::TooFewPorts { side: Side::A, available: 1, desired: 8 }));
 }
 
-/// Only two ports are left at either end, and they cannot be even: the plan is the best there is and says what it
+/// Only four ports are left at each end, and they cannot be even: the plan is the best possible, and reports its
 /// misses.
 #[test]
-fn an_impossible_spread_is_told() {
+fn an_impossible_spread_is_reported() {
     let mut request = request("10.2.3.4", "10.5.6.7", (4, 4), 4);
-    // Four ports whose low three bits are alike have one XOR, hence one member of four.
+    // Four ports with the same low three bits have the same XOR, hence the same one of four members.
     let left = [52000, 52008, 52016, 52024];
     for end in [&mut request.a, &mut request.b] {
         end.excluded = (0..=u16::MAX).filter(|port| !left.contains(port)).collect();

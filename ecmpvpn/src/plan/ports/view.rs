@@ -1,10 +1,10 @@
-//! How tunnels lie on the members that one end sends on.
+//! How tunnels spread over the members that one end sends on.
 
 use super::{End, PortPair, Request};
 use crate::config::XmitHashPolicy;
 use crate::plan::bond_hash::{self, Member, OuterFlow, Unknown};
 
-/// Which way packets go.
+/// The direction of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Sent by end A's bond.
@@ -16,26 +16,26 @@ pub enum Direction {
 /// The members that one end's bond sends the tunnels on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Which end sends.
+    /// The sending end.
     pub direction: Direction,
-    /// One member less than the end has.
+    /// With one member fewer than the end has.
     pub degraded: bool,
-    /// Usable members, if anything is known of the bond; 0 when the only one is down.
+    /// Number of usable members; 0 if the only one is down. Has no meaning if the bond is not known.
     pub members: u8,
-    /// Each tunnel's member, in the order of the pairs.
+    /// The member of each tunnel, in the order of the pairs.
     pub tunnels: Vec<Member>,
-    /// How many tunnels a member carries.
+    /// How many tunnels each member carries.
     pub spread: Spread,
 }
 
-/// How tunnels lie on members.
+/// How tunnels spread over members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// Tunnels of each member, by position.
+    /// Number of tunnels on each member, by position.
     Known(Vec<usize>),
-    /// The policy does not read ports: one member carries all tunnels, and which one is not known.
+    /// The policy does not read ports: one member carries all tunnels, but it is not known which one.
     OneOfThem(Unknown),
-    /// It cannot be known how they lie.
+    /// The spread cannot be known.
     Unknown(Unknown),
 }
 
@@ -57,7 +57,7 @@ impl View {
         Self { direction, degraded, members, tunnels, spread }
     }
 
-    /// The most and the fewest tunnels that any one member carries, where that is known.
+    /// The highest and lowest number of tunnels on one member, if known.
     pub fn max_min(&self) -> Option<(usize, usize)> {
         match &self.spread {
             Spread::Known(loads) => Some((loads.iter().copied().max()?, loads.iter().copied().min()?)),
@@ -66,7 +66,7 @@ impl View {
         }
     }
 
-    /// How many tunnels would have to move to another member for an even spread, where that is known.
+    /// How many tunnels would have to move to another member for an even spread, if known.
     pub fn miss(&self) -> Option<usize> {
         let count = usize::from(self.members);
         let mut loads = match &self.spread {
@@ -89,7 +89,7 @@ fn member(from: &End, to: &End, sport: u16, dport: u16, count: u8) -> Member {
         (_, None) => Member::Unknown(Unknown::Policy),
         (0, _) => Member::Unknown(Unknown::NoMember),
         (1, _) => Member::Index(0),
-        // `layer2` and `vlan+srcmac` read neither the addresses nor the ports that a translator changes.
+        // `layer2` and `vlan+srcmac` hash neither the addresses nor the ports that NAT changes.
         (_, Some(policy)) if to.rewritten && !matches!(policy, XmitHashPolicy::Layer2 | XmitHashPolicy::VlanSrcmac) => {
             Member::Unknown(Unknown::Rewritten)
         }
@@ -105,7 +105,8 @@ fn spread(members: u8, tunnels: &[Member]) -> Spread {
     for tunnel in tunnels {
         match *tunnel {
             Member::Index(index) => loads[usize::from(index)] += 1,
-            // Only policies that read no ports ask for these, so it is one member, whichever.
+            // Only policies that do not read ports need these, so all tunnels share one member, but it is not known
+            // which.
             Member::Unknown(why @ (Unknown::Macs | Unknown::Vlan)) => return Spread::OneOfThem(why),
             Member::Unknown(why) => return Spread::Unknown(why),
         }

@@ -1,4 +1,4 @@
-//! Which bit stands for which rule, and how to get from the rules in force to others.
+//! Which bit a rule has, and the steps from the rules in force to other rules.
 
 use std::ops::Range;
 
@@ -11,14 +11,14 @@ use crate::config::Rule;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there would be {count} rules and pins: at most {MAX_RULES} are possible; delete some first")]
 pub struct TooManyRules {
-    /// How many were asked for.
+    /// Number of requested rules.
     pub count: usize,
 }
 
-/// The first places of `rules`: evenly far apart.
+/// The first bits of `rules`: evenly distributed over all 64.
 ///
 /// # Errors
-/// There are too many.
+/// There are more than [`MAX_RULES`] rules.
 pub fn place(rules: &[Rule]) -> Result<Vec<Placed>, TooManyRules> {
     let count = fitting(rules)?;
     let bit = |at: u32| (2 * at + 1) * MAX_RULES / (2 * count);
@@ -30,22 +30,23 @@ fn fitting(rules: &[Rule]) -> Result<u32, TooManyRules> {
     u32::try_from(rules.len()).ok().filter(|count| *count <= MAX_RULES).ok_or(too_many)
 }
 
-/// A rule on the way from what is in force to what is wanted.
+/// A rule between the state in force and the desired state.
 #[derive(Clone)]
 struct Item {
     placed: Placed,
-    /// Its position among the wanted rules; `None`: it goes.
+    /// Its position among the desired rules. `None`: it will be removed.
     desired: Option<usize>,
 }
 
-/// The way from the rules in force to `desired`, both written the canonical way: what is in force after each step, the
-/// last being what is wanted. In no step does a bit change its rule, and what stays keeps its bit where it can.
+/// The steps from the rules in force to `desired`, both in canonical form. Each element is the rules in force after a
+/// step; the last one is `desired`. No step gives a bit that is in use to another rule. A rule that stays keeps its bit
+/// if possible.
 ///
 /// # Errors
-/// There are too many.
+/// There are more than [`MAX_RULES`] rules.
 pub fn steps(from: &[Placed], desired: &[Rule]) -> Result<Vec<Vec<Placed>>, TooManyRules> {
     fitting(desired)?;
-    let kept = kept(from, desired);
+    let kept = kept_places(from, desired);
     let desired_at = |at: usize| kept.iter().position(|kept| *kept == Some(at));
     let mut now: Vec<Item> =
         (0..).zip(from).map(|(at, placed)| Item { placed: placed.clone(), desired: desired_at(at) }).collect();
@@ -77,8 +78,8 @@ fn in_force(now: &[Item]) -> Vec<Placed> {
     now.iter().map(|item| item.placed.clone()).collect()
 }
 
-/// For each wanted rule the place of the one in force that it goes on with: a longest common subsequence.
-fn kept(from: &[Placed], desired: &[Rule]) -> Vec<Option<usize>> {
+/// For each desired rule, the position of the same rule in force, if it is kept: a longest common subsequence.
+fn kept_places(from: &[Placed], desired: &[Rule]) -> Vec<Option<usize>> {
     let mut longest = vec![vec![0u32; from.len() + 1]; desired.len() + 1];
     for (w, rule) in desired.iter().enumerate().rev() {
         for (f, placed) in from.iter().enumerate().rev() {
@@ -99,13 +100,14 @@ fn kept(from: &[Placed], desired: &[Rule]) -> Vec<Option<usize>> {
     kept
 }
 
-/// Free bits between the rules before and behind the position `at`.
+/// The free bits between the rules before and after position `at`.
 fn gap(now: &[Item], at: usize) -> Range<u32> {
     let low = at.checked_sub(1).map_or(0, |before| now[before].placed.bit + 1);
     low..now.get(at).map_or(MAX_RULES, |behind| behind.placed.bit)
 }
 
-/// The bit of a rule that comes into a gap. At the ends most of the gap is left for others to come.
+/// The bit for a rule that is inserted into a gap. Before the first and after the last rule, most of the gap stays free
+/// for later rules.
 fn chosen(free: &Range<u32>, first: bool, last: bool) -> u32 {
     let length = free.end - free.start;
     match (first, last) {
@@ -115,7 +117,7 @@ fn chosen(free: &Range<u32>, first: bool, last: bool) -> u32 {
     }
 }
 
-/// Moves the rules next to the position `at` aside, one by one and a step each, towards the nearest free bit.
+/// Moves the rules next to position `at` towards the nearest free bit, one rule in each step.
 fn make_room(now: &mut [Item], at: usize, steps: &mut Vec<Vec<Placed>>) {
     let run = |behind: bool| {
         let mut length = 0;

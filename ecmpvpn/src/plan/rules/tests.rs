@@ -1,8 +1,8 @@
-//! Tables against a naive look at each rule; the way from rules to other rules.
+//! Compares the tables with a naive check of each rule; tests the steps from rules to other rules.
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::layout::{Address, Bucket, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters};
+use ecmpvpn_common::layout::{Address, Bucket, Load, Path, Peer, RuleSet, Settings, Tunnel, TunnelCounters, TunnelId};
 use ecmpvpn_common::packet::{Packet, parse};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::shared::Shared;
@@ -18,7 +18,7 @@ fn name(text: &str) -> InterfaceName {
     InterfaceName::new(text).unwrap()
 }
 
-/// Two peers; a slot of the first is empty.
+/// Two peers; one slot of the first is empty.
 fn names() -> TunnelNames {
     vec![vec![Some(name("wg0")), None, Some(name("wg1"))], vec![Some(name("wgc0"))]]
 }
@@ -68,7 +68,7 @@ prop_compose! {
     }
 }
 
-/// What a packet has, and the packet.
+/// The fields of a packet, and its bytes.
 #[derive(Clone, Debug)]
 struct Sent {
     src: IpAddr,
@@ -108,7 +108,7 @@ prop_compose! {
             }
             _ => unreachable!("both are of one family"),
         };
-        // Ports 0 and 0 are none.
+        // Ports 0 and 0 mean that there are none.
         let ports = Some((sport, dport)).filter(|ports| has_ports && *ports != (0, 0));
         Sent { src, dst, proto, ports, dscp, mark, bytes }
     }
@@ -126,7 +126,7 @@ impl Packet for Sent {
     }
 }
 
-/// Looks at everything that the rule asks for.
+/// Checks every condition of the rule.
 fn meets(rule: &Rule, sent: &Sent) -> bool {
     let port = |ranges: &[(u16, u16)], port: fn((u16, u16)) -> u16| {
         ranges.is_empty()
@@ -141,7 +141,7 @@ fn meets(rule: &Rule, sent: &Sent) -> bool {
         && port(&rule.dst_ports, |ports| ports.1)
 }
 
-/// The tables as the decision looks them up; only the rules' part.
+/// Only the part of the tables that rules need.
 struct Looked<'a> {
     tables: &'a RuleTables,
     fields: Vec<RuleSet>,
@@ -170,20 +170,20 @@ impl Tables for Looked<'_> {
     fn peer(&self, _: u32) -> Option<&Peer> {
         None
     }
-    fn tunnel(&self, _: u32) -> Option<&Tunnel> {
+    fn tunnel(&self, _: TunnelId) -> Option<&Tunnel> {
         None
     }
     fn bucket(&self, _: u32) -> Option<&Bucket> {
         None
     }
-    fn load(&self, _: u32) -> Option<&Load> {
+    fn load(&self, _: TunnelId) -> Option<&Load> {
         None
     }
-    fn counted<R>(&self, _: u32, _: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn counted<R>(&self, _: TunnelId, _: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         None
     }
 
-    fn path(&self, _: u32) -> Option<&Path> {
+    fn path(&self, _: u32, _: u32) -> Option<&Path> {
         None
     }
     fn rule(&self, _: u32) -> Option<&ecmpvpn_common::layout::Rule> {
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn each_step_is_sound_and_the_last_is_what_is_wanted(
+    fn each_step_is_valid_and_the_last_is_the_desired_list(
         first in vec(0u32..40, 0..=64), edits in vec((any::<bool>(), any::<prop::sample::Index>(), 0u32..40), 1..80),
     ) {
         let rule = |mark: u32| Rule { fwmark: Some(mark), ..Rule::default() };
@@ -289,13 +289,13 @@ fn a_rule_in_front_leaves_the_others_their_bits() {
 }
 
 #[test]
-fn others_wanted_altogether_are_put_in_beside_those_in_force() {
+fn a_different_list_is_put_in_beside_the_rules_in_force() {
     let rules = |marks: std::ops::Range<u32>| {
         marks.map(|mark| Rule { fwmark: Some(mark), ..Rule::default() }).collect::<Vec<_>>()
     };
     let now = place(&rules(0..30)).unwrap();
     assert_eq!(steps(&now, &rules(100..130)).unwrap().last().unwrap().len(), 30);
-    // Both together do not fit: the former go first.
+    // Both sets together do not fit: the former rules are removed first.
     let both = steps(&now, &rules(100..140)).unwrap();
     assert_eq!((both[0].len(), both.last().unwrap().len()), (0, 40));
 }

@@ -1,4 +1,4 @@
-//! Where tunnels truly arrive, beside where they were predicted to, and what the other site can do about it.
+//! Where tunnels really arrive, compared with the prediction, and what the other site can change.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,42 +10,40 @@ use crate::plan::measured::Measured;
 use crate::plan::ports::PortPair;
 use crate::plan::ports::replan::{Finding, Proposal, Replan, is_relabelling};
 
-/// A measurement older than this is said to be old.
+/// The age of a measurement is reported if it is above this.
 const OLD: Duration = Duration::from_secs(60);
 
-/// What was measured of the tunnels to one peer, and what follows from it.
+/// The measured arrivals of the tunnels to one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrivals {
-    /// Where they arrive.
     pub measured: Measured,
-    /// What the other site should change, if that was asked for.
+    /// What the other site should change; `None` without `--replan-rx`.
     pub replan: Option<Replan>,
 }
 
-/// A setting that one of the two sites is to change.
+/// A setting that one of the two sites should change.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Setting {
-    /// The site.
     pub site: String,
-    /// The tunnel, by this site's name for it.
+    /// The tunnel, by its name at this site.
     pub tunnel: String,
-    /// The key in the site's configuration.
+    /// The key in that site's configuration.
     pub key: &'static str,
-    /// What it is now.
+    /// The present value.
     pub from: u16,
-    /// What it should be.
+    /// The new value.
     pub to: u16,
 }
 
 impl Peer {
-    /// Position of the member, or of several, that a tunnel arrives on, and its packets there.
+    /// The position of the member that a tunnel arrives on (or positions, separated by commas), and its packets there.
     pub(super) fn arrival(&self, tunnel: usize) -> Option<(String, u64)> {
         let found = self.arrivals.as_ref()?.measured.tunnels.get(tunnel);
         let on: Vec<String> = found.map(|found| found.on.iter().map(u8::to_string).collect()).unwrap_or_default();
         Some((if on.is_empty() { "?".to_owned() } else { on.join(",") }, found.map_or(0, |found| found.packets)))
     }
 
-    /// What to think of the measurement, in one sentence without a full stop.
+    /// The verdict on the measurement, in one sentence without a full stop.
     pub fn arrival_verdict(&self) -> Option<String> {
         let measured = &self.arrivals.as_ref()?.measured;
         let names = |desired: fn(usize) -> bool| -> Vec<&str> {
@@ -69,8 +67,8 @@ impl Peer {
         }
         if !several.is_empty() {
             clauses.push(format!(
-                "{} arrive on several members each: the sender hashes what is inside of the tunnel, or has just changed \
-                 its mind",
+                "{} arrive on several members each: the sender hashes what is inside the tunnel, or its hash has just \
+                 changed",
                 several.join(", ")
             ));
         }
@@ -81,7 +79,7 @@ impl Peer {
         Some(clauses.join("; "))
     }
 
-    /// Measured against predicted, of the tunnels that arrive on one member.
+    /// Compares measured with predicted members, for the tunnels that arrive on one member.
     fn compared(&self, measured: &Measured) -> Option<String> {
         let one = |at: usize| match measured.tunnels.get(at)?.on[..] {
             [member] => Some(member),
@@ -97,7 +95,7 @@ impl Peer {
         match predicted.filter(|_| comparable && !known.is_empty()) {
             Some(predicted) if predicted == on => Some(format!("{there}'s tunnels arrive as predicted")),
             Some(predicted) if is_relabelling(&predicted, &on) => {
-                Some(format!("{there}'s tunnels arrive as predicted, but for the order of the members"))
+                Some(format!("{there}'s tunnels arrive as predicted, except for the order of the members"))
             }
             Some(predicted) => {
                 let differ = |((at, member), predicted): (&(usize, u8), &u8)| {
@@ -112,13 +110,13 @@ impl Peer {
                 ))
             }
             None if policy.is_some_and(bond_hash::one_member_for_all) && on.windows(2).all(|two| two[0] == two[1]) => {
-                Some(format!("{there}'s tunnels share one member, as its policy has it"))
+                Some(format!("{there}'s tunnels share one member, as its policy determines"))
             }
             None => None,
         }
     }
 
-    /// That tunnels share members which could have members of their own.
+    /// Reports tunnels that share a member although they could have members of their own.
     fn collapsed(&self, measured: &Measured) -> Option<String> {
         let loads = measured.loads();
         let count: usize = loads.iter().sum();
@@ -130,7 +128,7 @@ impl Peer {
         let member = loads.iter().position(|load| *load == fullest)?;
         let name = &measured.names[member];
         let hint = if self.arrivals.as_ref().is_some_and(|arrivals| arrivals.replan.is_none()) {
-            ": `ecmpvpn plan --replan-rx` tells what to do"
+            ": `ecmpvpn plan --replan-rx` says what to do"
         } else {
             ""
         };
@@ -141,7 +139,7 @@ impl Peer {
         })
     }
 
-    /// What the two sites are to change for a proposal: the other site its listen ports, this one where it sends to.
+    /// What the two sites must change for a proposal: the other site its listen ports, this site its remote ports.
     pub fn settings(&self, proposal: &Proposal) -> Vec<Setting> {
         let tunnels = || self.names.iter().zip(self.plan.pairs.iter().zip(&proposal.plan.pairs));
         let setting = |site: &str, key, (name, (old, new)): (&String, (&PortPair, &PortPair))| {
@@ -152,7 +150,7 @@ impl Peer {
         there.chain(tunnels().filter_map(|tunnel| setting(&self.here, "remote_port", tunnel))).collect()
     }
 
-    /// What to do about the arrivals, in one paragraph, and the settings to change below it.
+    /// What to do about the arrivals, in one paragraph, followed by the settings to change.
     pub fn replan_text(&self) -> Option<String> {
         let replan = self.arrivals.as_ref()?.replan.as_ref()?;
         let mut text = self.finding(replan);
@@ -193,7 +191,7 @@ impl Peer {
         let there = &self.there;
         let loads: Vec<String> = replan.loads.iter().map(usize::to_string).collect();
         let loads = loads.join("/");
-        // Where the far bond is cabled to this one it is its own switch.
+        // If the two bonds are cabled to each other, the far bond itself is the switch.
         let own = match self.request.b.policy {
             Some(policy) if !bond_hash::reads_ports(policy) => {
                 format!(
@@ -221,12 +219,12 @@ impl Peer {
             ),
             Finding::Layer34OrBlind => format!(
                 "replan: all {count} tunnels arrive on one member. With these ports a layer3+4 hash like Linux's does that, \
-                 and so does a switch that hashes addresses only. These ports tell which: if the tunnels still share one \
+                 and so does a switch that hashes addresses only. These ports show which: if the tunnels still share one \
                  member with them, no ports help: {REMEDY}{own}"
             ),
             Finding::Blind { one_in } => {
                 let chance = if replan.proposal.is_some() {
-                    format!("; one that reads ports would do it by chance once in {one_in}: these ports tell")
+                    format!("; one that reads ports would do it by chance once in {one_in}: these ports show which")
                 } else {
                     String::new()
                 };
@@ -242,7 +240,7 @@ impl Peer {
         }
     }
 
-    /// The member that a tunnel is measured to arrive on, if it is one.
+    /// The member that a tunnel was measured to arrive on, if it is only one.
     pub(super) fn rx_member_measured(&self, tunnel: usize) -> Option<Member> {
         match self.arrivals.as_ref()?.measured.tunnels.get(tunnel)?.on[..] {
             [member] => Some(Member::Index(member)),

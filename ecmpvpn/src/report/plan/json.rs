@@ -1,4 +1,4 @@
-//! `plan --json`. Members are counted from 0 in enslave order; `null`: cannot be known.
+//! The output of `plan --json`. Members are counted from 0 in enslave order; `null`: cannot be known.
 
 use serde::Serialize;
 
@@ -7,14 +7,13 @@ use crate::plan::bond_hash::Member;
 use crate::plan::ports::replan::Finding;
 use crate::plan::ports::{End, PortPair, PortPlan, View};
 
-/// The whole object.
 #[derive(Debug, Serialize)]
 pub struct Json {
-    /// Members of this site's bond; of several bonds, the largest.
+    /// Number of members of this site's bond; of several bonds, the largest.
     members: Option<u8>,
     tunnels: Vec<Tunnel>,
     spread: Spread,
-    /// What `run` would change; empty where there is no configuration.
+    /// What `run` would change. Empty if there is no configuration.
     changes: Vec<String>,
     peers: Vec<PeerJson>,
 }
@@ -29,20 +28,22 @@ struct Tunnel {
     tx_member: Option<u8>,
     /// The member of its own bond that the remote site sends on.
     rx_member: Option<u8>,
-    /// With `--measured`: the member of this site's bond that the tunnel arrives on; `null`: nothing came, or it arrives
-    /// on several.
+    /// With `--measured`: the member of this site's bond that the tunnel arrives on. `null`: nothing arrived, or it
+    /// arrives on several.
     rx_member_measured: Option<u8>,
     /// With `--measured`: every member that it arrives on now.
     rx_members_measured: Vec<String>,
-    /// With `--measured`: outer packets that these members have had of it.
+    /// With `--measured`: number of outer packets that arrived on these members.
     rx_packets_measured: u64,
-    /// By the member that is down: the member that this site sends on then. Empty: nothing is known of the bond.
+    /// The member that this site sends on while a member is down, by position of the member that is down. Empty:
+    /// nothing is known about the bond.
     tx_member_degraded: Vec<Option<u8>>,
-    /// By the member of the remote bond that is down: the member that the remote site sends on then.
+    /// The member that the remote site sends on while one of its members is down, by position of the member that is
+    /// down.
     rx_member_degraded: Vec<Option<u8>>,
 }
 
-/// The most and the fewest tunnels on any one member; of several peers, the worst.
+/// The highest and lowest number of tunnels on one member; of several peers, the worst.
 #[derive(Debug, Serialize)]
 struct Spread {
     tx_max: Option<usize>,
@@ -58,34 +59,34 @@ struct Spread {
 #[derive(Debug, Serialize)]
 struct PeerJson {
     name: String,
-    /// Members of the remote site's bond; `null`: not known.
+    /// Number of members of the remote site's bond; `null`: not known.
     members: Option<u8>,
     spread: Spread,
-    /// Tunnels on a wrong member, added up over both directions, with all members and with one fewer; 0: as even as
-    /// can be, as far as it is known.
+    /// Number of tunnels on a wrong member, added up over both directions, with all members and with one fewer. 0: as
+    /// even as possible, as far as is known.
     misses: usize,
-    /// Whether both directions are known and as even as can be.
+    /// Whether both directions are known and as even as possible.
     perfect: bool,
     verdict: String,
-    /// Ports that would spread the tunnels more evenly; empty: there are none.
+    /// Ports with a more even spread. Empty: none were found.
     better: Vec<Ports>,
-    /// With `--measured`: what to think of where the tunnels arrive.
+    /// With `--measured`: the verdict on where the tunnels arrive.
     measured: Option<String>,
-    /// With `--replan-rx`: what the other site should change, and this one with it.
+    /// With `--replan-rx`: what both sites should change.
     replan: Option<ReplanJson>,
 }
 
 #[derive(Debug, Serialize)]
 struct ReplanJson {
-    /// `one_member`, `unmeasured`, `several`, `even`, `layer3+4`, `layer3+4_or_addresses`, `addresses` or `unknown`: what
-    /// the arrivals fit.
+    /// What the arrivals fit: `one_member`, `unmeasured`, `several`, `even`, `layer3+4`, `layer3+4_or_addresses`,
+    /// `addresses` or `unknown`.
     finding: &'static str,
     verdict: String,
-    /// Tunnels that arrive on each member.
+    /// Number of tunnels that arrive on each member.
     loads: Vec<usize>,
-    /// Whether it is not known if the ports help.
+    /// `true`: it is not known whether the ports help.
     trial: bool,
-    /// All tunnels' ports, those that stay too; empty: no ports are proposed.
+    /// The ports of all tunnels, also those that stay. Empty: no ports are proposed.
     ports: Vec<Ports>,
     changes: Vec<Setting>,
 }
@@ -97,7 +98,7 @@ struct Ports {
 }
 
 impl Report {
-    /// The report as `--json` prints it.
+    /// The report in the form that `--json` prints.
     pub fn json(&self) -> Json {
         Json {
             members: self.peers.iter().filter_map(|peer| members(&peer.request.a)).max(),
@@ -200,7 +201,7 @@ fn tunnels(peer: &Peer) -> impl Iterator<Item = Tunnel> {
     })
 }
 
-/// The hash chooses among the members that are left, which close ranks: with `down` gone, those behind it move up.
+/// The hash chooses among the remaining members. With `down` gone, the members after it move up by one.
 fn by_failure(members: Option<u8>, degraded: &View, tunnel: usize) -> Vec<Option<u8>> {
     let left = degraded.tunnels[tunnel].index();
     (0..members.unwrap_or(0)).map(|down| left.map(|index| index + u8::from(index >= down))).collect()

@@ -1,4 +1,4 @@
-//! What `ecmpvpn plan` shows. The JSON is a contract: fields are only ever added.
+//! The output of `ecmpvpn plan`. The JSON is a contract: fields are only ever added.
 
 mod arrivals;
 mod json;
@@ -16,35 +16,34 @@ use crate::plan::ports::{self, Better, End, LocalBond, PortError, PortPlan, Requ
 pub use arrivals::{Arrivals, Setting};
 pub use json::Json;
 
-/// Everything that `plan` tells of one site.
+/// The plan of one site.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The remote sites, at least one.
+    /// At least one.
     pub peers: Vec<Peer>,
-    /// What `run` would change, one sentence each; `None` where there is no configuration.
+    /// What `run` would change, one sentence each. `None`: there is no configuration, or it cannot be determined.
     pub changes: Option<Vec<String>>,
 }
 
 /// The tunnels to one remote site. End A is this site.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// What this site is called.
+    /// Name of this site.
     pub here: String,
-    /// What the remote site is called.
+    /// Name of the remote site.
     pub there: String,
-    /// The two ends.
     pub request: Request,
-    /// The tunnels' names, in the order of the pairs.
+    /// Names of the tunnels, in the order of the pairs.
     pub names: Vec<String>,
-    /// The ports, and what comes of them.
+    /// The ports and their spread.
     pub plan: PortPlan,
-    /// Ports that would spread the tunnels more evenly.
+    /// Ports with a more even spread.
     pub better: Option<Better>,
-    /// Where the tunnels truly arrive, if that was measured.
+    /// Where the tunnels really arrive, if it was measured.
     pub arrivals: Option<Arrivals>,
 }
 
-/// For people.
+/// The text for a terminal.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, peer) in self.peers.iter().enumerate() {
@@ -75,15 +74,15 @@ impl fmt::Display for Peer {
 }
 
 impl Report {
-    /// What is to be said against the ports, one sentence a peer that there is something to say of.
+    /// One sentence for each peer whose ports can be improved.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         self.peers.iter().filter_map(Peer::warning)
     }
 }
 
 impl Peer {
-    /// The tunnels to `peer`, one of `config`'s. `local` is the bond that leads there, if it is known; `in_use` are UDP
-    /// ports that sockets on this host have, the tunnels' own among them or not.
+    /// Judges the tunnels to `peer`, one of `config`'s peers. `local` is the bond that leads there, if it is known.
+    /// `in_use` has the UDP ports of sockets on this host; the tunnels' own ports may be among them.
     pub fn configured(
         config: &Config,
         peer: &config::Peer,
@@ -107,7 +106,7 @@ impl Peer {
         })
     }
 
-    /// The verdict, where tunnels share a member while another has room, or other ports would be better.
+    /// The verdict, if tunnels share a member while another member has room, or other ports would be better.
     pub fn warning(&self) -> Option<String> {
         let shares = self.plan.views.iter().any(|view| !view.degraded && view.miss() > Some(0));
         (shares || self.better.is_some()).then(|| format!("the tunnels to {}: {}", self.there, self.verdict()))
@@ -133,30 +132,30 @@ impl Peer {
             table.set_header(header);
         }
         for (at, (name, pair)) in self.names.iter().zip(&self.plan.pairs).enumerate() {
-            let mut row = Row::from([Cell::new(name), right(pair.a), right(pair.b)]);
+            let mut row = Row::from([Cell::new(name), right_aligned(pair.a), right_aligned(pair.b)]);
             for view in [out, out_less, back, back_less] {
-                row.add_cell(right(member(view, at)));
+                row.add_cell(right_aligned(member(view, at)));
             }
             if let Some((on, packets)) = self.arrival(at) {
-                row.add_cell(right(on));
-                row.add_cell(right(packets));
+                row.add_cell(right_aligned(on));
+                row.add_cell(right_aligned(packets));
             }
             table.add_row(row);
         }
         let mut row = Row::from([Cell::new("tunnels a member"), Cell::new(""), Cell::new("")]);
         for view in [out, out_less, back, back_less] {
-            row.add_cell(right(loads(view)));
+            row.add_cell(right_aligned(loads(view)));
         }
         if let Some(arrivals) = &self.arrivals {
             let loads: Vec<String> = arrivals.measured.loads().iter().map(usize::to_string).collect();
-            row.add_cell(right(loads.join("/")));
+            row.add_cell(right_aligned(loads.join("/")));
         }
         table.add_row(row);
         table
     }
 }
 
-fn right(value: impl fmt::Display) -> Cell {
+fn right_aligned(value: impl fmt::Display) -> Cell {
     Cell::new(value).set_alignment(CellAlignment::Right)
 }
 

@@ -36,7 +36,7 @@ fn planned(request: Request) -> Peer {
     peer(request, plan)
 }
 
-/// Equal ports at both ends of the lab's bonds: the recipe that everybody follows.
+/// The usual recipe: equal ports at both ends of the lab's bonds.
 fn recipe() -> Peer {
     judged(request((3, 3), (LAYER34, LAYER34)), &[(5000, 5000), (5001, 5001), (5002, 5002)])
 }
@@ -78,7 +78,7 @@ fn the_json_is_the_contract() {
     let tunnel = |name, port| {
         json!({
             "name": name, "peer": "B", "listen_port": port, "remote_port": port, "tx_member": 0, "rx_member": 0,
-            // With member 0 down, member 1 is the first that is left.
+            // With member 0 down, member 1 is the first remaining one.
             "tx_member_degraded": [1, 0, 0], "rx_member_degraded": [1, 0, 0],
             "rx_member_measured": null, "rx_members_measured": [], "rx_packets_measured": 0,
         })
@@ -109,7 +109,7 @@ fn what_cannot_be_known_is_null() {
     let json = serde_json::to_value(Report { peers: vec![unknown], changes: None }.json()).unwrap();
     let tunnel = &json["tunnels"][0];
     assert_eq!(tunnel["tx_member"], json!(null));
-    // With one of the two members down there is nothing left to choose.
+    // With one of the two members down there is no choice.
     assert_eq!(tunnel["tx_member_degraded"], json!([1, 0]));
     assert_eq!((&tunnel["rx_member"], &tunnel["rx_member_degraded"]), (&json!(0), &json!([null])));
     assert_eq!((&json["spread"]["tx_max"], &json["spread"]["rx_max"]), (&json!(null), &json!(1)));
@@ -149,7 +149,7 @@ fn verdicts() {
         ),
         (
             planned(translated),
-            "A spreads the 2 tunnels evenly, also with one member down; which members B sends on cannot be told: \
+            "A spreads the 2 tunnels evenly, also with one member down; which members B sends on cannot be predicted: \
              addresses or ports are rewritten between the ends",
         ),
         (planned(one), "one tunnel uses one member of 4: plan 4 tunnels or more"),
@@ -159,7 +159,7 @@ fn verdicts() {
         ),
         (
             judged(unknown, &[(5000, 5000), (5001, 5001), (5002, 5002)]),
-            "A sends all 3 tunnels on member 0; which members B sends on cannot be told: nothing is known of its \
+            "A sends all 3 tunnels on member 0; which members B sends on cannot be predicted: nothing is known of its \
              bond; describe it in the configuration, under [bond] for this site and as remote_bond for a peer; use",
         ),
     ];
@@ -175,9 +175,9 @@ fn verdicts() {
     }
 }
 
-/// Equal ports that are even with all three members and not with two: the failure is told beforehand.
+/// Ports that are even with all three members but not with two: this is reported beforehand.
 #[test]
-fn a_spread_that_a_failure_breaks_is_told() {
+fn a_spread_that_a_failure_breaks_is_reported() {
     let all = request((3, 3), (LAYER34, LAYER34));
     let broken = (0..64).find_map(|shift| {
         let pairs = [(5000, 5000), (5002, 5000 + shift + 1), (5004, 5000 + shift + 2)];
@@ -192,7 +192,7 @@ fn a_spread_that_a_failure_breaks_is_told() {
 }
 
 #[test]
-fn ports_that_cannot_be_bettered_are_told() {
+fn ports_that_cannot_be_improved_are_reported() {
     let mut stuck = request((4, 4), (LAYER34, LAYER34));
     let left = [52000, 52008, 52016, 52024];
     for end in [&mut stuck.a, &mut stuck.b] {
@@ -215,7 +215,7 @@ fn changes_are_listed() {
     assert!(report(Some(changes)).ends_with("\n\n`run` would change:\n  create wg0\n  create ecmp0"));
 }
 
-/// A peer with what was measured of it: the members that each tunnel arrives on.
+/// A peer with measured arrivals: `on` has the members that each tunnel arrives on.
 fn measured(mut peer: Peer, on: &[&[u8]], replanned: bool) -> Peer {
     let tunnel = |on: &&[u8]| Tunnel { on: on.to_vec(), packets: 100, age: Some(Duration::from_secs(1)) };
     let names = (0..peer.request.a.members).map(|at| format!("eno{at}")).collect();
@@ -248,7 +248,7 @@ fn the_measurement_is_held_against_the_prediction() {
     let spread = || judged(request((3, 3), (LAYER34, LAYER34)), &[(5000, 5000), (5002, 5001), (5004, 5004)]);
     let on: Vec<[u8; 1]> = spread().plan.views[2].tunnels.iter().map(|member| [member.index().unwrap()]).collect();
     let on: Vec<&[u8]> = on.iter().map(|on| &on[..]).collect();
-    let turned = [on[1], on[2], on[0]];
+    let rotated = [on[1], on[2], on[0]];
     let unknown = || {
         let mut peer = spread();
         peer.request.b = End::unknown(peer.request.b.address);
@@ -256,12 +256,12 @@ fn the_measurement_is_held_against_the_prediction() {
     };
     for (peer, on, expected) in [
         (spread(), &on[..], "measured, of 300 packets; B's tunnels arrive as predicted"),
-        (spread(), &turned[..], "B's tunnels arrive as predicted, but for the order of the members"),
+        (spread(), &rotated[..], "B's tunnels arrive as predicted, except for the order of the members"),
         (spread(), &[&[1][..], &[1], &[1]][..], "the switch before A, or B's bond, hashes otherwise than layer3+4: wg"),
         (
             spread(),
             &[&[1][..], &[1], &[1]][..],
-            "all 3 tunnels arrive on member 1 (eno1): `ecmpvpn plan --replan-rx` tells what to do",
+            "all 3 tunnels arrive on member 1 (eno1): `ecmpvpn plan --replan-rx` says what to do",
         ),
         (unknown(), &[&[1][..], &[1], &[0]][..], "2 of 3 tunnels arrive on member 1 (eno1) where 1 would be even"),
         (spread(), &[&[][..], &[], &[]][..], "no packet of any tunnel has arrived"),

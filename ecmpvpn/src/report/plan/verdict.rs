@@ -4,24 +4,25 @@ use super::Peer;
 use crate::plan::bond_hash::{self, Unknown};
 use crate::plan::ports::{End, PortPair, Side, Spread, View};
 
-/// What one end's sending comes to.
+/// How one end spreads the tunnels that it sends.
 enum Sending {
-    /// One member: nothing to spread over.
+    /// One member, so there is nothing to spread over.
     Plain,
-    /// As even as can be with all members and with one fewer.
+    /// As even as possible, with all members and with one fewer.
     Even,
-    /// Every tunnel on this member.
+    /// Every tunnel is on this member.
     AllOn(usize),
-    /// The fullest member's tunnels, and what would be even; with one member down only, or always.
+    /// The number of tunnels on the fullest member, and the number that would be even. `degraded`: only with one member
+    /// down.
     Uneven { fullest: usize, even: usize, degraded: bool },
-    /// Its policy reads no ports, so all tunnels share one member.
+    /// Its policy does not read ports, so all tunnels share one member.
     Blind,
-    /// It cannot be known.
+    /// The spread cannot be known.
     Unknown(Unknown),
 }
 
 impl Peer {
-    /// What to think of the ports, in one sentence without a full stop.
+    /// The verdict on the ports, in one sentence without a full stop.
     pub fn verdict(&self) -> String {
         let count = self.plan.pairs.len();
         let [out, out_less, back, back_less] = &self.plan.views;
@@ -51,7 +52,7 @@ impl Peer {
         clauses.join("; ")
     }
 
-    /// Fewer tunnels than members leave members unused, however well they are spread.
+    /// With fewer tunnels than members, some members stay unused, however well the tunnels are spread.
     fn too_few(&self) -> Option<String> {
         let count = self.plan.pairs.len();
         let ends = [&self.request.a, &self.request.b];
@@ -138,9 +139,9 @@ fn clause(name: &str, policy: &str, sending: &Sending, count: usize) -> Option<S
             "{name}'s {policy} spreads the inner flows of every tunnel over all members by itself, whatever the ports are"
         ),
         Sending::Unknown(Unknown::Policy) => format!(
-            "which members {name} sends on cannot be told: nothing is known of its bond; describe it in the configuration, \
-             under [bond] for this site and as remote_bond for a peer"
+            "which members {name} sends on cannot be predicted: nothing is known of its bond; describe it in the \
+             configuration, under [bond] for this site and as remote_bond for a peer"
         ),
-        Sending::Unknown(why) => format!("which members {name} sends on cannot be told: {why}"),
+        Sending::Unknown(why) => format!("which members {name} sends on cannot be predicted: {why}"),
     })
 }

@@ -1,4 +1,4 @@
-//! Long TCP flows: how much gets across.
+//! Measures the goodput of long TCP flows.
 
 use std::net::IpAddr;
 use std::path::Path as FsPath;
@@ -8,21 +8,21 @@ use lab::interrupt;
 use lab::traffic::{Path, TimedFlow, Timetable};
 use serde_json::{Value, json};
 
-use crate::contest::{Contest, Counters};
+use crate::arguments::{Arguments, Ends};
+use crate::comparison::{Comparison, Counters};
 use crate::draw;
-use crate::series::{Series, Wanted};
-use crate::{Arguments, Ends};
+use crate::series::{RowSpec, Series};
 
-/// One transfer.
+/// The result of one transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Mbit/s at the receiver.
+    /// Goodput at the receiver, Mbit/s.
     pub goodput: f64,
-    /// What the counters gained.
+    /// Increase of the counters during the transfer.
     pub gained: Counters,
 }
 
-/// All transfers that one seed drew, in the order of the series' rows.
+/// All transfers that one seed drew, in the order of the rows of the series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Repetition {
     pub number: u32,
@@ -31,7 +31,7 @@ pub struct Repetition {
 }
 
 impl Series {
-    /// Measures these repetitions: each stage's lab is built once.
+    /// Measures these repetitions. The lab of each stage is built once.
     pub fn measure(&self, arguments: &Arguments, program: &FsPath, numbers: &[u32]) -> Result<Vec<Repetition>> {
         let repetition = |number: &u32| Repetition {
             number: *number,
@@ -42,11 +42,11 @@ impl Series {
         for stage in &self.stages {
             eprintln!("==> {}: building two sites", self.title);
             let policy = stage.rows.iter().map(|row| row.policy).find(|policy| !policy.is_empty());
-            let contest = Contest::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.extra)?;
+            let comparison = Comparison::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.extra)?;
             for repetition in &mut repetitions {
                 for row in &stage.rows {
                     interrupt::check()?;
-                    let sample = self.sample(&contest, row, arguments.ends(), repetition.seed)?;
+                    let sample = self.sample(&comparison, row, arguments.ends(), repetition.seed)?;
                     eprintln!("    {}/{}: {}: {}", repetition.number, self.runs, row.name(), sample.words());
                     repetition.samples.push(sample);
                 }
@@ -55,15 +55,15 @@ impl Series {
         Ok(repetitions)
     }
 
-    /// One transfer, as the seed draws it.
-    fn sample(&self, contest: &Contest, row: &Wanted, ends: Ends, seed: u64) -> Result<Sample> {
-        let lab = &contest.lab;
+    /// Makes one transfer, as the seed draws it.
+    fn sample(&self, comparison: &Comparison, row: &RowSpec, ends: Ends, seed: u64) -> Result<Sample> {
+        let lab = &comparison.lab;
         let base = match ends {
             Ends::Gateways => lab.path_of_gateways_v4(),
             Ends::Hosts => lab.path_v4(),
         };
         if !row.policy.is_empty() {
-            contest.set_policy(row.policy)?;
+            comparison.set_policy(row.policy)?;
         }
         let [sources, destinations] = [0, 1].map(|site| draw::hosts(seed, lab.sites[site].number));
         for (ns, addresses) in [(base.from, &sources), (base.to, &destinations)] {
@@ -83,7 +83,7 @@ impl Series {
         let timetable = Timetable { flows: flows.collect(), window: self.window(&drawn), look: self.look };
         let mut gained = None;
         let mut goodput = 0.0;
-        contest.with(row.contestant, || {
+        comparison.with(row.method, || {
             let before = Counters::read(lab, base)?;
             goodput = timetable.run()?.goodput();
             interrupt::sleep(self.pause);
@@ -94,21 +94,21 @@ impl Series {
     }
 }
 
-impl Wanted {
-    /// For people.
+impl RowSpec {
+    /// A description for people.
     pub fn name(&self) -> String {
-        format!("{}, {} flow{}", self.contestant_name(), self.flows, if self.flows == 1 { "" } else { "s" })
+        format!("{}, {} flow{}", self.method_name(), self.flows, if self.flows == 1 { "" } else { "s" })
     }
 
-    /// The contestant, with its policy if it has one.
-    pub fn contestant_name(&self) -> String {
-        let name = self.contestant.name();
+    /// The name of the method, with its policy if it has one.
+    pub fn method_name(&self) -> String {
+        let name = self.method.name();
         if self.policy.is_empty() { name.to_owned() } else { format!("{name}, `{}`", self.policy) }
     }
 }
 
 impl Sample {
-    /// For people.
+    /// A description for people.
     pub fn words(&self) -> String {
         let shares: Vec<String> = self.gained.shares().iter().map(|share| format!("{share:.0}")).collect();
         let [at_gaps, while_busy] = self.gained.moves;
@@ -149,13 +149,13 @@ impl Sample {
 }
 
 impl Repetition {
-    /// What the report merges: of the series with this title.
+    /// The JSON that [`crate::report::merge`] reads. `title` is that of the series.
     pub fn json(&self, title: &str) -> Value {
         let samples: Vec<Value> = self.samples.iter().map(Sample::json).collect();
         json!({ "series": title, "repetition": self.number, "seed": self.seed, "samples": samples })
     }
 
-    /// Reads it back: the series' title too.
+    /// Reads the title of the series and the repetition from JSON.
     pub fn of_json(json: &Value) -> Option<(String, Self)> {
         let samples = json["samples"].as_array()?.iter().map(Sample::of_json).collect::<Option<_>>()?;
         let number = u32::try_from(json["repetition"].as_u64()?).ok()?;

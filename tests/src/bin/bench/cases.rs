@@ -1,48 +1,48 @@
-//! What the cases with long TCP flows measure: tables, the links and rows of each, and what is asked of them. Pure.
+//! The cases with long TCP flows: their tables, and the links, rows and targets of each. Pure.
 
 use std::time::Duration;
 
-use crate::contest::{Contestant, Links, MEMBERS, PAUSE};
-use crate::report::Target;
-use crate::series::{Coming, Series, Stage, Wanted};
-use crate::{Arguments, Case};
+use crate::arguments::{Arguments, Case};
+use crate::comparison::{Links, MEMBERS, Method, PAUSE};
+use crate::series::{Coming, RowSpec, Series, Stage};
+use crate::target::Target;
 
-/// The rates of the recipe that is published: there 10 flows went from 890 Mbit/s over one tunnel to 1,620 over three.
+/// Rate of the published recipe, Mbit/s. There, 10 flows reached 890 Mbit/s over one tunnel and 1,620 over three.
 const RECIPE_RATE: f64 = 1_000.0;
-/// Flows of the tables over all numbers of flows.
+/// Numbers of flows in the table of all policies.
 const FLOWS: [usize; 8] = [1, 2, 3, 4, 6, 10, 12, 48];
-/// Flows of the main table.
+/// Numbers of flows in the main table.
 const EVEN: [usize; 5] = [3, 4, 6, 12, 48];
-/// Flows of one that arrives and leaves.
+/// Number of flows that arrive and leave.
 const PASSING: usize = 30;
 const POLICIES: [&str; 4] = ["hash", "flowlet", "adaptive", "spray"];
 
-/// Between two transfers in simulated time, where it costs next to nothing: the daemon has forgotten what the last one
-/// carried.
+/// Pause between two transfers in simulated time, where a pause costs almost nothing. After it, the daemon has
+/// forgotten what the last transfer carried.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Repetitions unless a case asks for more.
+/// Repetitions, unless a case needs more.
 const RUNS: u32 = 5;
-/// Repetitions of the tables with the recipe in simulated time.
+/// Repetitions of the cases main and recipe in simulated time.
 const SEEDS: u32 = 20;
 
-fn one_tunnel(flows: usize, target: Option<Target>) -> Wanted {
-    Wanted { contestant: Contestant::OneTunnel, policy: "", flows, target }
+fn one_tunnel(flows: usize, target: Option<Target>) -> RowSpec {
+    RowSpec { method: Method::OneTunnel, policy: "", flows, target }
 }
 
-fn ecmp(flows: usize) -> Wanted {
-    Wanted { contestant: Contestant::Ecmp, policy: "", flows, target: None }
+fn ecmp(flows: usize) -> RowSpec {
+    RowSpec { method: Method::Ecmp, policy: "", flows, target: None }
 }
 
-fn recipe(flows: usize) -> Wanted {
-    Wanted { contestant: Contestant::EqualPorts, policy: "", flows, target: None }
+fn recipe(flows: usize) -> RowSpec {
+    RowSpec { method: Method::EqualPorts, policy: "", flows, target: None }
 }
 
-fn ours(policy: &'static str, flows: usize, target: Option<Target>) -> Wanted {
-    Wanted { contestant: Contestant::Ecmpvpn, policy, flows, target }
+fn ours(policy: &'static str, flows: usize, target: Option<Target>) -> RowSpec {
+    RowSpec { method: Method::Ecmpvpn, policy, flows, target }
 }
 
-/// What a case measures; nothing where it is not about long flows.
+/// The tables of a case. Empty if the case has no long flows.
 pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Series> {
     let rate = if case == Case::Recipe { arguments.rate_or(RECIPE_RATE) } else { arguments.rate() };
     let make = Make { arguments, rate };
@@ -65,7 +65,7 @@ pub fn of_case(case: Case, arguments: &Arguments) -> Vec<Series> {
     series
 }
 
-/// Makes series, all on links of one rate unless they say otherwise.
+/// Makes series. All links have the same rate, unless a series says otherwise.
 struct Make<'a> {
     arguments: &'a Arguments,
     rate: f64,
@@ -83,23 +83,23 @@ impl Make<'_> {
             runs: RUNS,
             seconds: self.arguments.seconds(),
             coming: Coming::Together,
-            // Half of the way there: else windows of flows that have none yet would not open.
+            // Half of the one-way delay: with a longer time, the windows of new flows would not open.
             look: self.links().wire.map_or(lab::traffic::LOOK, |wire| wire / 2),
             pause: if self.arguments.simulated { IDLE } else { PAUSE },
             settles: if self.arguments.simulated { 0.5 } else { 0.25 },
         }
     }
 
-    fn one_stage(&self, title: &str, links: Links, rows: Vec<Wanted>) -> Series {
+    fn one_stage(&self, title: &str, links: Links, rows: Vec<RowSpec>) -> Series {
         self.series(title, vec![Stage { links, rows }])
     }
 
-    /// All links filled by flows that leave none idle: in simulated time nothing but the links limits them.
+    /// The target for flows that can fill all links. In simulated time, only the links limit them.
     fn even(&self) -> Target {
         if self.arguments.simulated { Target::each(2.95) } else { Target::median(2.85) }
     }
 
-    /// One tunnel's own goodput: what headers leave of the link's rate.
+    /// The target for one tunnel alone: the link's rate without headers.
     fn alone(&self) -> Option<Target> {
         self.arguments.simulated.then(|| Target::between(0.91 * self.rate, 0.92 * self.rate))
     }
@@ -164,7 +164,7 @@ impl Make<'_> {
 
     fn unequal(&self) -> Series {
         let rates: Vec<f64> = [2.0, 2.0, 0.5].map(|share| share * self.rate).into();
-        // 0.9 of the sum, as a ratio to the first tunnel.
+        // 0.9 of the sum of the rates, as a ratio to the first tunnel.
         let target = Some(Target::median(0.9 * rates.iter().sum::<f64>() / rates[0]));
         let title = format!("adaptive, members of {} Mbit/s", listed(&rates));
         let rows = vec![one_tunnel(3, None), ecmp(12), ours("adaptive", 12, target)];
@@ -212,13 +212,13 @@ impl Make<'_> {
     }
 }
 
-/// Numbers as words.
+/// Numbers, separated by slashes.
 fn listed(numbers: &[f64]) -> String {
     if numbers.is_empty() { "0".to_owned() } else { numbers.iter().map(f64::to_string).collect::<Vec<_>>().join("/") }
 }
 
 impl Series {
-    /// Changes it as the options say.
+    /// Changes the series as the options say.
     fn apply(&mut self, arguments: &Arguments) {
         self.title += arguments.ends().words();
         self.runs = arguments.runs(self.runs);
@@ -232,34 +232,33 @@ impl Series {
     }
 }
 
-/// `rows` with other policies and numbers of flows, as the options say.
-fn applied(rows: &[Wanted], arguments: &Arguments) -> Vec<Wanted> {
+/// `rows` with the policies and numbers of flows of the options.
+fn applied(rows: &[RowSpec], arguments: &Arguments) -> Vec<RowSpec> {
     let mut applied = Vec::new();
-    let mut add = |row: Wanted| {
-        let same = |other: &Wanted| Wanted { target: None, ..*other } == Wanted { target: None, ..row };
+    let mut add = |row: RowSpec| {
+        let same = |other: &RowSpec| RowSpec { target: None, ..*other } == RowSpec { target: None, ..row };
         if !applied.iter().any(same) {
             applied.push(row);
         }
     };
     for row in rows {
         let mut row = *row;
-        match row.contestant {
-            Contestant::OneTunnel => {
+        match row.method {
+            Method::OneTunnel => {
                 add(row);
                 continue;
             }
-            Contestant::Ecmp | Contestant::EqualPorts if arguments.without_ecmp => continue,
-            Contestant::Ecmpvpn => row.policy = arguments.policy.unwrap_or(row.policy),
-            Contestant::Ecmp | Contestant::EqualPorts => {}
+            Method::Ecmp | Method::EqualPorts if arguments.without_ecmp => continue,
+            Method::Ecmpvpn => row.policy = arguments.policy.unwrap_or(row.policy),
+            Method::Ecmp | Method::EqualPorts => {}
         }
         if arguments.flows.is_empty() {
             add(row);
         }
         for flows in &arguments.flows {
-            let is_known = |known: &&Wanted| {
-                known.contestant == row.contestant && known.policy == row.policy && known.flows == *flows
-            };
-            add(Wanted { flows: *flows, target: rows.iter().find(is_known).and_then(|known| known.target), ..row });
+            let is_known =
+                |known: &&RowSpec| known.method == row.method && known.policy == row.policy && known.flows == *flows;
+            add(RowSpec { flows: *flows, target: rows.iter().find(is_known).and_then(|known| known.target), ..row });
         }
     }
     applied
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_recipe_runs_at_its_rates_unless_told_otherwise() {
+    fn the_recipe_runs_at_its_rates_by_default() {
         assert_eq!(series(Case::Recipe, "--simulated")[0].stages[0].links.rates, [1_000.0; 3]);
         assert_eq!(series(Case::Recipe, "--simulated --rate 50")[0].stages[0].links.rates, [50.0; 3]);
         assert_eq!(series(Case::Unequal, "--simulated")[0].stages[0].links.rates, [200.0, 200.0, 50.0]);
@@ -306,12 +305,12 @@ mod tests {
     fn options_change_rows_and_each_is_there_once() {
         let rows = |options| {
             let series = series(Case::Policies, options);
-            series[0].rows().map(|row| (row.contestant, row.policy, row.flows)).collect::<Vec<_>>()
+            series[0].rows().map(|row| (row.method, row.policy, row.flows)).collect::<Vec<_>>()
         };
         assert_eq!(rows("").len(), 1 + 8 * 5);
         let few = rows("--flows 3,7 --policy spray --without-ecmp");
-        let ours = |flows| (Contestant::Ecmpvpn, "spray", flows);
-        assert_eq!(few, [(Contestant::OneTunnel, "", 1), ours(3), ours(7)]);
+        let ours = |flows| (Method::Ecmpvpn, "spray", flows);
+        assert_eq!(few, [(Method::OneTunnel, "", 1), ours(3), ours(7)]);
         let without = series(Case::Main, "--without-ecmp");
         assert_eq!(without[0].stages.len(), 1, "no lab for rows that are left out");
     }

@@ -1,4 +1,4 @@
-//! Changes of policy while traffic flows: nothing is lost that the links did not lose, and `policy show` is true.
+//! Changes the policy while traffic flows. Only the links may lose packets, and `policy show` must be right.
 
 use std::path::Path;
 use std::thread;
@@ -10,22 +10,22 @@ use lab::sites::Lab;
 use lab::traffic::{ShortLoad, UdpLoad};
 use serde_json::{Value, json};
 
-use crate::Arguments;
-use crate::contest::{Contest, Links, PAUSE};
+use crate::arguments::Arguments;
+use crate::comparison::{Comparison, Links, PAUSE};
 use crate::report::{self, number, verdict};
 
-/// Changes a run, and the time that they are spread over.
+/// Number of changes in a run, and the time over which they are spread.
 const CHANGES: u32 = 100;
 const TIME: Duration = Duration::from_secs(10);
 const RUNS: u32 = 1;
-/// Both loads together fit one tunnel of 10 Mbit/s, whatever a change does.
+/// Both loads together fit into one tunnel of 10 Mbit/s, whatever a change does.
 const UDP_FLOWS: usize = 8;
 const UDP_PAYLOAD: usize = 500;
 const UDP_RATE: f64 = 3.0;
 const TCP_BYTES: usize = 30_000;
 const TCP_RATE: f64 = 2.0;
 
-/// A change, and how `policy show` must look after it.
+/// A change, and the value that `policy show` must have after it.
 struct Change {
     line: &'static str,
     pointer: &'static str,
@@ -50,7 +50,7 @@ fn changes() -> [Change; 10] {
     ]
 }
 
-/// One run.
+/// The result of one run.
 struct Sample {
     took: Duration,
     sent: u32,
@@ -64,12 +64,12 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{CHANGES} changes of policy under TCP and UDP load");
     eprintln!("==> {title}: building two sites");
     let links = Links::alike(arguments, arguments.rate());
-    let contest = Contest::new(program, arguments.policy("adaptive"), &links, "")?;
+    let comparison = Comparison::new(program, arguments.policy("adaptive"), &links, "")?;
     let mut table = report::table(&["run", "changes took", "datagrams", "lost", "dropped by the links", "target"]);
     let mut rows = Vec::new();
     for run in 1..=arguments.runs(RUNS) {
         interrupt::check()?;
-        let sample = one_run(&contest.lab, arguments.seed_of(run))?;
+        let sample = one_run(&comparison.lab, arguments.seed_of(run))?;
         let quiet = sample.dropped_by_program.as_object().is_some_and(|reasons| reasons.values().all(|n| n == 0));
         let met = u64::from(sample.lost) <= sample.dropped_by_links && quiet;
         let mut cells = vec![comfy_table::Cell::new(run)];
@@ -118,7 +118,7 @@ fn one_run(lab: &Lab, seed: u64) -> Result<Sample> {
         });
         let took = change_all(lab);
         let report = udp.join().expect("the datagrams do not panic").context("the datagrams");
-        // Every byte arrived, or this is an error.
+        // This fails unless every byte arrived.
         tcp.join().expect("the transfers do not panic").context("the TCP transfers")?;
         anyhow::Ok((took?, report?))
     })?;
@@ -136,7 +136,7 @@ fn one_run(lab: &Lab, seed: u64) -> Result<Sample> {
     })
 }
 
-/// Carries the changes out, looks after each one, and says how long all took: [`TIME`], or longer on a slow machine.
+/// Makes the changes and checks each one. Returns how long all took: [`TIME`], or longer on a slow machine.
 fn change_all(lab: &Lab) -> Result<Duration> {
     let mut batch = lab.batch(0)?;
     let start = Instant::now();
@@ -150,7 +150,7 @@ fn change_all(lab: &Lab) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// What shapers and devices between the LAN hosts dropped so far, both directions.
+/// Packets that shapers and devices of the gateways have dropped so far, in both directions.
 fn dropped_by_links(lab: &Lab) -> Result<u64> {
     let mut sum = 0;
     for site in &lab.sites {

@@ -1,24 +1,24 @@
-//! What a repetition draws from its seed: when flows begin and end, and between which addresses they go. Pure.
+//! Draws the flows of a repetition from its seed: when they begin and end, and their addresses. Pure.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ecmpvpn_common::flow::mix;
 
-/// Machines in each LAN that flows begin and end at.
+/// Number of addresses in each LAN at which flows begin and end.
 pub const HOSTS: usize = 6;
-/// Flows begin within so long of one another, in seconds: at least, and at most. In between every power is as likely, so that
-/// some repetitions begin with all flows at once, and some with one after another.
+/// The time in which all flows begin, seconds: least and greatest. Its logarithm is uniform, so that in some
+/// repetitions all flows begin at once, and in some one after another.
 const SPREAD: (f64, f64) = (0.001, 0.4);
-/// Before the first one, at most: the daemons' rounds then have another phase in each repetition.
+/// Greatest time before the first flow. The periodic work of the daemons then has another phase in each repetition.
 const LEAD: Duration = Duration::from_secs(1);
 
-/// Random numbers that follow from a seed: `SplitMix64` (Steele, Lea, Flood 2014).
+/// Random numbers from a seed: `SplitMix64` (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Draw(u64);
 
 impl Draw {
-    /// `what` tells draws of one seed apart.
+    /// `what` distinguishes several draws from one seed.
     pub fn new(seed: u64, what: u64) -> Self {
         Self(mix(mix(seed) ^ what))
     }
@@ -28,19 +28,19 @@ impl Draw {
         mix(self.0)
     }
 
-    /// From 0 to below 1.
+    /// A number from 0 to below 1.
     #[expect(clippy::cast_precision_loss, reason = "53 bits are kept")]
     fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// From 0 to below `count`.
+    /// A number from 0 to below `count`.
     fn below(&mut self, count: usize) -> usize {
         usize::try_from(self.next() % count as u64).unwrap_or(0)
     }
 }
 
-/// Addresses of [`HOSTS`] machines in the LAN `10.NUMBER.0.0/16`; none of them is a lab's own.
+/// [`HOSTS`] addresses in the LAN `10.NUMBER.0.0/16`. None is an address that the lab itself uses.
 pub fn hosts(seed: u64, number: u8) -> Vec<Ipv4Addr> {
     let mut draw = Draw::new(seed, u64::from(number));
     let mut hosts: Vec<Ipv4Addr> = Vec::with_capacity(HOSTS);
@@ -54,7 +54,7 @@ pub fn hosts(seed: u64, number: u8) -> Vec<Ipv4Addr> {
     hosts
 }
 
-/// A flow: when it begins and ends, from the start, and the places of its addresses among the hosts of both sites.
+/// A flow: its begin and end, counted from the start, and the indexes of its addresses among the hosts of both sites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drawn {
     pub begin: Duration,
@@ -76,7 +76,7 @@ pub fn together(seed: u64, count: usize, seconds: f64) -> Vec<Drawn> {
     (0..count).map(flow).collect()
 }
 
-/// Flows that arrive and leave: each is there for a third of the time, which begins at a moment of its own.
+/// Flows that arrive and leave. Each lasts for a third of the time and has its own begin.
 pub fn coming_and_going(seed: u64, count: usize, seconds: f64) -> Vec<Drawn> {
     let mut draw = Draw::new(seed, !(count as u64));
     let lead = LEAD.mul_f64(draw.uniform());

@@ -1,16 +1,16 @@
-//! How samples are spread. Pure.
+//! Quantiles of samples. Pure.
 
 /// Least, 10%, median, 90% and greatest.
 pub const SHARES: [f64; 5] = [0.0, 0.1, 0.5, 0.9, 1.0];
 
-/// The values that these shares of all are at most, interpolated between neighbours; NaN of no values.
+/// The quantiles of `values` at `shares`, interpolated between neighbours. NaN if there are no values.
 pub fn quantiles<const N: usize>(values: impl IntoIterator<Item = f64>, shares: [f64; N]) -> [f64; N] {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     shares.map(|share| at(&values, share))
 }
 
-/// Least, middle and greatest.
+/// Least, median and greatest value.
 pub fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     quantiles(values, [0.0, 0.5, 1.0])
 }

@@ -1,4 +1,4 @@
-//! What arrives out of order when the tunnels' delays differ, counted by the receiver of numbered datagrams.
+//! Counts the datagrams that arrive out of order when the tunnels have different delays.
 
 use std::path::Path;
 use std::thread;
@@ -9,28 +9,28 @@ use lab::interrupt;
 use lab::traffic::{TcpLoad, UdpLoad};
 use serde_json::json;
 
-use crate::Arguments;
-use crate::contest::{Contest, Contestant, Counters, Links, PAUSE};
+use crate::arguments::Arguments;
+use crate::comparison::{Comparison, Counters, Links, Method, PAUSE};
 use crate::report::{self, number, verdict};
 
-/// By so much the second tunnel is slower, milliseconds.
+/// Additional delay of the second tunnel, milliseconds.
 const DELAY_MS: f64 = 5.0;
-/// Numbered flows, and datagrams a second of each: closer together than the tunnels' delays differ, so that a flow that
-/// changed its tunnel carelessly would overtake itself.
+/// Number of numbered flows, and datagrams a second of each. The time between two datagrams is shorter than the
+/// difference of the tunnels' delays, so that a flow that changes its tunnel carelessly arrives out of order.
 const FLOWS: usize = 6;
 const PER_SECOND: u32 = 400;
-/// Small, so that the links have room for long TCP flows beside them, which make the load that decisions are about.
+/// Small, so that the links have room for long TCP flows. These make the load on which the decisions depend.
 const PAYLOAD: usize = 200;
 const TCP_FLOWS: usize = 3;
 /// Share of the datagrams that may be out of order.
 const TARGET: f64 = 1e-4;
 const RUNS: u32 = 5;
 const SECONDS: f64 = 10.0;
-/// Beyond the difference of the delays, what a datagram may be ahead of its predecessors when its bucket is moved while
-/// busy: the time that a full queue of a member takes.
+/// When a busy bucket moves, a datagram may be ahead of its predecessors by the difference of the delays and by this
+/// time, which a full queue of a member takes.
 const QUEUE: Duration = Duration::from_millis(60);
 
-/// One run, or all together.
+/// The result of one run, or of all runs together.
 #[derive(Clone, Copy, Default)]
 struct Sample {
     sent: u64,
@@ -47,7 +47,7 @@ impl Sample {
         self.moves = [self.moves[0] + other.moves[0], self.moves[1] + other.moves[1]];
     }
 
-    /// Datagrams out of order that no counted move of a busy bucket accounts for.
+    /// Datagrams out of order that no counted move of a busy bucket explains.
     fn unaccounted(self) -> u64 {
         let window = QUEUE + Duration::from_secs_f64(DELAY_MS / 1e3);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
@@ -70,16 +70,16 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     );
     eprintln!("==> {title}: building two sites");
     let links = Links { delays: vec![0.0, DELAY_MS, 0.0], ..Links::alike(arguments, arguments.rate()) };
-    let contest = Contest::new(program, policy, &links, &arguments.extra)?;
+    let comparison = Comparison::new(program, policy, &links, &arguments.extra)?;
     let seconds = arguments.seconds.unwrap_or(SECONDS);
-    // What the lab itself does to the order, and what the policy adds to that.
-    let contestants = [Contestant::OneTunnel, Contestant::Ecmp, Contestant::Ecmpvpn];
+    // The first two show what the lab itself does to the order, the last one what the policy adds.
+    let methods = [Method::OneTunnel, Method::Ecmp, Method::Ecmpvpn];
     let mut sums = [Sample::default(); 3];
     let runs = arguments.runs(RUNS);
     for run in 1..=runs {
-        for (who, sum) in contestants.into_iter().zip(&mut sums) {
+        for (who, sum) in methods.into_iter().zip(&mut sums) {
             interrupt::check()?;
-            let sample = contest.with(who, || datagrams(&contest, seconds))?;
+            let sample = comparison.with(who, || datagrams(&comparison, seconds))?;
             eprintln!(
                 "    {run}/{runs}: {}: {} of {} out of order, {} lost, moves {} + {}",
                 who.name(),
@@ -103,9 +103,9 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
         "target",
     ]);
     let mut rows = Vec::new();
-    for (who, sum) in contestants.into_iter().zip(sums) {
+    for (who, sum) in methods.into_iter().zip(sums) {
         let (all, left) = (share(sum.reordered, sum.received), share(sum.unaccounted(), sum.received));
-        let ours = who == Contestant::Ecmpvpn;
+        let ours = who == Method::Ecmpvpn;
         let numbers = [
             sum.received.to_string(),
             sum.reordered.to_string(),
@@ -133,10 +133,10 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One run.
-fn datagrams(contest: &Contest, seconds: f64) -> Result<Sample> {
-    let path = contest.lab.path_v4();
-    let before = Counters::read(&contest.lab, path)?;
+/// Makes one run.
+fn datagrams(comparison: &Comparison, seconds: f64) -> Result<Sample> {
+    let path = comparison.lab.path_v4();
+    let before = Counters::read(&comparison.lab, path)?;
     let report = thread::scope(|scope| {
         let bulk = scope.spawn(move || TcpLoad::timed(TCP_FLOWS, seconds).run(path));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
@@ -148,7 +148,7 @@ fn datagrams(contest: &Contest, seconds: f64) -> Result<Sample> {
         report
     })?;
     interrupt::sleep(PAUSE);
-    let gained = Counters::read(&contest.lab, path)?.since(&before);
+    let gained = Counters::read(&comparison.lab, path)?.since(&before);
     Ok(Sample {
         sent: report.sent().into(),
         received: report.received().into(),

@@ -1,4 +1,4 @@
-//! What was measured: a table for people, a line of JSON for programs.
+//! Prints the results: a table for people, and a line of JSON for programs.
 
 use std::io::BufRead;
 
@@ -7,64 +7,17 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use crate::bulk::{Repetition, Sample};
-use crate::contest::{Contestant, Counters};
+use crate::comparison::{Counters, Method};
 use crate::quantiles::{SHARES, quantiles};
-use crate::series::{Series, Wanted};
+use crate::series::{RowSpec, Series};
 
-/// What the JSON line begins with; `cargo xtask bench` collects it.
+/// Begin of the line with JSON, which `cargo xtask bench` collects.
 const JSON: &str = "@json ";
-
-/// What a row must reach.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Target {
-    /// Ratio to one tunnel: the middle one.
-    pub median: f64,
-    /// The same: each.
-    pub worst: f64,
-    /// Goodput of each, Mbit/s; at least and at most.
-    pub goodput: Option<[f64; 2]>,
-}
-
-impl Target {
-    /// Of the middle ratio.
-    pub fn median(median: f64) -> Self {
-        Self { median, ..Self::default() }
-    }
-
-    /// Of each ratio.
-    pub fn each(worst: f64) -> Self {
-        Self { worst, ..Self::default() }
-    }
-
-    /// Of each goodput.
-    pub fn between(least: f64, most: f64) -> Self {
-        Self { goodput: Some([least, most]), ..Self::default() }
-    }
-
-    fn words(&self) -> String {
-        let mut words = Vec::new();
-        if self.median > 0.0 {
-            words.push(format!("median >= {:.3}", self.median));
-        }
-        if self.worst > 0.0 {
-            words.push(format!("each >= {:.2}", self.worst));
-        }
-        if let Some([least, most]) = self.goodput {
-            words.push(format!("each {least:.0} to {most:.0} Mbit/s"));
-        }
-        words.join(", ")
-    }
-
-    /// Whether one transfer by itself is as it must be.
-    fn is_met_by(&self, goodput: f64, ratio: f64) -> bool {
-        ratio >= self.worst && self.goodput.is_none_or(|[least, most]| (least..=most).contains(&goodput))
-    }
-}
 
 /// All transfers of one row.
 struct Row<'a> {
-    wanted: Wanted,
-    /// With its seed and its ratio to one tunnel in the same repetition.
+    desired: RowSpec,
+    /// Each transfer, with its seed and its ratio to one tunnel in the same repetition.
     samples: Vec<(u64, f64, &'a Sample)>,
 }
 
@@ -77,20 +30,20 @@ impl Row<'_> {
         self.samples.iter().map(|(.., sample)| sample.goodput)
     }
 
-    /// Whether the target is met, and what it is.
+    /// Whether the target is met, and the target in words.
     fn verdict(&self) -> Option<(bool, String)> {
-        let target = self.wanted.target?;
+        let target = self.desired.target?;
         let [median] = quantiles(self.ratios(), [0.5]);
         Some((median >= target.median && self.missed().next().is_none(), target.words()))
     }
 
-    /// Transfers that by themselves miss the target.
+    /// Transfers that miss the target for a single transfer.
     fn missed(&self) -> impl Iterator<Item = &(u64, f64, &Sample)> {
-        let target = self.wanted.target.unwrap_or_default();
+        let target = self.desired.target.unwrap_or_default();
         self.samples.iter().filter(move |(_, ratio, sample)| !target.is_met_by(sample.goodput, *ratio))
     }
 
-    /// A counter's share of all segments.
+    /// A counter as a share of all segments.
     fn share(&self, count: fn(&Counters) -> u64) -> String {
         let sum = |count: fn(&Counters) -> u64| self.samples.iter().map(|(.., s)| count(&s.gained)).sum::<u64>();
         #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
@@ -100,12 +53,12 @@ impl Row<'_> {
 
     fn cells(&self) -> Vec<Cell> {
         let [goodput] = quantiles(self.goodputs(), [0.5]);
-        let mut numbers = vec![self.wanted.flows.to_string(), format!("{goodput:.1}")];
+        let mut numbers = vec![self.desired.flows.to_string(), format!("{goodput:.1}")];
         numbers.extend(quantiles(self.ratios(), SHARES).map(|ratio| format!("{ratio:.2}")));
         numbers.extend([self.share(|gained| gained.retransmitted), self.share(|gained| gained.out_of_order)]);
-        let mut cells = vec![Cell::new(self.wanted.contestant_name())];
+        let mut cells = vec![Cell::new(self.desired.method_name())];
         cells.extend(numbers.into_iter().map(number));
-        cells.push(Cell::new(self.verdict().map_or_else(String::new, |(met, wanted)| verdict(&wanted, met))));
+        cells.push(Cell::new(self.verdict().map_or_else(String::new, |(met, desired)| verdict(&desired, met))));
         cells
     }
 
@@ -115,9 +68,9 @@ impl Row<'_> {
         };
         let [least, tenth, median, ninetieth, greatest] = quantiles(self.ratios(), SHARES);
         json!({
-            "contestant": self.wanted.contestant.name(),
-            "policy": if self.wanted.policy.is_empty() { Value::Null } else { json!(self.wanted.policy) },
-            "flows": self.wanted.flows,
+            "contestant": self.desired.method.name(),
+            "policy": if self.desired.policy.is_empty() { Value::Null } else { json!(self.desired.policy) },
+            "flows": self.desired.flows,
             "goodput_mbps": self.goodputs().collect::<Vec<_>>(),
             "ratio": self.ratios().collect::<Vec<_>>(),
             "ratio_median": median,
@@ -130,50 +83,49 @@ impl Row<'_> {
             "segments": each(|gained| json!(gained.segments)),
             "moves": each(|gained| json!(gained.moves)),
             "tunnel_percent": each(|gained| json!(gained.shares())),
-            "target": self.verdict().map(|(met, wanted)| json!({"wanted": wanted, "met": met})),
+            "target": self.verdict().map(|(met, desired)| json!({"wanted": desired, "met": met})),
         })
     }
 }
 
-/// The rows of a series. Ratios are to one tunnel with as many flows, or with the first number of flows that it was
-/// measured with.
+/// The rows of a series. Ratios are to one tunnel with the same number of flows. If it was not measured with that
+/// number, they are to the first row of one tunnel.
 fn rows<'a>(series: &Series, repetitions: &'a [Repetition]) -> Vec<Row<'a>> {
-    let wanted: Vec<Wanted> = series.rows().collect();
+    let desired: Vec<RowSpec> = series.rows().collect();
     let alone = |flows: Option<usize>| {
-        let is_it =
-            |row: &Wanted| row.contestant == Contestant::OneTunnel && flows.is_none_or(|count| count == row.flows);
-        wanted.iter().position(is_it)
+        let is_it = |row: &RowSpec| row.method == Method::OneTunnel && flows.is_none_or(|count| count == row.flows);
+        desired.iter().position(is_it)
     };
-    let row = |(place, row): (usize, &Wanted)| {
+    let row = |(place, row): (usize, &RowSpec)| {
         let base = alone(Some(row.flows)).or_else(|| alone(None));
         let sample = |repetition: &'a Repetition| {
             let sample = repetition.samples.get(place)?;
             let base = base.and_then(|base| repetition.samples.get(base)).map_or(f64::NAN, |base| base.goodput);
             Some((repetition.seed, sample.goodput / base, sample))
         };
-        Row { wanted: *row, samples: repetitions.iter().filter_map(sample).collect() }
+        Row { desired: *row, samples: repetitions.iter().filter_map(sample).collect() }
     };
-    let mut rows: Vec<Row<'a>> = wanted.iter().enumerate().map(row).collect();
-    // One tunnel comes first, and who competes with as many flows stands together.
+    let mut rows: Vec<Row<'a>> = desired.iter().enumerate().map(row).collect();
+    // One tunnel comes first. Then methods with the same number of flows come together.
     rows.sort_by_key(|row| {
-        let contestant = row.wanted.contestant;
-        let flows = if contestant == Contestant::OneTunnel { 0 } else { row.wanted.flows };
-        (flows, contestant)
+        let method = row.desired.method;
+        let flows = if method == Method::OneTunnel { 0 } else { row.desired.flows };
+        (flows, method)
     });
     rows
 }
 
-/// Prints a line for programs.
+/// Prints a line of JSON for programs.
 pub fn json(series: &Value) {
     println!("{JSON}{series}");
 }
 
-/// How a target is shown.
-pub fn verdict(wanted: &str, met: bool) -> String {
-    format!("{wanted}: {}", if met { "met" } else { "MISSED" })
+/// A target, and whether it is met, in words.
+pub fn verdict(desired: &str, met: bool) -> String {
+    format!("{desired}: {}", if met { "met" } else { "MISSED" })
 }
 
-/// A table without rows, as Markdown.
+/// A Markdown table without rows.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
@@ -181,7 +133,7 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A cell of a number.
+/// A table cell with a number, aligned to the right.
 pub fn number(text: impl Into<String>) -> Cell {
     Cell::new(text.into()).set_alignment(CellAlignment::Right)
 }
@@ -207,9 +159,9 @@ pub fn show(series: &Series, repetitions: &[Repetition]) {
     }
     let runs = repetitions.len();
     println!("\n{}; {runs} runs: median goodput, and ratios to one tunnel in the same run\n\n{table}", series.title);
-    for row in rows.iter().filter(|row| row.wanted.target.is_some()) {
+    for row in rows.iter().filter(|row| row.desired.target.is_some()) {
         for (seed, ratio, sample) in row.missed() {
-            println!("\nMISSED by seed {seed}: {}: {ratio:.3}x, {}", row.wanted.name(), sample.words());
+            println!("\nMISSED by seed {seed}: {}: {ratio:.3}x, {}", row.desired.name(), sample.words());
         }
     }
     println!();
@@ -220,7 +172,7 @@ pub fn show(series: &Series, repetitions: &[Repetition]) {
     }));
 }
 
-/// Merges the repetitions that stand in `lines`, and prints those of each series.
+/// Merges the repetitions in `lines`, and prints those of each series.
 pub fn merge(all: &[Series], lines: impl BufRead) -> Result<()> {
     let mut repetitions = Vec::new();
     for line in lines.lines() {
@@ -231,7 +183,7 @@ pub fn merge(all: &[Series], lines: impl BufRead) -> Result<()> {
     for series in all {
         let own = repetitions.iter().filter(|(title, _)| *title == series.title);
         let mut own: Vec<Repetition> = own.map(|(_, repetition)| repetition.clone()).collect();
-        // Side by side they end in any order.
+        // Jobs that run in parallel end in any order.
         own.sort_by_key(|repetition| repetition.number);
         let rows = series.rows().count();
         ensure!(own.iter().all(|one| one.samples.len() == rows), "a repetition of `{}` is of other rows", series.title);
@@ -247,7 +199,9 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::{Arguments, Case, cases};
+    use crate::arguments::{Arguments, Case};
+    use crate::cases;
+    use crate::target::Target;
 
     fn series() -> Series {
         let arguments = Arguments::parse_from(["bench", "--simulated", "--flows", "3"]);
@@ -264,14 +218,14 @@ mod tests {
         let series = series();
         let names: Vec<String> = series.rows().map(|row| row.name()).collect();
         assert_eq!(names[1], "kernel ECMP, 3 flows");
-        let three = series.rows().position(|row| row.contestant == Contestant::OneTunnel && row.flows == 3).unwrap();
+        let three = series.rows().position(|row| row.method == Method::OneTunnel && row.flows == 3).unwrap();
         let mut goodputs = vec![100.0; names.len()];
         (goodputs[0], goodputs[1], goodputs[three]) = (50.0, 120.0, 60.0);
         let first = repetition(1, &goodputs);
         goodputs[three] = 40.0;
         let all = [first, repetition(2, &goodputs)];
         let rows = rows(&series, &all);
-        let row = rows.iter().find(|row| row.wanted.contestant == Contestant::Ecmp).unwrap();
+        let row = rows.iter().find(|row| row.desired.method == Method::Ecmp).unwrap();
         assert_eq!(row.ratios().collect::<Vec<_>>(), [2.0, 3.0]);
         assert_eq!(rows[0].ratios().collect::<Vec<_>>(), [1.0, 1.0]);
     }
@@ -279,9 +233,9 @@ mod tests {
     #[test]
     fn targets_are_of_the_middle_or_of_each() {
         let row = |target, ratios: &[f64]| {
-            let wanted = Wanted { target: Some(target), ..series().rows().next().unwrap() };
+            let desired = RowSpec { target: Some(target), ..series().rows().next().unwrap() };
             let sample: &Sample = Box::leak(Box::new(repetition(1, &[91.5]).samples.remove(0)));
-            Row { wanted, samples: ratios.iter().map(|ratio| (1, *ratio, sample)).collect() }
+            Row { desired, samples: ratios.iter().map(|ratio| (1, *ratio, sample)).collect() }
         };
         let verdict = |target, ratios: &[f64]| row(target, ratios).verdict().unwrap();
         assert_eq!(verdict(Target::each(2.95), &[2.95, 3.0]), (true, "each >= 2.95".to_owned()));

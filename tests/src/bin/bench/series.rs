@@ -1,26 +1,26 @@
-//! A table that is to be measured: its labs and rows, and the flows that a seed draws. Pure.
+//! Describes a table to measure: its labs and rows, and the flows that a seed draws. Pure.
 
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::contest::{Contestant, Links};
+use crate::comparison::{Links, Method};
 use crate::draw::{self, Drawn};
-use crate::report::Target;
+use crate::target::Target;
 
-/// How flows come.
+/// When flows begin and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coming {
-    /// All begin nearly together and stay.
+    /// All flows begin nearly together and stay.
     Together,
-    /// They arrive and leave.
+    /// Flows arrive and leave.
     Passing,
 }
 
-/// One row of a table, as it is asked for.
+/// Describes one row of a table to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Wanted {
-    pub contestant: Contestant,
-    /// Of ecmpvpn; empty for the others.
+pub struct RowSpec {
+    pub method: Method,
+    /// Policy of ecmpvpn. Empty for other methods.
     pub policy: &'static str,
     pub flows: usize,
     pub target: Option<Target>,
@@ -30,32 +30,32 @@ pub struct Wanted {
 #[derive(Clone, Debug)]
 pub struct Stage {
     pub links: Links,
-    pub rows: Vec<Wanted>,
+    pub rows: Vec<RowSpec>,
 }
 
-/// One table.
+/// Describes one table to measure.
 #[derive(Clone, Debug)]
 pub struct Series {
     pub title: String,
     pub stages: Vec<Stage>,
     pub runs: u32,
     pub seconds: f64,
-    /// The share of this time at whose end long flows have found their speed.
+    /// The share of the time after which long flows have reached their speed.
     pub settles: f64,
     pub coming: Coming,
-    /// The receiving end looks this often.
+    /// Time between two looks of the receiver.
     pub look: Duration,
-    /// Between two transfers.
+    /// Pause between two transfers.
     pub pause: Duration,
 }
 
 impl Series {
     /// All rows, in the order in which they are measured.
-    pub fn rows(&self) -> impl Iterator<Item = Wanted> {
+    pub fn rows(&self) -> impl Iterator<Item = RowSpec> {
         self.stages.iter().flat_map(|stage| stage.rows.iter().copied())
     }
 
-    /// The flows of a row, as a seed draws them: the same for all contestants with so many flows.
+    /// The flows of a row, as a seed draws them. They are the same for all methods with this number of flows.
     pub fn draw(&self, seed: u64, flows: usize) -> Vec<Drawn> {
         match self.coming {
             Coming::Together => draw::together(seed, flows, self.seconds),
@@ -63,7 +63,7 @@ impl Series {
         }
     }
 
-    /// When they are measured: flows that pass are few at both ends of the time.
+    /// The time in which flows are measured. Passing flows are few at both ends of the time, which are left out.
     pub fn window(&self, flows: &[Drawn]) -> Range<Duration> {
         let begin = flows.iter().map(|flow| flow.begin).min().unwrap_or_default();
         let end = flows.iter().map(|flow| flow.end).max().unwrap_or_default();
@@ -80,7 +80,8 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::{Arguments, Case, cases};
+    use crate::arguments::{Arguments, Case};
+    use crate::cases;
 
     #[test]
     fn how_long_flows_begin_is_not_measured() {

@@ -1,4 +1,4 @@
-//! Short transfers while all tunnels are busy: how long the slowest ones take.
+//! Measures how long short transfers take while all tunnels are busy, above all the slowest ones.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -13,28 +13,29 @@ use lab::sites::Lab;
 use lab::traffic::{LOOK, ShortLoad, connect_all};
 use serde_json::json;
 
-use crate::Arguments;
-use crate::contest::{Contest, Contestant, Counters, Links, MEMBERS, PAUSE};
+use crate::arguments::Arguments;
+use crate::comparison::{Comparison, Counters, Links, MEMBERS, Method, PAUSE};
 use crate::quantiles::spread;
 use crate::report::{self, number, verdict};
 
-/// Transfers a run, and bytes of each.
+/// Number of transfers in a run, and bytes of each.
 const TRANSFERS: usize = 200;
 const BYTES: usize = 100_000;
-/// What the transfers ask of all members together; the long flows have the rest.
+/// Share of the capacity of all members that the transfers need. The long flows have the rest.
 const SHARE: f64 = 0.25;
-/// What the 99th percentile may be of ECMP's, at most.
+/// Greatest ratio of the 99th percentile to that of ECMP.
 const TARGET: f64 = 0.8;
-/// A 99th percentile of 200 is the third slowest, and varies.
+/// The 99th percentile of 200 transfers is the third slowest one, and varies, so that several runs are needed.
 const RUNS: u32 = 10;
-/// A long flow is tried on a tunnel by so many bytes.
+/// Bytes that a new long flow sends to find out which tunnel carries it.
 const TRIAL: usize = 60_000;
-/// Connections to try until each tunnel has a long flow: a hash misses one of three 60 times in a row hardly ever.
+/// How many connections are tried until each tunnel has a long flow. A hash almost never misses one of three tunnels 60
+/// times in a row.
 const TRIALS: usize = 60;
 /// How long the long flows run before the first transfer.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// What one run gave.
+/// The result of one run.
 struct Sample {
     median: f64,
     p99: f64,
@@ -48,14 +49,14 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{TRANSFERS} transfers of {BYTES} bytes over three busy tunnels, policy {policy}");
     eprintln!("==> {title}: building two sites");
     let rate = arguments.rate();
-    let contest = Contest::new(program, policy, &Links::alike(arguments, rate), &arguments.extra)?;
-    let contestants = [Contestant::Ecmp, Contestant::Ecmpvpn];
-    let mut samples = contestants.map(|_| Vec::new());
+    let comparison = Comparison::new(program, policy, &Links::alike(arguments, rate), &arguments.extra)?;
+    let methods = [Method::Ecmp, Method::Ecmpvpn];
+    let mut samples = methods.map(|_| Vec::new());
     let runs = arguments.runs(RUNS);
     for run in 1..=runs {
-        for (who, samples) in contestants.into_iter().zip(&mut samples) {
+        for (who, samples) in methods.into_iter().zip(&mut samples) {
             interrupt::check()?;
-            let sample = contest.with(who, || transfers(&contest.lab, rate, arguments.seed_of(run)))?;
+            let sample = comparison.with(who, || transfers(&comparison.lab, rate, arguments.seed_of(run)))?;
             eprintln!(
                 "    {run}/{runs}: {}: median {:.0} ms, 99th percentile {:.0} ms; tunnels {:.0?}%",
                 who.name(),
@@ -70,7 +71,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One run: a long flow on each tunnel, and the transfers beside them, begun at the same times for every contestant.
+/// One run: a long flow on each tunnel, and the transfers, which begin at the same times for every method.
 fn transfers(lab: &Lab, rate: f64, seed: u64) -> Result<Sample> {
     let long = long_flows(lab)?;
     let stop = AtomicBool::new(false);
@@ -99,8 +100,8 @@ fn transfers(lab: &Lab, rate: f64, seed: u64) -> Result<Sample> {
     Ok(Sample { median: rank(50), p99: rank(99), shares: gained.shares() })
 }
 
-/// A connection on each tunnel. Whichever way traffic takes, one connection after another sends a little by itself, and is
-/// kept if it went over a tunnel that has none yet.
+/// Makes a connection on each tunnel. With any method, one connection after another sends a little data alone. It is
+/// kept if it used a tunnel that has no connection yet.
 fn long_flows(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     let mut long: Vec<Option<(TcpStream, TcpStream)>> = lab.tunnels.iter().map(|_| None).collect();
     for _ in 0..TRIALS {
@@ -123,13 +124,13 @@ fn long_flows(lab: &Lab) -> Result<Vec<(TcpStream, TcpStream)>> {
     bail!("{TRIALS} connections left a tunnel without one")
 }
 
-/// Sends as much as it can.
+/// Sends as much as possible until `stop` is set.
 fn flow(mut sender: TcpStream, stop: &AtomicBool) {
     let block = [0; 16 << 10];
     while !stop.load(Ordering::Relaxed) && sender.write_all(&block).is_ok() {}
 }
 
-/// Reads until the sender is gone.
+/// Reads until the sender has closed the connection.
 fn drain(mut receiver: TcpStream) {
     let mut block = vec![0; 64 << 10];
     while matches!(receiver.read(&mut block), Ok(1..)) {

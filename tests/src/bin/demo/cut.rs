@@ -1,4 +1,4 @@
-//! One tunnel cut under traffic: whom it hits, and for how long.
+//! Cuts one tunnel under traffic and finds out which flows are interrupted, and for how long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,36 +10,36 @@ use lab::traffic::{Outage, Stream};
 
 use crate::say;
 
-/// The tunnel that is cut.
+/// Number of the tunnel that is cut.
 const TUNNEL: usize = 1;
-/// Flows of the stream: some on each tunnel, but once in 400,000 runs.
+/// Number of flows of the stream. With this many, a hash leaves a tunnel without a flow only once in 400,000 runs.
 const FLOWS: usize = 32;
-/// Datagrams a second, all flows.
+/// Datagrams a second, all flows together.
 const RATE: u32 = 1_000;
 /// How long the cut lasts.
 const OPEN: Duration = Duration::from_secs(4);
-/// Of the stream before and after it.
+/// How long the stream runs before and after the cut.
 const AROUND: Duration = Duration::from_millis(500);
 
-/// What became of the flows.
+/// The result of a cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// The tunnel that was cut.
+    /// Name of the tunnel.
     pub tunnel: String,
-    /// How long.
+    /// How long the cut lasted.
     pub open: Duration,
-    /// Flows in all.
+    /// Number of flows.
     pub flows: usize,
-    /// Those that lost something.
+    /// Number of flows that lost a datagram.
     pub hit: usize,
-    /// Those of them that stood still until the tunnel was whole again.
+    /// Number of flows that stood still until the cut ended.
     pub dead: usize,
-    /// From the first datagram that was lost until the flows that were hit were all being carried again, if they were
-    /// before the tunnel was whole again.
+    /// Time from the first lost datagram until all interrupted flows were carried again. `None` if that was not before
+    /// the end of the cut.
     pub gap: Option<Duration>,
 }
 
-/// Cuts a tunnel under a numbered stream of datagrams, A to B.
+/// Cuts a tunnel under a stream of numbered datagrams from A to B.
 pub fn under_traffic(lab: &Lab, who: &str) -> Result<Cut> {
     interrupt::check()?;
     let tunnel = lab.tunnels[TUNNEL].name.clone();
@@ -59,7 +59,7 @@ pub fn under_traffic(lab: &Lab, who: &str) -> Result<Cut> {
     Ok(cut)
 }
 
-/// What these outages are to a tunnel that was cut between these two moments.
+/// Judges the outages of a stream whose tunnel was cut from `from` to `to`.
 fn judge(tunnel: String, outages: &[Outage], (from, to): (Instant, Instant)) -> Cut {
     let during: Vec<&Outage> = outages.iter().filter(|outage| (from..to).contains(&outage.from)).collect();
     let mut until = BTreeMap::new();
@@ -68,7 +68,8 @@ fn judge(tunnel: String, outages: &[Outage], (from, to): (Instant, Instant)) -> 
         *until = outage.to.max(*until);
     }
     let dead: BTreeSet<usize> = until.iter().filter(|(_, until)| **until >= to).map(|(flow, _)| *flow).collect();
-    // All flows of a tunnel move by one write: what counts is the first datagram of any of them after the last lost one.
+    // One write to a map moves all flows of a tunnel. So the gap ends with the first datagram of any flow after the
+    // last lost one.
     let first = during.iter().map(|outage| outage.from).min();
     let last = during.iter().map(|outage| outage.last).max();
     let next = last.and_then(|last| during.iter().map(|outage| outage.to).filter(|to| *to > last).min());
@@ -77,7 +78,7 @@ fn judge(tunnel: String, outages: &[Outage], (from, to): (Instant, Instant)) -> 
 }
 
 impl Cut {
-    /// In words.
+    /// Describes the result in words.
     pub fn outcome(&self) -> String {
         let Self { flows, hit, dead, open, .. } = self;
         match self.gap {
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_that_come_back_in_time_are_told_from_those_that_do_not() {
+    fn flows_that_come_back_in_time_are_distinguished() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let outage = |flow, from, last, to| Outage { flow, from: at(from), last: at(last), to: at(to), lost: 1 };

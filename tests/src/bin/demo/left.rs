@@ -1,4 +1,4 @@
-//! What must not be there any more when all is over.
+//! Checks that the demonstration leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use lab::dump::{Dump, idle_shared_things};
 use lab::netns::Netns;
 use lab::sites::{Lab, Running};
 
-/// How long the host may take to look as before.
+/// How long the host may take until it looks as it did before.
 const SETTLE: Duration = Duration::from_secs(20);
-/// Between two looks.
+/// Time between two checks.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What the host looked like before, and what has been made since.
+/// The state of the host before, and everything that was made since.
 pub struct Left {
     host: Netns,
     before: Dump,
@@ -26,7 +26,7 @@ pub struct Left {
 }
 
 impl Left {
-    /// Nothing has been made yet.
+    /// Records the state of the host before anything is made.
     pub fn look() -> Result<Self> {
         let host = Netns::current()?;
         let before = Dump::take(&host, &[])?;
@@ -34,19 +34,22 @@ impl Left {
         Ok(Self { host, before, idle_before, sites: Vec::new(), processes: Vec::new(), directories: Vec::new() })
     }
 
-    /// This lab must go.
+    /// Records that this lab must be removed at the end.
     pub fn expect_gone(&mut self, lab: &Lab) {
         self.sites.extend(lab.sites.iter().map(|site| site.name.clone()));
         self.directories.push(lab.dir().to_owned());
     }
 
-    /// These processes must end.
+    /// Records that these processes must end.
     pub fn expect_ended(&mut self, running: &[Running]) {
         self.processes.extend(running.iter().map(Running::pid));
     }
 
-    /// An error if anything is left. It looks for a while: what the kernel takes apart takes its time, other programs'
-    /// sites come and go, and a second Ctrl-C ends the helpers that look.
+    /// Checks that nothing is left. Repeats the check for a while: the kernel removes things with a delay, sites of
+    /// other programs come and go, and a second Ctrl-C kills the helper programs of the check.
+    ///
+    /// # Errors
+    /// Something is left.
     pub fn check(&self) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -58,7 +61,7 @@ impl Left {
     }
 
     fn look_again(&self) -> Result<()> {
-        // A lab's namespaces carry its process's number.
+        // The names of a lab's namespaces contain the process id.
         let ours = format!("-{}-", std::process::id());
         let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
         let names: Vec<String> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -73,7 +76,7 @@ impl Left {
         let idle = idle_shared_things()?;
         let left: Vec<&String> = idle.iter().filter(|thing| !self.idle_before.contains(thing)).collect();
         ensure!(left.is_empty(), "left: {left:?}");
-        // Before there were no sites, so whatever is theirs now is too much.
+        // The dump before was taken without sites, so everything that belongs to them now is left over.
         let sites: Vec<&str> = self.sites.iter().map(String::as_str).collect();
         match self.before.diff(&Dump::take(&self.host, &sites)?) {
             None => Ok(()),

@@ -1,16 +1,17 @@
-//! The demonstration: two sites on this machine, and the same transfers over one tunnel, by the usual recipe, over kernel
-//! ECMP with planned ports, and by ecmpvpn; then a tunnel is cut under traffic.
+//! The demonstration. Two sites on this machine make the same transfers over one tunnel, by the usual recipe, over
+//! kernel ECMP with planned ports, and by ecmpvpn. Then a tunnel is cut under traffic.
 //!
-//! Everything is real but the distance: the program, its tunnels, the links' rates. `cargo xtask demo` builds and
-//! starts it, on the running kernel or in the simulation. Progress goes to standard error; the result goes to standard
-//! output, and only when everything is taken down.
+//! Everything except the distance is real: the program, its tunnels, the rates of the links. `cargo xtask demo` builds
+//! and starts this program, on the running kernel or in the simulation. Progress goes to standard error. The result
+//! goes to standard output after everything is taken down.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod cut;
 mod left;
+mod measured;
 mod plan;
 mod priority;
 mod say;
-mod seen;
 mod stage;
 mod transfer;
 mod verdict;
@@ -26,8 +27,8 @@ use lab::interrupt;
 use lab::sites::binary;
 
 use left::Left;
+use measured::Measured;
 use plan::Plan;
-use seen::Seen;
 
 /// Shows ecmpvpn at work between two sites in network namespaces, and cleans up.
 #[derive(Debug, Parser)]
@@ -37,7 +38,7 @@ use seen::Seen;
                         not work; 2 usage; 3 not root; 130 interrupted. Everything is taken down in each case."
 )]
 struct Arguments {
-    /// The program to show; the one beside this program unless given
+    /// The program to show [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     ecmpvpn: Option<PathBuf>,
     /// Rate of each link between the sites, in each direction, Mbit/s [default: what this machine can fill, at most 20]
@@ -46,7 +47,8 @@ struct Arguments {
     /// Delay of each link in each direction, ms; needs netem in the kernel [default: none]
     #[arg(long, value_name = "MS", value_parser = positive)]
     delay: Option<f64>,
-    /// How long each transfer is measured, seconds; it goes on for as long before, unmeasured, and a lone flow of ecmpvpn's for 3 s
+    /// How long each transfer is measured, seconds. It runs as long before that without being measured; a lone flow
+    /// over ecmpvpn runs at least 3 s
     #[arg(long, default_value_t = 2.0, value_name = "N", value_parser = positive)]
     seconds: f64,
 }
@@ -78,10 +80,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// How it ended, where nothing went wrong.
+/// How the demonstration ended without an error.
 enum End {
     Shown,
-    /// Nobody reads what is printed any more.
+    /// Nobody reads the output any more.
     Unread,
     Interrupted,
 }
@@ -93,8 +95,8 @@ fn show(arguments: &Arguments) -> Result<End> {
         None => binary()?,
     };
     let mut left = Left::look()?;
-    let seen = perform(arguments, program, &mut left);
-    // The labs are gone here, whatever became of them.
+    let measured = perform(arguments, program, &mut left);
+    // The labs are taken down here, also after an error.
     say::step("looking for anything left behind");
     left.check()?;
     if say::closed() {
@@ -103,19 +105,20 @@ fn show(arguments: &Arguments) -> Result<End> {
     if interrupt::requested() {
         return Ok(End::Interrupted);
     }
-    let seen = seen?;
+    let measured = measured?;
     say::note("nothing: no interface, address, route, rule, sysctl, pin, run file, namespace or process");
     say::note(&format!("done in {:.0} s", start.elapsed().as_secs_f64()));
-    let mut text = format!("\n{}\n\n{}\n\n", seen.goodputs(), seen.bytes());
-    for sentence in verdict::of(&seen) {
+    let mut text = format!("\n{}\n\n{}\n\n", measured.goodputs(), measured.bytes());
+    for sentence in verdict::of(&measured) {
         text += &verdict::wrapped(&sentence);
     }
     say::result(&text)?;
     Ok(if say::closed() { End::Unread } else { End::Shown })
 }
 
-/// Both labs, one after the other: tunnels with equal ports as the usual recipe has them, and with planned ports.
-fn perform(arguments: &Arguments, program: PathBuf, left: &mut Left) -> Result<Seen> {
+/// Runs both labs, one after the other: tunnels with equal ports, as in the usual recipe, and tunnels with planned
+/// ports.
+fn perform(arguments: &Arguments, program: PathBuf, left: &mut Left) -> Result<Measured> {
     let mut plan = Plan::new(program, arguments.rate, arguments.delay, arguments.seconds);
     if plan.is_userspace()
         && let Err(error) = priority::raise()
@@ -124,5 +127,5 @@ fn perform(arguments: &Arguments, program: PathBuf, left: &mut Left) -> Result<S
     }
     let usual = stage::usual_recipe(&mut plan, left)?;
     let planned = stage::planned_ports(&mut plan, left)?;
-    Ok(Seen { title: plan.links(), usual, planned })
+    Ok(Measured { title: plan.links(), usual, planned })
 }

@@ -1,4 +1,4 @@
-//! What is built and for how long it is measured.
+//! The settings of the labs and of the transfers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use lab::skip::Feature;
 use lab::topology::Quality;
 use lab::traffic::{LOOK, TcpLoad, Until};
 
+use crate::measured::Way;
 use crate::say;
-use crate::seen::Way;
 
-/// Links between the sites, and tunnels.
+/// Number of links between the sites, and of tunnels.
 pub const MEMBERS: u8 = 3;
-/// TCP connections at once, in turn.
+/// Numbers of TCP connections at once, one transfer for each.
 pub const FLOWS: [usize; 3] = [1, 3, 12];
-/// How long ecmpvpn carries a lone flow before it is measured: it needs two seconds to tell that a flow fills its link, and
-/// that flow then needs some time to grow. The other ways do not change with time.
+/// How long ecmpvpn carries a lone flow before it is measured. It needs two seconds to detect that a flow fills its
+/// link, and the flow then needs some time to grow. The other ways do not change with time.
 const LONE: Duration = Duration::from_secs(3);
-/// What a receiver's window grows to by itself soon enough, bytes.
+/// The size to which a receiver's window grows by itself soon enough, bytes.
 const SMALL_WINDOW: f64 = 500_000.0;
-/// More than is needed between two looks, since the sender has to be told of what was taken.
+/// Factor on the bytes that arrive between two looks. The sender must also learn of what was read.
 const HEADROOM: f64 = 1.3;
 /// The usual recipe's ports, the same at both ends.
 const EQUAL_PORTS: [u16; MEMBERS as usize] = [5_000, 5_001, 5_002];
 
-/// The same for all that compete.
+/// Settings that are the same for all ways.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The program under test.
     pub program: PathBuf,
-    /// Each link's rate in each direction, Mbit/s; `None`: not found out yet.
+    /// Each link's rate in each direction, Mbit/s. `None`: not known yet.
     pub rate: Option<f64>,
     /// Each link's delay in each direction, ms.
     pub delay: Option<f64>,
@@ -41,7 +41,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Finds out what this kernel has, and says it.
+    /// Finds out which features this kernel has, and prints them.
     pub fn new(program: PathBuf, rate: Option<f64>, delay: Option<f64>, seconds: f64) -> Self {
         let missing: Vec<String> = [Feature::WireGuard, Feature::Bonding]
             .into_iter()
@@ -63,12 +63,12 @@ impl Plan {
         Self { program, rate, delay, seconds, underlay, backend }
     }
 
-    /// A lab with the usual recipe's ports.
+    /// Options of a lab with the ports of the usual recipe.
     pub fn with_equal_ports(&self) -> Options {
         Options { ports: Some(EQUAL_PORTS.map(|port| [port; 2]).into()), ..self.with_planned_ports() }
     }
 
-    /// A lab with the ports that `ecmpvpn init` plans.
+    /// Options of a lab with the ports that `ecmpvpn init` plans.
     pub fn with_planned_ports(&self) -> Options {
         Options {
             underlay: self.underlay,
@@ -82,32 +82,32 @@ impl Plan {
         }
     }
 
-    /// A transfer of so many flows. What comes first, as long as what is measured, is left out: new connections
-    /// overshoot, and lose much.
+    /// A transfer of `flows` flows. It is not measured at first, for as long as it is measured afterwards, because new
+    /// connections overshoot and lose many packets.
     pub fn transfer(&self, way: Way, flows: usize) -> TcpLoad {
         let measured = Duration::from_secs_f64(self.seconds);
         let warm_up = if way == Way::Ecmpvpn && flows == 1 { measured.max(LONE) } else { measured };
         TcpLoad { flows, until: Until::Time(warm_up + measured), warm_up }
     }
 
-    /// What receivers of so many flows need as buffer, bytes; `None`: what the system has is enough. They look a hundred
-    /// times a second, and what the links bring meanwhile must fit: all links to a lone flow, else one link, as that is
-    /// what a flow fills.
+    /// The buffer that receivers of `flows` flows need, bytes. `None`: the system's default is enough. A receiver reads
+    /// a hundred times a second, and the buffer must hold what arrives in between: from all links for a lone flow,
+    /// otherwise from one link, because a flow fills one link.
     pub fn receive_buffer(&self, flows: usize) -> Option<u32> {
         let links = if flows == 1 { f64::from(MEMBERS) } else { 1.0 };
         let between_looks = self.rate? * links * 1e6 / 8.0 * LOOK.as_secs_f64();
-        // Half of a buffer is for what the kernel itself needs around each segment.
+        // The kernel itself needs half of a buffer for its data around each segment.
         let buffer = 2.0 * HEADROOM * between_looks;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive, and bounded")]
         (between_looks > SMALL_WINDOW).then_some(buffer as u32)
     }
 
-    /// Whether processes that this one starts carry the packets.
+    /// Whether the packets are carried in user space, by processes that this one starts.
     pub fn is_userspace(&self) -> bool {
         self.underlay == Underlay::Routed
     }
 
-    /// The links in words.
+    /// Describes the links in words.
     pub fn links(&self) -> String {
         let rate = self.rate.map_or_else(String::new, |rate| format!(" of {rate} Mbit/s"));
         let delay = self.delay.map_or_else(String::new, |ms| format!(", {ms} ms each way"));

@@ -1,5 +1,5 @@
-//! All that is printed goes through here: a reader that went away is an end like Ctrl-C and not a panic, so that
-//! everything is taken down.
+//! Prints all output. If the reader of the output goes away, the program ends as with Ctrl-C and does not panic, so
+//! that everything is taken down.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -18,27 +18,30 @@ pub fn closed() -> bool {
     CLOSED.load(Ordering::Acquire)
 }
 
-/// Something that takes a while begins.
+/// Prints that a longer step begins.
 pub fn step(text: &str) {
     progress(&format!("==> {text}\n"));
 }
 
-/// What comes of it.
+/// Prints the result of a step.
 pub fn note(text: &str) {
     progress(&format!("    {text}\n"));
 }
 
-/// Why it ends early.
+/// Prints why the program ends early.
 pub fn error(text: &str) {
     progress(&format!("error: {text}\n"));
 }
 
 fn progress(text: &str) {
-    // Progress that cannot be written for another reason, such as a full disk, is no reason to stop.
+    // If progress cannot be written for another reason, such as a full disk, the program continues.
     let _ = written(write(io::stderr().lock(), text));
 }
 
-/// The result. An error is that it cannot be written; that nobody reads it is none.
+/// Prints the result. It is no error if nobody reads it.
+///
+/// # Errors
+/// The result cannot be written for another reason.
 pub fn result(text: &str) -> Result<()> {
     written(write(io::stdout().lock(), text)).context("writing the result to standard output")
 }
@@ -58,7 +61,7 @@ fn written(outcome: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// From now on a reader that goes away is noticed at once, and not when the next line is written.
+/// Starts a thread that notices at once when a reader goes away, and not only when the next line is written.
 pub fn watch() {
     thread::spawn(|| {
         let (stdout, stderr) = (io::stdout(), io::stderr());
@@ -69,7 +72,7 @@ pub fn watch() {
                 Err(e) if e == rustix::io::Errno::INTR => continue,
                 Err(_) => return,
             }
-            // A pipe without a reader is an error of its writing end, poll(2).
+            // For the writing end of a pipe without a reader, poll(2) reports an error.
             let gone = |stream: &PollFd<'_>| stream.revents().intersects(PollFlags::ERR | PollFlags::HUP);
             for (fd, _) in [stdout.as_fd(), stderr.as_fd()].iter().zip(&streams).filter(|(_, stream)| gone(stream)) {
                 silence(*fd);
@@ -79,17 +82,17 @@ pub fn watch() {
     });
 }
 
-/// Ends the demonstration as a signal would.
+/// Ends the demonstration by a signal to this process.
 fn close() {
     if !CLOSED.swap(true, Ordering::AcqRel) {
         let _ = kill_process(getpid(), Signal::TERM);
     }
 }
 
-/// What anybody else writes there goes nowhere, instead of making them fail while they clean up.
+/// Redirects `fd` to `/dev/null`, so that other code that writes to it does not fail while it cleans up.
 fn silence(fd: BorrowedFd<'_>) {
     if let Ok(null) = File::options().write(true).open("/dev/null") {
-        // SAFETY: both are open, and the second goes on to be a descriptor of the same number that can be written to.
+        // SAFETY: both descriptors are open. The second keeps its number and stays open for writing.
         unsafe { libc::dup2(null.as_raw_fd(), fd.as_raw_fd()) };
     }
 }

@@ -1,4 +1,4 @@
-//! The two labs, built and taken down one after the other.
+//! The two labs. They are built and taken down one after the other.
 
 use std::fs;
 use std::time::Duration;
@@ -12,21 +12,21 @@ use rustix::process::Signal;
 
 use crate::cut::{self, Cut};
 use crate::left::Left;
+use crate::measured::{Planned, Usual, Way};
 use crate::plan::{MEMBERS, Plan};
 use crate::say;
-use crate::seen::{Planned, Usual, Way};
 use crate::transfer::{links_of_tunnels, row};
 
-/// The links' rate where the machine can fill it, Mbit/s.
+/// Rate of each link if the machine can fill it, Mbit/s.
 const MAX_RATE: f64 = 20.0;
-/// Share of what the machine can carry that the links together may ask of it.
+/// Share of the machine's capacity that all links together may use.
 const USABLE: f64 = 0.4;
-/// Receive buffers that are no limit, as `net.ipv4.tcp_rmem`.
+/// Receive buffers that do not limit the transfer, as `net.ipv4.tcp_rmem`.
 const UNLIMITED: &str = "4096 8388608 8388608";
-/// How long a gateway may take to look as before.
+/// How long a gateway may take until it looks as it did before.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// The usual recipe, and one tunnel of it by itself. Finds out the links' rate if nobody gave one.
+/// Measures the usual recipe, and one of its tunnels alone. Finds a rate for the links if none was given.
 pub fn usual_recipe(plan: &mut Plan, left: &mut Left) -> Result<Usual> {
     say::step("building two sites as the usual recipe has them: equal ports at both ends of a tunnel, an ECMP route");
     within(plan.with_equal_ports(), plan, left, |lab, _, plan| {
@@ -48,14 +48,14 @@ pub fn usual_recipe(plan: &mut Plan, left: &mut Left) -> Result<Usual> {
     })
 }
 
-/// What the links may carry so that they are the limit, and not this machine's processors, which do the work of both
-/// sites; Mbit/s.
+/// The rate of each link, Mbit/s, at which the links are the limit and not this machine's processors, which do the work
+/// of both sites.
 fn affordable_rate(lab: &Lab) -> Result<f64> {
     say::step("finding out what this machine can carry without limits");
     let receiver = &lab.sites[1].host;
     let usual = receiver.run(|| fs::read_to_string("/proc/sys/net/ipv4/tcp_rmem"))?;
     receiver.sysctl("net/ipv4/tcp_rmem", UNLIMITED)?;
-    // Few flows: without limits many would fight for the processors, and lose more than they carry.
+    // Few flows only: without limits, many flows would compete for the processors and lose more than they carry.
     let capacity = TcpLoad::timed(usize::from(MEMBERS), 2.0).run(lab.path_v4())?.goodput();
     receiver.sysctl("net/ipv4/tcp_rmem", usual.trim())?;
     interrupt::check()?;
@@ -63,7 +63,7 @@ fn affordable_rate(lab: &Lab) -> Result<f64> {
     Ok((capacity * USABLE / f64::from(MEMBERS)).floor().clamp(2.0, MAX_RATE))
 }
 
-/// ECMP over the ports that `ecmpvpn init` plans, and ecmpvpn itself; and what a cut tunnel does to each.
+/// Measures ECMP over the ports that `ecmpvpn init` plans, and ecmpvpn itself, and what a cut tunnel does to each.
 pub fn planned_ports(plan: &mut Plan, left: &mut Left) -> Result<Planned> {
     say::step("building two sites as `ecmpvpn init` plans them: ports by which each tunnel has a link of its own");
     within(plan.with_planned_ports(), plan, left, |lab, running, plan| {
@@ -75,13 +75,13 @@ pub fn planned_ports(plan: &mut Plan, left: &mut Left) -> Result<Planned> {
     })
 }
 
-/// A cut tunnel under ECMP's traffic, and the same under ecmpvpn's.
+/// Cuts a tunnel under ECMP traffic, and then under ecmpvpn traffic.
 fn cuts(lab: &Lab, running: &mut [Running; 2]) -> Result<[Cut; 2]> {
     let every: Vec<usize> = (0..lab.tunnels.len()).collect();
     lab.bypass(&every)?;
     let ecmp = cut::under_traffic(lab, "ECMP")?;
     lab.end_bypass()?;
-    // Until the tunnel is taken for alive again.
+    // Waits until the tunnel counts as up again.
     lab.warm_up(running)?;
     Ok([ecmp, cut::under_traffic(lab, "ecmpvpn")?])
 }
@@ -97,8 +97,8 @@ fn within<T>(
     let lab = Lab::new(options, &plan.program)?;
     left.expect_gone(&lab);
     for ns in lab.sites.iter().flat_map(|site| [&site.host, &site.gateway]) {
-        // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
-        // Flows that come through a network card keep theirs.
+        // For a local socket, the kernel's ECMP uses the random hash of the socket, which TCP changes after a timeout.
+        // Flows that come through a network card keep their hash.
         ns.sysctl("net/core/txrehash", "0")?;
     }
     let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
@@ -113,14 +113,17 @@ fn within<T>(
     stopped.map(|()| done)
 }
 
-/// Stops ecmpvpn at both sites; an error unless each gateway looks as before.
+/// Stops ecmpvpn at both sites.
+///
+/// # Errors
+/// A `run` failed, or a gateway does not look as it did before.
 fn stop(lab: &Lab, running: [Running; 2], before: &[Dump; 2]) -> Result<()> {
     for one in running {
         let output = one.output();
         let status = one.stop(Signal::INT)?;
         ensure!(status.success(), "`ecmpvpn run` ended with {status}:\n{output}");
     }
-    // What was interrupted may itself have left something there; the gateways go all the same.
+    // After an interruption, this program itself may have left something in the gateways. They are removed anyway.
     interrupt::check()?;
     for (site, before) in lab.sites.iter().zip(before) {
         let left = before.wait_for_same(SETTLE, || site.dump())?;

@@ -1,4 +1,4 @@
-//! TCP transfers, and the bytes that tunnels and links truly carried meanwhile.
+//! Makes TCP transfers, and counts the bytes that tunnels and links really carried.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use lab::interrupt;
 use lab::sites::Lab;
 use lab::traffic::TcpLoad;
 
+use crate::measured::{Row, Transfer, Way, flows};
 use crate::plan::{FLOWS, MEMBERS, Plan};
 use crate::say;
-use crate::seen::{Row, Transfer, Way, flows};
 
-/// Between two transfers, so that queues and acknowledgements of one do not count for the next.
+/// Pause between two transfers, so that queues and acknowledgements of one do not count for the next.
 const PAUSE: Duration = Duration::from_millis(300);
-/// What is sent through a tunnel to see which link carries it, bytes: probes and handshakes are nothing beside it.
+/// Bytes that are sent through a tunnel to see which link carries it. Far more than probes and handshakes.
 const TRACER: u64 = 300_000;
 
-/// What devices at site A have sent.
+/// Bytes that devices at site A have sent.
 struct Sent {
     tunnels: Vec<u64>,
     links: Vec<u64>,
 }
 
 impl Sent {
-    /// Until now.
+    /// Reads the counters.
     fn read(lab: &Lab) -> Result<Self> {
         let sent = |name: &str| lab.sites[0].device(name).map(|device| device.tx_bytes);
         Ok(Self {
@@ -32,14 +32,14 @@ impl Sent {
         })
     }
 
-    /// Since `before`.
+    /// The bytes since `before`.
     fn since(self, before: &Self) -> Self {
         let gained = |now: Vec<u64>, then: &[u64]| now.iter().zip(then).map(|(now, then)| now - then).collect();
         Self { tunnels: gained(self.tunnels, &before.tunnels), links: gained(self.links, &before.links) }
     }
 }
 
-/// Sends a little through each tunnel by itself: the link that carried it, by the links' own counters.
+/// Sends a little through each tunnel alone. Returns the link that carried it, from the links' own counters.
 pub fn links_of_tunnels(lab: &Lab) -> Result<Vec<usize>> {
     let mut found = Vec::with_capacity(lab.tunnels.len());
     for (number, tunnel) in lab.tunnels.iter().enumerate() {
@@ -61,7 +61,7 @@ pub fn links_of_tunnels(lab: &Lab) -> Result<Vec<usize>> {
     Ok(found)
 }
 
-/// What one way carries, by the number of flows.
+/// Measures what one way carries, by the number of flows.
 pub fn row(lab: &Lab, way: Way, plan: &Plan) -> Result<Row> {
     interrupt::check()?;
     say::step(&format!("{}, {} s each", way.name(), plan.seconds));
@@ -94,7 +94,7 @@ fn transfer(lab: &Lab, way: Way, plan: &Plan, count: usize) -> Result<Transfer> 
     ensure!(goodput > 0.0, "{} carried nothing", what());
     interrupt::sleep(PAUSE);
     let sent = Sent::read(lab)?.since(&before);
-    // What waits in a full queue may be dropped there, so a tunnel may send more than its link.
+    // A full queue may drop packets, so a tunnel may send more than its link.
     let received = report.received();
     let (tunnels, links) = (sent.tunnels.iter().sum::<u64>(), sent.links.iter().sum::<u64>());
     ensure!(

@@ -1,4 +1,4 @@
-//! Does what the schedule says.
+//! Carries out the events of the schedule.
 
 use std::time::Duration;
 
@@ -6,26 +6,27 @@ use anyhow::{Context as _, Result};
 
 use crate::bounds::{self, Cost};
 use crate::edit;
+use crate::event::{Change, Event, Fault, SITES, Way};
 use crate::exchange::{Broken, Exchange, Invariant};
 use crate::judge::{Explanations, Window};
 use crate::links::{Links, Turn};
 use crate::ports;
-use crate::schedule::{Change, Event, Fault, SITES, Way};
+use crate::sabotage;
 use crate::stage::{BOND, Stage};
 
-/// Packets that were on a link when its delay changed are past it after this.
+/// After this time, all packets that were on a link when its delay changed have arrived.
 const PAST: Duration = Duration::from_millis(500);
-/// A fault ends later than it should if it is by more than this.
+/// A fault that ends later than planned by more than this counts as late.
 const LATE: Duration = Duration::from_millis(50);
 
-/// Carries faults out and notes what they explain.
+/// Carries out faults and records which interruptions they explain.
 pub struct Actor<'a> {
     pub stage: &'a mut Stage,
     pub traffic: &'a Exchange,
     links: Links,
-    /// Sites that were started and are not yet up, and whether all of them is new.
+    /// Sites that were started and are not yet up, and whether nothing of them was left from before.
     starting: Vec<(usize, bool)>,
-    /// A link is out of its ports.
+    /// Whether a link is unplugged at present.
     pulled: bool,
     pub explanations: Explanations,
 }
@@ -42,7 +43,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// What an event costs here: a link that no tunnel can do without costs more.
+    /// What an event costs in this lab. Losing a link costs more if every tunnel uses it.
     fn cost(&self, event: &Event) -> Cost {
         let cost = match event.fault {
             Fault::Cut { link, way } if self.stage.spared(link, way.senders()) == 0 => {
@@ -53,28 +54,28 @@ impl<'a> Actor<'a> {
             }
             _ => bounds::cost(event),
         };
-        // Whatever is lost beside it may be what it needs.
+        // While another fault loses packets, the packets that this one needs may be lost too.
         let loses = |window: &Window| window.over.is_none() && matches!(window.cost, Cost::Interruptions { .. });
         if self.explanations.windows.iter().any(loses) { bounds::by_loss(cost) } else { cost }
     }
 
-    /// Begins an event; what of it went wrong that should not.
+    /// Begins an event. Returns what went wrong with it.
     pub fn begin(&mut self, number: usize, event: &Event) -> Result<Option<Broken>> {
         let from = self.traffic.now();
         let cost = self.cost(event);
         self.explanations.windows.push(Window { event: number, from, over: None, cost });
         self.pulled |= is_pull(event);
         let wrong = self.perform(&event.fault)?;
-        Ok(wrong.map(|told| Broken { at: self.traffic.now(), invariant: invariant(event), told }))
+        Ok(wrong.map(|description| Broken { at: self.traffic.now(), invariant: invariant(event), description }))
     }
 
-    /// Ends it.
+    /// Ends an event.
     pub fn end(&mut self, number: usize, event: &Event) -> Result<()> {
         let over = self.traffic.now();
         self.undo(&event.fault)?;
         self.pulled &= !is_pull(event);
         if let Some(at) = self.explanations.windows.iter().position(|window| window.event == number) {
-            // It may have lasted longer than it should: something else was being done.
+            // The event may have lasted longer than planned, because another action took long.
             let lasted = over.saturating_sub(self.explanations.windows[at].from);
             let longer = self.cost(&Event { lasts: lasted.max(event.lasts), ..*event });
             let window = &mut self.explanations.windows[at];
@@ -117,7 +118,7 @@ impl<'a> Actor<'a> {
                 let address = self.stage.addresses[site];
                 lab.sites[site].gateway.ip(&format!("address del {address}/24 dev {BOND}"))?;
             }
-            Fault::Sabotage { defect, site } => defect.begin(self.stage, site)?,
+            Fault::Sabotage { defect, site } => sabotage::begin(defect, self.stage, site)?,
         }
         Ok(None)
     }
@@ -141,24 +142,25 @@ impl<'a> Actor<'a> {
             Fault::Move { site } => self.readdress(site, false)?,
             Fault::Unaddress { site } => {
                 let address = self.stage.addresses[site];
-                // `run` may have given it back already.
+                // `run` may have restored the address already.
                 lab.sites[site].gateway.ip(&format!("address replace {address}/24 dev {BOND}"))?;
                 self.stage.uplink(site)?;
             }
-            Fault::Sabotage { defect, site } => defect.end(self.stage, site)?,
+            Fault::Sabotage { defect, site } => sabotage::end(defect, self.stage, site)?,
         }
         Ok(())
     }
 
     fn take_down(&mut self, sites: &[usize], crashed: bool) -> Result<Option<String>> {
         self.explanations.unwatched.push((self.traffic.now(), Duration::MAX));
-        // All of them before any: what moves while one is being taken down at both is nobody's.
+        // The tunnels of all sites are forgotten first: moves that happen while the first of two sites is taken down
+        // must not be checked.
         for site in sites {
             self.traffic.site_goes_down(*site);
         }
         for site in sites {
             let mut wrong = self.stage.take_down(*site, crashed)?;
-            // A port whose plug is out is not as it was.
+            // An unplugged port differs from before.
             if wrong.is_none() && !self.pulled {
                 wrong = self.stage.left_at(*site)?;
             }
@@ -169,24 +171,27 @@ impl<'a> Actor<'a> {
         Ok(None)
     }
 
-    fn start(&mut self, sites: &[usize], anew: bool) -> Result<()> {
+    fn start(&mut self, sites: &[usize], again: bool) -> Result<()> {
         for site in sites {
             self.stage.start(*site)?;
-            self.starting.push((*site, anew));
+            self.starting.push((*site, again));
         }
         Ok(())
     }
 
-    /// Sites that are up since this was last called, and whether all of them is new; what of them went wrong.
+    /// Returns the sites that have come up since the last call, and whether nothing of them was left from before.
+    ///
+    /// # Errors
+    /// A site does not come up.
     pub fn attend(&mut self) -> Result<Vec<(usize, bool)>, Broken> {
         let mut up = Vec::new();
-        for (site, anew) in self.starting.clone() {
+        for (site, again) in self.starting.clone() {
             let broken = |error: &anyhow::Error| {
-                let told = format!("{} does not come up: {error:#}", SITES[site]);
-                Broken { at: self.traffic.now(), invariant: Invariant::Recovery, told }
+                let description = format!("{} does not come up: {error:#}", SITES[site]);
+                Broken { at: self.traffic.now(), invariant: Invariant::Recovery, description }
             };
             if self.stage.is_up(site, self.traffic).map_err(|error| broken(&error))? {
-                up.push((site, anew));
+                up.push((site, again));
             }
         }
         self.starting.retain(|site| !up.contains(site));
@@ -196,7 +201,8 @@ impl<'a> Actor<'a> {
         Ok(up)
     }
 
-    /// Somebody watches again, once the new `run` has heard of each tunnel.
+    /// Ends the open spans of `unwatched`: the tunnels are watched again once the new `run` has heard from each of
+    /// them.
     fn watched(&mut self) {
         let now = self.traffic.now();
         for (_, to) in self.explanations.unwatched.iter_mut().filter(|(_, to)| *to == Duration::MAX) {
@@ -204,14 +210,15 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// A gateway's bond gets another address in place of its own, or its own again.
+    /// Replaces the address on a gateway's bond with another one, or with its own again.
     fn readdress(&mut self, site: usize, moved: bool) -> Result<()> {
         let here = &self.stage.lab.sites[site];
         let from = self.stage.addresses[site];
         let [a, b, c, d] = here.endpoint.octets();
         let to = if moved { [a, b, c, d + 10].into() } else { here.endpoint };
         self.stage.addresses[site] = to;
-        // The second address of a net goes with the first one, and so does the route over it.
+        // When the first address of a network is deleted, the kernel also deletes the second one and the routes over
+        // it.
         let commands = [format!("address del {from}/24 dev {BOND}"), format!("address replace {to}/24 dev {BOND}")];
         here.gateway.apply("ip", &commands)?;
         self.stage.uplink(0)?;
@@ -249,7 +256,7 @@ impl<'a> Actor<'a> {
         Ok(None)
     }
 
-    /// The last tunnel goes from both configurations, or comes back.
+    /// Removes the last tunnel from both configurations, or puts it back.
     fn turn_tunnel(&mut self) -> Result<()> {
         let name = format!("wg{}", self.stage.ports.len() - 1);
         if let Some(taken) = self.stage.taken_out.take() {
@@ -286,7 +293,7 @@ fn is_pull(event: &Event) -> bool {
     matches!(event.fault, Fault::Pull { .. } | Fault::PullAll)
 }
 
-/// What breaks if an event cannot be carried out.
+/// The invariant that is broken if an event cannot be carried out.
 fn invariant(event: &Event) -> Invariant {
     if matches!(event.fault, Fault::Restart { .. } | Fault::PowerCut) {
         Invariant::Restored

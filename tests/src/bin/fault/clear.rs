@@ -1,7 +1,7 @@
-//! Looks at every frame on the wires between the sites for what should not be there: anything but the tunnels' own packets,
-//! and what keeps links going (LACP, ARP, IPv6 neighbours, ICMP errors between the gateways).
+//! Watches the wires between the sites for frames that should not be there. Allowed are the tunnels' own packets, and
+//! what links need (LACP, ARP, IPv6 neighbour discovery, ICMP errors between the gateways).
 //!
-//! The kernel tells them apart by a filter of the socket, so that ordinary frames wake nobody.
+//! A socket filter in the kernel drops the allowed frames, so that they do not wake this program.
 
 use std::fmt::Write as _;
 use std::io;
@@ -12,52 +12,52 @@ use lab::netns::Netns;
 
 /// `ETH_P_ALL`, in network byte order.
 const ALL: u16 = 3_u16.to_be();
-/// Bytes of a frame that are looked at when it is told.
+/// How many bytes of a frame are read to describe it.
 const TOLD: usize = 128;
 
-/// What the tunnels' packets look like.
+/// Describes the tunnels' outer packets.
 #[derive(Clone, Debug)]
 pub struct Outer {
-    /// The gateways' network, and its mask.
+    /// The gateways' network and its mask, in host byte order.
     pub network: (u32, u32),
     /// UDP ports that tunnels have or had.
     pub ports: Vec<u16>,
 }
 
-/// A socket that sees frames which are not as they should be.
+/// A socket that receives the frames which should not be there.
 #[derive(Debug)]
 pub struct Watch {
     socket: OwnedFd,
 }
 
 impl Watch {
-    /// Watches all that comes in at the wires' ends in `wires`.
+    /// Watches all frames that enter at the wires' ends in the namespace `wires`.
     pub fn begin(wires: &Netns, outer: &Outer) -> Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         let socket = wires.run(|| {
-            // Protocol 0: nothing is seen before the filter is there.
+            // With protocol 0, the socket receives nothing before the filter is attached.
             // SAFETY: `socket` takes no pointers.
             match unsafe { libc::socket(libc::AF_PACKET, kind, 0) } {
-                // SAFETY: the descriptor is new, open and nobody else's.
+                // SAFETY: the descriptor is new and open, and no other code owns it.
                 fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
                 _ => Err(io::Error::last_os_error()),
             }
         });
         let watch = Self { socket: socket.context("opening a packet socket")? };
-        // What a wire passes on is seen where it comes in.
+        // Each frame is seen once, where it enters a wire.
         watch.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32).context("ignoring outgoing frames")?;
         watch.expect(outer)?;
-        // SAFETY: a sockaddr_ll is plain integers, of which all zeroes is a valid value.
+        // SAFETY: a sockaddr_ll consists of integers, for which zero is a valid value.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::c_ushort::try_from(libc::AF_PACKET).expect("17");
         address.sll_protocol = ALL;
         let length = libc::socklen_t::try_from(size_of_val(&address)).expect("20");
-        // SAFETY: the address lives until the call returns, and the length is its.
+        // SAFETY: the address lives until the call returns, and has the given length.
         let bound = unsafe { libc::bind(watch.socket.as_raw_fd(), (&raw const address).cast(), length) };
         if bound == 0 { Ok(watch) } else { Err(io::Error::last_os_error()).context("binding a packet socket") }
     }
 
-    /// From now on expects these packets.
+    /// Allows these packets from now on, in place of the former ones.
     pub fn expect(&self, outer: &Outer) -> Result<()> {
         let mut program = filter(outer);
         let length = u16::try_from(program.len()).context("too many ports")?;
@@ -67,23 +67,23 @@ impl Watch {
 
     fn set<T>(&self, level: i32, option: i32, value: &T) -> io::Result<()> {
         let length = libc::socklen_t::try_from(size_of::<T>()).expect("small");
-        // SAFETY: the value, and what it points to, live until the call returns.
+        // SAFETY: the value and the data that it points to live until the call returns.
         match unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const *value).cast(), length) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// The next frame that should not be there, in words; `None` if there was none.
+    /// Describes the next frame that should not be there. `None` if there was none.
     pub fn next(&self) -> Result<Option<String>> {
         let mut frame = [0_u8; TOLD];
-        // SAFETY: the buffer lives until the call returns, and the length is its.
+        // SAFETY: the buffer lives until the call returns, and has the given length.
         let length = unsafe { libc::recv(self.socket.as_raw_fd(), frame.as_mut_ptr().cast(), TOLD, 0) };
         match usize::try_from(length) {
-            Ok(length) => Ok(Some(told(&frame[..length]))),
+            Ok(length) => Ok(Some(describe(&frame[..length]))),
             Err(_) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                // A wire's end was set down.
+                // One end of a wire is down.
                 error if error.raw_os_error() == Some(libc::ENETDOWN) => Ok(None),
                 error => Err(error).context("looking at the wires"),
             },
@@ -91,15 +91,15 @@ impl Watch {
     }
 }
 
-/// Frames that the wires have passed on so far.
+/// Number of frames that have entered the wires so far.
 pub fn frames(wires: &Netns) -> Result<u64> {
     let text = wires.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).context("counting frames")?;
     let received = |line: &str| line.split_once(':')?.1.split_whitespace().nth(1)?.parse::<u64>().ok();
     Ok(text.lines().filter_map(received).sum())
 }
 
-/// A frame in words.
-fn told(frame: &[u8]) -> String {
+/// Describes a frame in words.
+fn describe(frame: &[u8]) -> String {
     let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
     let half = |at: usize| u16::from_be_bytes([byte(at), byte(at + 1)]);
     let address = |at: usize, count: usize| frame.get(at..at + count).unwrap_or_default().to_vec();
@@ -120,7 +120,7 @@ fn told(frame: &[u8]) -> String {
     }
 }
 
-/// A jump of a classic BPF program, by what it is to reach.
+/// The target of a jump in a classic BPF program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
     Next,
@@ -153,12 +153,12 @@ impl Assembler {
         self.code.push((code, To::Next, To::Next, value));
     }
 
-    /// Goes to a label if the accumulator is `value`, and on if it is not.
+    /// Jumps to a label if the accumulator is `value`.
     fn equal(&mut self, value: u32, label: &'static str) {
         self.code.push((IF_EQUAL, To::Label(label), To::Next, value));
     }
 
-    /// Goes to a label unless the accumulator is `value`.
+    /// Jumps to a label unless the accumulator is `value`.
     fn unless(&mut self, value: u32, label: &'static str) {
         self.code.push((IF_EQUAL, To::Next, To::Label(label), value));
     }
@@ -181,7 +181,7 @@ impl Assembler {
     }
 }
 
-/// Passes what should not be there, from the Ethernet header on.
+/// The filter that passes frames which should not be there. It sees frames from the Ethernet header on.
 fn filter(outer: &Outer) -> Vec<libc::sock_filter> {
     let mut f = Assembler::default();
     f.put(LOAD_HALF, 12);
@@ -212,14 +212,14 @@ fn filter(outer: &Outer) -> Vec<libc::sock_filter> {
     }
     f.put(RETURN, u32::MAX);
     f.label("ICMP");
-    // Unreachable, redirect, time exceeded: they quote an outer packet.
+    // Destination unreachable, redirect, time exceeded: these quote an outer packet.
     f.put(LOAD_BYTE_BEHIND, 14);
     for kind in [3, 5, 11] {
         f.equal(kind, "fine");
     }
     f.put(RETURN, u32::MAX);
     f.label("IPv6");
-    // Neighbours and multicast listeners: from a link-local address, or none.
+    // Neighbour discovery and multicast listener reports: from a link-local or the unspecified address.
     f.put(LOAD_HALF, 22);
     f.put(AND, 0xffc0);
     f.equal(0xfe80, "fine");
@@ -238,7 +238,7 @@ fn filter(outer: &Outer) -> Vec<libc::sock_filter> {
 mod tests {
     use super::*;
 
-    /// What the kernel does with a program (`bpf_prog_run_clear_cb()`), as far as it is used here.
+    /// Interprets a program as the kernel does (`bpf_prog_run_clear_cb()`), for the instructions that are used here.
     fn passes(program: &[libc::sock_filter], frame: &[u8]) -> bool {
         let load =
             |at: usize, count: usize| frame[at..at + count].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
@@ -295,7 +295,7 @@ mod tests {
             ipv6("::"),
         ];
         for frame in &fine {
-            assert!(!passes(&program, frame), "{}", told(frame));
+            assert!(!passes(&program, frame), "{}", describe(frame));
         }
         let wrong = [
             ipv4(17, [10, 10, 0, 10], [10, 20, 0, 10], &udp(51_820, 51_823)),
@@ -308,14 +308,14 @@ mod tests {
             ethernet(0x9000, &[0; 40]),
         ];
         for frame in &wrong {
-            assert!(passes(&program, frame), "{}", told(frame));
+            assert!(passes(&program, frame), "{}", describe(frame));
         }
     }
 
     #[test]
-    fn a_frame_is_told_in_words() {
+    fn a_frame_is_described_in_words() {
         let frame = ipv4(17, [10, 10, 0, 10], [10, 20, 0, 10], &udp(7, 9));
-        assert_eq!(told(&frame), "IPv4, protocol 17, from 10.10.0.10 to 10.20.0.10, ports 7 and 9");
-        assert_eq!(told(&frame[..20]), "IPv4, protocol 0, from ? to ?");
+        assert_eq!(describe(&frame), "IPv4, protocol 17, from 10.10.0.10 to 10.20.0.10, ports 7 and 9");
+        assert_eq!(describe(&frame[..20]), "IPv4, protocol 0, from ? to ?");
     }
 }

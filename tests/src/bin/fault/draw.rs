@@ -1,21 +1,21 @@
-//! Draws the next fault, where it is and how long it lasts.
+//! Draws the next fault, its place and its length.
 
 use std::time::Duration;
 
 use crate::bounds;
+use crate::defect::Defect;
+use crate::event::{Change, Event, Fault, LINKS, Way};
 use crate::random::Random;
-use crate::schedule::{Change, Event, Fault, LINKS, Way};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-/// Draws faults.
 pub struct Faults {
     pub random: Random,
     tunnels: u8,
 }
 
-/// What can be drawn, and how often.
+/// Kinds of faults that can be drawn.
 #[derive(Clone, Copy)]
 enum Draw {
     Cut,
@@ -56,7 +56,23 @@ impl Faults {
         Self { random, tunnels }
     }
 
-    /// What begins at `at`: one fault, and what lies over it.
+    /// The events of a defect, from `at` on.
+    pub fn of_defect(&mut self, defect: Defect, at: Duration) -> Vec<Event> {
+        let site = usize::from(self.random.index(2));
+        let event = |at, lasts, fault| Event { at, lasts, fault };
+        let sabotage = Fault::Sabotage { defect, site };
+        match defect {
+            Defect::Clear => vec![event(at, 300 * MS, sabotage)],
+            Defect::Reorder => vec![event(at, 5 * S, sabotage)],
+            Defect::Recovery => {
+                let cut = Fault::Cut { link: self.random.index(LINKS), way: Way::Both };
+                vec![event(at, 4 * S, sabotage), event(at + 500 * MS, 2 * S, cut)]
+            }
+            Defect::Restore => vec![event(at, Duration::ZERO, sabotage)],
+        }
+    }
+
+    /// The events that begin about `at`: one fault, and what overlaps it.
     pub fn next(&mut self, at: Duration) -> Vec<Event> {
         let draw = self.random.weighed(&DRAWS);
         if matches!(draw, Draw::Double) {
@@ -64,7 +80,8 @@ impl Faults {
         }
         let random = &mut self.random;
         let (link, site) = (random.index(LINKS), usize::from(random.index(2)));
-        // What LACP takes half a minute to forgive is seldom drawn: nothing else could go wrong meanwhile.
+        // Long cuts are drawn seldom: LACP needs half a minute to recover from them, and no other fault can happen in
+        // that time.
         let cut = |random: &mut Random, least, most| {
             let long = random.chance(15);
             if long {
@@ -94,7 +111,7 @@ impl Faults {
         let event = Event { at, lasts, fault };
         let mut events = vec![event];
         if matches!(draw, Draw::KillAndCut) {
-            // A tunnel dies while nobody watches it at one end, and is still dead when somebody does again.
+            // A tunnel goes down while no `run` probes it at one end, and is still down when one does again.
             let from = at + lasts / 2;
             let more = self.random.between(4 * S, 8 * S);
             let fault = Fault::Cut { link, way: *self.random.pick(&Way::ALL) };
@@ -108,7 +125,7 @@ impl Faults {
         events
     }
 
-    /// Links fail, and meanwhile something is done at a site.
+    /// Draws a failure of links, and an action at a site during it.
     fn double(&mut self, at: Duration) -> Vec<Event> {
         let random = &mut self.random;
         let (link, site) = (random.index(LINKS), usize::from(random.index(2)));
@@ -144,7 +161,7 @@ impl Faults {
     }
 
     fn change(&mut self) -> Change {
-        // The last tunnel may not be there.
+        // The last tunnel may be removed at present.
         let tunnel = self.random.index(self.tunnels - 1);
         let change = self.random.weighed(&[
             (1, Change::Nothing),

@@ -1,12 +1,12 @@
-//! Changes of a configuration's text, as somebody with an editor makes them. Pure.
+//! Edits the text of a configuration, as an operator with an editor would. Pure.
 
 use anyhow::{Context as _, Result};
 
 const TUNNEL: &str = "[[peer.tunnel]]";
-/// A prefix that comes and goes. Nobody is there.
+/// A prefix that is added and removed. It has no hosts.
 const PREFIX: &str = "\"10.99.0.0/16\", ";
 
-/// The blocks of a configuration, each from its header to the next.
+/// Splits a configuration into blocks, each from its header to the next.
 fn blocks(text: &str) -> Vec<String> {
     let mut blocks = vec![String::new()];
     for line in text.lines() {
@@ -24,7 +24,7 @@ fn is_tunnel(block: &str, name: &str) -> bool {
     block.starts_with(TUNNEL) && block.contains(&format!("\"{name}\""))
 }
 
-/// Sets a number of one tunnel.
+/// Sets the numeric value of `key` in one tunnel.
 pub fn set(text: &str, tunnel: &str, key: &str, value: u16) -> Result<String> {
     let mut blocks = blocks(text);
     let block = blocks.iter_mut().find(|block| is_tunnel(block, tunnel)).with_context(|| format!("no {tunnel}"))?;
@@ -34,14 +34,14 @@ pub fn set(text: &str, tunnel: &str, key: &str, value: u16) -> Result<String> {
     Ok(blocks.concat())
 }
 
-/// Takes a tunnel out; the rest, and its block.
+/// Removes a tunnel. Returns the rest, and the tunnel's block.
 pub fn take_out(text: &str, tunnel: &str) -> Result<(String, String)> {
     let (taken, rest): (Vec<String>, Vec<String>) =
         blocks(text).into_iter().partition(|block| is_tunnel(block, tunnel));
     Ok((rest.concat(), taken.into_iter().next().with_context(|| format!("no {tunnel}"))?))
 }
 
-/// Puts a tunnel's block behind the last tunnel.
+/// Inserts a tunnel's block behind the last tunnel.
 pub fn put_in(text: &str, block: &str) -> Result<String> {
     let mut blocks = blocks(text);
     let last = blocks.iter().rposition(|block| block.starts_with(TUNNEL)).context("no tunnel at all")?;
@@ -49,7 +49,7 @@ pub fn put_in(text: &str, block: &str) -> Result<String> {
     Ok(blocks.concat())
 }
 
-/// Adds the prefix behind the peer, or takes it away if it is there.
+/// Adds the prefix behind the peer, or removes it if it is there.
 pub fn turn_prefix(text: &str) -> String {
     if text.contains(PREFIX) {
         text.replace(PREFIX, "")

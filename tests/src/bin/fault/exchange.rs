@@ -1,7 +1,7 @@
-//! Numbered traffic between the LAN hosts, both ways, and what is watched with it: which tunnel each datagram takes, which
-//! tunnels live, and what is on the wires.
+//! Numbered traffic between the LAN hosts, both ways. The same thread watches which tunnel each datagram takes, which
+//! tunnels are up, and what is on the wires.
 //!
-//! One thread does all of it, 50 times a second, since what starts and wakes costs the machine that simulates.
+//! One thread does everything, 50 times a second, because every process and every wake-up costs time in the simulation.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,39 +12,39 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use ecmpvpn::dataplane::{Pins, View};
 use ecmpvpn_common::flow::{FlowKey, IPV4, IPV6};
-use ecmpvpn_common::layout::settings_flags;
+use ecmpvpn_common::layout::{TunnelId, settings_flags};
 use lab::netns::Netns;
 use lab::sites::Lab;
 
 use crate::clear::Watch;
 use crate::ledger::{Arrival, Counts, Ledger};
 
-/// Flows in each direction; every fourth is IPv6.
+/// Number of flows in each direction. Every fourth is IPv6.
 pub const FLOWS: usize = 16;
-/// Of them, so many send at a time.
+/// How many of them send in each tick.
 const AT_ONCE: usize = 4;
-/// Between two times.
+/// Time between two ticks.
 const TICK: Duration = Duration::from_millis(20);
 /// UDP payload, bytes.
 const PAYLOAD: usize = 64;
-/// Where datagrams go.
+/// Destination port of all datagrams.
 const PORT: u16 = 9_000;
 
-/// Something that must not be.
+/// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Broken {
-    /// When it was seen.
+    /// When the breakage was seen, counted from the first datagram.
     pub at: Duration,
     pub invariant: Invariant,
-    pub told: String,
+    pub description: String,
 }
 
-/// What always holds.
+/// What must always hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invariant {
     /// Nothing leaves in the clear.
     Clear,
-    /// Nothing is reordered but by moves that are counted.
+    /// Packets are reordered only by moves that are counted.
     Order,
     /// Traffic flows again in time.
     Recovery,
@@ -63,27 +63,28 @@ impl Invariant {
     }
 }
 
-/// A site's maps while it is up.
+/// The maps of a site that is up.
 struct Maps {
     view: View,
-    /// Where each flow's bucket is, among the site's.
+    /// Index of each flow's bucket among the buckets of the site.
     buckets: [u32; FLOWS],
     live: u32,
 }
 
-/// What the traffic's thread and the one that does the faults share.
+/// State that the thread of the traffic and the thread of the faults share.
 pub struct State {
     pub ledgers: [Ledger; 2],
     maps: [Option<Maps>; 2],
-    /// What was seen and is not yet told.
+    /// Broken invariants that are not yet reported.
     pub broken: Vec<Broken>,
-    /// Changes of the tunnels that live: when, the site, and a bit for each of them.
+    /// Changes of the set of tunnels that are up: when, at which site, and a bit for each tunnel that is up.
     pub lives: Vec<(Duration, usize, u32)>,
-    /// Until then links differ in delay: a bond that distributes anew may let packets of one tunnel overtake each other.
+    /// Until then the links have different delays. A bond that moves a tunnel to another link may then reorder its
+    /// packets.
     pub unequal_until: Duration,
-    /// Datagrams overtaken for that reason.
+    /// Datagrams that were overtaken for that reason.
     pub by_bond: u64,
-    /// Frames in the clear.
+    /// Number of frames in the clear.
     pub in_the_clear: u64,
 }
 
@@ -91,11 +92,11 @@ pub struct State {
 struct Direction {
     senders: Vec<UdpSocket>,
     receivers: [UdpSocket; 2],
-    /// Where each flow comes from and goes to.
+    /// Source and destination of each flow.
     ends: Vec<(SocketAddr, SocketAddr)>,
 }
 
-/// Traffic that flows until it is stopped.
+/// Traffic that flows until [`Exchange::stop`].
 pub struct Exchange {
     state: Arc<Mutex<State>>,
     stop: Arc<AtomicBool>,
@@ -104,7 +105,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Begins it; the flows' source ports count up from the ones given.
+    /// Starts the traffic. The source ports of each direction count up from its entry in `first_ports`.
     pub fn begin(lab: &Lab, first_ports: [u16; 2], watch: Arc<Watch>) -> Result<Self> {
         let directions = [Direction::open(lab, 0, first_ports[0])?, Direction::open(lab, 1, first_ports[1])?];
         let state = State {
@@ -130,12 +131,12 @@ impl Exchange {
         Ok(exchange)
     }
 
-    /// Since the first datagram.
+    /// Time since the first datagram.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// What is known so far; nothing goes on until it is let go.
+    /// Locks the state. The traffic stands still until the guard is dropped.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panicked")
     }
@@ -146,20 +147,20 @@ impl Exchange {
         Ok(())
     }
 
-    /// A site was brought up: its maps may be others.
+    /// Opens the maps of a site that has come up. They may be new ones.
     pub fn site_is_up(&self, lab: &Lab, site: usize, first_port: u16) -> Result<()> {
         let ends = ends(lab, site, first_port);
         self.up(site, &lab.sites[site].name, &ends)
     }
 
-    /// A site is going to be taken down.
+    /// Closes the maps of a site that will be taken down.
     pub fn site_goes_down(&self, site: usize) {
         let mut state = self.state();
         state.maps[site] = None;
         state.ledgers[site].forget_tunnels();
     }
 
-    /// Ends it; what it was.
+    /// Ends the traffic and returns its counts by sender.
     pub fn stop(self) -> Result<[Counts; 2]> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().expect("traffic does not panic").context("numbered traffic")?;
@@ -169,13 +170,13 @@ impl Exchange {
 }
 
 impl State {
-    /// Packets that a site's programs have put onto each tunnel because another one died, or home again; `None` while it is
-    /// down.
+    /// Moves onto each tunnel that a site's programs have counted, because another tunnel went down, or back to the
+    /// home tunnel. `None` while the site is down.
     pub fn counted_moves(&self, site: usize) -> Result<Option<Vec<u64>>> {
         let Some(maps) = &self.maps[site] else { return Ok(None) };
         let slots = maps.view.peers().first().map_or(0, |peer| peer.tunnels);
         let moves = |slot| {
-            let counters = maps.view.tunnel_counters(0, slot)?;
+            let counters = maps.view.tunnel_counters(TunnelId::new(0, slot))?;
             anyhow::Ok(counters.failover_moves + counters.flowlet_moves)
         };
         (0..slots).map(moves).collect::<Result<_>>().map(Some)
@@ -190,7 +191,7 @@ impl Maps {
         let peer = view.peer(0).context("a site without a peer")?;
         let bucket = |(source, destination): &(SocketAddr, SocketAddr)| {
             let hash = key(*source, *destination).hash(settings.seed, settings.hash_fields, symmetric);
-            // The lower half chooses, as `decide::choose` has it.
+            // The lower half of the hash chooses the bucket, as in `decide::choose`.
             let low = u32::try_from(hash & u64::from(u32::MAX)).expect("32 bits");
             peer.bucket_base + (low & peer.bucket_mask)
         };
@@ -203,7 +204,7 @@ impl Maps {
     }
 }
 
-/// What the steering program tells a flow by.
+/// The flow key as the steering program builds it.
 fn key(source: SocketAddr, destination: SocketAddr) -> FlowKey {
     let words = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => [u32::from_ne_bytes(ip.octets()), 0, 0, 0],
@@ -223,7 +224,7 @@ fn key(source: SocketAddr, destination: SocketAddr) -> FlowKey {
     }
 }
 
-/// Where each flow of a site comes from and goes to.
+/// Source and destination of each flow of a site.
 fn ends(lab: &Lab, site: usize, first_port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     let (here, there) = (&lab.sites[site], &lab.sites[1 - site]);
     let flow = |number: u16| {
@@ -281,12 +282,16 @@ fn run(
 }
 
 impl State {
-    /// What is on the wires, and which tunnels live.
+    /// Checks what is on the wires and which tunnels are up.
     fn look(&mut self, watch: &Watch, now: Duration) -> Result<()> {
-        while let Some(told) = watch.next()? {
+        while let Some(description) = watch.next()? {
             self.in_the_clear += 1;
             if self.in_the_clear == 1 {
-                self.broken.push(Broken { at: now, invariant: Invariant::Clear, told: format!("on a wire: {told}") });
+                self.broken.push(Broken {
+                    at: now,
+                    invariant: Invariant::Clear,
+                    description: format!("on a wire: {description}"),
+                });
             }
         }
         for (site, maps) in self.maps.iter_mut().enumerate() {
@@ -306,9 +311,9 @@ impl State {
         datagram[..4].copy_from_slice(&u32::try_from(flow).expect("few").to_be_bytes());
         datagram[4..8].copy_from_slice(&number.to_be_bytes());
         let (_, destination) = direction.ends[flow];
-        // What cannot be sent is lost, whoever refuses it.
+        // A datagram that cannot be sent counts as lost.
         let _ = direction.senders[flow].send_to(&datagram, destination);
-        // The packet has passed the steering program when the call returns.
+        // When the call returns, the packet has passed the steering program.
         let taken = self.maps[site].as_ref().and_then(|maps| Some(maps.view.bucket(maps.buckets[flow])?.0));
         self.ledgers[site].sent(flow, now, taken);
     }
@@ -318,7 +323,7 @@ impl State {
         for receiver in &direction.receivers {
             loop {
                 match receiver.recv(&mut buffer) {
-                    Ok(PAYLOAD) => self.came(site, &buffer, now),
+                    Ok(PAYLOAD) => self.on_arrival(site, &buffer, now),
                     Ok(length) => anyhow::bail!("a datagram of {PAYLOAD} bytes came as {length}"),
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error).context("receiving datagrams"),
@@ -328,10 +333,10 @@ impl State {
         Ok(())
     }
 
-    fn came(&mut self, site: usize, datagram: &[u8], now: Duration) {
+    fn on_arrival(&mut self, site: usize, datagram: &[u8], now: Duration) {
         let word = |at: usize| u32::from_be_bytes(datagram[at..at + 4].try_into().expect("four bytes"));
         let (flow, number) = (word(0), word(4));
-        let told = match self.ledgers[site].came(flow as usize, number, now) {
+        let description = match self.ledgers[site].on_arrival(flow as usize, number, now) {
             Arrival::InOrder | Arrival::OvertakenElsewhere => return,
             Arrival::Overtaken { .. } if now < self.unequal_until => {
                 self.by_bond += 1;
@@ -343,7 +348,7 @@ impl State {
             Arrival::Repeated => format!("datagram {number} came twice"),
             Arrival::Unknown => format!("datagram {number} was never sent, or long ago"),
         };
-        let told = format!("flow {flow} from {}: {told}", crate::schedule::SITES[site]);
-        self.broken.push(Broken { at: now, invariant: Invariant::Order, told });
+        let description = format!("flow {flow} from {}: {description}", crate::event::SITES[site]);
+        self.broken.push(Broken { at: now, invariant: Invariant::Order, description });
     }
 }

@@ -1,26 +1,26 @@
-//! Holds interruptions against what the faults may cost. Pure.
+//! Compares interruptions with what the faults may cost. Pure.
 
 use std::time::Duration;
 
 use crate::bounds::Cost;
 use crate::ledger::Outage;
 
-/// What was on its way when a fault began may be lost with it.
+/// A packet that was sent at most this long before a fault began may be lost by the fault.
 const ON_THE_WAY: Duration = Duration::from_millis(200);
 
-/// When a fault may cost something.
+/// The time in which a fault may cost something.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Which event it is of.
+    /// Number of the event in the schedule.
     pub event: usize,
     pub from: Duration,
-    /// When the fault was over; `None` while it lasts.
+    /// When the fault was over. `None` while it lasts.
     pub over: Option<Duration>,
     pub cost: Cost,
 }
 
 impl Window {
-    /// Until when it may cost something.
+    /// Until when the fault may cost something.
     fn to(&self) -> Duration {
         let Some(over) = self.over else { return Duration::MAX };
         over + match self.cost {
@@ -35,29 +35,30 @@ impl Window {
     }
 }
 
-/// What came of an interruption.
+/// The judgement of an interruption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is within what faults may cost; the one it is put down to, and how long recovery took: since the end of a fault that
-    /// stops everything; else all of it but the time in which nobody watched.
+    /// The interruption is within what faults may cost. `event` is its cause. `recovery` counts from the end of a fault
+    /// that stops everything. For other faults, it is the whole interruption without the time in which a `run` was not
+    /// watching.
     Within { event: usize, recovery: Duration },
-    /// It is longer by so much, or no fault explains it.
+    /// The interruption is longer by `by`, or no fault explains it.
     Beyond { event: Option<usize>, by: Duration },
 }
 
-/// Everything that explains interruptions.
+/// All faults and times that explain interruptions.
 #[derive(Clone, Debug, Default)]
 pub struct Explanations {
     pub windows: Vec<Window>,
-    /// When a `run` was not there, or had not yet heard of each tunnel.
+    /// Spans in which a `run` was not running, or had not yet heard from each tunnel.
     pub unwatched: Vec<(Duration, Duration)>,
 }
 
 impl Explanations {
     /// Judges one interruption.
     ///
-    /// The time in which nothing has to flow does not count, nor, where a tunnel may die, that in which nobody watches. What
-    /// is left may be as long as all faults together that were then may interrupt a flow.
+    /// Time in which nothing has to flow does not count. If a tunnel may go down, time in which a `run` is not watching
+    /// does not count either. The rest may be as long as all faults of that time together may interrupt a flow.
     pub fn judge(&self, outage: &Outage) -> Verdict {
         let Outage { from, to, .. } = *outage;
         let near: Vec<&Window> = self.windows.iter().filter(|window| window.overlaps(from, to)).collect();
@@ -76,7 +77,8 @@ impl Explanations {
         let lasted = to.saturating_sub(from);
         let left = lasted.saturating_sub(covered(from, to, &mut excused));
         let cause = near.iter().filter(|window| window.cost != Cost::Nothing);
-        // What stops everything goes before what may interrupt a flow; then what came last before it.
+        // A fault that stops everything is preferred to one that may interrupt a flow. Then the latest one before the
+        // interruption is preferred.
         let cause = cause.max_by_key(|window| {
             let stops = matches!(window.cost, Cost::Standstill { .. });
             (stops, window.from <= from + ON_THE_WAY, window.from)
@@ -94,14 +96,14 @@ impl Explanations {
         }
     }
 
-    /// Forgets what was over long before `before`.
+    /// Forgets everything that was over before `before`.
     pub fn forget(&mut self, before: Duration) {
         self.windows.retain(|window| window.to() >= before);
         self.unwatched.retain(|(_, to)| *to >= before);
     }
 }
 
-/// How much of a span others cover.
+/// How much of the time between `from` and `to` the spans cover.
 fn covered(from: Duration, to: Duration, spans: &mut [(Duration, Duration)]) -> Duration {
     spans.sort();
     let (mut sum, mut at) = (Duration::ZERO, from);
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     fn a_standstill_is_its_own_cause_and_leaves_the_others_their_time() {
         let all = explained(&[window(0, 1_000, 2_000, STILL), window(1, 2_500, 5_000, DYING)]);
-        // 800 ms after the standstill, and 500 for the tunnel that dies.
+        // 800 ms after the standstill, and 500 ms for the tunnel that goes down.
         assert_eq!(all.judge(&outage(1_000, 3_300)), Verdict::Within { event: 0, recovery: ms(1_300) });
         assert_eq!(all.judge(&outage(1_000, 3_400)), Verdict::Beyond { event: Some(0), by: ms(100) });
     }
@@ -188,7 +190,7 @@ mod tests {
         all.unwatched.push((ms(500), ms(4_000)));
         assert_eq!(all.judge(&outage(1_100, 4_500)), Verdict::Within { event: 7, recovery: ms(500) });
         assert_eq!(all.judge(&outage(1_100, 4_600)), Verdict::Beyond { event: Some(7), by: ms(100) });
-        // Where nothing goes wrong, nobody need watch.
+        // Without a fault, time without a watching `run` excuses nothing.
         all.windows.clear();
         assert_eq!(all.judge(&outage(1_100, 1_200)), Verdict::Beyond { event: None, by: ms(100) });
     }

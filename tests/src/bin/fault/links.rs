@@ -1,4 +1,4 @@
-//! The links between the sites as faults leave them: several may lie over one another.
+//! The state of the links between the sites. Several faults may overlap on one link.
 
 use std::time::Duration;
 
@@ -6,17 +6,18 @@ use anyhow::Result;
 use lab::sites::Lab;
 use lab::topology::Quality;
 
-use crate::schedule::{LINKS, Way};
+use crate::event::{LINKS, Way};
 
-/// How long packets are on their way while nothing is wrong.
+/// Delay of a link without a fault.
 const DELAY: Duration = Duration::from_millis(2);
-/// As little as there can be: with it packets on a link stay in order whatever becomes of its delay.
+/// The smallest possible jitter. With jitter, [`Quality::discipline`] also sets a rate, so that netem keeps packets in
+/// order even if the delay of the link changes.
 const JITTER: Duration = Duration::from_micros(1);
 
-/// A link while nothing is wrong.
+/// A link without a fault.
 pub const SOUND: Quality = Quality { delay: DELAY, jitter: JITTER, loss: 0.0 };
 
-/// What is wrong in one direction of a link.
+/// The faults in one direction of a link.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wrong {
     cut: bool,
@@ -31,11 +32,10 @@ impl Wrong {
     }
 }
 
-/// All links, by the site that sends.
+/// The faults of all links, by the sending site.
 #[derive(Debug, Default)]
 pub struct Links([[Wrong; LINKS as usize]; 2]);
 
-/// A change of a link.
 #[derive(Clone, Copy, Debug)]
 pub enum Turn {
     Cut(bool),
@@ -44,7 +44,7 @@ pub enum Turn {
 }
 
 impl Links {
-    /// Changes one link, or all, one way or both.
+    /// Changes one link, or all links, in one direction or both.
     pub fn turn(&mut self, lab: &Lab, link: Option<u8>, way: Way, turn: Turn) -> Result<()> {
         let mut changes = Vec::new();
         for number in (0..LINKS).filter(|number| link.is_none_or(|link| link == *number)) {
@@ -61,7 +61,7 @@ impl Links {
         lab.wires()?.set_all(&changes)
     }
 
-    /// Takes a link's plugs out, or all links', or puts them in again.
+    /// Unplugs one link, or all links, or plugs them in again.
     pub fn plug(lab: &Lab, link: Option<u8>, plugged: bool) -> Result<()> {
         (0..LINKS)
             .filter(|number| link.is_none_or(|link| link == *number))

@@ -1,7 +1,8 @@
-//! Faults by seed: two sites over a bond of three links, numbered traffic both ways, and one thing after another that goes
-//! wrong. What must hold meanwhile is looked at all the time; the first thing that does not ends the run.
+//! Random faults from a seed. Two sites are joined by a bond of three links and exchange numbered traffic, while one
+//! fault follows another. The program checks its invariants all the time. The first broken invariant ends the run.
 //!
-//! `cargo xtask sim fault` builds it and runs it in simulated time, where the same seed gives the same run.
+//! `cargo xtask sim fault` builds this program and runs it in simulated time, where the same seed gives the same run.
+#![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod act;
 mod bounds;
@@ -9,6 +10,7 @@ mod clear;
 mod defect;
 mod draw;
 mod edit;
+mod event;
 mod exchange;
 mod judge;
 mod ledger;
@@ -17,6 +19,7 @@ mod play;
 mod ports;
 mod random;
 mod report;
+mod sabotage;
 mod schedule;
 mod stage;
 
@@ -33,22 +36,22 @@ use schedule::Schedule;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// What all that is drawn follows from
+    /// Seed of all random numbers
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// How long, in minutes
+    /// Length of the run, in minutes
     #[arg(long, default_value_t = 5.0, value_name = "M")]
     minutes: f64,
-    /// Break something on purpose, which has to be found
+    /// Break something on purpose; the run must find it
     #[arg(long, value_enum, value_name = "WHAT")]
     defect: Option<Defect>,
     /// Only print the schedule
     #[arg(long)]
     schedule: bool,
-    /// Tell every interruption of a flow
+    /// Print every interruption of a flow
     #[arg(long)]
     interruptions: bool,
-    /// The program to try; the one beside this program unless given
+    /// The program under test [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     ecmpvpn: Option<PathBuf>,
 }
@@ -62,20 +65,20 @@ fn main() -> ExitCode {
             for line in lab::log::last(40) {
                 eprintln!("  {line}");
             }
-            // Nothing was shown either way.
+            // The run gave no result.
             ExitCode::from(2)
         }
     }
 }
 
-/// Whether all invariants held.
+/// Plays the schedule, or prints it. Returns whether all invariants held.
 fn tried(arguments: &Arguments) -> Result<bool> {
     ensure!((0.1..=100_000.0).contains(&arguments.minutes), "--minutes is from 0.1 to 100000");
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
     let schedule = Schedule::new(arguments.seed, length, arguments.defect);
     if arguments.schedule {
         for event in &schedule.events {
-            println!("{}", play::told(event));
+            println!("{}", play::describe(event));
         }
         return Ok(true);
     }

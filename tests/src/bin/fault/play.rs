@@ -1,4 +1,4 @@
-//! One run: the schedule's events in time, and what must hold, looked at all the while.
+//! One run: carries out the events of the schedule and checks the invariants all the time.
 
 use std::path::Path;
 use std::thread;
@@ -9,20 +9,21 @@ use serde_json::json;
 
 use crate::act::Actor;
 use crate::clear;
+use crate::event::{Event, SITES};
 use crate::exchange::{Broken, Exchange, Invariant};
 use crate::judge::Verdict;
 use crate::ledger::Outage;
 use crate::report::{self, Tally};
-use crate::schedule::{Event, SITES, Schedule};
+use crate::schedule::Schedule;
 use crate::stage::Stage;
 
-/// How often it is looked for what does not hold.
+/// Time between two checks of the invariants.
 const LOOK: Duration = Duration::from_millis(200);
-/// Lines of each `run`'s output that are shown with what is broken.
+/// How many lines of each `run`'s output a broken invariant shows.
 const SHOWN: usize = 25;
 
-/// An event as it is told.
-pub fn told(event: &Event) -> String {
+/// Describes an event in words.
+pub fn describe(event: &Event) -> String {
     let lasts = if event.lasts.is_zero() { String::new() } else { format!(", for {}", seconds(event.lasts)) };
     format!("{} {}{lasts}", stamp(event.at), event.fault)
 }
@@ -47,7 +48,7 @@ fn interrupted(outage: &Outage) -> String {
     )
 }
 
-/// Moves that were seen and counted, by site.
+/// Moves that were seen in the traffic, and moves that the programs counted, by site.
 #[derive(Default)]
 struct Moves {
     seen: [u64; 2],
@@ -55,18 +56,19 @@ struct Moves {
     sum: u64,
 }
 
-/// What goes on.
+/// A run of a schedule.
 struct Run<'a> {
     schedule: &'a Schedule,
     actor: Actor<'a>,
     tally: Tally,
     moves: Moves,
     begun: Vec<usize>,
-    tells: bool,
+    verbose: bool,
 }
 
-/// Plays a schedule; whether all held. `again` is the command line that plays it again; `tells` of every interruption.
-pub fn play(schedule: &Schedule, program: &Path, again: &str, tells: bool) -> Result<bool> {
+/// Plays a schedule. Returns whether all invariants held. `again` is the command line that repeats the run. With
+/// `verbose`, prints every interruption.
+pub fn play(schedule: &Schedule, program: &Path, again: &str, verbose: bool) -> Result<bool> {
     println!(
         "seed {}: {} tunnels, {} faults in {}",
         schedule.seed,
@@ -79,7 +81,7 @@ pub fn play(schedule: &Schedule, program: &Path, again: &str, tells: bool) -> Re
     let (broken, tally, begun, moves) = {
         let actor = Actor::new(&mut stage, &traffic);
         let mut run =
-            Run { schedule, actor, tally: Tally::default(), moves: Moves::default(), begun: Vec::new(), tells };
+            Run { schedule, actor, tally: Tally::default(), moves: Moves::default(), begun: Vec::new(), verbose };
         let broken = run.events()?;
         (broken, run.tally, run.begun, run.moves.sum)
     };
@@ -99,9 +101,9 @@ pub fn play(schedule: &Schedule, program: &Path, again: &str, tells: bool) -> Re
     println!("frames on the wires: {frames}, in the clear: {in_the_clear}");
     if let Some(broken) = &broken {
         println!("\nbroken invariant: {}, at {}", broken.invariant.name(), stamp(broken.at).trim_start());
-        println!("  {}", broken.told.trim_end().replace('\n', "\n  "));
+        println!("  {}", broken.description.trim_end().replace('\n', "\n  "));
         match begun.last() {
-            Some(event) => println!("the event before it:\n  {}", told(&schedule.events[*event])),
+            Some(event) => println!("the event before it:\n  {}", describe(&schedule.events[*event])),
             None => println!("there was no event before it"),
         }
         println!("{}", stage.underlay());
@@ -123,9 +125,9 @@ pub fn play(schedule: &Schedule, program: &Path, again: &str, tells: bool) -> Re
     Ok(broken.is_none())
 }
 
-/// Takes both sites down; what is not as it was.
+/// Takes both sites down. Returns what is not as it was before.
 fn restored(schedule: &Schedule, stage: &mut Stage, at: Duration) -> Result<Option<Broken>> {
-    let broken = |told: String| Broken { at, invariant: Invariant::Restored, told };
+    let broken = |description: String| Broken { at, invariant: Invariant::Restored, description };
     for (site, killed) in schedule.ends_killed.into_iter().enumerate() {
         println!("{} {} is taken down{}", stamp(at), SITES[site], if killed { " after SIGKILL" } else { "" });
         let mut wrong = stage.take_down(site, killed)?;
@@ -140,7 +142,7 @@ fn restored(schedule: &Schedule, stage: &mut Stage, at: Duration) -> Result<Opti
 }
 
 impl Run<'_> {
-    /// Everything up to the schedule's end, or to what is broken.
+    /// Carries out the events up to the end of the schedule, or until an invariant is broken.
     fn events(&mut self) -> Result<Option<Broken>> {
         self.moves.begin(self.actor.traffic)?;
         let mut turns: Vec<(Duration, bool, usize)> = Vec::new();
@@ -148,7 +150,7 @@ impl Run<'_> {
             turns.push((event.at, true, number));
             turns.push((event.end(), false, number));
         }
-        // What begins and ends at the same moment begins first.
+        // An event without a length begins before it ends.
         turns.sort_by_key(|(at, begins, number)| (*at, !begins, *number));
         for (at, begins, number) in turns {
             if let Some(broken) = self.wait_until(at)? {
@@ -162,10 +164,10 @@ impl Run<'_> {
                 println!(
                     "{} {}",
                     stamp(self.now()),
-                    told(event).trim_start().split_once(' ').map_or("", |(_, told)| told)
+                    describe(event).trim_start().split_once(' ').map_or("", |(_, description)| description)
                 );
                 self.begun.push(number);
-                self.tally.begun(event);
+                self.tally.on_begin(event);
                 if let Some(broken) = self.actor.begin(number, event)? {
                     return Ok(Some(broken));
                 }
@@ -186,15 +188,15 @@ impl Run<'_> {
         self.actor.traffic.now()
     }
 
-    /// Waits, and tells what happens meanwhile.
+    /// Waits until `at`, checks the invariants meanwhile, and prints what happens.
     fn wait_until(&mut self, at: Duration) -> Result<Option<Broken>> {
         loop {
             if let Some(broken) = self.look() {
                 return Ok(Some(broken));
             }
             match self.actor.attend() {
-                // New maps count from nothing.
-                Ok(up) => up.iter().filter(|(_, anew)| *anew).for_each(|(site, _)| self.moves.counted[*site].clear()),
+                // New maps count from zero.
+                Ok(up) => up.iter().filter(|(_, again)| *again).for_each(|(site, _)| self.moves.counted[*site].clear()),
                 Err(broken) => return Ok(Some(broken)),
             }
             let Some(left) = at.checked_sub(self.now()).filter(|left| !left.is_zero()) else { return Ok(None) };
@@ -202,7 +204,7 @@ impl Run<'_> {
         }
     }
 
-    /// What does not hold.
+    /// Checks the invariants. Returns one that is broken.
     fn look(&mut self) -> Option<Broken> {
         let now = self.now();
         let mut state = self.actor.traffic.state();
@@ -218,7 +220,7 @@ impl Run<'_> {
             return broken;
         }
         for outage in outages {
-            if self.tells && !outage.goes_on {
+            if self.verbose && !outage.goes_on {
                 println!("{}   {}", stamp(now), interrupted(&outage));
             }
             match self.actor.explanations.judge(&outage) {
@@ -235,12 +237,20 @@ impl Run<'_> {
 
     fn too_long(&self, outage: &Outage, event: Option<usize>, by: Duration) -> Broken {
         let cause = event.map_or("no fault explains it".to_owned(), |event| {
-            format!("{} beyond what is allowed after: {}", seconds(by), told(&self.schedule.events[event]).trim_start())
+            format!(
+                "{} beyond what is allowed after: {}",
+                seconds(by),
+                describe(&self.schedule.events[event]).trim_start()
+            )
         });
-        Broken { at: self.now(), invariant: Invariant::Recovery, told: format!("{}; {cause}", interrupted(outage)) }
+        Broken {
+            at: self.now(),
+            invariant: Invariant::Recovery,
+            description: format!("{}; {cause}", interrupted(outage)),
+        }
     }
 
-    /// Whether every move that was seen is counted.
+    /// Checks that the programs have counted every move that was seen.
     fn count_moves(&mut self) -> Result<Option<Broken>> {
         self.moves.check(self.actor.traffic)
     }
@@ -261,15 +271,15 @@ impl Moves {
             self.counted[site] = counted;
             self.sum += grown;
             if moved > grown {
-                let told =
+                let description =
                     format!("flows from {name} moved {moved} times to another tunnel, and {grown} moves were counted");
-                return Ok(Some(Broken { at: traffic.now(), invariant: Invariant::Order, told }));
+                return Ok(Some(Broken { at: traffic.now(), invariant: Invariant::Order, description }));
             }
         }
         Ok(None)
     }
 
-    /// Begins to count.
+    /// Takes the counters as they are now as the base.
     fn begin(&mut self, traffic: &Exchange) -> Result<()> {
         let state = traffic.state();
         for site in 0..2 {

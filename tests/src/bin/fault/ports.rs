@@ -1,14 +1,14 @@
-//! UDP ports that put each tunnel onto the links that are wanted, by the bond's own hash. Pure.
+//! Plans UDP ports that put each tunnel onto the desired links, by the bond's own hash. Pure.
 
 use std::net::Ipv4Addr;
 
 use ecmpvpn::config::XmitHashPolicy;
 use ecmpvpn::plan::bond_hash::{self, OuterFlow};
 
+use crate::event::LINKS;
 use crate::random::Random;
-use crate::schedule::LINKS;
 
-/// The links that A and B send a tunnel's packets on while all of them are there.
+/// The links on which A and B send a tunnel's packets while all links are up.
 pub fn links(endpoints: [Ipv4Addr; 2], ports: [u16; 2]) -> [u8; 2] {
     [0, 1].map(|end| {
         let flow = OuterFlow {
@@ -22,14 +22,15 @@ pub fn links(endpoints: [Ipv4Addr; 2], ports: [u16; 2]) -> [u8; 2] {
     })
 }
 
-/// Ports of `count` tunnels, from `first` on: each link has tunnels in each direction, not always the same ones.
+/// Ports of `count` tunnels, from `first` upwards. Each link has tunnels in each direction. Which ones differs by
+/// direction and seed.
 pub fn plan(endpoints: [Ipv4Addr; 2], first: u16, count: u8, random: &mut Random) -> Vec<[u16; 2]> {
     let turn = random.index(LINKS);
     let mut far = first + u16::from(count);
     let tunnel = |number: u8| {
         let near = first + u16::from(number);
-        let wanted = [number % LINKS, (number + turn) % LINKS];
-        while links(endpoints, [near, far]) != wanted {
+        let desired = [number % LINKS, (number + turn) % LINKS];
+        while links(endpoints, [near, far]) != desired {
             far += 1;
         }
         far += 1;
@@ -38,7 +39,7 @@ pub fn plan(endpoints: [Ipv4Addr; 2], first: u16, count: u8, random: &mut Random
     (0..count).map(tunnel).collect()
 }
 
-/// Another port for the end `site` of a tunnel, from `from` on, that leaves it on the links where it is.
+/// Another port, from `from` upwards, for the end `site` of a tunnel. The tunnel stays on its links.
 pub fn other(endpoints: [Ipv4Addr; 2], ports: [u16; 2], site: usize, from: u16) -> u16 {
     let with = |port: u16| if site == 0 { [port, ports[1]] } else { [ports[0], port] };
     let same = |port: &u16| links(endpoints, with(*port)) == links(endpoints, ports) && !ports.contains(port);

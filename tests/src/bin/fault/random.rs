@@ -1,4 +1,4 @@
-//! Numbers that follow from a seed and from nothing else. Not for secrets.
+//! Random numbers that follow only from a seed. Not for secrets.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of `seed`, and of what they are for: the same seed gives others for another purpose.
+    /// The numbers of `seed` for one purpose. For another purpose, the same seed gives other numbers.
     pub fn new(seed: u64, purpose: &str) -> Self {
         let mut random = Self(seed);
         for byte in purpose.bytes() {
@@ -24,18 +24,18 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `count`, which is not 0. As even as 64 bits allow.
+    /// A number below `count`, which must not be 0. Uniform, as far as 64 bits allow.
     pub fn below(&mut self, count: u64) -> u64 {
         let wide = u128::from(self.next()) * u128::from(count);
         u64::try_from(wide >> 64).expect("it is below count")
     }
 
-    /// True so many times in a hundred.
+    /// True with a probability of `percent` percent.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One of several.
+    /// Picks one of several, each with the same probability.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         let at = self.below(u64::try_from(of.len()).expect("few"));
         &of[usize::try_from(at).expect("an index")]
@@ -46,7 +46,7 @@ impl Random {
         u8::try_from(self.below(u64::from(count))).expect("it is below count")
     }
 
-    /// One of several, as often as its weight says.
+    /// Picks one of several, with a probability in proportion to its weight.
     pub fn weighed<T: Copy>(&mut self, of: &[(u64, T)]) -> T {
         let mut at = self.below(of.iter().map(|(weight, _)| weight).sum());
         for (weight, thing) in of {
@@ -58,14 +58,15 @@ impl Random {
         of[of.len() - 1].1
     }
 
-    /// A time from `least` on and below `most`, whole milliseconds; each part of it is as likely as any.
+    /// A time in whole milliseconds, at least `least` and below `most`. Uniform.
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let span = ms(most).saturating_sub(ms(least)).max(1);
         least + Duration::from_millis(self.below(span))
     }
 
-    /// The same, but each doubling of `least` is as likely as any: short times are what most is decided in.
+    /// As [`Random::between`], but each octave above `least` has the same probability. Most timers are short, so short
+    /// times matter most.
     pub fn between_octaves(&mut self, least: Duration, most: Duration) -> Duration {
         let octaves = (0..31).take_while(|octave| least * (1 << octave) < most).count();
         let octave = self.below(u64::try_from(octaves.max(1)).expect("few"));
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_those_of_splitmix64() {
-        // The reference implementation's, seed 1234567: Vigna, https://prng.di.unimi.it/splitmix64.c.
+        // From the reference implementation with seed 1234567: Vigna, https://prng.di.unimi.it/splitmix64.c.
         let mut random = Random(1_234_567);
         let found = [random.next(), random.next(), random.next()];
         assert_eq!(found, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);

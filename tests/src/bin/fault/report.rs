@@ -1,4 +1,4 @@
-//! What is told at the end: a table of faults and what they cost, sums, and the same for programs.
+//! The report at the end of a run: a table of faults and their cost, sums, and the same as JSON.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use comfy_table::{Cell, CellAlignment, Row, Table, presets};
 use serde_json::{Value, json};
 
 use crate::bounds::{self, Cost};
+use crate::event::Event;
 use crate::ledger::Counts;
-use crate::schedule::Event;
 
-/// What one kind of fault has cost.
+/// The cost of one kind of fault.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kind {
     count: u32,
@@ -19,13 +19,13 @@ struct Kind {
     bound: Option<Duration>,
 }
 
-/// By kind, in the order of their names.
+/// The cost of all faults, by kind, ordered by name.
 #[derive(Clone, Debug, Default)]
 pub struct Tally(BTreeMap<&'static str, Kind>);
 
 impl Tally {
-    /// An event has begun.
-    pub fn begun(&mut self, event: &Event) {
+    /// Counts an event that has begun.
+    pub fn on_begin(&mut self, event: &Event) {
         let kind = self.0.entry(event.fault.kind()).or_default();
         kind.count += 1;
         let bound = match bounds::cost(event) {
@@ -36,7 +36,7 @@ impl Tally {
         kind.bound = kind.bound.max(Some(bound));
     }
 
-    /// A flow was interrupted by one, and went on after so long.
+    /// Counts an interruption of a flow by `event`. The flow continued after the time `after`.
     pub fn recovered(&mut self, event: &Event, after: Duration) {
         let kind = self.0.entry(event.fault.kind()).or_default();
         kind.interruptions += 1;
@@ -74,14 +74,14 @@ impl Tally {
     }
 }
 
-/// Traffic in both directions.
+/// The sums of the traffic in both directions, as one line.
 pub fn traffic(counts: &[Counts; 2], moves: u64, by_bond: u64) -> String {
     let sum = |field: fn(&Counts) -> u64| counts.iter().map(field).sum::<u64>();
     format!(
         "datagrams: {} sent, {} in time, {} later than 1 s, {} lost; {} overtaken, of them {} within a tunnel while links \
          differed; moved to another tunnel {} times, {moves} counted",
         sum(|c| c.sent),
-        sum(|c| c.came),
+        sum(|c| c.on_arrival),
         sum(|c| c.late),
         sum(Counts::lost),
         sum(|c| c.overtaken),

@@ -1,4 +1,4 @@
-//! The two sites and their `run`s, and what is done to them.
+//! The two sites with their `run` processes, and the actions on them.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,22 +19,22 @@ use crate::ports;
 use crate::random::Random;
 use crate::schedule::Schedule;
 
-/// The bond at both sites.
+/// Name of the bond at both sites.
 pub const BOND: &str = "bond0";
 /// Each link's rate, 10^6 bits a second.
 const RATE: f64 = 100.0;
-/// What a site says once it is up.
+/// What `run` prints once its site is up.
 const UP: &str = "is up:";
-/// The gateways' network, and its mask.
+/// The gateways' network and its mask, in host byte order.
 const OUTER: (u32, u32) = (0x0a02_0300, 0xffff_ff00);
-/// How long a host may take to look as before.
+/// How long a host may take until it looks as it did before.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Both sites, up.
+/// Both sites, which are up.
 pub struct Stage {
     pub lab: Lab,
     running: [Option<Running>; 2],
-    /// Each gateway's address on its bond now.
+    /// Each gateway's current address on its bond.
     pub addresses: [Ipv4Addr; 2],
     /// The tunnels' UDP ports at A and B, by tunnel.
     pub ports: Vec<[u16; 2]>,
@@ -42,12 +42,12 @@ pub struct Stage {
     source_ports: [u16; 2],
     before: [Dump; 2],
     idle_before: Vec<String>,
-    /// The tunnel that is not there now: its block of each configuration.
+    /// The block of each configuration for the tunnel that is removed at present, if any.
     pub taken_out: Option<[String; 2]>,
 }
 
 impl Stage {
-    /// Builds it and brings both sites up.
+    /// Builds the lab and brings both sites up.
     pub fn new(schedule: &Schedule, binary: &Path) -> Result<Self> {
         let endpoints = [Ipv4Addr::new(10, 2, 3, 4), Ipv4Addr::new(10, 2, 3, 5)];
         let mut random = Random::new(schedule.seed, "ports");
@@ -56,7 +56,7 @@ impl Stage {
             underlay: Underlay::Bonded,
             backend: "kernel",
             policy: "hash",
-            members: crate::schedule::LINKS,
+            members: crate::event::LINKS,
             tunnels: usize::from(schedule.tunnels),
             rate: Some(RATE),
             wires: Some(SOUND),
@@ -85,18 +85,17 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Starts the traffic.
     pub fn traffic(&self) -> Result<Exchange> {
         Exchange::begin(&self.lab, self.source_ports, Arc::clone(&self.watch))
     }
 
-    /// A site's `run`.
+    /// The `run` process of a site.
     pub fn running(&self, site: usize) -> Result<&Running> {
         self.running[site].as_ref().with_context(|| format!("no `run` at {site}"))
     }
 
-    /// A gateway's way to the rest of the world leads over its bond, and by the other gateway: what is not steered is not
-    /// stuck, but leaves in the clear and shows.
+    /// Gives a gateway default routes over its bond, through the other gateway. A packet that is not steered then does
+    /// not stay on the gateway. It leaves in the clear, where the watch sees it.
     pub fn uplink(&self, site: usize) -> Result<()> {
         let hop = |site: usize| format!("fe80::{}", ['a', 'b'][site]);
         self.lab.sites[site].gateway.apply(
@@ -109,7 +108,7 @@ impl Stage {
         )
     }
 
-    /// Who takes a site down has no use for that way.
+    /// Removes the default routes again, before a site is taken down.
     fn no_uplink(&self, site: usize) -> Result<()> {
         let commands = ["route flush default", "-6 route flush default"];
         for command in commands {
@@ -118,19 +117,22 @@ impl Stage {
         Ok(())
     }
 
-    /// SIGKILL for a site's `run`.
+    /// Ends the `run` of a site with SIGKILL.
     pub fn kill(&mut self, site: usize) -> Result<()> {
         let run = self.running[site].take().context("it does not run")?;
         run.stop(Signal::KILL).map(drop)
     }
 
-    /// Starts `run` at a site; it is not yet up.
+    /// Starts `run` at a site and does not wait until it is up.
     pub fn start(&mut self, site: usize) -> Result<()> {
         self.running[site] = Some(self.lab.start(site)?);
         Ok(())
     }
 
-    /// Whether a site that was started is up; from then on its traffic is watched. Fails if its `run` has ended.
+    /// Whether a site that was started is up. From then on its traffic is watched.
+    ///
+    /// # Errors
+    /// The `run` of the site has ended.
     pub fn is_up(&mut self, site: usize, traffic: &Exchange) -> Result<bool> {
         let run = self.running[site].as_mut().context("it does not run")?;
         if !run.output().contains(UP) {
@@ -143,7 +145,7 @@ impl Stage {
         Ok(true)
     }
 
-    /// Takes a site down, by SIGTERM or by SIGKILL and `down`; what goes wrong with that.
+    /// Takes a site down, with SIGTERM, or with SIGKILL and `down`. Returns what went wrong, if anything.
     pub fn take_down(&mut self, site: usize, killed: bool) -> Result<Option<String>> {
         self.no_uplink(site)?;
         let run = self.running[site].take().context("it does not run")?;
@@ -162,13 +164,13 @@ impl Stage {
         Ok(None)
     }
 
-    /// What of a site's host is not as it was before `run`; all its links are whole.
+    /// Returns what on a site's host is not as it was before `run`. All links must work.
     pub fn left_at(&self, site: usize) -> Result<Option<String>> {
         let left = self.before[site].wait_for_same(SETTLE, || self.lab.sites[site].dump())?;
         Ok(left.map(|left| format!("it is not as it was before:\n{left}")))
     }
 
-    /// What both sites share on this host and is left though nobody needs it; when both are down.
+    /// Returns what both sites share on this host and have not removed. Both must be down.
     pub fn left_behind(&self) -> Result<Option<String>> {
         let left: Vec<String> =
             idle_shared_things()?.into_iter().filter(|thing| !self.idle_before.contains(thing)).collect();
@@ -183,19 +185,19 @@ impl Stage {
         Ok(())
     }
 
-    /// `ecmpvpn reload` at a site; what it complains of if it does not succeed.
+    /// Runs `ecmpvpn reload` at a site. Returns its error if it fails.
     pub fn reload(&self, site: usize) -> Result<Option<String>> {
         let (code, _, complaint) = self.lab.ecmpvpn(site, &["reload"])?;
         Ok((code != 0).then(|| format!("`reload` ended with {code}: {}", complaint.trim_end())))
     }
 
-    /// Tells the wires' watch about ports that tunnels have from now on; those that they had are still expected.
+    /// Makes the watch on the wires expect the current ports of the tunnels, and also the former ones.
     pub fn expect_ports(&self, former: [u16; 2]) -> Result<()> {
         let ports = self.ports.iter().flatten().copied().chain(former).collect();
         self.watch.expect(&Outer { network: OUTER, ports })
     }
 
-    /// The tunnels that do without a link in the directions of these senders.
+    /// Counts the tunnels that do not use `link` in the directions of `senders`.
     pub fn spared(&self, link: u8, senders: &[usize]) -> usize {
         let there = self.ports.len() - usize::from(self.taken_out.is_some());
         let endpoints = [self.lab.sites[0].endpoint, self.lab.sites[1].endpoint];
@@ -206,9 +208,9 @@ impl Stage {
         self.ports[..there].iter().filter(is_spared).count()
     }
 
-    /// What each gateway's bond and neighbours look like.
+    /// Describes each gateway's bond and neighbours.
     pub fn underlay(&self) -> String {
-        let told = |site: &lab::sites::Site| {
+        let describe = |site: &lab::sites::Site| {
             let bond = site.gateway.run(|| fs::read_to_string(format!("/proc/thread-self/net/bonding/{BOND}")));
             let neighbours = site.gateway.query("ip", &format!("neighbour show dev {BOND}"));
             let keep = |line: &&str| {
@@ -218,21 +220,21 @@ impl Stage {
                 bond.unwrap_or_default().lines().filter(keep).map(|line| line.trim().to_owned()).collect();
             format!("{}:\n{}\n{}", site.name, bond.join("; "), neighbours.unwrap_or_default())
         };
-        self.lab.sites.iter().map(told).collect()
+        self.lab.sites.iter().map(describe).collect()
     }
 
-    /// The last lines that each `run` wrote.
+    /// The last lines of each `run`'s output.
     pub fn outputs(&self, lines: usize) -> String {
-        let told = |run: &Running| {
+        let describe = |run: &Running| {
             let output = plain(&run.output());
             let all: Vec<&str> = output.lines().collect();
             format!("{} wrote last:\n{}\n", run.site(), all[all.len().saturating_sub(lines)..].join("\n"))
         };
-        self.running.iter().flatten().map(told).collect()
+        self.running.iter().flatten().map(describe).collect()
     }
 }
 
-/// Text without the colours of a terminal.
+/// `text` without terminal colours.
 fn plain(text: &str) -> String {
     let mut parts = text.split('\u{1b}');
     let first = parts.next().unwrap_or_default().to_owned();

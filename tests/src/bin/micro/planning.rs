@@ -1,4 +1,4 @@
-//! How long a plan of ports takes.
+//! Measures how long a plan of ports takes.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,11 +9,14 @@ use ecmpvpn::plan::ports::{End, Request, plan};
 use ecmpvpn_common::flow::mix;
 use serde_json::json;
 
+use crate::output;
+
 const TUNNELS: usize = 16;
-/// No plan may take longer, not even without a release build's optimisation.
+/// Longest time that a plan may take, also in a debug build.
 const LIMIT: Duration = Duration::from_millis(50);
 
-/// Plans for `count` random endpoint pairs, every other one IPv6, of 2 to 8 members an end. Whether all were in time.
+/// Plans for `count` random endpoint pairs, every other one IPv6, with 2 to 8 members at each end. Returns whether
+/// every plan was below [`LIMIT`].
 pub fn measure(count: u32) -> Result<bool> {
     eprintln!("==> planning {TUNNELS} tunnels for {count} random endpoint pairs");
     let mut times = Vec::new();
@@ -36,7 +39,7 @@ pub fn measure(count: u32) -> Result<bool> {
     let met = worst < LIMIT;
     println!("\nplanning {TUNNELS} tunnels, {count} random endpoint pairs: median {middle:.1?}, worst {worst:.1?}");
     println!("target: every one below {LIMIT:?}: {}\n", if met { "met" } else { "MISSED" });
-    crate::print(&json!({
+    output::print(&json!({
         "series": "planning",
         "tunnels": TUNNELS,
         "pairs": count,

@@ -1,7 +1,7 @@
-//! What the egress program costs a packet, beside a program that only redirects.
+//! Measures what the egress program costs for each packet, compared with a program that only redirects.
 //!
-//! The kernel runs a program again and again on one packet. So that there are many flows, the programs themselves give
-//! it another source address and port each time; both pay for that alike, and what it costs is shown by itself.
+//! The kernel runs a program many times on one packet. To make many flows, both programs themselves give the packet
+//! another source address and port each time. The cost of that is the same for both, and is shown separately.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,38 +16,38 @@ use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
 use serde_json::{Value, json};
 
-use crate::median;
+use crate::output::{self, median};
 
 const MANY: u32 = 1_000_000;
-/// Redirected.
+/// The return value of a program that redirects.
 const TC_ACT_REDIRECT: u32 = 7;
-/// What the policy `adaptive` may cost, relative to only redirecting, where flows go on.
+/// What the policy `adaptive` may cost, relative to only redirecting, while flows do not pause.
 const TARGET: f64 = 2.0;
 
-/// When a packet's bucket had its last one.
+/// Time since the last packet of the same bucket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// So recently that it stays where it is.
+    /// So short that the bucket keeps its tunnel.
     Busy,
-    /// So long ago that it may move, each time.
+    /// So long that the bucket may move with every packet.
     Paused,
 }
 
-/// One program and how it is run.
+/// One program and the settings of its runs.
 struct Variant {
-    /// None: the program that only redirects.
+    /// `None`: the program that only redirects.
     policy: Option<Policy>,
     tunnels: u8,
-    /// The packets meet the last one.
+    /// Number of rules. The packets match the last one.
     rules: u16,
     flows: u32,
     pace: Pace,
     loaded: Loaded,
-    /// Instructions that the verifier looked at; 0 where the kernel does not say.
+    /// Instructions that the verifier processed. 0 if the kernel does not report it.
     verified: u32,
-    /// Number of the flow of the next round's first packet.
+    /// Number of the flow of the first packet in the next round.
     next: u32,
-    /// Nanoseconds a packet, a round each.
+    /// Nanoseconds for each packet, one value for each round.
     times: Vec<f64>,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Variant {
 }
 
 impl Variant {
-    /// Loads `object`, or this build's where there is none.
+    /// Loads `object`, or the object of this build if there is none.
     fn new(
         object: Option<&[u8]>,
         policy: Option<Policy>,
@@ -107,8 +107,8 @@ impl Variant {
         Ok(Self { policy, tunnels, rules, flows, pace, loaded, verified, next: 0, times: Vec::new() })
     }
 
-    /// One round of `packets` packets, after one that is not measured: in the time that the others took every flow has
-    /// paused, and its first packet chooses a tunnel anew.
+    /// Runs `packets` packets twice and measures the second time. While the other variants ran, every flow has paused,
+    /// so the first packet of each flow chooses a tunnel again.
     fn round(&mut self, packets: u32) -> Result<()> {
         self.run(packets)?;
         let time = self.run(packets)?;
@@ -116,14 +116,14 @@ impl Variant {
         Ok(())
     }
 
-    /// So many packets, and the time that they took.
+    /// Runs `packets` packets. Returns the time that they took.
     fn run(&mut self, packets: u32) -> Result<Duration> {
         let frame = frame(self.next);
         self.next = if self.flows == 1 { 0 } else { (self.next + packets) % self.flows };
         let name = if self.policy.is_some() { programs::EGRESS } else { programs::BASELINE };
         let program = self.loaded.program_mut(name)?;
         let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::default() };
-        // Not the kernel's own figure, which is cut off to whole nanoseconds.
+        // The kernel's own figure is not used, because it is truncated to whole nanoseconds.
         let since = Instant::now();
         let result = program.test_run(options)?;
         let time = since.elapsed();
@@ -139,7 +139,7 @@ impl Variant {
 /// Destination port of all packets.
 const PORT: u16 = 5201;
 
-/// A rule that changes nothing but what it costs.
+/// A rule that changes only the cost.
 fn rule(port: u16) -> Rule {
     Rule {
         src: None,
@@ -158,7 +158,7 @@ fn rule(port: u16) -> Rule {
 /// A TCP packet of flow `number` behind an Ethernet header.
 fn frame(number: u32) -> Vec<u8> {
     let mut frame = vec![0; test_run::ETHERNET_HEADER as usize];
-    // A type for experiments; the program looks at the IP version.
+    // An Ethernet type for experiments. The program looks only at the IP version.
     frame[12..].copy_from_slice(&[0x88, 0xb5]);
     frame.extend([0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0]);
     frame.extend((0x0a00_0000 | number).to_be_bytes());
@@ -178,7 +178,7 @@ fn variants(object: Option<&[u8]>) -> Result<Vec<Variant>> {
     for policy in [Policy::Hash, Policy::Flowlet, Policy::Adaptive, Policy::Spray] {
         for tunnels in [2, 32] {
             for (flows, pace) in [(1, Pace::Busy), (MANY, Pace::Busy), (MANY, Pace::Paused)] {
-                // Pauses mean nothing where every packet chooses, or none does.
+                // Pauses change nothing if every packet chooses a tunnel, or if none does.
                 if pace == Pace::Busy || matches!(policy, Policy::Flowlet | Policy::Adaptive) {
                     variants.push(Variant::new(object, Some(policy), tunnels, 0, flows, pace)?);
                 }
@@ -193,7 +193,7 @@ fn variants(object: Option<&[u8]>) -> Result<Vec<Variant>> {
     Ok(variants)
 }
 
-/// Measures every variant, all of them in each round, and prints medians; `other` is another build's object.
+/// Measures every variant in each round, and prints medians. `other` is the object of another build.
 pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> Result<()> {
     eprintln!("==> loading the programs");
     let load = |object| -> Result<Vec<Variant>> {
@@ -205,7 +205,7 @@ pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> R
     let mut others = other.map(|object| load(Some(object))).transpose()?.unwrap_or_default();
     eprintln!("==> {rounds} rounds of {packets} packets each for {} variants", variants.len() + others.len());
     for round in 0..rounds as usize {
-        // Another one begins each time, so that none always follows the same.
+        // Another variant begins each time, so that none always follows the same one.
         let count = variants.len();
         for at in (0..count).map(|at| (at + round) % count) {
             let mut pair: Vec<&mut Variant> = others.get_mut(at).into_iter().chain([&mut variants[at]]).collect();
@@ -221,7 +221,7 @@ pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> R
     );
     let rows = print_costs(&variants);
     print_comparison(&variants, &others);
-    crate::print(&json!({
+    output::print(&json!({
         "series": "steering",
         "making_flows_ns": making_flows(&variants),
         "rounds": rounds,
@@ -231,12 +231,12 @@ pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> R
     Ok(())
 }
 
-/// What it costs to make each packet another flow's, in nanoseconds.
+/// The cost of giving each packet another flow, nanoseconds.
 fn making_flows(variants: &[Variant]) -> f64 {
     variants[1].median() - variants[0].median()
 }
 
-/// Prints what every variant costs, and returns the same.
+/// Prints the cost of every variant, and returns it as JSON.
 fn print_costs(variants: &[Variant]) -> Vec<Value> {
     let base = [variants[0].median(), variants[1].median()];
     let varying = making_flows(variants);
@@ -252,7 +252,7 @@ fn print_costs(variants: &[Variant]) -> Vec<Value> {
         let verdict = target.map_or("", |met| if met { "<= 2.0: met" } else { "<= 2.0: MISSED" });
         let mut cells = vec![Cell::new(variant)];
         let numbers = [format!("{time:.1}"), format!("{ratio:.2}"), format!("{alone:.2}")];
-        cells.extend(numbers.map(right));
+        cells.extend(numbers.map(right_aligned));
         cells.push(Cell::new(verdict));
         table.add_row(cells);
         rows.push(json!({
@@ -272,8 +272,8 @@ fn print_costs(variants: &[Variant]) -> Vec<Value> {
     rows
 }
 
-/// Prints both builds beside each other, where there are two. The ratio is the median over the rounds, since what
-/// disturbs a machine disturbs both of a round alike.
+/// Prints both builds side by side, if there are two. The ratio is the median over the rounds, because a disturbance of
+/// the machine affects both builds of a round alike.
 fn print_comparison(variants: &[Variant], others: &[Variant]) {
     if others.is_empty() {
         return;
@@ -283,8 +283,8 @@ fn print_comparison(variants: &[Variant], others: &[Variant]) {
         let ratio = median(variant.times.iter().zip(&other.times).map(|(this, other)| this / other).collect());
         let numbers = [format!("{:.1}", other.median()), format!("{:.1}", variant.median()), format!("{ratio:.3}")];
         let mut cells = vec![Cell::new(variant)];
-        cells.extend(numbers.map(right));
-        cells.push(right(format!("{} -> {}", other.verified, variant.verified)));
+        cells.extend(numbers.map(right_aligned));
+        cells.push(right_aligned(format!("{} -> {}", other.verified, variant.verified)));
         table.add_row(cells);
     }
     println!("{table}\n");
@@ -297,6 +297,6 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn right(text: String) -> Cell {
+fn right_aligned(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }

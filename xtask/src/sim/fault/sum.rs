@@ -1,11 +1,11 @@
-//! What many runs together have shown.
+//! The results of many runs together.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
 
-/// All runs.
+/// The sum of all runs.
 #[derive(Default)]
 pub struct Sum {
     kinds: BTreeMap<String, Kind>,
@@ -16,7 +16,7 @@ pub struct Sum {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// What one kind of fault has cost in all of them.
+/// What one kind of fault has cost in all runs.
 #[derive(Default)]
 struct Kind {
     count: u64,
@@ -26,7 +26,7 @@ struct Kind {
 }
 
 impl Sum {
-    /// Adds a run: its exit status, if it came to one, and what it says for programs.
+    /// Adds a run: its exit status, if it has one, and its line for programs.
     pub fn add(&mut self, status: Option<i32>, json: Option<&Value>) {
         self.runs += 1;
         match status {
@@ -39,7 +39,7 @@ impl Sum {
         }
     }
 
-    /// Whether all invariants held in all of them.
+    /// Whether all invariants held in all runs.
     pub fn is_sound(&self) -> bool {
         self.broken + self.failed == 0
     }

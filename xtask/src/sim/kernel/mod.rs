@@ -12,37 +12,38 @@ use crate::fingerprint;
 use crate::sh::{self, Cmd};
 use crate::vm::kernel::Series;
 
-/// What the kernel has beside the architecture's defaults.
+/// Options in addition to the architecture's defaults.
 const CONFIG: &str = include_str!("config");
-/// What is changed in the source of every series.
+/// The patch for the source of every series.
 const COMMON_PATCH: &str = include_str!("common.patch");
-/// Changes whenever a kernel has to be built anew although the three above are the same.
+/// Change this if kernels must be built again although source, configuration and patches are the same.
 const RECIPE: &str = "2";
-/// The folder with own kernel sources, named as Debian's package names them: `linux-source-6.12.tar.xz`.
+/// The folder with the user's own kernel sources. The file names are those of Debian's package:
+/// `linux-source-6.12.tar.xz`.
 const SOURCES: &str = "ECMPVPN_LINUX_SOURCES";
-/// Where built kernels are kept, instead of the user's cache directory.
+/// The directory for built kernels, instead of the user's cache directory.
 const CACHE: &str = "ECMPVPN_CACHE";
-/// Files that are compiled, to show how far it is.
+/// Number of compiled files, to show the progress.
 const OBJECTS: f64 = 1_120.0;
-/// Between two lines of progress.
+/// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(20);
 
-/// What Debian calls the package of the source.
+/// Debian's package with the source.
 pub fn package(series: Series) -> String {
     format!("linux-source-{}", series.name())
 }
 
-/// The package's archive.
+/// The archive in that package.
 fn archive(series: Series) -> String {
     format!("{}.tar.xz", package(series))
 }
 
-/// Where the package puts it.
+/// Where the package installs the archive.
 pub fn packaged_source(series: Series) -> PathBuf {
     Path::new("/usr/src").join(archive(series))
 }
 
-/// Where built kernels are kept.
+/// The directory for built kernels.
 ///
 /// # Errors
 /// Neither a cache nor a home directory is known.
@@ -54,13 +55,13 @@ pub fn cache() -> Result<PathBuf> {
     dir.with_context(|| format!("there is no HOME to keep the simulation's kernel in: set {CACHE} to a directory"))
 }
 
-/// The kernel that was built of this source, configuration and patch; `None` if it has to be built yet.
+/// The kernel built from this source, configuration and patch; `None` if it is not built yet.
 pub fn built(series: Series) -> Option<PathBuf> {
     let version = version(series).ok()?;
     Some(home(series, &version).ok()?.join("linux")).filter(|linux| linux.is_file())
 }
 
-/// The same, built if it is not there. One process builds, others wait for it.
+/// Like [`built`], but builds the kernel if it is missing. One process builds, others wait for it.
 pub fn get(series: Series) -> Result<PathBuf> {
     if let Some(linux) = built(series) {
         return Ok(linux);
@@ -77,7 +78,7 @@ pub fn get(series: Series) -> Result<PathBuf> {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("locking the kernel's directory")?;
     let linux = home.join("linux");
     if !linux.is_file() {
-        // Of a build that was killed.
+        // Left by a build that was killed.
         for entry in fs::read_dir(&home)?.flatten().filter(|entry| entry.path().is_dir()) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -91,7 +92,7 @@ pub fn get(series: Series) -> Result<PathBuf> {
     Ok(linux)
 }
 
-/// What is changed in the source of one series.
+/// The patch for the source of one series.
 fn own_patch(series: Series) -> &'static str {
     match series {
         Series::V6_12 => include_str!("6.12.patch"),
@@ -99,7 +100,7 @@ fn own_patch(series: Series) -> &'static str {
     }
 }
 
-/// What a series is asked for in vain: it came later.
+/// Options of [`CONFIG`] that a series does not have yet.
 fn not_there_yet(series: Series) -> &'static [&'static str] {
     match series {
         Series::V6_12 => &[],
@@ -107,7 +108,7 @@ fn not_there_yet(series: Series) -> &'static [&'static str] {
     }
 }
 
-/// Where the source is.
+/// The path of the source.
 fn source(series: Series) -> Result<PathBuf> {
     let path = std::env::var_os(SOURCES)
         .map_or_else(|| packaged_source(series), |folder| Path::new(&folder).join(archive(series)));
@@ -121,7 +122,7 @@ fn source(series: Series) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The source's version: the package's, or size and time of an own archive.
+/// The source's version: that of the package, or path, size and time of the user's own archive.
 pub fn version(series: Series) -> Result<String> {
     let path = source(series)?;
     if path == packaged_source(series) {
@@ -151,7 +152,7 @@ fn build(series: Series, home: &Path, linux: &Path) -> Result<()> {
     Cmd::new("sh").args(["-c", configure]).dir(work.path()).quiet().run()?;
     let config = fs::read_to_string(work.path().join(".config"))?;
     let missing: Vec<_> = missing(&config).into_iter().filter(|line| !not_there_yet(series).contains(line)).collect();
-    ensure!(missing.is_empty(), "this source does not take {}", missing.join(" "));
+    ensure!(missing.is_empty(), "this source does not support {}", missing.join(" "));
     compile(work.path(), &log).with_context(|| format!("see {}", log.display()))?;
     let partial = home.join("linux.partial");
     Cmd::new("strip").arg("-o").arg(&partial).arg(work.path().join("linux")).quiet().run()?;
@@ -159,13 +160,13 @@ fn build(series: Series, home: &Path, linux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is asked for and not in a finished configuration.
+/// Options of [`CONFIG`] that a finished configuration lacks.
 fn missing(config: &str) -> Vec<&'static str> {
     let asked = CONFIG.lines().filter(|line| line.starts_with("CONFIG_") && line.ends_with("=y"));
     asked.filter(|line| !config.lines().any(|found| found == *line)).collect()
 }
 
-/// Runs make, says now and then how far it is, and keeps what it says.
+/// Runs make, shows the progress, and keeps make's output in `log`.
 fn compile(dir: &Path, log: &Path) -> Result<()> {
     let jobs = std::thread::available_parallelism().map_or(2, usize::from);
     let mut make = Cmd::new("make")

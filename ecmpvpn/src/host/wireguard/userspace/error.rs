@@ -1,4 +1,4 @@
-//! Why a tunnel of this process cannot be.
+//! Errors of the userspace backend.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,65 +7,35 @@ use gotatun::device::Error as DeviceError;
 
 use crate::config::InterfaceName;
 
-/// The largest tunnel MTU, bytes: gotatun's packet buffers have 4,096, and WireGuard adds 32.
+/// The largest tunnel MTU, bytes: gotatun's packet buffers have 4,096 bytes, and WireGuard adds 32.
 pub const MAX_MTU: u32 = 4096 - 32;
 
-/// Why a device could not be made.
+/// Why a device could not be made or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UserspaceError {
-    /// The kernel has no TUN devices, or gives us none.
+    /// The kernel has no TUN devices, or refuses access.
     #[error("creating {name}: cannot open /dev/net/tun: load the tun module, and run as root with access to that file")]
-    NoTun {
-        /// The interface to be.
-        name: InterfaceName,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The name belongs to a device that we did not make.
+    NoTun { name: InterfaceName, source: io::Error },
+    /// A device with this name exists already.
     #[error("creating {name}: an interface of that name exists already: remove it or choose another name")]
-    NameTaken {
-        /// The interface to be.
-        name: InterfaceName,
-    },
-    /// The kernel refused the device.
+    NameTaken { name: InterfaceName },
     #[error("creating TUN device {name}")]
-    Create {
-        /// The interface to be.
-        name: InterfaceName,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Create { name: InterfaceName, source: io::Error },
     /// The MTU is more than gotatun can carry.
     #[error(
         "starting tunnel {name}: an MTU of {mtu} is above {MAX_MTU}, the most that the userspace backend carries: \
          lower `steering.mtu`, or use the kernel backend"
     )]
     Mtu {
-        /// The tunnel.
         name: InterfaceName,
-        /// What was asked for, bytes.
+        /// The requested MTU, bytes.
         mtu: u32,
     },
-    /// The UDP port or the local address is not to be had.
+    /// The socket cannot be bound to the UDP port or the local address.
     #[error("starting tunnel {name}: cannot listen on {address} port {port}: {}", bind_advice(source))]
-    Bind {
-        /// The tunnel.
-        name: InterfaceName,
-        /// The local endpoint.
-        address: IpAddr,
-        /// The listen port.
-        port: u16,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// gotatun could not start.
+    Bind { name: InterfaceName, address: IpAddr, port: u16, source: io::Error },
     #[error("starting tunnel {name}")]
-    Start {
-        /// The tunnel.
-        name: InterfaceName,
-        /// What gotatun said.
-        source: DeviceError,
-    },
+    Start { name: InterfaceName, source: DeviceError },
 }
 
 fn bind_advice(error: &io::Error) -> &'static str {

@@ -1,8 +1,8 @@
-//! A TUN device as gotatun reads and writes it.
+//! A TUN device with the interface that gotatun needs.
 //!
-//! gotatun's own is not used: it adopts a device that exists, ends the tunnel at a malformed packet, and polls the MTU.
-//! Reading needs no offload flags: the kernel segments and checksums whatever is redirected here, since the device
-//! announces no such features (`validate_xmit_skb()`, net/core/dev.c).
+//! gotatun's own TUN code is not used: it adopts a device that exists, ends the tunnel at a malformed packet, and polls
+//! the MTU. Reading needs no offload flags: the device announces no offload features, so the kernel segments and
+//! checksums every packet that is redirected to it (`validate_xmit_skb()`, net/core/dev.c).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -19,10 +19,10 @@ use crate::config::InterfaceName;
 
 use super::error::UserspaceError;
 
-/// Packets taken from the queue before anything else gets a turn.
+/// The most packets to read from the queue before other tasks get a turn.
 const BATCH: usize = 64;
 
-/// One TUN device: it exists while a clone of this does.
+/// One TUN device. It exists as long as a clone of this value.
 #[derive(Clone)]
 pub(super) struct Tun {
     queue: Arc<AsyncFd<File>>,
@@ -31,7 +31,7 @@ pub(super) struct Tun {
 }
 
 impl Tun {
-    /// A new device; never one that exists already. gotatun pads packets up to `mtu` bytes.
+    /// Makes a new device; never adopts an existing one. gotatun pads packets up to `mtu` bytes.
     pub(super) fn create(name: &InterfaceName, mtu: u16) -> Result<Self, UserspaceError> {
         let file = OpenOptions::new()
             .read(true)
@@ -49,19 +49,19 @@ impl Tun {
         Ok(Self { queue: Arc::new(queue), name: name.clone(), mtu })
     }
 
-    /// Tells when the device is gone.
+    /// A handle that can wait until the device is gone.
     pub(super) fn closed(&self) -> Closed {
         Closed(Arc::downgrade(&self.queue))
     }
 
-    /// Reads and drops everything, until the device is gone.
+    /// Reads and drops all packets until the device is gone.
     pub(super) async fn discard(self) {
         let mut buffer = [0; 64];
         while let Ok(mut ready) = self.queue.readable().await {
             match ready.try_io(|queue| queue.get_ref().read(&mut buffer)) {
                 Ok(Err(e)) if is_gone(&e) => break,
                 Ok(Err(e)) => tracing::debug!("reading from {}: {e}", self.name),
-                // Dropped, or nothing there after all.
+                // A packet was dropped, or there was none.
                 Ok(Ok(_)) | Err(_) => {}
             }
         }
@@ -73,7 +73,7 @@ fn register(file: File) -> io::Result<AsyncFd<File>> {
     unsafe { AsyncFd::register(file) }.map_err(io::Error::from)
 }
 
-/// Turns an open `/dev/net/tun` into the queue of a new device.
+/// Makes a new device, with the open `/dev/net/tun` as its queue.
 fn set_interface(file: &File, name: &InterfaceName) -> io::Result<()> {
     // SAFETY: an ifreq is plain integers and bytes, of which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -90,7 +90,7 @@ fn set_interface(file: &File, name: &InterfaceName) -> io::Result<()> {
     }
 }
 
-/// The device was deleted under us (drivers/net/tun.c gives EBADFD).
+/// Whether the error says that somebody deleted the device (drivers/net/tun.c gives EBADFD).
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
 }
@@ -107,7 +107,8 @@ impl IpSend for Tun {
                     return Err(e);
                 }
                 Ok(Err(e)) => {
-                    // EIO while the device is down. gotatun ends the tunnel at some errors; a packet is not worth that.
+                    // EIO while the device is down. Do not return the error: gotatun would end the tunnel at some
+                    // errors, for a single packet.
                     tracing::trace!("tunnel {}: a received packet is dropped: {e}", self.name);
                     return Ok(());
                 }
@@ -139,7 +140,7 @@ impl IpRecv for Tun {
                     }
                     Ok(Ok(length)) => {
                         packet.truncate(length);
-                        // What is no IP packet has no peer to go to.
+                        // Skip what is not an IP packet: it has no peer.
                         batch.extend(packet.try_into_ip().ok());
                     }
                 }
@@ -153,11 +154,11 @@ impl IpRecv for Tun {
     }
 }
 
-/// Knows a device without keeping it.
+/// Refers to a device without keeping it.
 pub(super) struct Closed(Weak<AsyncFd<File>>);
 
 impl Closed {
-    /// Waits up to two seconds until the device is gone; whether it is.
+    /// Waits up to two seconds until the device is gone. Returns whether it is.
     pub(super) async fn wait(self) -> bool {
         for _ in 0..2_000 {
             if self.0.strong_count() == 0 {

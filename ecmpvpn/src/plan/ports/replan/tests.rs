@@ -39,7 +39,7 @@ fn what_needs_no_change_gets_none() {
     }
 }
 
-/// Equal ports collapse by `layer3+4`; new ports at the far end alone spread all that is known.
+/// Equal ports use one member with `layer3+4`. New ports at the far end only make all known views even.
 #[test]
 fn equal_ports_are_replanned_at_the_far_end() {
     for (members, count) in [(2, 2), (2, 4), (3, 3), (3, 6), (4, 4), (4, 8)] {
@@ -64,18 +64,18 @@ fn equal_ports_are_replanned_at_the_far_end() {
     }
 }
 
-/// Uneven just as `layer3+4` predicts, with the switch's ports in another order: the plan is no trial.
+/// Uneven exactly as `layer3+4` predicts, with the switch's ports in another order: the proposal is not a trial.
 #[test]
 fn a_switch_that_hashes_as_linux_does_is_recognised() {
     let request = request((3, 3));
     let slot = |pair: &PortPair| bond_hash::slot(layer34(&request, *pair, Direction::BToA), 3);
-    // Three on one member, the fourth on another.
+    // Three tunnels on one member, the fourth on another.
     let mut uneven = equal(3);
     let other = (5010..5100).map(|port| PortPair { a: 5003, b: port }).find(|pair| slot(pair) != slot(&uneven[0]));
     uneven.extend(other);
     let slots: Vec<u8> = uneven.iter().map(slot).collect();
-    let turned: Vec<[u8; 1]> = slots.iter().map(|slot| [(slot + 1) % 3]).collect();
-    let on: Vec<&[u8]> = turned.iter().map(|on| &on[..]).collect();
+    let rotated: Vec<[u8; 1]> = slots.iter().map(|slot| [(slot + 1) % 3]).collect();
+    let on: Vec<&[u8]> = rotated.iter().map(|on| &on[..]).collect();
     let replan = found(3, &uneven, &on);
     assert_eq!(replan.finding, Finding::Layer34, "{slots:?}");
     let proposal = replan.proposal.unwrap();
@@ -84,13 +84,13 @@ fn a_switch_that_hashes_as_linux_does_is_recognised() {
     assert!(!is_relabelling(&[0, 0, 2], &[1, 2, 0]));
 }
 
-/// All on one member although `layer3+4` would spread them.
+/// All tunnels on one member, although `layer3+4` would spread them.
 #[test]
 fn a_switch_that_reads_no_ports_is_recognised() {
     let three = pairs(&[(5000, 5000), (5002, 5001), (5004, 5004)]);
     let replan = found(3, &three, &[&[1], &[1], &[1]]);
     assert_eq!((replan.finding, replan.loads), (Finding::Blind { one_in: 9 }, vec![0, 3, 0]));
-    // Three tunnels may be chance: fresh ports tell.
+    // With three tunnels it may be chance: new ports will show.
     let proposal = replan.proposal.unwrap();
     assert!(proposal.trial && proposal.plan.pairs.iter().all(|pair| pair.b > 5004), "{proposal:?}");
     assert_eq!(proposal.plan.views[0].miss(), Some(0), "this site's own sending stays even");

@@ -1,5 +1,5 @@
-//! A renewal of keys on disk, beside the configuration: what is to be changed, and how far it is. It names key files and
-//! holds no secret.
+//! The state of a renewal of keys, on disk beside the configuration: what to change, and the progress. It names key
+//! files, and has no secret itself.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -9,20 +9,20 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-/// Of another version: refused.
+/// State files of another version are refused.
 const VERSION: u32 = 1;
 
-/// Which end of it this site is.
+/// This site's role in the renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It has new private keys, and says when which tunnel is changed.
+    /// It has new private keys, and decides when each tunnel is changed.
     Leads,
-    /// It has the other end's new public keys, and follows.
+    /// It has the other site's new public keys, and follows.
     Follows,
 }
 
-/// How far a tunnel is.
+/// The progress of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -34,23 +34,22 @@ pub enum Stage {
     Done,
 }
 
-/// One tunnel's part.
+/// One tunnel in a renewal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Its name here.
+    /// The tunnel's name at this site.
     pub tunnel: String,
-    /// This site's new key, relative to the configuration; where it leads.
+    /// File of this site's new private key, relative to the configuration; only if this site leads.
     pub private_key_file: Option<String>,
-    /// The far end's new key; where it follows.
+    /// The far end's new public key; only if this site follows.
     pub public_key: Option<String>,
-    /// The new key that both share, relative to the configuration.
+    /// File of the new pre-shared key, relative to the configuration.
     pub preshared_key_file: String,
-    /// How far it is.
     pub stage: Stage,
 }
 
 impl Part {
-    /// The key files that are new with it.
+    /// The new key files.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.private_key_file.iter().map(String::as_str).chain([self.preshared_key_file.as_str()])
     }
@@ -60,53 +59,40 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     version: u32,
-    /// Tells it from others, at both ends; not 0.
+    /// Identifies the renewal at both sites; not 0.
     pub id: u32,
-    /// This site's.
     pub role: Role,
-    /// The other site.
     pub peer: String,
-    /// Whether tunnels may be changed now.
+    /// Whether tunnels may be changed now. At the leading site `ecmpvpn rotate` sets it.
     pub going: bool,
     /// Why it stopped.
     pub stopped: Option<String>,
-    /// In the order in which they are changed.
+    /// The tunnels, in the order in which they are changed.
     pub parts: Vec<Part>,
 }
 
-/// It cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The file.
     #[error("{operation} {}", path.display())]
     Io {
-        /// As `writing`.
+        /// For example `writing`.
         operation: &'static str,
-        /// The file.
         path: PathBuf,
-        /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// Not of this program.
     #[error("{} cannot be read: `ecmpvpn rotate --abort` removes it", path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: serde_json::Error,
     },
-    /// Of another version.
     #[error("{} was written by another version of ecmpvpn: `ecmpvpn rotate --abort` removes it", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-    },
+    Version { path: PathBuf },
 }
 
 impl State {
-    /// One that has not begun.
+    /// A renewal of which no tunnel is changed yet.
     pub fn new(id: u32, role: Role, peer: &str, parts: Vec<Part>) -> Self {
         let going = role == Role::Follows;
         Self { version: VERSION, id, role, peer: peer.to_owned(), going, stopped: None, parts }
@@ -117,19 +103,18 @@ impl State {
         self.parts.iter().all(|part| part.stage == Stage::Done)
     }
 
-    /// The part of a tunnel.
     pub fn part_mut(&mut self, tunnel: &str) -> Option<&mut Part> {
         self.parts.iter_mut().find(|part| part.tunnel == tunnel)
     }
 
-    /// Its file beside the configuration `config`.
+    /// The path of the state file, beside the configuration `config`.
     pub fn path(config: &Path) -> PathBuf {
-        // A link to the configuration: the files are where it leads to.
+        // If `config` is a symbolic link, the files are beside its target.
         let config = fs::canonicalize(config).unwrap_or_else(|_| config.to_owned());
         config.with_extension("rotation.json")
     }
 
-    /// What is under way; `None`: nothing.
+    /// Reads the state file. `None`: there is none.
     pub fn read(path: &Path) -> Result<Option<Self>, StateError> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -140,10 +125,10 @@ impl State {
         if state.version == VERSION { Ok(Some(state)) } else { Err(StateError::Version { path: path.to_owned() }) }
     }
 
-    /// Writes it, in one step.
+    /// Writes the state file, in one step.
     pub fn write(&self, path: &Path) -> Result<(), StateError> {
         let write = || -> io::Result<()> {
-            // Nobody else may read a new one of these.
+            // A new file of this kind has mode 0600.
             let mut file = NamedTempFile::new_in(folder(path))?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.as_file().sync_all()?;
@@ -153,7 +138,7 @@ impl State {
         write().map_err(|source| StateError::Io { operation: "writing", path: path.to_owned(), source })
     }
 
-    /// Changes what is there, unless nothing is; one process at a time. What is there now.
+    /// Changes the state on disk, if there is one, under a lock. Returns the new state.
     pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Option<Self>, StateError> {
         let locked = || -> io::Result<File> {
             let folder = File::open(folder(path))?;
@@ -169,17 +154,17 @@ impl State {
     }
 }
 
-/// The folder of a file.
+/// The folder of a file; `.` if `path` has none.
 pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Name of a key file that a renewal makes.
+/// The name of a key file that a renewal makes.
 pub fn key_file(tunnel: &str, id: u32, kind: &str) -> String {
     format!("{tunnel}-{id:08x}.{kind}")
 }
 
-/// Whether a renewal made the file for this tunnel: then nobody else needs it.
+/// Whether a renewal made this key file for this tunnel. Then nobody else needs it.
 pub fn is_ours(tunnel: &str, file: &str) -> bool {
     let rest = file.strip_prefix(tunnel).and_then(|rest| rest.strip_prefix('-'));
     let id = rest.and_then(|rest| rest.strip_suffix(".key").or_else(|| rest.strip_suffix(".psk")));

@@ -1,4 +1,4 @@
-//! A lab, and who competes in it.
+//! A lab, and the methods that are compared in it.
 
 use std::cell::Cell;
 use std::path::Path as FsPath;
@@ -12,22 +12,23 @@ use lab::topology::Quality;
 use lab::traffic::{Path, TcpLoad};
 use serde_json::Value;
 
-use crate::Arguments;
+use crate::arguments::Arguments;
 
-/// Members of the bond, and tunnels.
+/// Number of members of the bond, and of tunnels.
 pub const MEMBERS: u8 = 3;
-/// The first UDP port of the recipe, at both ends: with a lab's addresses the bond then has all tunnels on one member.
+/// The first UDP port of the recipe, at both ends. With the addresses of a lab, the bond then puts all tunnels on one
+/// member.
 const PORT: u16 = 5_000;
-/// Before anything is measured all links are filled for so long, seconds: policies learn what links carry.
+/// How long all links are filled before the first measurement, seconds. The policies learn what the links carry.
 const WARM_UP: f64 = 1.5;
 const WARM_UP_FLOWS: usize = 12;
 
-/// Who carries the traffic.
+/// A way to carry the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Contestant {
-    /// The first tunnel by itself.
+pub enum Method {
+    /// The first tunnel alone.
     OneTunnel,
-    /// The published recipe: the kernel's ECMP over tunnels with equal ports at both ends, all on one member of the bond.
+    /// The published recipe: the kernel's ECMP over tunnels with equal ports at both ends, all on one member.
     EqualPorts,
     /// The kernel's ECMP over all tunnels, with a layer 4 hash and the same planned ports as ecmpvpn.
     Ecmp,
@@ -35,8 +36,8 @@ pub enum Contestant {
     Ecmpvpn,
 }
 
-impl Contestant {
-    /// In tables and JSON.
+impl Method {
+    /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::OneTunnel => "one tunnel",
@@ -47,27 +48,28 @@ impl Contestant {
     }
 }
 
-/// How the links are.
+/// Properties of the links.
 #[derive(Clone, Debug)]
 pub struct Links {
-    /// Of each tunnel's link in each direction, 10^6 bits a second.
+    /// Rate of each tunnel's link in each direction, 10^6 bits a second.
     pub rates: Vec<f64>,
-    /// By so much each tunnel's way there, and back, is longer than the quickest's, milliseconds; none: all are alike.
+    /// Additional delay of each tunnel in each direction, compared with the fastest one, milliseconds. Empty: all are
+    /// alike.
     pub delays: Vec<f64>,
-    /// By so much packets take longer or shorter, milliseconds.
+    /// Random variation of the delay, up and down, milliseconds.
     pub jitter: f64,
-    /// Percent of the packets that get lost in each direction.
+    /// Lost packets in each direction, percent.
     pub loss: f64,
-    /// What a link takes each way; `None`: the ports are joined directly.
+    /// Delay of a link in each direction. `None`: the ports are joined directly.
     pub wire: Option<Duration>,
     /// Whether each tunnel has the same port at both ends.
     pub equal_ports: bool,
 }
 
 impl Links {
-    /// Links of one rate.
+    /// Links that all have the same rate.
     pub fn alike(arguments: &Arguments, rate: f64) -> Self {
-        // As short as with cables in one town where links are fast, and windows would have to be large.
+        // Fast links have a delay as between sites in one town, because a longer delay would need large windows.
         let delay = Duration::from_micros(if rate < 500.0 { 2_000 } else { 500 });
         Self {
             rates: vec![rate; usize::from(MEMBERS)],
@@ -79,7 +81,7 @@ impl Links {
         }
     }
 
-    /// What happens on the link of a tunnel.
+    /// Delay, jitter and loss of a tunnel's link.
     fn quality(&self, wire: Duration, tunnel: usize) -> Quality {
         let more = self.delays.get(tunnel).copied().unwrap_or(0.0);
         let milliseconds = |time: f64| Duration::from_secs_f64(time / 1e3);
@@ -87,15 +89,15 @@ impl Links {
     }
 }
 
-/// Two sites with `ecmpvpn run` at both.
-pub struct Contest {
+/// Two sites, with `ecmpvpn run` at both.
+pub struct Comparison {
     pub lab: Lab,
     policy: Cell<&'static str>,
     _running: [Running; 2],
 }
 
-impl Contest {
-    /// Builds it, and lets it learn what the links carry.
+impl Comparison {
+    /// Builds the sites, starts ecmpvpn, and lets it learn what the links carry.
     pub fn new(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
         let real = [Feature::WireGuard, Feature::Bonding].iter().all(|feature| feature.missing().is_none());
         let (underlay, backend) = if real { (Underlay::Bonded, "kernel") } else { (Underlay::Routed, "userspace") };
@@ -116,8 +118,8 @@ impl Contest {
             ensure!(on_one, "the recipe's tunnels are not all on one member: {:?}", lab.tunnels);
         }
         for site in &lab.sites {
-            // The kernel's ECMP takes a local socket's random hash for the flow's, and TCP draws it anew after a timeout.
-            // Flows that come through a network card keep theirs.
+            // For a local socket, the kernel's ECMP uses the random hash of the socket, which TCP changes after a
+            // timeout. Flows that come through a network card keep their hash.
             for end in [&site.host, &site.gateway] {
                 end.sysctl("net/core/txrehash", "0")?;
             }
@@ -125,7 +127,7 @@ impl Contest {
         if let Some(wire) = links.wire {
             for (number, tunnel) in lab.tunnels.iter().enumerate() {
                 let quality = links.quality(wire, number);
-                // A tunnel may come back by another member than it leaves by.
+                // A tunnel may use different members in the two directions.
                 lab.wires()?.set_all(&[(tunnel.members[0], 0, quality), (tunnel.members[1], 1, quality)])?;
             }
         }
@@ -138,7 +140,7 @@ impl Contest {
         Ok(Self { lab, policy: Cell::new(policy), _running: running })
     }
 
-    /// Has both sites steer by another policy.
+    /// Sets the policy at both sites.
     pub fn set_policy(&self, policy: &'static str) -> Result<()> {
         if self.policy.replace(policy) == policy {
             return Ok(());
@@ -150,12 +152,12 @@ impl Contest {
         Ok(())
     }
 
-    /// Runs `work` with the traffic on its way over `who`.
-    pub fn with<T>(&self, who: Contestant, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs `work` while the method `who` carries the traffic.
+    pub fn with<T>(&self, who: Method, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let tunnels: Vec<usize> = match who {
-            Contestant::OneTunnel => vec![0],
-            Contestant::Ecmp | Contestant::EqualPorts => (0..self.lab.tunnels.len()).collect(),
-            Contestant::Ecmpvpn => return work(),
+            Method::OneTunnel => vec![0],
+            Method::Ecmp | Method::EqualPorts => (0..self.lab.tunnels.len()).collect(),
+            Method::Ecmpvpn => return work(),
         };
         self.lab.bypass(&tunnels)?;
         let result = work();
@@ -164,7 +166,7 @@ impl Contest {
     }
 }
 
-/// The members' rates, where the tunnels' links are to have these.
+/// The rate of each member, such that the tunnels' links have the rates of `links`.
 fn of_members(lab: &Lab, links: &Links) -> Result<Vec<f64>> {
     ensure!(links.rates.len() == usize::from(MEMBERS), "--rates has {} numbers, not {MEMBERS}", links.rates.len());
     let mut rates = links.rates.clone();
@@ -176,7 +178,8 @@ fn of_members(lab: &Lab, links: &Links) -> Result<Vec<f64>> {
     Ok(rates)
 }
 
-/// Delays and losses at site A's tunnels: before the tunnel, so that the member's shaper still comes last and sets the rate.
+/// Adds delay and loss at the tunnel devices of site A. They act before the tunnel, so that the shaper of the member
+/// still comes last and sets the rate.
 fn without_wires(lab: &Lab, links: &Links) -> Result<()> {
     for (number, tunnel) in lab.tunnels.iter().enumerate() {
         let quality = links.quality(Duration::ZERO, number);
@@ -187,31 +190,31 @@ fn without_wires(lab: &Lab, links: &Links) -> Result<()> {
     Ok(())
 }
 
-impl Drop for Contest {
-    /// Detaching programs changes the kernel's code, of which an emulated machine can die: by then what was printed is to
-    /// be outside.
+impl Drop for Comparison {
+    /// Waits before the programs are detached. Detaching changes the kernel's code, which can crash an emulated
+    /// machine. Until then, the output must have left the machine.
     fn drop(&mut self) {
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
-/// Counters that tell how a transfer went.
+/// Counters that describe a transfer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// What each tunnel's device sent at site A, bytes.
+    /// Bytes that each tunnel's device sent at site A.
     pub sent: Vec<u64>,
-    /// Segments that the sending end sent again.
+    /// Segments that the sender retransmitted.
     pub retransmitted: u64,
-    /// Segments that the receiving end received.
+    /// Segments that the receiver received.
     pub segments: u64,
-    /// Segments that the receiving end received after a gap.
+    /// Segments that the receiver received out of order.
     pub out_of_order: u64,
-    /// Buckets that the program moved at a gap, and while busy.
+    /// Buckets that the program moved at a flowlet gap, and while busy.
     pub moves: [u64; 2],
 }
 
 impl Counters {
-    /// What they are now, for traffic over `path`.
+    /// Reads the counters for traffic over `path`.
     pub fn read(lab: &Lab, path: Path<'_>) -> Result<Self> {
         let a = &lab.sites[0];
         let sent = lab.tunnels.iter().map(|tunnel| Ok(a.device(&tunnel.name)?.tx_bytes)).collect::<Result<_>>()?;
@@ -229,7 +232,7 @@ impl Counters {
         })
     }
 
-    /// What they have gained since `before`.
+    /// The difference since `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self {
             sent: self.sent.iter().zip(&before.sent).map(|(now, then)| now - then).collect(),
@@ -240,7 +243,7 @@ impl Counters {
         }
     }
 
-    /// Each tunnel's share of what was sent, percent.
+    /// Each tunnel's share of the bytes sent, percent.
     pub fn shares(&self) -> Vec<f64> {
         let sum = self.sent.iter().sum::<u64>().max(1);
         #[expect(clippy::cast_precision_loss, reason = "shown as whole percents")]
@@ -248,7 +251,7 @@ impl Counters {
     }
 }
 
-/// A counter of a namespace's kernel: from `/proc/net/FILE`, whose lines come in pairs, names and values.
+/// Reads a kernel counter of a namespace from `/proc/net/FILE`. Its lines come in pairs: names and values.
 fn kernel_counter(ns: &Netns, file: &str, group: &str, name: &str) -> Result<u64> {
     let text = ns.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")))?;
     let mut lines = text.lines().filter(|line| line.starts_with(group)).map(str::split_whitespace);
@@ -257,5 +260,5 @@ fn kernel_counter(ns: &Netns, file: &str, group: &str, name: &str) -> Result<u64
     value.1.parse().with_context(|| format!("{name} is {}", value.1))
 }
 
-/// Between two transfers, so that queues and acknowledgements of one do not count for the next.
+/// Pause between two transfers, so that queues and acknowledgements of one do not count for the next.
 pub const PAUSE: Duration = Duration::from_millis(300);

@@ -1,4 +1,4 @@
-//! What was seen, and its tables. Pure.
+//! The results and their tables. Pure.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ pub enum Way {
     UsualRecipe,
     /// Kernel ECMP over tunnels with planned ports.
     Ecmp,
-    /// The program.
+    /// ecmpvpn.
     Ecmpvpn,
 }
 
 impl Way {
-    /// In tables and progress.
+    /// The name in tables and progress.
     pub fn name(self) -> &'static str {
         match self {
             Self::OneTunnel => "one tunnel",
@@ -31,66 +31,65 @@ impl Way {
     }
 }
 
-/// One transfer.
+/// The result of one transfer.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     /// TCP connections at once.
     pub flows: usize,
-    /// How long it went on before it was measured.
+    /// How long it ran before it was measured.
     pub lead: Duration,
-    /// Payload that arrived, Mbit/s.
+    /// Goodput, Mbit/s.
     pub goodput: f64,
-    /// What each tunnel's device sent at site A, bytes.
+    /// Bytes that each tunnel's device sent at site A.
     pub tunnels: Vec<u64>,
-    /// What each link's device sent there, bytes.
+    /// Bytes that each link's device sent at site A.
     pub links: Vec<u64>,
 }
 
 impl Transfer {
-    /// Links that carried traffic: beside the fullest one, probes are nothing.
+    /// Number of links that carried traffic. A link counts from a tenth of the fullest one, so that links with only
+    /// probes do not count.
     pub fn links_used(&self) -> usize {
         let fullest = self.links.iter().copied().max().unwrap_or_default();
         self.links.iter().filter(|bytes| **bytes * 10 > fullest).count()
     }
 }
 
-/// One way's transfers, by rising number of flows.
+/// The transfers of one way, by rising number of flows.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Which.
     pub way: Way,
-    /// Its transfers.
     pub transfers: Vec<Transfer>,
 }
 
-/// In the lab with the usual recipe's ports.
+/// The results in the lab with the ports of the usual recipe.
 #[derive(Clone, Debug)]
 pub struct Usual {
-    /// The link that each tunnel leaves by, as counted.
+    /// The link that each tunnel uses, from the links' counters.
     pub links: Vec<usize>,
-    /// One tunnel of it.
+    /// One of its tunnels.
     pub one_tunnel: Row,
-    /// All of them.
+    /// All of its tunnels.
     pub recipe: Row,
 }
 
-/// In the lab with planned ports.
+/// The results in the lab with planned ports.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// The link that each tunnel leaves by, as counted.
+    /// The link that each tunnel uses, from the links' counters.
     pub links: Vec<usize>,
     /// The kernel's ECMP.
     pub ecmp: Row,
-    /// The program.
+    /// ecmpvpn.
     pub ecmpvpn: Row,
-    /// A cut tunnel under each.
+    /// The result of a cut tunnel under each.
     pub cuts: [Cut; 2],
 }
 
-/// All that was seen.
+/// All results.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// The links in words.
+pub struct Measured {
+    /// Description of the links.
     pub title: String,
     /// The first lab.
     pub usual: Usual,
@@ -98,51 +97,51 @@ pub struct Seen {
     pub planned: Planned,
 }
 
-impl Seen {
-    /// In the order of the tables.
+impl Measured {
+    /// The rows in the order of the tables.
     pub fn rows(&self) -> [&Row; 4] {
         [&self.usual.one_tunnel, &self.usual.recipe, &self.planned.ecmp, &self.planned.ecmpvpn]
     }
 
-    /// How many times as much as one tunnel a row carried, by the number of flows.
+    /// A row's goodput divided by that of one tunnel, by the number of flows.
     pub fn ratios(&self, row: &Row) -> Vec<f64> {
         let pairs = row.transfers.iter().zip(&self.usual.one_tunnel.transfers);
         pairs.map(|(one, base)| one.goodput / base.goodput).collect()
     }
 
-    /// Goodput, by way and number of flows.
+    /// The table of goodput, by way and number of flows.
     pub fn goodputs(&self) -> Table {
         let mut header = vec![Cell::new(format!("{}; Mbit/s", self.title))];
-        header.extend(self.usual.one_tunnel.transfers.iter().map(|transfer| right(flows(transfer.flows))));
+        header.extend(self.usual.one_tunnel.transfers.iter().map(|transfer| right_aligned(flows(transfer.flows))));
         let lines = self.rows().map(|row| {
             let mut line = vec![Cell::new(row.way.name())];
             let cells = row.transfers.iter().zip(self.ratios(row));
-            line.extend(cells.map(|(one, ratio)| right(format!("{:.1}  {ratio:.2}x", one.goodput))));
+            line.extend(cells.map(|(one, ratio)| right_aligned(format!("{:.1}  {ratio:.2}x", one.goodput))));
             line
         });
         table(header, lines)
     }
 
-    /// What each tunnel and each link sent in the transfers with the most flows.
+    /// The table of bytes that each tunnel and each link sent in the transfers with the most flows.
     pub fn bytes(&self) -> Table {
         let most = self.usual.one_tunnel.transfers.last();
         let mut header =
             vec![Cell::new(format!("sent by site A, {}; MB", most.map_or_else(String::new, |one| flows(one.flows))))];
         let count = most.map_or(0, |one| one.tunnels.len());
-        header.extend((0..count).map(|number| right(format!("wg{number}"))));
-        header.extend((0..most.map_or(0, |one| one.links.len())).map(|number| right(format!("link {number}"))));
+        header.extend((0..count).map(|number| right_aligned(format!("wg{number}"))));
+        header.extend((0..most.map_or(0, |one| one.links.len())).map(|number| right_aligned(format!("link {number}"))));
         let lines = self.rows().map(|row| {
             let mut line = vec![Cell::new(row.way.name())];
             let last = row.transfers.iter().last();
             let counts = last.into_iter().flat_map(|last| last.tunnels.iter().chain(&last.links));
-            line.extend(counts.map(|bytes| right(megabytes(*bytes))));
+            line.extend(counts.map(|bytes| right_aligned(megabytes(*bytes))));
             line
         });
         table(header, lines)
     }
 }
 
-/// A number of flows in words.
+/// A number of flows with the word `flow` or `flows`.
 pub fn flows(count: usize) -> String {
     format!("{count} flow{}", if count == 1 { "" } else { "s" })
 }
@@ -157,7 +156,7 @@ fn table(header: Vec<Cell>, lines: impl IntoIterator<Item = Vec<Cell>>) -> Table
     table
 }
 
-fn right(text: String) -> Cell {
+fn right_aligned(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
