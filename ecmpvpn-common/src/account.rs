@@ -39,7 +39,7 @@ struct Due {
 #[inline(always)]
 pub fn record_sent<T: Calls + ?Sized>(tables: &T, id: TunnelId, now: u64, sent: &Sent) {
     const { assert!(how::FAILOVER == 1 && how::FLOWLET == 2 && how::SPRAYED == 4) };
-    let due = tables.counted(id, |counters| {
+    let due = tables.update_counters(id, |counters| {
         let due = charge_due(counters, now, sent.at_once);
         counters.tx_packets += u64::from(sent.segments.packets);
         counters.tx_bytes += u64::from(sent.segments.bytes);

@@ -238,7 +238,7 @@ impl Timing {
     pub fn now<T: Tables + ?Sized>(tables: &T, tick: u32, gap: u32, last: u64) -> Self {
         if tick != 0
             && gap >= tick
-            && let Some(at) = tables.ticked(tick)
+            && let Some(at) = tables.coarse_now(tick)
         {
             let stamp = at + u64::from(tick);
             let idle = stamp.saturating_sub(last);

@@ -10,7 +10,7 @@ pub trait Tables {
     /// The monotonic clock, up to `tick_ns` too early or too late, nanoseconds. `None` if only the exact clock is
     /// known.
     #[inline(always)]
-    fn ticked(&self, tick_ns: u32) -> Option<u64> {
+    fn coarse_now(&self, tick_ns: u32) -> Option<u64> {
         let now = self.now();
         Some(now - now % u64::from(if tick_ns == 0 { 1 } else { tick_ns }))
     }
@@ -29,7 +29,7 @@ pub trait Tables {
     /// The tunnel's own record. [`Load::link`] names the record that is used for it.
     fn load(&self, id: TunnelId) -> Option<&Load>;
     /// Applies `change` to this CPU's counters of a tunnel.
-    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R>;
+    fn update_counters<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R>;
     /// `place` counts the peer's links.
     fn path(&self, peer: u32, place: u32) -> Option<&Path>;
     fn rule(&self, rule: u32) -> Option<&Rule>;

@@ -102,7 +102,7 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn ticked(&self, tick_ns: u32) -> Option<u64> {
+    fn coarse_now(&self, tick_ns: u32) -> Option<u64> {
         if self.now == 0 {
             // SAFETY: the helper takes no arguments. The verifier replaces it by a read of memory (`do_misc_fixups()`,
             // kernel/bpf/verifier.c).
@@ -165,7 +165,7 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn update_counters<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         count(id, change)
     }
 

@@ -84,8 +84,8 @@ pub enum Command {
     /// Makes or reuses the bond, makes the tunnels and the steering device, routes the remote prefixes to this device,
     /// and attaches the steering program. If a step fails, the earlier steps are undone.
     ///
-    /// Continues what an earlier `run` left, because that was killed or had --persist. What differs from the
-    /// configuration is changed; with the kernel backend no packet is lost. SIGHUP and `ecmpvpn reload` apply a changed
+    /// Adopts a site that an earlier `run` left up, because that was killed or had --persist. Changes what differs from
+    /// the configuration; with the kernel backend no packet is lost. SIGHUP and `ecmpvpn reload` apply a changed
     /// configuration.
     Run(RunArgs),
 

@@ -10,7 +10,7 @@ pub enum Exit {
     Usage = 2,
     /// The host lacks a privilege, a kernel feature or a tool.
     Host = 3,
-    /// `check` or `doctor` found problems.
+    /// `check` found problems.
     Problems = 4,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Data flows `config -> plan -> host + dataplane -> live -> control`. `commands` is on top; `report` (values only) is
 //! below `live`. No module imports against this direction, and no files import each other in a circle: unit tests in
-//! `xtask` check both. `config` and `plan` do not touch the kernel. Only `host` writes netlink and sysctls. Only
-//! `dataplane` touches BPF.
+//! `xtask` check both. `config` and `plan` do not touch the kernel. Only `host` changes links,
+//! addresses, routes and sysctls. Only `dataplane` touches BPF and its hooks.
 
 pub mod cli;
 pub mod commands;

@@ -63,7 +63,7 @@ enum Task {
     #[command(after_help = "Examples:\n  \
         cargo xtask test\n  \
         cargo xtask test --only unit\n  \
-        cargo xtask test --only vm --kernel 6.1 --suite host -- rolls_back")]
+        cargo xtask test --only vm --kernel 6.1 --suite host -- undoes_the_earlier_ones")]
     Test(test::Args),
     /// Measure goodput between two sites, and the cost of planning and steering; run long tests
     #[command(after_help = "Examples:\n  \

@@ -123,7 +123,7 @@ impl Names {
     }
 
     fn path(&mut self, path: Words) {
-        if path.len() > 1 {
+        if !path.is_empty() {
             self.paths.push(path);
         }
     }
@@ -199,17 +199,20 @@ impl House {
         let mut arrows = Arrows::new();
         for (file, names) in &named {
             let module = module_of(file);
-            let imports: Vec<(&String, Words)> =
-                names.imports.iter().filter_map(|(name, path)| Some((name, house.absolute(&module, path)?))).collect();
+            let imported = |(name, path): &(String, Words)| Some((name.clone(), house.absolute(&module, path)?));
+            let imports: Vec<(String, Words)> = names.imports.iter().filter_map(imported).collect();
+            let handed_on: Vec<(String, Words)> = names.handed_on.iter().filter_map(imported).collect();
             let used = names.paths.iter().filter_map(|path| {
                 let (first, rest) = path.split_first()?;
-                match imports.iter().find(|(name, _)| *name == first) {
+                match imports.iter().chain(&handed_on).find(|(name, _)| name == first) {
                     Some((_, path)) => Some([path.as_slice(), rest].concat()),
                     None => house.absolute(&module, path),
                 }
             });
             let used: Vec<Words> = used.collect();
-            for path in imports.iter().map(|(_, path)| path).chain(&used) {
+            // A module may hand on what is below it; from elsewhere that is an import.
+            let from_elsewhere = handed_on.iter().filter(|(_, path)| !path.starts_with(&module));
+            for path in imports.iter().chain(from_elsewhere).map(|(_, path)| path).chain(&used) {
                 let Some((other, name)) = house.owner(path, 0) else { continue };
                 if other != **file {
                     arrows.entry((*file).clone()).or_default().entry(other).or_default().insert(name);
@@ -394,6 +397,23 @@ mod on_purpose {
         ]);
         let of: Vec<&String> = arrows["control.rs"].keys().collect();
         assert_eq!(of, ["host/all.rs", "host/link.rs", "host/mod.rs"]);
+    }
+
+    #[test]
+    fn a_module_that_uses_what_it_hands_on_is_found() {
+        let sources = [
+            ("host/mod.rs", "mod link; pub use link::Link; pub const ONE: u8 = 1; pub fn first() -> Link { Link }"),
+            ("host/link.rs", "use super::ONE; pub struct Link;"),
+        ];
+        let found = circles(&arrows(&sources));
+        assert!(found.len() == 1 && found[0].contains("host/mod.rs -> host/link.rs: Link"), "{found:?}");
+    }
+
+    #[test]
+    fn handing_on_from_a_higher_layer_is_found() {
+        let arrows = arrows(&[("plan/mod.rs", "pub use crate::host::Link;"), ("host/mod.rs", "pub struct Link;")]);
+        let found = against_the_direction(&arrows);
+        assert!(found.len() == 1 && found[0].contains("plan/mod.rs -> host/mod.rs"), "{found:?}");
     }
 
     #[test]

@@ -99,6 +99,9 @@ impl Reason {
     /// Whether the packet was for a peer and is lost. Otherwise it was not for a peer.
     #[must_use]
     pub const fn is_drop(self) -> bool {
-        matches!(self, Self::NoLiveTunnel | Self::BadTable)
+        match self {
+            Self::NoLiveTunnel | Self::BadTable => true,
+            Self::NotIp | Self::Truncated | Self::Multicast | Self::LinkLocal | Self::NoPeer => false,
+        }
     }
 }

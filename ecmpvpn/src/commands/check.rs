@@ -5,8 +5,9 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use crate::commands::{Failure, counted, print};
+use crate::commands::{Failure, count_of, print};
 use crate::config::{self, Config, ConfigError};
+use crate::error::chain;
 use crate::plan::ports::LocalBond;
 use crate::report::plan::Peer;
 
@@ -27,9 +28,9 @@ fn summary(config: &Config) -> String {
     let prefixes = config.peers.iter().map(|peer| peer.prefixes.len()).sum();
     format!(
         "ok: {} to {}, {} steered by {} through {}",
-        counted(tunnels, "tunnel", "tunnels"),
-        counted(config.peers.len(), "peer", "peers"),
-        counted(prefixes, "prefix", "prefixes"),
+        count_of(tunnels, "tunnel", "tunnels"),
+        count_of(config.peers.len(), "peer", "peers"),
+        count_of(prefixes, "prefix", "prefixes"),
         config.site.name,
         config.steering.device,
     )
@@ -40,7 +41,7 @@ fn spread_warnings(config: &Config) -> Vec<String> {
     let (local, in_use) = (LocalBond::configured(config), BTreeSet::new());
     let warning = |peer| match Peer::configured(config, peer, local, &in_use) {
         Ok(peer) => peer.warning(),
-        Err(error) => Some(format!("the tunnels' bond members cannot be predicted: {error}")),
+        Err(error) => Some(format!("the tunnels' bond members cannot be predicted: {}", chain(&error))),
     };
     // Without the remote address there is no hash.
     config.peers.iter().filter(|peer| !peer.remote_endpoint.is_unspecified()).filter_map(warning).collect()

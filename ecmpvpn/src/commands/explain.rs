@@ -62,7 +62,7 @@ async fn report(
     peer: Option<String>,
     tunnels: &[TunnelView],
 ) -> Result<Report, Failure> {
-    let netlink = Netlink::open().context("opening a netlink socket")?;
+    let netlink = Netlink::open().map_err(anyhow::Error::new)?;
     let links = netlink.links().await.context("reading the host's links")?;
     let tunnel = |id: TunnelId| tunnels.iter().find(|tunnel| tunnel.id == id);
     let name = |id: TunnelId| tunnel(id).map(|tunnel| tunnel.name.clone());

@@ -8,14 +8,13 @@ use crate::control::site::SessionError;
 use crate::dataplane::DataplaneError;
 use crate::exit::Exit;
 use crate::live::policy::PolicyError;
-use crate::live::stats::GatherError;
+use crate::live::stats::StatsError;
 use crate::plan::init::InitError;
 
 /// Why a command failed. The text is one chain, from the operation to the cause. A text of several lines is a list of
 /// problems.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit status.
     pub exit: Exit,
     /// The message for the user.
     pub error: anyhow::Error,
@@ -32,7 +31,7 @@ impl Failure {
         Self { exit: Exit::Host, error: error.into() }
     }
 
-    /// `check` or `doctor` found problems.
+    /// `check` found problems.
     pub fn problems(error: impl Into<anyhow::Error>) -> Self {
         Self { exit: Exit::Problems, error: error.into() }
     }
@@ -66,10 +65,10 @@ impl From<NameError> for Failure {
     }
 }
 
-impl From<GatherError> for Failure {
-    fn from(error: GatherError) -> Self {
+impl From<StatsError> for Failure {
+    fn from(error: StatsError) -> Self {
         match error {
-            GatherError::Dataplane(error) if error.is_host_lacking() => Self::host(error),
+            StatsError::Dataplane(error) if error.is_host_lacking() => Self::host(error),
             error => anyhow::Error::new(error).into(),
         }
     }

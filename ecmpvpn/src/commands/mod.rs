@@ -15,7 +15,7 @@ pub mod run;
 pub mod stats;
 
 pub use failure::Failure;
-pub use output::{counted, load, print};
+pub use output::{count_of, load, print};
 
 use crate::cli::{Cli, Command, DownArgs, ReloadArgs};
 

@@ -27,6 +27,6 @@ pub fn print(result: impl Display) -> Result<(), Failure> {
 }
 
 /// `count` and the singular or plural of a noun.
-pub fn counted(count: usize, one: &str, many: &str) -> String {
+pub fn count_of(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -7,11 +7,11 @@ use anyhow::{Context as _, anyhow};
 use serde_json::json;
 
 use crate::cli::rotate::RotateArgs;
-use crate::commands::{Failure, counted, print};
+use crate::commands::{Failure, count_of, print};
 use crate::config::{self, Config, Peer};
 use crate::control::reload;
 use crate::control::rotate::files::{self, FilesError};
-use crate::control::rotate::record::{Role, Stage, State, StateError};
+use crate::control::rotate::record::{Role, RotationStateError, Stage, State};
 use crate::control::site::Paths;
 use crate::exit::Exit;
 use crate::host::RunDir;
@@ -28,8 +28,8 @@ impl From<FilesError> for Failure {
     }
 }
 
-impl From<StateError> for Failure {
-    fn from(error: StateError) -> Self {
+impl From<RotationStateError> for Failure {
+    fn from(error: RotationStateError) -> Self {
         anyhow::Error::new(error).into()
     }
 }
@@ -63,7 +63,7 @@ fn prepare(path: &Path, config: &Config, args: &RotateArgs) -> Result<(), Failur
     let output = output.display();
     tracing::info!("new keys for {} to {} are made; none is in use yet", tunnels(peer.tunnels.len()), peer.name);
     tracing::info!(
-        "{output} is for {}: carry it there over the VPN, with `scp -p {output}`, say, as it is secret",
+        "{output} is for {}: it is secret, so copy it there over the VPN, for example with `scp -p {output}`",
         peer.name
     );
     tracing::info!("then there: `ecmpvpn rotate --apply FILE`; then here: `ecmpvpn rotate`");
@@ -107,9 +107,12 @@ async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
     files::remove_files(path, &state)?;
     let (done, rest): (Vec<_>, Vec<_>) = state.parts.iter().partition(|part| part.stage == Stage::Done);
     if !done.is_empty() {
-        tracing::info!("{} had new keys already and {}", tunnels(done.len()), "keep them, at both sites");
+        tracing::info!("{} had new keys already, and keep them at both sites", tunnels(done.len()));
     }
-    tracing::info!("given up: {} as before", if rest.len() == 1 { "one tunnel is" } else { "the other tunnels are" });
+    tracing::info!(
+        "the renewal was given up: {} the former keys",
+        if rest.len() == 1 { "one tunnel has" } else { "the other tunnels have" }
+    );
     if !rest.is_empty() {
         tracing::info!("do the same at {}", state.peer);
     }
@@ -223,5 +226,5 @@ async fn reload(site: &str) -> Result<bool, Failure> {
 }
 
 fn tunnels(count: usize) -> String {
-    counted(count, "tunnel", "tunnels")
+    count_of(count, "tunnel", "tunnels")
 }

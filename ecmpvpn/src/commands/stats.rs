@@ -22,7 +22,7 @@ const WATCH: Duration = Duration::from_secs(1);
 pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
     let config = config::load(path)?;
     let pins = Pins::of(&config.site.name);
-    let netlink = Netlink::open().context("opening a netlink socket")?;
+    let netlink = Netlink::open().map_err(anyhow::Error::new)?;
     let mut earlier = sample(&config, &pins, &netlink).await?;
     let mut pause = SAMPLE;
     loop {

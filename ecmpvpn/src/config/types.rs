@@ -58,7 +58,6 @@ pub const MAX_TUNNELS_PER_PEER: usize = 32;
 pub const MAX_PREFIXES_PER_PEER: usize = 1024;
 /// Maximum number of port ranges in one list of a rule.
 pub const MAX_PORT_RANGES: usize = 16;
-/// Maximum number of rules.
 pub const MAX_RULES: usize = 64;
 /// Maximum weight of a tunnel.
 pub const MAX_WEIGHT: u16 = 1000;

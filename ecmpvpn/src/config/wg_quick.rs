@@ -70,14 +70,12 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub host: Host,
-    /// UDP port.
     pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     Address(IpAddr),
-    /// A host name.
     Name(String),
 }
 

@@ -14,7 +14,7 @@ use super::down::down;
 use super::site::{Paths, SessionError};
 use super::syslog::{self, Severity};
 use crate::host::RunDir;
-use crate::host::run_dir::StateError;
+use crate::host::run_dir::RunDirError;
 
 /// How often the file is checked.
 const POLL: Duration = Duration::from_millis(200);
@@ -162,7 +162,7 @@ async fn wait_or_undo(site: &str, paths: &Paths, seconds: u32) -> Result<bool, S
 /// Takes everything down. Asks a running process to end, and kills it if it does not.
 async fn undo(site: &str, paths: &Paths) -> Result<(), SessionError> {
     let asked_in_vain = match down(site, paths).await {
-        Err(SessionError::State(StateError::DoesNotStop { pid, .. })) => pid,
+        Err(SessionError::State(RunDirError::DoesNotStop { pid, .. })) => pid,
         done => return done.map(drop),
     };
     // Kill only the process that was asked: another one may run by now.

@@ -41,8 +41,7 @@ pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> 
 /// Undoing failed, or else detaching did.
 pub async fn undo(journal: &mut Journal, paths: &Paths) -> Result<usize, SessionError> {
     let detached = dataplane::remove(&paths.pins);
-    let netlink =
-        Netlink::open().map_err(|source| SessionError::Io { operation: "opening a netlink socket", source })?;
+    let netlink = Netlink::open()?;
     let undone = journal.undo(&netlink, &mut |undo| tracing::info!("{undo}")).await?;
     detached?;
     Ok(undone)

@@ -11,7 +11,7 @@ use crate::dataplane::{Arrivals, Device, OuterTunnel, Pins};
 use crate::error::chain;
 use crate::host::Netlink;
 use crate::host::underlay::bonds;
-use crate::live::stats::GatherError;
+use crate::live::stats::StatsError;
 use crate::plan::Plan;
 
 /// How often to look for new members.
@@ -28,17 +28,17 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
     let netlink = match Netlink::open() {
         Ok(netlink) => netlink,
         Err(error) => {
-            tracing::warn!("what arrives on the bond's members is not counted: opening a netlink socket: {error}");
+            tracing::warn!("what arrives on the bond's members is not counted: {}", chain(&error));
             return std::future::pending().await;
         }
     };
     let mut log = LogOnce::default();
     loop {
-        match look(config, &netlink, &tunnels, pins).await {
+        match attach_new_members(config, &netlink, &tunnels, pins).await {
             Ok(new) => {
                 log.clear();
                 for member in new {
-                    tracing::info!("count what arrives on {}", member.name);
+                    tracing::info!("counting arrivals on {}", member.name);
                 }
             }
             Err(error) => log.warn(format!("what arrives on the bond's members is not counted: {}", chain(&error))),
@@ -47,19 +47,19 @@ pub async fn follow(config: &Config, plan: &Plan, pins: &Pins) -> Infallible {
     }
 }
 
-async fn look(
+async fn attach_new_members(
     config: &Config,
     netlink: &Netlink,
     tunnels: &[OuterTunnel],
     pins: &Pins,
-) -> Result<Vec<Device>, GatherError> {
+) -> Result<Vec<Device>, StatsError> {
     let members = members(config, netlink).await?;
     Ok(Arrivals::open(pins)?.follow(tunnels, &members)?)
 }
 
 /// The members of the tunnels' bonds, whether they are up or down.
-async fn members(config: &Config, netlink: &Netlink) -> Result<Vec<Device>, GatherError> {
-    let links = netlink.links().await.map_err(GatherError::Netlink)?;
+async fn members(config: &Config, netlink: &Netlink) -> Result<Vec<Device>, StatsError> {
+    let links = netlink.links().await.map_err(StatsError::Netlink)?;
     let members = bonds(&links, netlink, config).await.into_iter().flat_map(|bond| links.members(bond));
     let device = |ifindex, name: &str| Some(Device { name: InterfaceName::new(name).ok()?, ifindex });
     Ok(members.filter_map(|link| device(link.ifindex, &link.name)).collect())

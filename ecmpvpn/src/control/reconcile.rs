@@ -10,8 +10,9 @@ use super::site::{Paths, SessionError, Site};
 use crate::config::{Config, InterfaceName};
 use crate::control::health::{Handover, Health};
 use crate::dataplane::{self, Device, View};
+use crate::error::chain;
 use crate::host::wireguard::userspace::Userspace;
-use crate::host::{self, Change, Conflict, HostError, Made, Netlink, RunDir};
+use crate::host::{self, Change, Conflict, HostError, Netlink, Owned, RunDir};
 use crate::live::policy::Live;
 use crate::live::policy::keep::Applied;
 use crate::plan::{Plan, SteeringTable, Tunnel};
@@ -47,12 +48,12 @@ impl From<SessionError> for NotTakenOver {
 /// slots that they have in the maps.
 pub async fn take_over(site: &mut Site, take_management_port: bool) -> Result<(), NotTakenOver> {
     let io = |source| SessionError::Io { operation: "looking for what an earlier run has left", source };
-    let netlink = Netlink::open().map_err(io)?;
+    let netlink = Netlink::open().map_err(SessionError::from)?;
     site.journal.prune(&netlink).await.map_err(io)?;
-    let held = dataplane::slots(&site.paths.pins).map_err(|error| NotTakenOver::MadeOtherwise(error.to_string()))?;
+    let held = dataplane::slots(&site.paths.pins).map_err(|error| NotTakenOver::MadeOtherwise(chain(&error)))?;
     let mut plan = site.plan.clone();
     if let Some(held) = &held {
-        plan.keep_slots(held).map_err(|error| NotTakenOver::MadeOtherwise(error.to_string()))?;
+        plan.keep_slots(held).map_err(|error| NotTakenOver::MadeOtherwise(chain(&error)))?;
     }
     site.links.userspace = (plan.backend == crate::plan::Backend::Userspace).then(Userspace::new);
     let steering = if held.is_some() { Steering::Adopt } else { Steering::Start };
@@ -116,11 +117,11 @@ async fn change(
     take_management_port: bool,
 ) -> Result<(), SessionError> {
     let Target { plan, previous, .. } = *target;
-    let made = Made { journal: Some(&site.journal), userspace: site.links.userspace.as_ref(), previous };
+    let made = Owned { journal: Some(&site.journal), userspace: site.links.userspace.as_ref(), previous };
     let changes = host::preflight_since(plan, made).await?;
     host::check_management(plan, &changes, take_management_port).await?;
     let (going, coming): (Vec<Change>, Vec<Change>) =
-        changes.into_iter().flat_map(Change::staged).partition(Change::is_removal);
+        changes.into_iter().flat_map(Change::split_removals).partition(Change::is_removal);
     let interrupts = |change: &Change| matches!(change, Change::Alter { alteration, .. } if alteration.interrupts());
     let (interrupting, coming): (Vec<Change>, Vec<Change>) = coming.into_iter().partition(interrupts);
 
@@ -192,7 +193,7 @@ async fn interrupt(
 ) -> Result<(), SessionError> {
     let Target { config, plan, .. } = *target;
     let Change::Alter { name, .. } = change else { return Ok(()) };
-    let planned = plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
+    let planned = plan.tunnel(name);
     let Some(id) = planned.map(Tunnel::id) else { return Ok(()) };
     let view = View::open(&site.paths.pins)?;
     let live = view.peers().get(id.peer() as usize).map_or(0, |peer| peer.live);
@@ -207,7 +208,7 @@ async fn interrupt(
     if has_others {
         let _health = Health::start(config, plan, &site.paths.pins, &Handover::default());
         let until = Instant::now() + PATIENCE;
-        let is_live = || view.peers().get(id.peer() as usize).is_some_and(|peer| peer.live >> id.slot() & 1 == 1);
+        let is_live = || view.is_live(id);
         while !is_live() && Instant::now() < until {
             sleep(POLL).await;
         }

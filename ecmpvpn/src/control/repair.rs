@@ -7,7 +7,7 @@ use super::reconcile;
 use super::site::{SessionError, Site};
 use crate::config::InterfaceName;
 use crate::error::chain;
-use crate::host::Netlink;
+use crate::host::{HostError, Netlink};
 
 /// How often to look for deleted devices.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,12 +52,11 @@ impl Repair {
         let names: Vec<&str> = missing.iter().map(InterfaceName::as_str).collect();
         let names = names.join(", ");
         match make(missing, site).await {
-            Ok(()) => tracing::warn!("{names} was deleted by somebody else, and is made again"),
+            Ok(()) => tracing::warn!("{names}: deleted by somebody else, made again"),
             Err(error) => {
                 self.paused = true;
                 tracing::error!(
-                    "{names} was deleted by somebody else, and cannot be made again: {}; trying again \
-                     in {} s",
+                    "{names}: deleted by somebody else, and cannot be made again: {}; trying again in {} s",
                     chain(&error),
                     PAUSE.as_secs()
                 );
@@ -66,8 +65,8 @@ impl Repair {
     }
 }
 
-async fn wait_forever(error: &std::io::Error) -> Infallible {
-    tracing::warn!("devices that somebody deletes are not made again: opening a netlink socket: {error}");
+async fn wait_forever(error: &HostError) -> Infallible {
+    tracing::warn!("devices that somebody deletes are not made again: {}", chain(error));
     std::future::pending().await
 }
 
@@ -79,7 +78,7 @@ async fn make(missing: &[InterfaceName], site: &mut Site) -> Result<(), SessionE
         }
     }
     // Removes the records of these devices, and of what was on them.
-    site.journal.prune(&Netlink::open().map_err(io)?).await.map_err(io)?;
+    site.journal.prune(&Netlink::open()?).await.map_err(io)?;
     let (config, mut plan, former) = (site.config.clone(), site.plan.clone(), site.plan.clone());
     reconcile::reconcile(site, &config, &mut plan, &former).await
 }

@@ -129,14 +129,14 @@ fn fitting(name: &str, peer: &Peer, found: Vec<IpAddr>) -> Result<Vec<IpAddr>, N
 
 /// A remote site whose address has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moved {
+pub struct AddressChange {
     peer: usize,
     address: IpAddr,
 }
 
 /// Follows the host names of a running site.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct NameWatcher {
     looked: BTreeMap<usize, Instant>,
     /// Since when nothing is heard from a site at the address in use.
     lost: BTreeMap<usize, Instant>,
@@ -144,9 +144,9 @@ pub struct Names {
     logged: BTreeMap<usize, LogOnce>,
 }
 
-impl Names {
+impl NameWatcher {
     /// Waits until a name has another address.
-    pub async fn moved(&mut self, site: &Site) -> Moved {
+    pub async fn address_change(&mut self, site: &Site) -> AddressChange {
         if site.config.peers.iter().all(|peer| peer.remote_name.is_none()) {
             return std::future::pending().await;
         }
@@ -177,35 +177,35 @@ impl Names {
                         let may = |answer: &IpAddr| site.config.against_remote(at, *answer).is_none();
                         let fit: Vec<IpAddr> = answers.iter().copied().filter(may).collect();
                         match (other_address(peer.remote_endpoint, &fit, next), answers.first()) {
-                            (Some(address), _) => return Moved { peer: at, address },
+                            (Some(address), _) => return AddressChange { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
                                 let why = site.config.against_remote(at, *answer).unwrap_or_default();
-                                self.log_once(at, &format!("{} is at {answer} now, {why}", peer.name));
+                                self.warn_keeping_address(at, &format!("{} is at {answer} now, {why}", peer.name));
                             }
                             _ => {
                                 self.logged.remove(&at);
                             }
                         }
                     }
-                    Ok(Err(error)) => self.log_once(at, &chain(&error)),
-                    Err(error) => self.log_once(at, &error.to_string()),
+                    Ok(Err(error)) => self.warn_keeping_address(at, &chain(&error)),
+                    Err(error) => self.warn_keeping_address(at, &error.to_string()),
                 }
             }
         }
     }
 
-    fn log_once(&mut self, peer: usize, text: &str) {
+    fn warn_keeping_address(&mut self, peer: usize, text: &str) {
         let log = self.logged.entry(peer).or_default();
         log.warn(format!("{text}; the address known so far stays in use"));
     }
 
     /// Changes a site's tunnels to its new address, one at a time.
-    pub async fn follow(&mut self, moved: Moved, site: &mut Site) {
-        let Moved { peer, address } = moved;
+    pub async fn follow(&mut self, moved: AddressChange, site: &mut Site) {
+        let AddressChange { peer, address } = moved;
         self.lost.remove(&peer);
         let mut config = site.config.clone();
         if let Err(why) = config.set_remote(peer, address) {
-            self.log_once(peer, &format!("{} is {address} now, {why}", site.config.peers[peer].name));
+            self.warn_keeping_address(peer, &format!("{} is {address} now, {why}", site.config.peers[peer].name));
             return;
         }
         match move_endpoint(&config, moved, site).await {
@@ -214,7 +214,7 @@ impl Names {
                 tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
                 site.config = config;
             }
-            Err(error) => self.log_once(peer, &chain(&error)),
+            Err(error) => self.warn_keeping_address(peer, &chain(&error)),
         }
     }
 }
@@ -242,7 +242,7 @@ fn is_lost(view: &View, site: &Site, peer: usize, live: u32) -> bool {
         })
 }
 
-async fn move_endpoint(config: &Config, moved: Moved, site: &mut Site) -> Result<(), SessionError> {
+async fn move_endpoint(config: &Config, moved: AddressChange, site: &mut Site) -> Result<(), SessionError> {
     // Changes the plan in force instead of planning again: tunnels may have keys that the configuration does not name
     // yet.
     let mut plan = site.plan.clone();

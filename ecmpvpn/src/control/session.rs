@@ -12,13 +12,14 @@ use super::down::undo;
 use super::health::{Handover, Health};
 use super::reconcile::{self, NotTakenOver};
 use super::repair::Repair;
-use super::resolve::{self, Names};
+use super::resolve::{self, NameWatcher};
 use super::rotate::{self, Rotation};
 use super::site::{Paths, SessionError, Site};
 use super::{members, notify, reload, steer};
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{self, Device, View};
-use crate::host::{self, HostLinks, Journal, Made, RunDir};
+use crate::error::chain;
+use crate::host::{self, HostLinks, Journal, Owned, RunDir};
 use crate::live::ports;
 use crate::plan::{Backend, Plan};
 
@@ -33,8 +34,8 @@ pub async fn dry_run(
 ) -> Result<Vec<host::Change>, SessionError> {
     let plan = Plan::new(config, host::detect_backend(config.steering.backend));
     let site = &config.site.name;
-    let journal = Journal::open(&paths.run_root.join(site).join("journal.json"), site)?;
-    let changes = host::preflight_since(&plan, Made { journal: Some(&journal), ..Made::default() }).await?;
+    let journal = Journal::open(&RunDir::journal_path_of(&paths.run_root, site), site)?;
+    let changes = host::preflight_since(&plan, Owned { journal: Some(&journal), ..Owned::default() }).await?;
     host::check_management(&plan, &changes, take_management_port).await?;
     Ok(changes)
 }
@@ -59,7 +60,7 @@ enum Event {
     NotConfirmed(u32),
     Rotate(rotate::Step),
     Missing(Vec<InterfaceName>),
-    Moved(resolve::Moved),
+    Moved(resolve::AddressChange),
 }
 
 /// Brings a site up and keeps it until SIGINT or SIGTERM. Then takes it down, unless `options.persist` is set. SIGHUP
@@ -97,7 +98,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     announce(&site);
     let handover = Handover::default();
     let mut rotation = Rotation::load(&options.file, &site, &handover);
-    let (mut repair, mut names, mut health) = (Repair::default(), Names::default(), None);
+    let (mut repair, mut names, mut health) = (Repair::default(), NameWatcher::default(), None);
     let mut end = loop {
         let probing = health.get_or_insert_with(|| Health::start(&site.config, &site.plan, &paths.pins, &handover));
         let event = tokio::select! {
@@ -109,7 +110,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             never = members::follow(&site.config, &site.plan, &paths.pins) => match never {},
             never = notify::watchdog() => match never {},
             step = rotation.next_step(&site) => Ok(Event::Rotate(step)),
-            moved = names.moved(&site) => Ok(Event::Moved(moved)),
+            moved = names.address_change(&site) => Ok(Event::Moved(moved)),
             missing = repair.missing(&site) => Ok(Event::Missing(missing)),
         };
         // Probing ends before tunnels are removed, so that none of them counts as dead. It starts again with the
@@ -122,7 +123,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
                 notify::reloading();
                 let outcome = reload::reload(&mut site, &options.file).await;
                 if let Err(error) = outcome.write(&RunDir::reload_path(&paths.run_root, &name)) {
-                    tracing::warn!("the outcome of the reload cannot be written: {error}");
+                    tracing::warn!("the outcome of the reload cannot be written: {}", chain(&error));
                 }
                 notify::ready(&outcome.text);
                 site.leave_applied();
@@ -145,8 +146,12 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     }
     let undone = stop(&mut site).await;
     end = match (end, undone) {
-        (Ok(()), Err(error)) => Err(error),
-        (end, _) => end,
+        (Ok(()), undone) => undone.map(drop),
+        (Err(first), Ok(_)) => Err(first),
+        (Err(first), Err(error)) => {
+            tracing::error!("{}", chain(&error));
+            Err(first)
+        }
     };
     match end {
         Ok(()) => {
@@ -169,7 +174,7 @@ async fn stop(site: &mut Site) -> Result<usize, SessionError> {
     tracing::info!("taking {} down", site.plan.site);
     // Must come before the tunnels end. `undo` repeats what fails here.
     if let Err(error) = dataplane::remove(&site.paths.pins) {
-        tracing::warn!("{error}");
+        tracing::warn!("{}", chain(&error));
     }
     if let Some(userspace) = site.links.userspace.take() {
         userspace.stop().await;
@@ -190,7 +195,7 @@ async fn keep(site: &Site, signals: &mut Signals) -> Result<Event, SessionError>
             event = signals.wait() => return Ok(event),
             _ = every.tick() => {
                 for (name, age) in userspace.last_handshakes().await {
-                    let tunnel = site.plan.tunnels.iter().find(|tunnel| tunnel.name == name);
+                    let tunnel = site.plan.tunnel(&name);
                     if let (Some(tunnel), Some(age)) = (tunnel, age) {
                         view.set_last_handshake(tunnel.id(), age);
                     }
@@ -228,7 +233,7 @@ async fn adopt(site: &mut Site, options: &Options) -> Result<bool, SessionError>
 
 async fn bring_up(site: &mut Site, options: &Options) -> Result<(), SessionError> {
     let plan = &site.plan;
-    let changes = host::preflight_since(plan, Made::default()).await?;
+    let changes = host::preflight_since(plan, Owned::default()).await?;
     host::check_management(plan, &changes, options.take_management_port).await?;
     let journal = &mut site.journal;
     let links =
@@ -237,7 +242,7 @@ async fn bring_up(site: &mut Site, options: &Options) -> Result<(), SessionError
     let tunnels: BTreeMap<InterfaceName, u32> = links.tunnels.iter().cloned().collect();
     match dataplane::start(&site.paths.pins, &plan.table, &steering, &tunnels, &dataplane::Options::default()) {
         Ok(hook) => {
-            tracing::info!("attach the steering program to {} ({hook})", steering.name);
+            tracing::info!("attached the steering program to {} ({hook})", steering.name);
             site.links = links;
             Ok(())
         }
@@ -246,7 +251,7 @@ async fn bring_up(site: &mut Site, options: &Options) -> Result<(), SessionError
                 userspace.stop().await;
             }
             if let Err(error) = undo(&mut site.journal, &site.paths).await {
-                tracing::error!("undoing the changes made so far failed: {error}");
+                tracing::error!("undoing the changes made so far failed: {}", chain(&error));
             }
             Err(first.into())
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::config::Config;
 use crate::dataplane::{DataplaneError, Pins};
 use crate::host::journal::JournalError;
-use crate::host::run_dir::{RunDir, StateError};
+use crate::host::run_dir::{RunDir, RunDirError};
 use crate::host::{HostError, HostLinks, Journal, RUN_ROOT, UndoErrors};
 use crate::live::policy::PolicyError;
 use crate::live::policy::keep::Applied;
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] RunDirError),
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]

@@ -5,8 +5,6 @@
 //! detached. So a later process knows what to detach.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::sleep;
@@ -22,6 +20,7 @@ use super::clock::monotonic_ns;
 use super::error::os_error;
 use super::{DataplaneError, Device, Hook, Pins};
 use super::{enomem, mapped};
+use crate::error::chain;
 
 /// How often attaching is tried, and the pause between two tries, while the kernel is still removing an earlier link of
 /// ecmpvpn.
@@ -124,7 +123,7 @@ impl Arrivals {
         if joined.is_err()
             && let Err(error) = self.stop_following(member.ifindex)
         {
-            tracing::warn!("{error}");
+            tracing::warn!("{}", chain(&error));
         }
         joined
     }
@@ -162,9 +161,7 @@ impl Arrivals {
     }
 
     fn attach(&mut self, member: &Device) -> Result<(), DataplaneError> {
-        let path = self.pins.path(programs::ARRIVAL);
-        let mut program = SchedClassifier::from_pin(&path)
-            .map_err(|error| DataplaneError::new(format!("opening {}", path.display()), error))?;
+        let mut program = self.pins.program(programs::ARRIVAL)?;
         match self.hook {
             Hook::Tcx => {
                 let pin = self.pins.member_link(member.ifindex);
@@ -196,13 +193,7 @@ impl Arrivals {
     fn stop_following(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
         match self.hook {
             Hook::Tcx => {
-                let pin = self.pins.member_link(ifindex);
-                match fs::remove_file(&pin) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(DataplaneError::new(format!("removing {}", pin.display()), error));
-                    }
-                    _ => {}
-                }
+                Pins::forget(&self.pins.member_link(ifindex))?;
             }
             Hook::Clsact => {
                 let flags = self.members.get(&ifindex, 0).unwrap_or(0);
@@ -259,7 +250,7 @@ pub(super) fn replace(pins: &Pins, program: &mut SchedClassifier) -> Result<(), 
             },
         };
         if let Err(error) = replaced {
-            tracing::debug!("the program of the member with index {ifindex} stays as it is: {error}");
+            tracing::debug!("the program of the member with index {ifindex} stays as it is: {}", chain(&error));
         }
     }
     Ok(())

@@ -131,12 +131,7 @@ pub(super) fn attach_again(
                 return Ok(Attached { qdisc_added: false });
             }
             // The link's device is gone, or the link was never created.
-            match std::fs::remove_file(pin) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(DataplaneError::new(format!("removing {}", pin.display()), error));
-                }
-                _ => {}
-            }
+            Pins::forget(pin)?;
             attach_tcx(program, device, direction, pin)?;
             Ok(Attached { qdisc_added: false })
         }

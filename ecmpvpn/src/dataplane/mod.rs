@@ -36,6 +36,7 @@ pub use update::{adopt, slots, update};
 pub use view::{PeerView, Reasons, TunnelView, View};
 
 use crate::config::InterfaceName;
+use crate::error::chain;
 use crate::plan::SteeringTable;
 
 /// Starts steering by `table`: loads the programs, fills the maps, pins both, and attaches to the steering device and
@@ -57,7 +58,7 @@ pub fn start(
     if started.is_err() {
         // The first failure is what the caller needs to know.
         if let Err(error) = remove(pins) {
-            tracing::warn!("undoing the start of steering: {error}");
+            tracing::warn!("undoing the start of steering: {}", chain(&error));
         }
     }
     started

@@ -108,7 +108,7 @@ impl Tables for Snapshot<'_> {
         self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, _: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn update_counters<R>(&self, _: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         // Nothing is sent, so nothing is counted.
         Some(change(&mut TunnelCounters::default()))
     }

@@ -209,6 +209,16 @@ impl View {
         Ok(reasons)
     }
 
+    /// Whether a tunnel carries traffic. `false` if there is no such tunnel.
+    pub fn is_live(&self, id: TunnelId) -> bool {
+        self.peer(id.peer()).is_some_and(|peer| peer.live.get() >> id.slot() & 1 == 1)
+    }
+
+    /// Whether a tunnel takes new flows. `false` if there is no such tunnel.
+    pub fn is_open(&self, id: TunnelId) -> bool {
+        self.peer(id.peer()).is_some_and(|peer| peer.open.get() >> id.slot() & 1 == 1)
+    }
+
     /// Sets whether a tunnel is up: one write, which the next packet sees. Returns the former value; `None` if there is
     /// no such tunnel.
     pub fn set_live(&self, id: TunnelId, live: bool) -> Option<bool> {

@@ -9,9 +9,7 @@ use ipnet::IpNet;
 pub struct Alteration {
     /// Settings of WireGuard and of the link that differ.
     pub parts: Vec<Part>,
-    /// Addresses to add.
     pub add: Vec<IpNet>,
-    /// Addresses to remove.
     pub remove: Vec<IpNet>,
 }
 
@@ -48,7 +46,7 @@ impl Alteration {
     /// Splits this into a first part, and the addresses to remove last, when nothing uses them any more: with an
     /// address the kernel also removes the IPv4 routes that have it as their source. An address whose network overlaps
     /// that of an added one is removed first: otherwise the kernel would remove both.
-    pub fn staged(self) -> (Self, Self) {
+    pub fn split_removals(self) -> (Self, Self) {
         let Self { parts, add, remove } = self;
         let overlaps = |old: &IpNet| add.iter().any(|new| new.contains(&old.addr()) || old.contains(&new.addr()));
         let (first, last) = remove.iter().partition(|old| overlaps(old));
@@ -89,9 +87,10 @@ impl fmt::Display for Alteration {
 mod tests {
     use super::*;
 
-    fn staged(add: &[&str], remove: &[&str]) -> [Vec<String>; 2] {
+    fn split_removals(add: &[&str], remove: &[&str]) -> [Vec<String>; 2] {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let (first, last) = Alteration { parts: vec![Part::Mtu], add: nets(add), remove: nets(remove) }.staged();
+        let (first, last) =
+            Alteration { parts: vec![Part::Mtu], add: nets(add), remove: nets(remove) }.split_removals();
         assert_eq!((first.parts, first.add), (vec![Part::Mtu], nets(add)));
         assert!(last.parts.is_empty() && last.add.is_empty());
         [first.remove, last.remove].map(|nets| nets.iter().map(ToString::to_string).collect())
@@ -99,10 +98,10 @@ mod tests {
 
     #[test]
     fn an_address_goes_last_unless_the_new_one_is_in_its_net() {
-        assert_eq!(staged(&["10.100.0.9/32"], &["10.100.0.1/32"]), [vec![], vec!["10.100.0.1/32".to_owned()]]);
-        assert_eq!(staged(&["10.100.0.9/24"], &["10.100.0.1/24"]), [vec!["10.100.0.1/24".to_owned()], vec![]]);
-        assert_eq!(staged(&["fd00::1/64"], &["fd00::1/128"]), [vec!["fd00::1/128".to_owned()], vec![]]);
-        assert_eq!(staged(&[], &["10.100.0.1/32"]), [vec![], vec!["10.100.0.1/32".to_owned()]]);
+        assert_eq!(split_removals(&["10.100.0.9/32"], &["10.100.0.1/32"]), [vec![], vec!["10.100.0.1/32".to_owned()]]);
+        assert_eq!(split_removals(&["10.100.0.9/24"], &["10.100.0.1/24"]), [vec!["10.100.0.1/24".to_owned()], vec![]]);
+        assert_eq!(split_removals(&["fd00::1/64"], &["fd00::1/128"]), [vec!["fd00::1/128".to_owned()], vec![]]);
+        assert_eq!(split_removals(&[], &["10.100.0.1/32"]), [vec![], vec!["10.100.0.1/32".to_owned()]]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::device::{self, New};
 use super::error::{During as _, HostError};
 use super::journal::Journal;
 use super::netlink::{Netlink, ignore_missing};
-use super::owned::Made;
+use super::owned::Owned;
 use super::record::{LinkId, Undo};
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
@@ -46,20 +46,16 @@ pub struct HostLinks {
 
 /// Lists what `plan` would change on this host, and what is already as planned.
 pub async fn changes(plan: &Plan) -> Result<Vec<Change>, HostError> {
-    changes_since(plan, Made::default()).await
+    changes_since(plan, Owned::default()).await
 }
 
 /// As [`changes`], given what is `made` already.
 ///
 /// # Errors
 /// Also if something in `made` would have to be removed and made again.
-pub async fn changes_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
-    let netlink = open()?;
+pub async fn changes_since(plan: &Plan, made: Owned<'_>) -> Result<Vec<Change>, HostError> {
+    let netlink = Netlink::open()?;
     Survey::take(&netlink).await?.changes(plan, made)
-}
-
-fn open() -> Result<Netlink, HostError> {
-    Netlink::open().during(|| "opening a netlink socket".to_owned())
 }
 
 /// The work in progress, and what it made so far.
@@ -87,8 +83,8 @@ pub async fn bring_up(
     journal: &mut Journal,
     on_change: &mut dyn FnMut(&Change),
 ) -> Result<HostLinks, HostError> {
-    let netlink = open()?;
-    let changes = Survey::take(&netlink).await?.changes(plan, Made::default())?;
+    let netlink = Netlink::open()?;
+    let changes = Survey::take(&netlink).await?.changes(plan, Owned::default())?;
     let mut userspace = matches!(plan.backend, Backend::Userspace).then(Userspace::new);
     match apply(plan, options, &changes, journal, &mut userspace, on_change).await {
         Ok((steering, tunnels)) => Ok(HostLinks { steering, tunnels, userspace }),
@@ -121,7 +117,7 @@ pub async fn apply(
     userspace: &mut Option<Userspace>,
     on_change: &mut dyn FnMut(&Change),
 ) -> Result<Indexes, HostError> {
-    let netlink = open()?;
+    let netlink = Netlink::open()?;
     let mut work = Work {
         plan,
         options,
@@ -172,7 +168,7 @@ impl Work<'_> {
                 member_routes::add(self.netlink, journal, route, self.bond_id(device)?).await
             }
             Change::CreateTunnel { name, .. } => {
-                let planned = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
+                let planned = self.plan.tunnel(name);
                 let planned = planned.ok_or_else(|| tunnel::unplanned(name))?;
                 let userspace = self.userspace.as_mut();
                 let index = tunnel::create(self.netlink, journal, userspace, &self.alias, planned).await?;
@@ -245,7 +241,7 @@ impl Work<'_> {
 
     /// Changes only those parts of a tunnel or of the steering device that differ.
     async fn alter(&mut self, name: &InterfaceName, ifindex: u32, to: &Alteration) -> Result<(), HostError> {
-        let tunnel = self.plan.tunnels.iter().find(|tunnel| tunnel.name == *name);
+        let tunnel = self.plan.tunnel(name);
         let mtu = tunnel.map_or(self.plan.steering.mtu, |tunnel| tunnel.mtu);
         if let Some(tunnel) = tunnel {
             if !to.parts.is_empty() {

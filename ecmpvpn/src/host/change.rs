@@ -179,9 +179,9 @@ impl Change {
     }
 
     /// Splits this change into the part to do first and the part to do last: removals come last.
-    pub fn staged(self) -> Vec<Self> {
+    pub fn split_removals(self) -> Vec<Self> {
         let Self::Alter { name, ifindex, alteration } = self else { return vec![self] };
-        let (first, last) = alteration.staged();
+        let (first, last) = alteration.split_removals();
         let parts = [first, last].into_iter().filter(|part| !part.is_empty());
         parts.map(|alteration| Self::Alter { name: name.clone(), ifindex, alteration }).collect()
     }

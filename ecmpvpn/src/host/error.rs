@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::journal::JournalError;
-use super::run_dir::StateError;
+use super::run_dir::RunDirError;
 use crate::config::InterfaceName;
 
 /// What could not be undone. Everything else was undone.
@@ -27,14 +27,14 @@ pub enum HostError {
         source: io::Error,
     },
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] RunDirError),
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Undoing failed in part.
     #[error(transparent)]
     Undo(#[from] UndoErrors),
     /// A step failed, and the earlier steps could not all be undone.
-    #[error("{first}; not all earlier changes could be undone: {undo}")]
+    #[error("not all earlier changes could be undone ({undo}), after this failed")]
     NotUndone {
         #[source]
         first: Box<HostError>,
@@ -103,7 +103,9 @@ pub enum Conflict {
         alias: Option<String>,
     },
     /// A device with the alias of this site that is in no journal.
-    #[error("{name} is left over from an earlier run of {site} whose journal is gone: `ip link delete {name}`")]
+    #[error(
+        "{name} is left over from an earlier run of {site} whose journal is gone: remove it with `ip link delete {name}`"
+    )]
     Orphan {
         name: InterfaceName,
         /// The site in the device's alias.

@@ -161,7 +161,6 @@ impl Journal {
         self.save()
     }
 
-    /// Removes the file.
     pub(super) fn remove(&self) -> Result<(), JournalError> {
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteType};
 
 use super::change::Change;
-use super::error::{Conflict, During as _, HostError};
+use super::error::{Conflict, HostError};
 use super::links::Link;
 use super::netlink::Netlink;
 use super::survey::Survey;
@@ -25,7 +25,7 @@ pub async fn check_management(plan: &Plan, changes: &[Change], may_take: bool) -
     if !changes.iter().any(|change| matches!(change, Change::Enslave { .. })) {
         return Ok(());
     }
-    let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
+    let netlink = Netlink::open()?;
     let survey = Survey::take(&netlink).await?;
     let sessions = ssh_sessions();
     for change in changes {

@@ -46,7 +46,7 @@ pub use error::{Conflict, HostError, Lacks, UndoErrors};
 pub use journal::Journal;
 pub use management::check_management;
 pub use netlink::Netlink;
-pub use owned::Made;
+pub use owned::Owned;
 pub use preflight::{preflight, preflight_since, require_privilege};
 pub use record::Undo;
 pub use route::PROTOCOL as ROUTE_PROTOCOL;

@@ -16,6 +16,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
+use super::error::{During as _, HostError};
 use super::links::{Link, Links};
 use super::record::LinkId;
 
@@ -31,8 +32,12 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens the socket in the calling thread's network namespace. Must be called within a tokio runtime.
-    pub fn open() -> io::Result<Self> {
-        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+    ///
+    /// # Errors
+    /// The kernel gives no socket.
+    pub fn open() -> Result<Self, HostError> {
+        let opened = rtnetlink::new_connection().during(|| "opening a netlink socket".to_owned());
+        let (mut connection, handle, _) = opened?;
         // Failures are ignored: then errors only lack the kernel's explanation.
         let socket = connection.socket_mut().socket_mut();
         let _ = socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true));

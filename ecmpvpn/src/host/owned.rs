@@ -13,7 +13,7 @@ use crate::plan::{Backend, Plan, Tunnel};
 
 /// What this run or an earlier one has made.
 #[derive(Clone, Copy, Default)]
-pub struct Made<'a> {
+pub struct Owned<'a> {
     /// The records of what was made; `None`: nothing was made.
     pub journal: Option<&'a Journal>,
     /// Tunnels of this process.
@@ -22,7 +22,7 @@ pub struct Made<'a> {
     pub previous: Option<&'a Plan>,
 }
 
-impl Made<'_> {
+impl Owned<'_> {
     /// Whether ecmpvpn made this link for the site, and it is still the same one.
     pub fn owns(&self, link: &Link) -> bool {
         self.journal.is_some_and(|journal| journal.owns_link(link))
@@ -37,7 +37,7 @@ impl Made<'_> {
         addresses: &[IpNet],
     ) -> Result<Alteration, HostError> {
         check_kind(link, backend)?;
-        let previous = self.previous.and_then(|plan| plan.tunnels.iter().find(|other| other.name == tunnel.name));
+        let previous = self.previous.and_then(|plan| plan.tunnel(&tunnel.name));
         let parts = match backend {
             Backend::Kernel => kernel::differences(tunnel, previous)
                 .during(|| format!("reading key, port and peer of {}", tunnel.name))?,

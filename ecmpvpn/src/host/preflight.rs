@@ -17,7 +17,7 @@ use super::bpffs;
 use super::change::Change;
 use super::error::{Conflict, During as _, HostError, Lacks};
 use super::netlink::Netlink;
-use super::owned::Made;
+use super::owned::Owned;
 use super::survey::{Place, Survey};
 use super::wireguard::kernel;
 use crate::plan::{Backend, Plan};
@@ -30,18 +30,18 @@ const PROBE: &str = "ecmpvpn-probe";
 /// # Errors
 /// The first conflict or lack that was found.
 pub async fn preflight(plan: &Plan) -> Result<(), HostError> {
-    preflight_since(plan, Made::default()).await.map(drop)
+    preflight_since(plan, Owned::default()).await.map(drop)
 }
 
 /// As [`preflight`], given what is `made` already. Returns the changes to make.
-pub async fn preflight_since(plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
+pub async fn preflight_since(plan: &Plan, made: Owned<'_>) -> Result<Vec<Change>, HostError> {
     require_privilege()?;
     match plan.backend {
         Backend::Kernel if !kernel::is_available() => return Err(Lacks::WireGuard.into()),
         Backend::Userspace => check_tun()?,
         Backend::Kernel => {}
     }
-    let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
+    let netlink = Netlink::open()?;
     let survey = Survey::take(&netlink).await?;
     let changes = survey.changes(plan, made)?;
     if changes.iter().any(|change| matches!(change, Change::CreateBond { .. })) {

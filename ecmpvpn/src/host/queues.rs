@@ -54,7 +54,7 @@ impl Queues {
         let mut readings = BTreeMap::new();
         loop {
             let (length, _) = recv(&self.socket, &mut self.buffer[..], RecvFlags::empty())?;
-            if take(&self.buffer[..length], self.sequence, &desired, &mut readings)? {
+            if parse_readings(&self.buffer[..length], self.sequence, &desired, &mut readings)? {
                 return Ok(readings);
             }
         }
@@ -75,7 +75,7 @@ impl Queues {
 
 /// Takes the readings from a datagram that answers the request with this sequence number. Returns whether the answer is
 /// complete.
-fn take(
+fn parse_readings(
     datagram: &[u8],
     sequence: u32,
     desired: impl Fn(u32) -> bool,
@@ -171,7 +171,7 @@ mod tests {
     fn what_came_too_late_for_an_earlier_question_is_no_answer() {
         let taken = |datagram: &[Vec<u8>]| {
             let mut readings = BTreeMap::new();
-            take(&datagram.concat(), 5, |_| true, &mut readings)
+            parse_readings(&datagram.concat(), 5, |_| true, &mut readings)
                 .map(|last| (last, readings.into_keys().collect::<Vec<_>>()))
         };
         let of = |interface, sequence| numbered(libc::RTM_NEWQDISC, sequence, &message(interface, TcHandle::ROOT));

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+const JOURNAL: &str = "journal.json";
 const RELOAD: &str = "reload.json";
 const UNCONFIRMED: &str = "unconfirmed";
 const APPLIED: &str = "applied.json";
@@ -20,7 +21,7 @@ pub const RUN_ROOT: &str = "/run/ecmpvpn";
 
 /// Why the run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum RunDirError {
     #[error("ecmpvpn is already running for {site} (pid {pid}): stop it with `ecmpvpn down -c …`")]
     AlreadyRunning {
         site: String,
@@ -52,7 +53,7 @@ pub struct RunDir {
 
 impl RunDir {
     /// Takes the lock of `site`. `root` is usually [`RUN_ROOT`].
-    pub fn lock(root: &Path, site: &str) -> Result<Self, StateError> {
+    pub fn lock(root: &Path, site: &str) -> Result<Self, RunDirError> {
         let dir = root.join(site);
         loop {
             fs::create_dir_all(&dir).map_err(io_error("creating", &dir))?;
@@ -67,7 +68,7 @@ impl RunDir {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(StateError::AlreadyRunning { site: site.to_owned(), pid: read_pid(&mut lock) });
+                    return Err(RunDirError::AlreadyRunning { site: site.to_owned(), pid: read_pid(&mut lock) });
                 }
                 Err(e) => return Err(io_error("locking", &path)(e.into())),
             }
@@ -85,19 +86,19 @@ impl RunDir {
 
     /// As [`RunDir::lock`]. If another process holds the lock, sends it SIGTERM and waits until it ends, at most
     /// `patience`. Also returns the pid of the process that was stopped, if any. Blocks.
-    pub fn lock_stopping(root: &Path, site: &str, patience: Duration) -> Result<(Self, Option<i32>), StateError> {
+    pub fn lock_stopping(root: &Path, site: &str, patience: Duration) -> Result<(Self, Option<i32>), RunDirError> {
         let deadline = Instant::now() + patience;
         let mut stopped = None;
         loop {
             match Self::lock(root, site) {
                 Ok(run_dir) => return Ok((run_dir, stopped)),
-                Err(StateError::AlreadyRunning { pid, .. }) if Instant::now() < deadline => {
+                Err(RunDirError::AlreadyRunning { pid, .. }) if Instant::now() < deadline => {
                     if stopped.is_none() {
                         stopped = terminate(root, site, pid);
                     }
                 }
-                Err(StateError::AlreadyRunning { site, pid }) if stopped.is_some() => {
-                    return Err(StateError::DoesNotStop { site, pid, seconds: patience.as_secs() });
+                Err(RunDirError::AlreadyRunning { site, pid }) if stopped.is_some() => {
+                    return Err(RunDirError::DoesNotStop { site, pid, seconds: patience.as_secs() });
                 }
                 Err(e) => return Err(e),
             }
@@ -109,13 +110,17 @@ impl RunDir {
         &self.site
     }
 
-    /// The directory.
     pub fn path(&self) -> PathBuf {
         self.root.join(&self.site)
     }
 
     pub fn journal_path(&self) -> PathBuf {
-        self.path().join("journal.json")
+        Self::journal_path_of(&self.root, &self.site)
+    }
+
+    /// The path of a site's journal. `root` is usually [`RUN_ROOT`].
+    pub fn journal_path_of(root: &Path, site: &str) -> PathBuf {
+        root.join(site).join(JOURNAL)
     }
 
     /// Where the running process writes the result of a reload.
@@ -139,7 +144,7 @@ impl RunDir {
     }
 
     /// The process that runs `site`, if there is one.
-    pub fn holder(root: &Path, site: &str) -> Result<Option<Holder>, StateError> {
+    pub fn holder(root: &Path, site: &str) -> Result<Option<Holder>, RunDirError> {
         let path = root.join(site).join("lock");
         let mut lock = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -158,9 +163,9 @@ impl RunDir {
     }
 
     /// Removes the directory. Call it when nothing is left to undo.
-    pub fn remove(self) -> Result<(), StateError> {
+    pub fn remove(self) -> Result<(), RunDirError> {
         let dir = self.path();
-        for name in ["journal.json", RELOAD, UNCONFIRMED, APPLIED, "lock"] {
+        for name in [JOURNAL, RELOAD, UNCONFIRMED, APPLIED, "lock"] {
             let path = dir.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &path)(e)),
@@ -213,16 +218,16 @@ fn terminate(root: &Path, site: &str, pid: i32) -> Option<i32> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // The pidfd now refers to one process. Check again that it has the lock: the pid may have been reused meanwhile.
     match RunDir::lock(root, site) {
-        Err(StateError::AlreadyRunning { pid: holder, .. }) if holder == pid => {
+        Err(RunDirError::AlreadyRunning { pid: holder, .. }) if holder == pid => {
             pidfd_send_signal(&process, Signal::TERM).ok().map(|()| pid)
         }
         _ => None,
     }
 }
 
-fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
     let path = path.to_owned();
-    move |source| StateError::Io { operation, path, source }
+    move |source| RunDirError::Io { operation, path, source }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use rtnetlink::packet_core::{Emitable, Parseable};
 use serde::{Deserialize, Serialize};
 
-/// One saved message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// The object in words, for the log.

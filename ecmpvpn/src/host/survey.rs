@@ -13,7 +13,7 @@ use super::error::{Conflict, During as _, HostError, Lacks};
 use super::journal::Journal;
 use super::links::{Link, Links};
 use super::netlink::Netlink;
-use super::owned::Made;
+use super::owned::Owned;
 use super::saved::local_address;
 use super::{bpffs, member_routes, route, sysctl};
 use crate::config::{Bond, InterfaceName};
@@ -54,7 +54,7 @@ impl Survey {
 
     /// The changes that `plan` needs, given what is `made` already, in order; and the findings that something is as
     /// planned.
-    pub fn changes(&self, plan: &Plan, made: Made<'_>) -> Result<Vec<Change>, HostError> {
+    pub fn changes(&self, plan: &Plan, made: Owned<'_>) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
         self.check_made(plan, made)?;
         if !bpffs::is_mounted(Path::new(bpffs::BPFFS)) {
@@ -112,7 +112,7 @@ impl Survey {
     }
 
     /// Refuses a plan without the bond that an earlier run made: it cannot be removed while the tunnels stay.
-    fn check_made(&self, plan: &Plan, made: Made<'_>) -> Result<(), Conflict> {
+    fn check_made(&self, plan: &Plan, made: Owned<'_>) -> Result<(), Conflict> {
         let desired = plan.bond.as_ref().map(|bond| bond.name.as_str());
         let other =
             self.links.iter().find(|link| link.is(&bond::KIND) && made.owns(link) && Some(&*link.name) != desired);
@@ -129,7 +129,7 @@ impl Survey {
         plan: &Plan,
         desired: &Route,
         steering: Option<&Link>,
-        made: Made<'_>,
+        made: Owned<'_>,
     ) -> Result<Change, Conflict> {
         let (prefix, device, source) = (desired.prefix, plan.steering.name.clone(), desired.source);
         let Some(there) = route::find(&self.routes, prefix) else {
@@ -154,7 +154,7 @@ impl Survey {
 
     /// Adds the removal of everything that ecmpvpn made and that is no longer planned. Routes come first: they need
     /// their device.
-    fn removals(&self, plan: &Plan, made: Made<'_>, changes: &mut Vec<Change>) {
+    fn removals(&self, plan: &Plan, made: Owned<'_>, changes: &mut Vec<Change>) {
         let Some(journal) = made.journal else { return };
         for (prefix, device) in journal.owned_routes() {
             if !plan.routes.iter().any(|route| route.prefix == prefix) {
@@ -175,7 +175,7 @@ impl Survey {
         }
     }
 
-    fn bond_changes(&self, bond: &Bond, made: Made<'_>, changes: &mut Vec<Change>) -> Result<(), HostError> {
+    fn bond_changes(&self, bond: &Bond, made: Owned<'_>, changes: &mut Vec<Change>) -> Result<(), HostError> {
         let existing = self.link(&bond.name);
         match existing {
             Some(link) if !link.is(&bond::KIND) => {
@@ -280,7 +280,7 @@ impl Survey {
         &self,
         plan: &Plan,
         setting: &Sysctl,
-        made: Made<'_>,
+        made: Owned<'_>,
         changes: &mut Vec<Change>,
     ) -> Result<(), HostError> {
         let ipv4 = match setting {

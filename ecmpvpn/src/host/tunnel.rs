@@ -114,7 +114,7 @@ fn retracted(journal: &mut Journal, name: &InterfaceName, source: UserspaceError
 /// the interface is down meanwhile, and so gets a new socket. `alias`: the alias of this site's links.
 pub async fn restart(tunnel: &Tunnel, alias: &str, whole: bool) -> Result<(), HostError> {
     let name = tunnel.name.as_str();
-    let netlink = Netlink::open().during(|| "opening a netlink socket".to_owned())?;
+    let netlink = Netlink::open()?;
     let link = netlink.link(name).await.during(|| format!("looking {name} up"))?;
     let link = link.filter(|link| link.alias.as_deref() == Some(alias)).ok_or_else(|| unplanned(&tunnel.name))?;
     if whole {

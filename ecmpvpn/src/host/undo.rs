@@ -111,7 +111,7 @@ async fn release_members(journal: &Journal, netlink: &Netlink) {
     for record in journal.records() {
         let Undo::ReleaseMember { member, bond, saved } = record else { return };
         if let Err(error) = bond::begin_release(netlink, member, bond, saved).await {
-            tracing::debug!("{record}, the first time: {error}");
+            tracing::debug!("{record}, is tried again later: {error}");
         }
     }
 }

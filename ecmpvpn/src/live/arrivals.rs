@@ -5,7 +5,7 @@ use crate::dataplane::{ArrivalView, Arrivals as Counted, Pins};
 use crate::host::Netlink;
 use crate::host::links::Links;
 use crate::host::underlay::Carriers;
-use crate::live::stats::GatherError;
+use crate::live::stats::StatsError;
 use crate::plan::measured::{self, Measured, Tunnel};
 use crate::plan::ports::replan::replan;
 use crate::report::plan::{Arrivals, Report};
@@ -15,20 +15,20 @@ use crate::report::plan::{Arrivals, Report};
 ///
 /// # Errors
 /// The site is not up, or this process may not read its counters.
-pub async fn add(config: &Config, report: &mut Report, replan_rx: bool) -> Result<(), GatherError> {
+pub async fn add(config: &Config, report: &mut Report, replan_rx: bool) -> Result<(), StatsError> {
     let counts = Counted::open(&Pins::of(&config.site.name))?.counts()?;
-    let netlink = Netlink::open().map_err(GatherError::Socket)?;
-    let links = netlink.links().await.map_err(GatherError::Netlink)?;
+    let netlink = Netlink::open()?;
+    let links = netlink.links().await.map_err(StatsError::Netlink)?;
     for (number, (peer, shown)) in (0..).zip(config.peers.iter().zip(&mut report.peers)) {
         let own: Vec<&ArrivalView> = counts.iter().filter(|count| count.id.peer() == number).collect();
-        let measured = measure(config, peer, &own, &links, &netlink).await;
+        let measured = members_in_use(config, peer, &own, &links, &netlink).await;
         let replan = if replan_rx { Some(replan(&shown.request, &shown.plan.pairs, &measured)?) } else { None };
         shown.arrivals = Some(Arrivals { measured, replan });
     }
     Ok(())
 }
 
-async fn measure(
+async fn members_in_use(
     config: &Config,
     peer: &config::Peer,
     counts: &[&ArrivalView],

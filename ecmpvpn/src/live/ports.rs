@@ -10,6 +10,7 @@ use netlink_packet_route::link::BondMode;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{self, Config, XmitHashPolicy};
+use crate::error::chain;
 use crate::host::Netlink;
 use crate::host::links::{Link, Links};
 use crate::host::underlay;
@@ -42,7 +43,7 @@ pub enum Count {
 /// Judges the ports of `config`'s tunnels. It reads the host's links, routes and sockets, which needs no privilege.
 /// What it cannot read it takes from the configuration.
 pub async fn judge(config: &Config, count: Count) -> Result<Judged, PortError> {
-    let host = Host::look().await;
+    let host = Host::read().await;
     let in_use = ports_in_use();
     let mut judged = Judged { report: Report { peers: Vec::new(), changes: None }, degraded: Vec::new() };
     for peer in &config.peers {
@@ -74,7 +75,7 @@ pub async fn advise(config: &Config) -> Infallible {
             }
             Ok(_) => sleep(LOOK_EVERY).await,
             Err(error) => {
-                tracing::warn!("the tunnels' bond members cannot be predicted: {error}");
+                tracing::warn!("the tunnels' bond members cannot be predicted: {}", chain(&error));
                 break;
             }
         }
@@ -96,7 +97,7 @@ struct Found {
 
 impl Host {
     /// `None` if the kernel cannot be queried.
-    async fn look() -> Option<Self> {
+    async fn read() -> Option<Self> {
         let netlink = Netlink::open().ok()?;
         let links = netlink.links().await.ok()?;
         Some(Self { netlink, links })

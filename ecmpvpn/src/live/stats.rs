@@ -7,6 +7,7 @@ use ecmpvpn_common::layout::Health;
 
 use crate::config::{Config, Policy};
 use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
+use crate::host::HostError;
 use crate::host::Netlink;
 use crate::host::links::{Link, Links};
 use crate::host::underlay::{self, Carriers};
@@ -18,26 +19,26 @@ use crate::report::stats::{Balance, Member, Report, RxMember, Tunnel};
 
 /// The data to show cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum GatherError {
+pub enum StatsError {
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
     #[error("reading the host's links")]
     Netlink(#[source] std::io::Error),
-    #[error("opening a netlink socket")]
-    Socket(#[source] std::io::Error),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error(transparent)]
     Ports(#[from] PortError),
 }
 
 /// The present statistics of `config`'s site. The rates are zero: they need two reports.
-pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Report, GatherError> {
+pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Report, StatsError> {
     let view = View::open(pins)?;
-    let links = netlink.links().await.map_err(GatherError::Netlink)?;
+    let links = netlink.links().await.map_err(StatsError::Netlink)?;
     let arrivals = Arrivals::open(pins)?.counts()?;
     let mut tunnels = Vec::new();
     let mut members = BTreeMap::new();
     for seen in view.tunnels()? {
-        let mut tunnel = counted(&seen, config, &links);
+        let mut tunnel = tunnel_report(&seen, config, &links);
         if let Some(health) = view.health(seen.id) {
             probed(&mut tunnel, health);
         }
@@ -70,7 +71,7 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
     })
 }
 
-fn counted(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
+fn tunnel_report(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
     let present = links.index(seen.ifindex).is_some_and(|link| link.name == seen.name);
     let peer = config.peers.get(seen.id.peer() as usize);
     Tunnel {

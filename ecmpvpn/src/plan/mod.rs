@@ -135,6 +135,11 @@ pub struct PeerTable {
 }
 
 impl Plan {
+    /// The tunnel with this name.
+    pub fn tunnel(&self, name: &InterfaceName) -> Option<&Tunnel> {
+        self.tunnels.iter().find(|tunnel| tunnel.name == *name)
+    }
+
     /// Makes the plan for `config` with this backend.
     pub fn new(config: &Config, backend: Backend) -> Self {
         let tunnels: Vec<Tunnel> = config
@@ -226,7 +231,7 @@ impl Plan {
 
 /// The running data plane has other peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the peers are not those that it was started with")]
+#[error("the configuration has other peers than the running site")]
 pub struct PeersDiffer;
 
 /// The other host of a point-to-point net, /30 or /31. `None`: the net does not have exactly two hosts.

@@ -40,7 +40,7 @@ pub struct Tunnel {
     pub ifindex: u32,
     /// `up`, `down`, or `missing` (the interface does not exist).
     pub state: String,
-    /// Configured weight.
+    /// Weight in force.
     pub weight: u32,
     /// Present destination of the tunnel's outer packets, such as `10.5.6.7:51822`. It changes if the peer roams.
     pub endpoint: String,

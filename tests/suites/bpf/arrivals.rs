@@ -52,7 +52,7 @@ fn device(stage: &Stage, name: &str) -> Result<Device> {
 }
 
 /// Packets and bytes of each tunnel that were counted on a member.
-fn counted(arrivals: &Arrivals, member: &Device) -> Result<Vec<(u64, u64)>> {
+fn member_counts(arrivals: &Arrivals, member: &Device) -> Result<Vec<(u64, u64)>> {
     let counts = arrivals.counts()?;
     Ok(counts
         .iter()
@@ -93,7 +93,7 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
     ensure!(joined.len() == 1 && joined[0] == m0);
     ensure!(follow(&[m0.clone(), m1.clone()])? == [m1.clone()], "m0 is followed already");
     let arrivals = Arrivals::open(&stage.pins)?;
-    ensure!(counted(&arrivals, &m0)? == [(0, 0); 3] && counted(&arrivals, &m1)? == [(0, 0); 3]);
+    ensure!(member_counts(&arrivals, &m0)? == [(0, 0); 3] && member_counts(&arrivals, &m1)? == [(0, 0); 3]);
     ensure!(arrivals.counts()?.iter().all(|count| count.age.is_none()));
 
     let bind = |address: &str| far.run(|| UdpSocket::bind(address));
@@ -109,8 +109,8 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
     let tagged = [&[0x60, 0x07, 8, 0][..], &v4("10.2.3.5", "10.2.3.4", UDP, &udp(51822, LISTEN + 2, 60))].concat();
     inject_as(&far, "m0", 0x8100, &[&tagged])?;
     let expected = [(5, 5 * 128), (3, 3 * 248), (1, 88)];
-    ensure!(counted(&arrivals, &m0)? == expected, "{:?}", counted(&arrivals, &m0)?);
-    ensure!(counted(&arrivals, &m1)? == [(0, 0); 3], "nothing came by m1");
+    ensure!(member_counts(&arrivals, &m0)? == expected, "{:?}", member_counts(&arrivals, &m0)?);
+    ensure!(member_counts(&arrivals, &m1)? == [(0, 0); 3], "nothing came by m1");
     for count in arrivals.counts()? {
         ensure!(count.age.is_some_and(|age| age.as_secs() < 60) == (count.packets > 0), "{count:?}");
     }
@@ -120,17 +120,17 @@ fn counts_arrivals(hook: Hook) -> Result<()> {
     changed[1].remote = "[fd00:2::5]:51830".parse()?;
     changed[2].id = TunnelId::new(0, 9);
     stage.ns.run(|| Arrivals::open(&stage.pins)?.follow(&changed, &[m0.clone(), m1.clone()]))?;
-    ensure!(counted(&arrivals, &m0)? == [expected[0], (0, 0), (0, 0)], "{:?}", counted(&arrivals, &m0)?);
+    ensure!(member_counts(&arrivals, &m0)? == [expected[0], (0, 0), (0, 0)], "{:?}", member_counts(&arrivals, &m0)?);
     ensure!(arrivals.counts()?.iter().any(|count| count.id.slot() == 9) && arrivals.counts()?.len() == 6);
     follow(&[m0.clone(), m1.clone()])?;
 
     // A member that leaves the bond is detached. One that comes back starts from zero. One whose device is deleted is
     // forgotten.
     follow(std::slice::from_ref(&m1))?;
-    ensure!(counted(&arrivals, &m0)?.is_empty());
+    ensure!(member_counts(&arrivals, &m0)?.is_empty());
     send(&first, &to, 100, 1)?;
     follow(&[m0.clone(), m1.clone(), device(&stage, "m2")?])?;
-    ensure!(counted(&arrivals, &m0)? == [(0, 0); 3]);
+    ensure!(member_counts(&arrivals, &m0)? == [(0, 0); 3]);
     stage.ns.ip("link del m2")?;
     follow(&[m0.clone(), m1.clone()])?;
     ensure!(arrivals.counts()?.len() == 6);
@@ -199,9 +199,9 @@ pub fn arrivals_agree_and_pass() -> Result<()> {
         ("from elsewhere by IPv6", v6_type, v6("fd00:2::6", "fd00:2::4", UDP, &udp(51821, LISTEN + 1, 60)), false),
     ];
     for (name, ethertype, packet, expected) in cases {
-        let before = counted(&arrivals, &m0)?;
+        let before = member_counts(&arrivals, &m0)?;
         ensure!(run(&stage, &program, &m0, ethertype, &packet)?, "{name} did not pass as it was");
-        let grown = counted(&arrivals, &m0)?.iter().zip(&before).map(|(now, then)| now.0 - then.0).sum::<u64>();
+        let grown = member_counts(&arrivals, &m0)?.iter().zip(&before).map(|(now, then)| now.0 - then.0).sum::<u64>();
         let keys = tunnels().into_iter().map(|tunnel| {
             let remote = tunnel.remote;
             ecmpvpn_common::arrivals::Arrival::new(remote.ip(), remote.port(), tunnel.listen_port, m0.ifindex)

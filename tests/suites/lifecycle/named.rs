@@ -63,7 +63,7 @@ pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
         a.stop(Signal::KILL)?;
         let mut again = lab.start(0)?;
         again.wait_until_said("is up:")?;
-        ensure!(again.output().contains(&format!("go on to {here}")), "{}", again.output());
+        ensure!(again.output().contains(&format!("keep using {here}")), "{}", again.output());
         ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
     }
     Ok(())

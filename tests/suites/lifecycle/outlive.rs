@@ -174,7 +174,7 @@ pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
     ensure!(run.output().contains("nobody confirmed"), "{}", run.output());
     assert_clean(&lab, &before)?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
-    ensure!(code == 1 && complaint.contains("to be confirmed"), "it ended with {code}: {complaint}");
+    ensure!(code == 1 && complaint.contains("nothing to confirm"), "it ended with {code}: {complaint}");
 
     let mut run = lab.start_with(0, &["--confirm", "6"])?;
     run.wait_until_said("is up:")?;

@@ -107,7 +107,7 @@ fn one_process_makes_many_changes(lab: &Lab) -> Result<()> {
     ensure!(shown == show(lab)?, "{shown:#}");
     let Err(error) = batch.change("weight wg0 2\nweight wg9 1") else { bail!("wg9 has a weight") };
     ensure!(
-        format!("{error:#}").contains("line 11 of standard input; what stands before it is in force: wg9"),
+        format!("{error:#}").contains("line 11 of standard input; the earlier lines are in force: wg9"),
         "{error:#}"
     );
     ensure!(show(lab)?["peers"][0]["tunnels"][0]["weight"] == 2);

@@ -15,7 +15,7 @@ use anyhow::anyhow;
 use zeroize::Zeroizing;
 
 use crate::cli::InitArgs;
-use crate::commands::{Failure, counted, print};
+use crate::commands::{Failure, count_of, print};
 use crate::config::{Config, InterfaceName, wg_quick};
 use crate::plan::init::from_wg_quick as from;
 use crate::plan::init::sites::{self, Sites};
@@ -70,7 +70,7 @@ fn summary_from(args: &InitArgs, taken: &from::Taken) -> String {
     let names: Vec<&str> = peer.tunnels.iter().map(|tunnel| tunnel.name.as_str()).collect();
     let stopping: Vec<String> = names.iter().map(|name| format!("sudo wg-quick down {name}")).collect();
     [
-        format!("Wrote {folder}: configuration and keys of {}.", counted(names.len(), "tunnel", "tunnels")),
+        format!("Wrote {folder}: configuration and keys of {}.", count_of(names.len(), "tunnel", "tunnels")),
         verdict(&taken.ports),
         String::new(),
         format!("Next: set {} as {folder}/{} says, and switch over here:", peer.name, report::OTHER_SITE),
@@ -88,7 +88,7 @@ fn summary(args: &InitArgs, sites: &Sites) -> String {
             "Wrote {} and {}: configurations and keys of {}.",
             folder(a),
             folder(b),
-            counted(usize::from(args.tunnels), "tunnel", "tunnels")
+            count_of(usize::from(args.tunnels), "tunnel", "tunnels")
         ),
         String::new(),
     ];
@@ -121,7 +121,7 @@ fn verdict(ports: &PortPlan) -> String {
         0 => "  These ports spread evenly over the bond members as far as can be known beforehand.".to_owned(),
         misses => format!(
             "  These ports are the best found: {} not where an even spread would have them.",
-            counted(misses, "tunnel is", "tunnels are")
+            count_of(misses, "tunnel is", "tunnels are")
         ),
     }
 }

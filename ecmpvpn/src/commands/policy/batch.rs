@@ -51,7 +51,7 @@ impl Lines {
     /// Adds the line number to a failure of the line that was read last.
     pub fn place(&self, failure: Failure) -> Failure {
         let (number, name) = (self.number, &self.name);
-        let done = if number > 1 { "; what stands before it is in force" } else { "" };
+        let done = if number > 1 { "; the earlier lines are in force" } else { "" };
         Failure { error: failure.error.context(format!("line {number} of {name}{done}")), ..failure }
     }
 }

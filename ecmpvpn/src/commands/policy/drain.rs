@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::change::Change;
 use crate::cli::policy::DrainArgs;
-use crate::commands::{Failure, counted};
+use crate::commands::{Failure, count_of};
 use crate::dataplane::Pins;
 use crate::live::policy::drain::Draining;
 
@@ -48,13 +48,14 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
                 let error = anyhow::anyhow!("no other tunnel is up and open: {stayed} buckets stay on {name}");
                 return Err(error.into());
             }
-            let moved = counted(left, "bucket that had not paused was moved", "buckets that had not paused were moved");
+            let moved =
+                count_of(left, "bucket that had not paused was moved", "buckets that had not paused were moved");
             tracing::info!("{name} is drained: at the deadline {moved}");
             return Ok(());
         }
         if last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS) {
             last = Some(Instant::now());
-            progress(&format!("{name}: {} still busy", counted(left, "bucket", "buckets")));
+            progress(&format!("{name}: {} still busy", count_of(left, "bucket", "buckets")));
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -62,7 +63,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
                 interrupted.context("waiting for Ctrl-C")?;
                 progress(&format!(
                     "{name} takes no new flows, {} still busy; `ecmpvpn policy undrain {name}` opens it again",
-                    counted(left, "bucket is", "buckets are")
+                    count_of(left, "bucket is", "buckets are")
                 ));
                 return Ok(());
             }

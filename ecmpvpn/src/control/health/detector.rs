@@ -74,11 +74,11 @@ pub enum Fault {
 
 /// A change of the tunnel's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Transition {
     /// The tunnel is dead.
     Down(Fault),
     /// The tunnel works, but must carry nothing: one of the ends is about to change it.
-    Left,
+    Withheld,
     /// The tunnel is up again.
     Up,
 }
@@ -89,7 +89,7 @@ pub struct Step {
     /// Send the probe with this sequence number.
     pub send: Option<u16>,
     /// The tunnel's state has changed.
-    pub turn: Option<Turn>,
+    pub transition: Option<Transition>,
 }
 
 /// The other tunnels to the same site.
@@ -402,18 +402,18 @@ impl Tunnel {
         if self.withheld {
             self.streak = 0;
         }
-        let turn = if self.live && self.withheld {
-            Some(Turn::Left)
+        let transition = if self.live && self.withheld {
+            Some(Transition::Withheld)
         } else if self.live {
-            self.dead(now).map(Turn::Down)
+            self.dead(now).map(Transition::Down)
         } else {
             let has_handshake =
                 self.awaits_handshake && !self.withheld && self.handshake.is_some_and(|at| at > self.since);
-            (has_handshake || self.streak >= self.settings.up_after).then_some(Turn::Up)
+            (has_handshake || self.streak >= self.settings.up_after).then_some(Transition::Up)
         };
-        if let Some(turn) = turn {
-            self.live = turn == Turn::Up;
-            self.awaits_handshake = turn == Turn::Down(Fault::NoHandshake);
+        if let Some(transition) = transition {
+            self.live = transition == Transition::Up;
+            self.awaits_handshake = transition == Transition::Down(Fault::NoHandshake);
             self.since = now;
         }
         let missed = self.missed(now) > 0;
@@ -437,7 +437,7 @@ impl Tunnel {
             self.outstanding.push_back(Sent { sequence, at: now });
             sequence
         });
-        Step { send, turn }
+        Step { send, transition }
     }
 
     /// Call it when the probe could not be sent for a reason that is not the tunnel's.

@@ -78,8 +78,8 @@ pub struct Loss {
 impl Loss {
     /// Adds one probe.
     pub fn push(&mut self, lost: bool) {
-        let (word, bit) = (self.next as usize / 64, self.next % 64);
-        self.lost[word] = self.lost[word] & !(1 << bit) | u64::from(lost) << bit;
+        let (message, bit) = (self.next as usize / 64, self.next % 64);
+        self.lost[message] = self.lost[message] & !(1 << bit) | u64::from(lost) << bit;
         self.next = (self.next + 1) % WINDOW;
         self.known = (self.known + 1).min(WINDOW);
     }
@@ -92,7 +92,7 @@ impl Loss {
     }
 
     fn lost(&self) -> u32 {
-        self.lost.iter().map(|word| word.count_ones()).sum()
+        self.lost.iter().map(|message| message.count_ones()).sum()
     }
 
     /// Lost probes per million.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::InterfaceName;
 
 /// How long a message of the far end counts: its process may end without withdrawing it.
-const WISH_HOLDS: Duration = Duration::from_secs(3);
+const MESSAGE_LIFETIME: Duration = Duration::from_secs(3);
 
 /// What one end says about a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct PeerMessage {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Talk {
+struct Exchanged {
     asks: bool,
     rotation: u32,
     far: Option<(PeerMessage, Instant)>,
@@ -31,67 +31,71 @@ struct Talk {
 
 /// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
 #[derive(Clone, Debug, Default)]
-pub struct Handover(Arc<Mutex<BTreeMap<InterfaceName, Talk>>>);
+pub struct Handover(Arc<Mutex<BTreeMap<InterfaceName, Exchanged>>>);
 
 impl Handover {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Talk>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Exchanged>> {
         // A panic cannot leave a record half changed.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn of<T>(&self, tunnel: &InterfaceName, change: impl FnOnce(&mut Talk) -> T) -> T {
+    fn with_record<T>(&self, tunnel: &InterfaceName, change: impl FnOnce(&mut Exchanged) -> T) -> T {
         change(self.lock().entry(tunnel.clone()).or_default())
     }
 
     /// Sets whether this end asks both ends to stop using the tunnel.
     pub fn ask(&self, tunnel: &InterfaceName, asks: bool) {
-        self.of(tunnel, |talk| talk.asks = asks);
+        self.with_record(tunnel, |exchanged| exchanged.asks = asks);
     }
 
     /// Sets for which key rotation this end has new keys of the tunnel; 0: none.
     pub fn set_rotation(&self, tunnel: &InterfaceName, rotation: u32) {
-        self.of(tunnel, |talk| talk.rotation = rotation);
+        self.with_record(tunnel, |exchanged| exchanged.rotation = rotation);
     }
 
     /// Withdraws everything that this end says.
     pub fn forget(&self) {
-        for talk in self.lock().values_mut() {
-            (talk.asks, talk.rotation) = (false, 0);
+        for exchanged in self.lock().values_mut() {
+            (exchanged.asks, exchanged.rotation) = (false, 0);
         }
     }
 
     /// The last message of the far end; the default one if it is older than 3 s.
     pub fn peer_message(&self, tunnel: &InterfaceName) -> PeerMessage {
-        self.of(tunnel, |talk| peer_message(talk))
+        self.with_record(tunnel, |exchanged| peer_message(exchanged))
     }
 
     /// When the last message or answer came from the far end.
     pub fn last_heard(&self, tunnel: &InterfaceName) -> Option<Instant> {
-        self.of(tunnel, |talk| talk.heard)
+        self.with_record(tunnel, |exchanged| exchanged.heard)
     }
 
     /// Whether one of the ends asks both to stop using the tunnel.
     pub(super) fn is_to_be_left(&self, tunnel: &InterfaceName) -> bool {
-        self.of(tunnel, |talk| talk.asks || peer_message(talk).asks)
+        self.with_record(tunnel, |exchanged| exchanged.asks || peer_message(exchanged).asks)
     }
 
     /// The message to send with the next probe.
     pub(super) fn own_message(&self, tunnel: &InterfaceName, has_left: bool) -> PeerMessage {
-        self.of(tunnel, |talk| PeerMessage { asks: talk.asks, has_left, rotation: talk.rotation })
+        self.with_record(tunnel, |exchanged| PeerMessage {
+            asks: exchanged.asks,
+            has_left,
+            rotation: exchanged.rotation,
+        })
     }
 
     /// Call it when an answer to a probe arrives (`None`), or a probe of the far end with its message.
-    pub(super) fn on_message(&self, tunnel: &InterfaceName, word: Option<PeerMessage>) {
-        self.of(tunnel, |talk| {
+    pub(super) fn on_message(&self, tunnel: &InterfaceName, message: Option<PeerMessage>) {
+        self.with_record(tunnel, |exchanged| {
             let now = Instant::now();
-            talk.heard = Some(now);
-            if let Some(word) = word {
-                talk.far = Some((word, now));
+            exchanged.heard = Some(now);
+            if let Some(message) = message {
+                exchanged.far = Some((message, now));
             }
         });
     }
 }
 
-fn peer_message(talk: &Talk) -> PeerMessage {
-    talk.far.filter(|(_, at)| at.elapsed() < WISH_HOLDS).map(|(word, _)| word).unwrap_or_default()
+fn peer_message(exchanged: &Exchanged) -> PeerMessage {
+    exchanged.far.filter(|(_, at)| at.elapsed() < MESSAGE_LIFETIME).map(|(message, _)| message).unwrap_or_default()
 }

@@ -86,7 +86,7 @@ impl Health {
     /// Restarts tunnels that stay dead. Never returns.
     pub async fn watch(&mut self, plan: &Plan, userspace: Option<&Userspace>) -> Infallible {
         while let Some(Request { tunnel, remedy, first }) = self.requests.recv().await {
-            let Some(planned) = plan.tunnels.iter().find(|planned| planned.name == tunnel) else { continue };
+            let Some(planned) = plan.tunnel(&tunnel) else { continue };
             match remedy::apply(plan, planned, remedy, userspace).await {
                 Ok(()) if first => tracing::debug!("{tunnel} has had no handshake yet: {}", remedy::describe(remedy)),
                 Ok(()) => tracing::info!("{tunnel} stays down: {}", remedy::describe(remedy)),

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ecmpvpn_common::layout::TunnelId;
 
-use super::detector::{Fault, Others, Settings, Signs, Step, Tunnel, Turn};
+use super::detector::{Fault, Others, Settings, Signs, Step, Transition, Tunnel};
 use super::estimate::RoundTrip;
 use super::handover::Handover;
 use super::nanos::{MICROSECOND, MILLISECOND, Nanos};
@@ -124,9 +124,9 @@ impl Probed {
         self.tunnel.compare_with(others, time);
         // Read before `poll`, which resets the figures of a dead tunnel.
         let signs = self.tunnel.signs(time);
-        let Step { send, turn } = self.tunnel.poll(time);
-        if let Some(turn) = turn {
-            self.apply_transition(turn, signs, view);
+        let Step { send, transition } = self.tunnel.poll(time);
+        if let Some(transition) = transition {
+            self.apply_transition(transition, signs, view);
         }
         if let Some(sequence) = send {
             self.send(sequence, time, leave && !self.tunnel.live());
@@ -198,9 +198,9 @@ impl Probed {
                     self.tunnel.answered(sequence, arrival);
                     self.handover.on_message(&self.name, None);
                 }
-                Some(Message::Report(received, word)) => {
+                Some(Message::Report(received, message)) => {
                     self.tunnel.reported(received, arrival);
-                    self.handover.on_message(&self.name, Some(word));
+                    self.handover.on_message(&self.name, Some(message));
                 }
                 None => {}
             }
@@ -210,8 +210,8 @@ impl Probed {
     fn send(&mut self, sequence: u16, time: Nanos, has_left: bool) {
         // A probe that the tunnel itself prevents counts as sent and lost.
         let Some(socket) = &self.socket else { return };
-        let word = self.handover.own_message(&self.name, has_left);
-        let message = wire::request(self.identifier, sequence, self.secret, self.tunnel.report(time), word);
+        let message = self.handover.own_message(&self.name, has_left);
+        let message = wire::request(self.identifier, sequence, self.secret, self.tunnel.report(time), message);
         // The error may belong to an earlier probe, and be reported only now: try once more.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
         match error.raw_os_error() {
@@ -227,23 +227,23 @@ impl Probed {
         }
     }
 
-    fn apply_transition(&mut self, turn: Turn, signs: Signs, view: &View) {
-        let was = view.set_live(self.id, turn == Turn::Up);
+    fn apply_transition(&mut self, transition: Transition, signs: Signs, view: &View) {
+        let was = view.set_live(self.id, transition == Transition::Up);
         if let Some(health) = view.health(self.id) {
             health.changed_ns.set(boot_time_ns().max(1));
-            if matches!(turn, Turn::Down(_)) {
+            if matches!(transition, Transition::Down(_)) {
                 health.deaths.set(health.deaths.get().wrapping_add(1));
             }
         }
         // Log after the write: the packets wait for the write.
-        match turn {
-            Turn::Up => tracing::info!("{} is up again", self.name),
-            Turn::Left => tracing::info!("{} carries nothing while it is changed", self.name),
-            Turn::Down(fault) => {
+        match transition {
+            Transition::Up => tracing::info!("{} is up again", self.name),
+            Transition::Withheld => tracing::info!("{} carries nothing while it is changed", self.name),
+            Transition::Down(fault) => {
                 tracing::warn!("{} is down: {} ({})", self.name, describe(fault), describe_signs(signs));
             }
         }
-        if was == Some(turn == Turn::Up) {
+        if was == Some(transition == Transition::Up) {
             tracing::debug!("{} was in that state already", self.name);
         }
     }

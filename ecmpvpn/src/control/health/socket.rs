@@ -18,7 +18,7 @@ const CS6: u8 = 48 << 2;
 const PRIORITY: libc::c_int = 7;
 /// `ICMP_FILTER`, include/uapi/linux/icmp.h: one bit for each ICMP type; a set bit blocks the type.
 const ICMP_FILTER: libc::c_int = 1;
-const WANTED: u32 = 1 << 0 | 1 << 8;
+const ACCEPTED: u32 = 1 << 0 | 1 << 8;
 /// Upper bound of the time that an answer is taken to have waited in the socket: the wall clock may be set meanwhile.
 const LONGEST_WAIT: Nanos = 1_000_000_000;
 
@@ -30,7 +30,7 @@ impl Socket {
     pub fn open(device: &InterfaceName, near: Ipv4Addr, far: Ipv4Addr) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
-        set(&fd, libc::SOL_RAW, ICMP_FILTER, &(!WANTED).to_ne_bytes())?;
+        set(&fd, libc::SOL_RAW, ICMP_FILTER, &(!ACCEPTED).to_ne_bytes())?;
         set(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_str().as_bytes())?;
         set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32.to_ne_bytes())?;
         rustix::net::sockopt::set_ip_tos(&fd, CS6)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::detector::{Fault, Others, Settings, Tunnel, Turn};
+use super::detector::{Fault, Others, Settings, Transition, Tunnel};
 use super::estimate::RoundTrip;
 use super::nanos::Nanos;
 use super::wire::Received;
@@ -49,15 +49,15 @@ struct End {
     received: u64,
     /// The latest time of its next look at `received`.
     wake: Nanos,
-    turns: Vec<(Nanos, Turn)>,
+    transitions: Vec<(Nanos, Transition)>,
 }
 
 impl Scene<'_> {
     /// Simulates until `end` in steps of a millisecond. Returns the near end's changes of state with their times, and
     /// its tunnel.
-    fn play(self, end: Nanos) -> (Vec<(Nanos, Turn)>, Tunnel) {
+    fn play(self, end: Nanos) -> (Vec<(Nanos, Transition)>, Tunnel) {
         let [near, _] = self.play_both(end);
-        (near.turns, near.tunnel)
+        (near.transitions, near.tunnel)
     }
 
     fn play_both(self, until: Nanos) -> [End; 2] {
@@ -66,7 +66,7 @@ impl Scene<'_> {
             probes,
             received: 0,
             wake: 0,
-            turns: Vec::new(),
+            transitions: Vec::new(),
         };
         let mut ends = [begin(0, true), begin(37 * MS, self.far_reports)];
         let mut ways = [self.there, self.back];
@@ -89,7 +89,7 @@ impl Scene<'_> {
                         end.tunnel.compare_with(Others { answered: false, evidence: Some(sent) }, now);
                     }
                     let step = end.tunnel.poll(now);
-                    end.turns.extend(step.turn.map(|turn| (now, turn)));
+                    end.transitions.extend(step.transition.map(|transition| (now, transition)));
                     packets.extend(step.send.map(|sequence| Packet::Probe(sequence, end.tunnel.report(now))));
                     end.wake = end.tunnel.next_poll(now);
                     assert!(end.wake > now, "it would be called for ever");
@@ -164,8 +164,10 @@ fn a_dead_tunnel_is_found_within_its_time_and_comes_back() {
                 let way = hole(delay, from, to);
                 let clear = hole(delay, 0, 0);
                 (scene.there, scene.back) = if sending { (way, clear) } else { (clear, way) };
-                let (turns, tunnel) = scene.play(30 * SECOND);
-                let [(down, Turn::Down(fault)), (up, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+                let (transitions, tunnel) = scene.play(30 * SECOND);
+                let [(down, Transition::Down(fault)), (up, Transition::Up)] = transitions[..] else {
+                    panic!("{transitions:?}")
+                };
                 let expected = if sending && far_reports { Fault::Sending } else { Fault::Silent };
                 assert_eq!(fault, expected, "{delay} {offset} {far_reports} {sending}");
                 let took = (down - from) / MS;
@@ -188,8 +190,8 @@ fn what_befalls_all_tunnels_at_once_is_given_longer() {
                 Scene { there, far_reports, beside: false, ..Scene::default() }.play(20 * SECOND).0
             };
             assert_eq!(play(750 * MS), [], "{offset} {far_reports}");
-            let turns = play(5 * SECOND);
-            let [(down, Turn::Down(_)), (_, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+            let transitions = play(5 * SECOND);
+            let [(down, Transition::Down(_)), (_, Transition::Up)] = transitions[..] else { panic!("{transitions:?}") };
             assert!((800..=1_050).contains(&((down - from) / MS)), "{offset}: after {} ms", (down - from) / MS);
         }
     }
@@ -206,7 +208,7 @@ fn after_a_standstill_the_tunnel_that_answers_last_is_not_dead() {
         let others = if (still..others_go_on).contains(&now) { still } else { now };
         tunnel.compare_with(Others { answered: true, evidence: Some(others) }, now);
         let step = tunnel.poll(now);
-        assert_eq!(step.turn, None, "at {} ms", now / MS);
+        assert_eq!(step.transition, None, "at {} ms", now / MS);
         unanswered.extend(step.send);
         if !(still..goes_on).contains(&now) {
             unanswered.drain(..).for_each(|sequence| tunnel.answered(sequence, now));
@@ -219,8 +221,8 @@ fn the_other_ends_traffic_alone_does_not_hide_a_dead_direction() {
     // The far end does not run ecmpvpn, so a full tunnel looks the same: it gets half as long again.
     let from = 10 * SECOND + 30 * MS;
     let scene = Scene { there: hole(MS, from, 60 * SECOND), far_reports: false, data: [MS, MS], ..Scene::default() };
-    let (turns, _) = scene.play(20 * SECOND);
-    let [(down, Turn::Down(Fault::Unanswered))] = turns[..] else { panic!("{turns:?}") };
+    let (transitions, _) = scene.play(20 * SECOND);
+    let [(down, Transition::Down(Fault::Unanswered))] = transitions[..] else { panic!("{transitions:?}") };
     assert!((250..=380).contains(&((down - from) / MS)), "after {} ms", (down - from) / MS);
 }
 
@@ -235,8 +237,8 @@ fn random_loss_is_no_death() {
                 far_reports,
                 ..Scene::default()
             };
-            let (turns, tunnel) = scene.play(600 * SECOND);
-            assert_eq!(turns, [], "{percent}%");
+            let (transitions, tunnel) = scene.play(600 * SECOND);
+            assert_eq!(transitions, [], "{percent}%");
             let (found, expected) = (u64::from(tunnel.loss().ppm()), percent * 20_000);
             assert!(found < 3 * expected, "{found} ppm lost of {expected}");
         }
@@ -268,7 +270,7 @@ fn loss_in_bursts_is_no_death() {
             ..Scene::default()
         };
         for end in scene.play_both(600 * SECOND) {
-            assert_eq!(end.turns, [], "{} ppm", end.tunnel.loss().ppm());
+            assert_eq!(end.transitions, [], "{} ppm", end.tunnel.loss().ppm());
         }
     }
 }
@@ -282,7 +284,7 @@ fn a_queue_that_fills_up_is_no_death() {
         let scene =
             Scene { there: queue(12_500, 3_125_000, load, busy), far_reports, data: [MS, 0], ..Scene::default() };
         for end in scene.play_both(80 * SECOND) {
-            assert_eq!(end.turns, [], "reports: {far_reports}");
+            assert_eq!(end.transitions, [], "reports: {far_reports}");
         }
     }
 }
@@ -300,7 +302,7 @@ fn a_full_tunnel_that_drops_half_of_all_probes_is_no_death() {
             ..Scene::default()
         };
         for end in scene.play_both(120 * SECOND) {
-            assert_eq!(end.turns, [], "reports: {far_reports}, data: {data:?}");
+            assert_eq!(end.transitions, [], "reports: {far_reports}, data: {data:?}");
         }
     }
 }
@@ -319,7 +321,7 @@ fn arrival_report(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
             tunnel.reported(Received { count: now / MS, age }, *now);
         }
         tunnel.compare_with(Others { answered: true, evidence: Some(*now) }, *now);
-        tunnel.poll(*now).turn.is_some()
+        tunnel.poll(*now).transition.is_some()
     })
 }
 
@@ -347,20 +349,20 @@ fn answers_out_of_order_are_answers() {
         far_reports: false,
         ..Scene::default()
     };
-    let (turns, tunnel) = scene.play(60 * SECOND);
-    assert_eq!(turns, []);
+    let (transitions, tunnel) = scene.play(60 * SECOND);
+    assert_eq!(transitions, []);
     assert_eq!(tunnel.loss().ppm(), 0);
 }
 
 #[test]
 fn what_never_answered_stays_in_use_until_another_tunnel_answers() {
-    let (turns, mut tunnel) = Scene { there: Box::new(|_| None), ..Scene::default() }.play(60 * SECOND);
-    assert_eq!(turns, []);
+    let (transitions, mut tunnel) = Scene { there: Box::new(|_| None), ..Scene::default() }.play(60 * SECOND);
+    assert_eq!(transitions, []);
     assert!(tunnel.live() && !tunnel.ever_answered());
     let others = Others { answered: true, evidence: Some(60 * SECOND) };
     tunnel.compare_with(others, 60 * SECOND);
     tunnel.compare_with(others, 60 * SECOND + 50 * MS);
-    assert!(matches!(tunnel.poll(60 * SECOND + 50 * MS).turn, Some(Turn::Down(_))));
+    assert!(matches!(tunnel.poll(60 * SECOND + 50 * MS).transition, Some(Transition::Down(_))));
 }
 
 #[test]
@@ -372,8 +374,8 @@ fn probes_that_waited_for_a_handshake_do_not_count_as_round_trips() {
         far_reports: false,
         ..Scene::default()
     };
-    let (turns, tunnel) = scene.play(10 * SECOND);
-    assert_eq!(turns, []);
+    let (transitions, tunnel) = scene.play(10 * SECOND);
+    assert_eq!(transitions, []);
     assert_eq!(tunnel.round_trip().smoothed().map(|time| time / MS), Some(1));
     assert_eq!(tunnel.loss().ppm(), 0);
 }
@@ -390,7 +392,7 @@ fn a_stalled_process_does_not_blame_the_tunnels() {
     // The process runs again two seconds later. Its last probe was answered.
     for i in 0..50 {
         let step = tunnel.poll(8 * SECOND + i * 100 * MS);
-        assert_eq!(step.turn, None);
+        assert_eq!(step.transition, None);
         step.send.into_iter().for_each(|sequence| tunnel.answered(sequence, 8 * SECOND + i * 100 * MS + MS));
     }
 }
@@ -400,8 +402,8 @@ fn down_after_and_up_after_are_heeded() {
     for (down_after, up_after) in [(1, 1), (5, 20), (20, 2)] {
         let (from, to) = (10 * SECOND + 50 * MS, 20 * SECOND);
         let settings = Settings { interval: 50 * MS, down_after, up_after };
-        let (turns, _) = Scene { there: hole(MS, from, to), settings, ..Scene::default() }.play(30 * SECOND);
-        let [(down, Turn::Down(_)), (up, Turn::Up)] = turns[..] else { panic!("{turns:?}") };
+        let (transitions, _) = Scene { there: hole(MS, from, to), settings, ..Scene::default() }.play(30 * SECOND);
+        let [(down, Transition::Down(_)), (up, Transition::Up)] = transitions[..] else { panic!("{transitions:?}") };
         let (down, up) = ((down - from) / MS, (up - to) / MS);
         let (interval, down_after, up_after) = (50, u64::from(down_after), u64::from(up_after));
         assert!(down >= (down_after - 1) * interval && down <= down_after * interval + 60, "{down_after}: {down}");

@@ -40,7 +40,13 @@ pub struct Received {
 }
 
 /// Builds a probe, from the ICMP header on.
-pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, word: PeerMessage) -> [u8; LENGTH] {
+pub fn request(
+    identifier: u16,
+    sequence: u16,
+    secret: u64,
+    received: Received,
+    peer_message: PeerMessage,
+) -> [u8; LENGTH] {
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
@@ -49,10 +55,10 @@ pub fn request(identifier: u16, sequence: u16, secret: u64, received: Received, 
     message[16..24].copy_from_slice(&secret.to_be_bytes());
     message[24..32].copy_from_slice(&received.count.to_be_bytes());
     let milliseconds = |age: Nanos| u32::try_from(age.div_ceil(MILLISECOND) + 1).unwrap_or(u32::MAX).min(0xffff);
-    let flags = if word.asks { ASKS } else { 0 } | if word.has_left { HAS_LEFT } else { 0 };
+    let flags = if peer_message.asks { ASKS } else { 0 } | if peer_message.has_left { HAS_LEFT } else { 0 };
     let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | flags;
     message[32..36].copy_from_slice(&flags.to_be_bytes());
-    message[36..40].copy_from_slice(&word.rotation.to_be_bytes());
+    message[36..40].copy_from_slice(&peer_message.rotation.to_be_bytes());
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
@@ -66,14 +72,14 @@ pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
     if message[8..16] != MARK {
         return None;
     }
-    let word = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
+    let u16_at = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
     let long = |at: usize| message[at..at + 8].iter().fold(0, |long, byte| long << 8 | u64::from(*byte));
     match message[0] {
-        ECHO_REPLY if word(4) == identifier && long(16) == secret => Some(Message::Answer(word(6))),
+        ECHO_REPLY if u16_at(4) == identifier && long(16) == secret => Some(Message::Answer(u16_at(6))),
         // A probe with this end's secret is its own, returned by a loop: not a report.
         ECHO_REQUEST if long(16) != secret => {
-            let flags = u32::from(word(32)) << 16 | u32::from(word(34));
-            let rotation = u32::from(word(36)) << 16 | u32::from(word(38));
+            let flags = u32::from(u16_at(32)) << 16 | u32::from(u16_at(34));
+            let rotation = u32::from(u16_at(36)) << 16 | u32::from(u16_at(38));
             let far = PeerMessage { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
             let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
             Some(Message::Report(Received { count: long(24), age }, far))
@@ -122,10 +128,10 @@ mod tests {
 
     #[test]
     fn the_far_sides_probe_reports_and_our_own_does_not() {
-        let word = PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 };
+        let message = PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 };
         let received = Received { count: u64::MAX, age: Some(7 * MILLISECOND) };
-        let packet = [&[0x45; 20][..], &request(1, 2, 3, received, word)].concat();
-        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(received, word)));
+        let packet = [&[0x45; 20][..], &request(1, 2, 3, received, message)].concat();
+        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(received, message)));
         assert_eq!(parse(&packet, 1, 3), None);
         let mut ping = packet;
         ping[30] = 0;
@@ -137,7 +143,7 @@ mod tests {
         let decoded = |age| {
             let probe = request(1, 2, 3, Received { count: 5, age }, PeerMessage::default());
             match parse(&[&[0x45; 20][..], &probe].concat(), 1, 4) {
-                Some(Message::Report(received, word)) if word == PeerMessage::default() => received.age,
+                Some(Message::Report(received, message)) if message == PeerMessage::default() => received.age,
                 other => panic!("{other:?}"),
             }
         };

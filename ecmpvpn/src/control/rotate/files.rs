@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::exchange::{Exchange, Head, NewKeys};
-use super::record::{Part, Role, Stage, State, StateError, folder, key_file};
+use super::record::{Part, Role, RotationStateError, Stage, State, folder, key_file};
 use crate::config::{Config, KeyFileError, Peer, PresharedKey, PrivateKey, read_secret};
 
 /// Largest accepted file, bytes: enough for all tunnels that a peer can have, with comments.
@@ -19,7 +19,7 @@ const MAX_EXCHANGE: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] RotationStateError),
     #[error("keys of the tunnels to {peer} are being renewed already: continue with {}, or give it up with `ecmpvpn rotate --abort`", next(*role))]
     UnderWay { peer: String, role: Role },
     #[error("{operation} {}", path.display())]
@@ -49,12 +49,12 @@ fn next(role: Role) -> &'static str {
 
 /// Key files that were made. Dropping this removes them, unless `keep` is set.
 #[derive(Default)]
-struct Made {
+struct NewKeyFiles {
     paths: Vec<PathBuf>,
     keep: bool,
 }
 
-impl Made {
+impl NewKeyFiles {
     /// Writes a new file, in one step. From the start only its owner can read it.
     fn write(&mut self, path: PathBuf, content: &str) -> Result<(), FilesError> {
         let write = || -> io::Result<()> {
@@ -76,7 +76,7 @@ impl Made {
     }
 }
 
-impl Drop for Made {
+impl Drop for NewKeyFiles {
     fn drop(&mut self) {
         if !self.keep {
             for path in &self.paths {
@@ -100,7 +100,7 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
     begin(&path)?;
     let id = PresharedKey::generate().as_bytes()[..4].iter().fold(0, |id, byte| id << 8 | u32::from(*byte)).max(1);
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (mut made, mut parts, mut keys) = (Made::default(), Vec::new(), Vec::new());
+    let (mut made, mut parts, mut keys) = (NewKeyFiles::default(), Vec::new(), Vec::new());
     for tunnel in &peer.tunnels {
         let (private, preshared) = (PrivateKey::generate(), PresharedKey::generate());
         let name = tunnel.name.as_str();
@@ -150,7 +150,7 @@ pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool),
     }
     begin(&path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (mut made, mut parts) = (Made::default(), Vec::new());
+    let (mut made, mut parts) = (NewKeyFiles::default(), Vec::new());
     for keys in &exchange.tunnel {
         let fits = |port: u16, remote: u16| port == keys.remote_port && remote == keys.listen_port;
         let tunnel = peer.tunnels.iter().find(|tunnel| fits(tunnel.listen_port, tunnel.remote_port));
@@ -182,7 +182,7 @@ pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool),
 pub fn abort(file: &Path) -> Result<Option<State>, FilesError> {
     let path = State::path(file);
     let state = match State::read(&path) {
-        Err(error @ StateError::Io { .. }) => return Err(error.into()),
+        Err(error @ RotationStateError::Io { .. }) => return Err(error.into()),
         read => read.ok().flatten(),
     };
     match fs::remove_file(&path) {

@@ -28,7 +28,7 @@ pub struct Observation {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Do {
+pub enum Action {
     Wait,
     /// Give it its new keys.
     TryNew,
@@ -53,21 +53,21 @@ impl Follow {
     }
 
     /// Says what to do at `now`. `interval`: the time between probes.
-    pub fn poll(&mut self, now: Duration, interval: Duration, seen: Observation) -> Do {
+    pub fn poll(&mut self, now: Duration, interval: Duration, seen: Observation) -> Action {
         if seen.live {
             self.tried = None;
             self.suspect = false;
-            return if self.has_new { Do::Keep } else { Do::Wait };
+            return if self.has_new { Action::Keep } else { Action::Wait };
         }
         self.suspect |= seen.asked || seen.silent >= LONG;
         let silent = self.suspect && seen.silent >= SILENT.max(4 * interval);
         let tried_enough = self.tried.is_none_or(|at| now.saturating_sub(at) >= EACH.max(20 * interval));
         if !silent || !tried_enough {
-            return Do::Wait;
+            return Action::Wait;
         }
         self.tried = Some(now);
         self.has_new = !self.has_new;
-        if self.has_new { Do::TryNew } else { Do::TryFormer }
+        if self.has_new { Action::TryNew } else { Action::TryFormer }
     }
 }
 
@@ -88,12 +88,12 @@ mod tests {
     #[test]
     fn it_changes_when_the_tunnel_falls_silent_and_keeps_what_works() {
         let mut follow = Follow::new(false);
-        assert_eq!(follow.poll(ms(0), INTERVAL, observation(true, 9_000)), Do::Wait, "in use");
+        assert_eq!(follow.poll(ms(0), INTERVAL, observation(true, 9_000)), Action::Wait, "in use");
         let left = Observation { asked: true, ..observation(false, 100) };
-        assert_eq!(follow.poll(ms(10), INTERVAL, left), Do::Wait, "left, and still answering");
-        assert_eq!(follow.poll(ms(700), INTERVAL, observation(false, 500)), Do::TryNew);
-        assert_eq!(follow.poll(ms(2_000), INTERVAL, observation(false, 1_800)), Do::Wait);
-        assert_eq!(follow.poll(ms(2_500), INTERVAL, observation(true, 0)), Do::Keep);
+        assert_eq!(follow.poll(ms(10), INTERVAL, left), Action::Wait, "left, and still answering");
+        assert_eq!(follow.poll(ms(700), INTERVAL, observation(false, 500)), Action::TryNew);
+        assert_eq!(follow.poll(ms(2_000), INTERVAL, observation(false, 1_800)), Action::Wait);
+        assert_eq!(follow.poll(ms(2_500), INTERVAL, observation(true, 0)), Action::Keep);
     }
 
     #[test]
@@ -102,23 +102,29 @@ mod tests {
         let mut done = Vec::new();
         for second in 0..30 {
             match follow.poll(ms(second * 1000), INTERVAL, observation(false, 1_000)) {
-                Do::Wait => {}
+                Action::Wait => {}
                 todo => done.push((second, todo)),
             }
         }
-        let expected = [(0, Do::TryNew), (7, Do::TryFormer), (14, Do::TryNew), (21, Do::TryFormer), (28, Do::TryNew)];
+        let expected = [
+            (0, Action::TryNew),
+            (7, Action::TryFormer),
+            (14, Action::TryNew),
+            (21, Action::TryFormer),
+            (28, Action::TryNew),
+        ];
         assert_eq!(done, expected);
-        assert_eq!(follow.poll(ms(36_000), INTERVAL, observation(false, 9_000)), Do::TryFormer);
+        assert_eq!(follow.poll(ms(36_000), INTERVAL, observation(false, 9_000)), Action::TryFormer);
         // The far end has restored the former keys.
-        assert_eq!(follow.poll(ms(37_000), INTERVAL, observation(true, 0)), Do::Wait);
+        assert_eq!(follow.poll(ms(37_000), INTERVAL, observation(true, 0)), Action::Wait);
     }
 
     #[test]
     fn one_that_fails_for_another_reason_keeps_its_keys() {
         let mut follow = Follow::new(false);
         follow.poll(ms(0), INTERVAL, observation(true, 0));
-        assert_eq!(follow.poll(ms(1_000), INTERVAL, observation(false, 1_000)), Do::Wait);
-        assert_eq!(follow.poll(ms(29_900), INTERVAL, observation(false, 29_900)), Do::Wait);
-        assert_eq!(follow.poll(ms(30_000), INTERVAL, observation(false, 30_000)), Do::TryNew);
+        assert_eq!(follow.poll(ms(1_000), INTERVAL, observation(false, 1_000)), Action::Wait);
+        assert_eq!(follow.poll(ms(29_900), INTERVAL, observation(false, 29_900)), Action::Wait);
+        assert_eq!(follow.poll(ms(30_000), INTERVAL, observation(false, 30_000)), Action::TryNew);
     }
 }

@@ -35,7 +35,7 @@ pub struct Observation {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Do {
+pub enum Action {
     Wait,
     /// Ask that both ends stop using the tunnel.
     Leave,
@@ -70,27 +70,31 @@ impl Lead {
     }
 
     /// Says what to do at `now`. The caller must do it.
-    pub fn poll(&mut self, now: Duration, seen: Observation) -> Do {
+    pub fn poll(&mut self, now: Duration, seen: Observation) -> Action {
         let waited = now.saturating_sub(self.since);
         let (next, todo) = match self.phase {
             // An earlier change may have been interrupted, so that only the far end has the new keys.
-            Phase::Ready if !seen.live && waited >= SETTLE => (Phase::Changed, Do::Change),
-            Phase::Ready if seen.live && seen.others && seen.far_ready => (Phase::Leaving, Do::Leave),
+            Phase::Ready if !seen.live && waited >= SETTLE => (Phase::Changed, Action::Change),
+            Phase::Ready if seen.live && seen.others && seen.far_ready => (Phase::Leaving, Action::Leave),
             Phase::Ready if waited >= READY && !seen.others => {
-                return Do::Stop("no other tunnel to that site is up, so that its traffic would be interrupted");
+                return Action::Stop("no other tunnel to that site is up, so that its traffic would be interrupted");
             }
             Phase::Ready if waited >= READY => {
-                return Do::Stop("the other site does not have the new keys: apply the file there, with `run` running");
+                return Action::Stop(
+                    "the other site does not have the new keys: apply the file there, with `run` running",
+                );
             }
-            Phase::Leaving if !seen.live && seen.far_left => (Phase::Settling, Do::Wait),
-            Phase::Leaving if waited >= LEAVE => return Do::Stop("the two sites did not both stop using the tunnel"),
-            Phase::Settling if waited >= SETTLE => (Phase::Changed, Do::Change),
+            Phase::Leaving if !seen.live && seen.far_left => (Phase::Settling, Action::Wait),
+            Phase::Leaving if waited >= LEAVE => {
+                return Action::Stop("the two sites did not both stop using the tunnel");
+            }
+            Phase::Settling if waited >= SETTLE => (Phase::Changed, Action::Change),
             // The far end has written the new keys to its configuration: it does not restore the former ones any more.
-            Phase::Changed if seen.live && !seen.far_ready => return Do::Keep,
+            Phase::Changed if seen.live && !seen.far_ready => return Action::Keep,
             Phase::Changed if waited >= ANSWER => {
-                return Do::GoBack("it did not answer with its new keys, and has its former ones again");
+                return Action::GoBack("it did not answer with its new keys, and has its former ones again");
             }
-            _ => return Do::Wait,
+            _ => return Action::Wait,
         };
         *self = Self { phase: next, since: now };
         todo
@@ -112,17 +116,17 @@ mod tests {
     #[test]
     fn a_tunnel_is_left_by_both_before_it_is_changed_and_kept_when_it_answers() {
         let mut lead = Lead::new(ms(0), false);
-        assert_eq!(lead.poll(ms(1), KEPT), Do::Wait);
-        assert_eq!(lead.poll(ms(100), FINE), Do::Leave);
+        assert_eq!(lead.poll(ms(1), KEPT), Action::Wait);
+        assert_eq!(lead.poll(ms(100), FINE), Action::Leave);
         // Only one end has stopped using it.
-        assert_eq!(lead.poll(ms(200), Observation { live: false, ..FINE }), Do::Wait);
-        assert_eq!(lead.poll(ms(900), Observation { live: true, ..LEFT }), Do::Wait);
-        assert_eq!(lead.poll(ms(1000), LEFT), Do::Wait);
-        assert_eq!(lead.poll(ms(1299), LEFT), Do::Wait);
-        assert_eq!(lead.poll(ms(1300), LEFT), Do::Change);
-        assert_eq!(lead.poll(ms(5000), LEFT), Do::Wait);
-        assert_eq!(lead.poll(ms(5001), FINE), Do::Wait, "not kept at the far end");
-        assert_eq!(lead.poll(ms(5200), KEPT), Do::Keep);
+        assert_eq!(lead.poll(ms(200), Observation { live: false, ..FINE }), Action::Wait);
+        assert_eq!(lead.poll(ms(900), Observation { live: true, ..LEFT }), Action::Wait);
+        assert_eq!(lead.poll(ms(1000), LEFT), Action::Wait);
+        assert_eq!(lead.poll(ms(1299), LEFT), Action::Wait);
+        assert_eq!(lead.poll(ms(1300), LEFT), Action::Change);
+        assert_eq!(lead.poll(ms(5000), LEFT), Action::Wait);
+        assert_eq!(lead.poll(ms(5001), FINE), Action::Wait, "not kept at the far end");
+        assert_eq!(lead.poll(ms(5200), KEPT), Action::Keep);
     }
 
     #[test]
@@ -131,13 +135,13 @@ mod tests {
             [(KEPT, "does not have the new keys"), (Observation { others: false, ..FINE }, "no other tunnel")]
         {
             let mut lead = Lead::new(ms(0), false);
-            assert_eq!(lead.poll(ms(9_999), seen), Do::Wait);
-            let Do::Stop(message) = lead.poll(ms(10_000), seen) else { panic!() };
+            assert_eq!(lead.poll(ms(9_999), seen), Action::Wait);
+            let Action::Stop(message) = lead.poll(ms(10_000), seen) else { panic!() };
             assert!(message.contains(why), "{message}");
         }
         let mut lead = Lead::new(ms(0), false);
-        assert_eq!(lead.poll(ms(0), FINE), Do::Leave);
-        assert!(matches!(lead.poll(ms(5_000), Observation { live: false, ..FINE }), Do::Stop(_)));
+        assert_eq!(lead.poll(ms(0), FINE), Action::Leave);
+        assert!(matches!(lead.poll(ms(5_000), Observation { live: false, ..FINE }), Action::Stop(_)));
     }
 
     #[test]
@@ -145,18 +149,18 @@ mod tests {
         let mut lead = Lead::new(ms(0), false);
         lead.poll(ms(0), FINE);
         lead.poll(ms(1), LEFT);
-        assert_eq!(lead.poll(ms(301), LEFT), Do::Change);
-        assert_eq!(lead.poll(ms(20_300), LEFT), Do::Wait);
-        assert!(matches!(lead.poll(ms(20_301), LEFT), Do::GoBack(_)));
+        assert_eq!(lead.poll(ms(301), LEFT), Action::Change);
+        assert_eq!(lead.poll(ms(20_300), LEFT), Action::Wait);
+        assert!(matches!(lead.poll(ms(20_301), LEFT), Action::GoBack(_)));
     }
 
     #[test]
     fn one_that_was_cut_off_goes_on_with_the_new_keys() {
         let mut lead = Lead::new(ms(0), false);
         let dead = Observation { live: false, others: true, far_ready: false, far_left: false };
-        assert_eq!(lead.poll(ms(299), dead), Do::Wait);
-        assert_eq!(lead.poll(ms(300), dead), Do::Change);
-        assert_eq!(lead.poll(ms(400), KEPT), Do::Keep);
-        assert_eq!(Lead::new(ms(0), true).poll(ms(1), KEPT), Do::Keep);
+        assert_eq!(lead.poll(ms(299), dead), Action::Wait);
+        assert_eq!(lead.poll(ms(300), dead), Action::Change);
+        assert_eq!(lead.poll(ms(400), KEPT), Action::Keep);
+        assert_eq!(Lead::new(ms(0), true).poll(ms(1), KEPT), Action::Keep);
     }
 }

@@ -175,8 +175,8 @@ impl Rotation {
         let todo = lead.poll(now, seen);
         let name = name.clone();
         match todo {
-            lead::Do::Wait => None,
-            lead::Do::Leave => {
+            lead::Action::Wait => None,
+            lead::Action::Leave => {
                 // Check first, before anything is changed, that the configuration can be edited: it must name the new
                 // keys once they are in use.
                 match self.edit(&name) {
@@ -189,10 +189,10 @@ impl Rotation {
                 }
                 None
             }
-            lead::Do::Change => Some(Step::New(name)),
-            lead::Do::Keep => Some(Step::Keep(name)),
-            lead::Do::GoBack(why) => Some(Step::Former(name, Some(why))),
-            lead::Do::Stop(why) => {
+            lead::Action::Change => Some(Step::New(name)),
+            lead::Action::Keep => Some(Step::Keep(name)),
+            lead::Action::GoBack(why) => Some(Step::Former(name, Some(why))),
+            lead::Action::Stop(why) => {
                 self.record_stage(&name, Stage::Waiting);
                 self.stop(&name, why);
                 None
@@ -203,17 +203,16 @@ impl Rotation {
     fn follow(&mut self, site: &Site, view: &View) -> Option<Step> {
         let now = self.began.elapsed();
         let interval = Duration::from_millis(site.config.health.interval_ms.into());
-        let peers = view.peers();
         for (name, follow) in &mut self.follows {
             let Some(planned) = planned(site, name) else { continue };
-            let live = peers.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
+            let live = view.is_live(planned.id());
             let asked = self.handover.peer_message(name).asks;
             let heard = self.handover.last_heard(name).map_or(self.began, |at| at.max(self.began));
             match follow.poll(now, interval, follow::Observation { live, silent: heard.elapsed(), asked }) {
-                follow::Do::Wait => {}
-                follow::Do::TryNew => return Some(Step::New(name.clone())),
-                follow::Do::TryFormer => return Some(Step::Former(name.clone(), None)),
-                follow::Do::Keep => return Some(Step::Keep(name.clone())),
+                follow::Action::Wait => {}
+                follow::Action::TryNew => return Some(Step::New(name.clone())),
+                follow::Action::TryFormer => return Some(Step::Former(name.clone(), None)),
+                follow::Action::Keep => return Some(Step::Keep(name.clone())),
             }
         }
         None
@@ -372,7 +371,7 @@ impl Rotation {
 }
 
 fn planned<'a>(site: &'a Site, name: &InterfaceName) -> Option<&'a Tunnel> {
-    site.plan.tunnels.iter().find(|tunnel| tunnel.name == *name)
+    site.plan.tunnel(name)
 }
 
 async fn change(

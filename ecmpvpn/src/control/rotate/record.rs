@@ -72,7 +72,7 @@ pub struct State {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum RotationStateError {
     #[error("{operation} {}", path.display())]
     Io {
         /// For example `writing`.
@@ -115,18 +115,24 @@ impl State {
     }
 
     /// Reads the state file. `None`: there is none.
-    pub fn read(path: &Path) -> Result<Option<Self>, StateError> {
+    pub fn read(path: &Path) -> Result<Option<Self>, RotationStateError> {
         let text = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(|source| StateError::Io { operation: "reading", path: path.to_owned(), source })?,
+            read => {
+                read.map_err(|source| RotationStateError::Io { operation: "reading", path: path.to_owned(), source })?
+            }
         };
-        let state: Self =
-            serde_json::from_slice(&text).map_err(|source| StateError::Malformed { path: path.to_owned(), source })?;
-        if state.version == VERSION { Ok(Some(state)) } else { Err(StateError::Version { path: path.to_owned() }) }
+        let state: Self = serde_json::from_slice(&text)
+            .map_err(|source| RotationStateError::Malformed { path: path.to_owned(), source })?;
+        if state.version == VERSION {
+            Ok(Some(state))
+        } else {
+            Err(RotationStateError::Version { path: path.to_owned() })
+        }
     }
 
     /// Writes the state file, in one step.
-    pub fn write(&self, path: &Path) -> Result<(), StateError> {
+    pub fn write(&self, path: &Path) -> Result<(), RotationStateError> {
         let write = || -> io::Result<()> {
             // A new file of this kind has mode 0600.
             let mut file = NamedTempFile::new_in(folder(path))?;
@@ -135,18 +141,21 @@ impl State {
             file.persist(path).map_err(|error| error.error)?;
             Ok(())
         };
-        write().map_err(|source| StateError::Io { operation: "writing", path: path.to_owned(), source })
+        write().map_err(|source| RotationStateError::Io { operation: "writing", path: path.to_owned(), source })
     }
 
     /// Changes the state on disk, if there is one, under a lock. Returns the new state.
-    pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Option<Self>, StateError> {
+    pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Option<Self>, RotationStateError> {
         let locked = || -> io::Result<File> {
             let folder = File::open(folder(path))?;
             flock(&folder, FlockOperation::LockExclusive)?;
             Ok(folder)
         };
-        let _lock =
-            locked().map_err(|source| StateError::Io { operation: "locking", path: path.to_owned(), source })?;
+        let _lock = locked().map_err(|source| RotationStateError::Io {
+            operation: "locking",
+            path: path.to_owned(),
+            source,
+        })?;
         let Some(mut state) = Self::read(path)? else { return Ok(None) };
         change(&mut state);
         state.write(path)?;

@@ -1,6 +1,7 @@
 //! Errors of the steering helper.
 
 use crate::dataplane::DataplaneError;
+use crate::host::HostError;
 
 /// Why the maps cannot be kept up to date.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +12,8 @@ pub enum SteerError {
     Netlink(#[source] std::io::Error),
     #[error("reading what waits in the links' queues")]
     Queues(#[source] std::io::Error),
-    #[error("opening a netlink socket")]
+    #[error("opening a socket for the links' queues")]
     Socket(#[source] std::io::Error),
+    #[error(transparent)]
+    Host(#[from] HostError),
 }

@@ -86,7 +86,7 @@ impl Underlay {
     }
 
     /// Reads the links' queues and updates the maps. Returns whether anything was sent since the last call.
-    pub fn measure(&mut self, view: &View, queues: &mut Queues) -> Result<bool, SteerError> {
+    pub fn read_rates(&mut self, view: &View, queues: &mut Queues) -> Result<bool, SteerError> {
         let now = Instant::now();
         let readings = queues.read(|interface| self.rates.contains_key(&interface)).map_err(SteerError::Queues)?;
         let elapsed = self.last.replace(now).map(|last| now - last);

@@ -52,14 +52,14 @@ pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
 
 async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> {
     let view = View::open(pins)?;
-    let netlink = Netlink::open().map_err(SteerError::Socket)?;
+    let netlink = Netlink::open()?;
     let mut queues = Queues::open().map_err(SteerError::Socket)?;
     let mut underlay = Underlay::default();
     let mut flows = Flows::default();
     let mut round = Instant::now();
     underlay.look_up(config, &view, &netlink).await?;
     loop {
-        let traffic = underlay.measure(&view, &mut queues)?;
+        let traffic = underlay.read_rates(&view, &mut queues)?;
         if round.elapsed() >= ROUND {
             let elapsed = round.elapsed();
             round = Instant::now();

@@ -37,7 +37,7 @@ pub struct Drift {
 
 impl Drift {
     /// Adds a reading of the error. Returns the mean error once it is certain, and starts again; 0 before.
-    fn take(&mut self, error: f64) -> f64 {
+    fn add_reading(&mut self, error: f64) -> f64 {
         if self.readings >= MOST {
             *self = Self { readings: self.readings / 2.0, sum: self.sum / 2.0, squares: self.squares / 2.0 };
         }
@@ -61,7 +61,7 @@ impl Drift {
 pub fn corrections(queues: &BTreeMap<TunnelId, Queue>, drifts: &mut BTreeMap<TunnelId, Drift>) -> Vec<(TunnelId, i64)> {
     let common = queues.values().map(Queue::error).sum::<f64>() / queues.len().max(1) as f64;
     let correction = |(link, queue): (&TunnelId, &Queue)| {
-        let own = drifts.entry(*link).or_default().take(queue.error() - common);
+        let own = drifts.entry(*link).or_default().add_reading(queue.error() - common);
         (*link, -((common + own).min(queue.reckoned as f64) as i64))
     };
     queues.iter().map(correction).collect()

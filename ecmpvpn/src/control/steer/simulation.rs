@@ -116,7 +116,7 @@ impl Tables for Site {
         self.loads.get(id.index())
     }
 
-    fn counted<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn update_counters<R>(&self, id: TunnelId, change: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         self.counters.borrow_mut().get_mut(id.index()).map(change)
     }
 

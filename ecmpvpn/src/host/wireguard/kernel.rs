@@ -56,7 +56,7 @@ pub fn configure(tunnel: &Tunnel) -> io::Result<()> {
 /// roamed, and is not a difference.
 pub fn differences(tunnel: &Tunnel, previous: Option<&Tunnel>) -> io::Result<Vec<Part>> {
     let name: InterfaceName = tunnel.name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let device = Device::get(&name, Backend::Kernel).map_err(|e| without_key_text(&e))?;
     let mut parts = Vec::new();
     if device.private_key.as_ref().is_none_or(|key| key.0 != *tunnel.private_key.as_bytes()) {
         parts.push(Part::Key);
@@ -129,7 +129,7 @@ fn desired(tunnel: &Tunnel) -> BTreeSet<Net> {
 /// drivers/net/wireguard/netlink.c). Before Linux 6.16 no request removes a single network from a peer. But a network
 /// belongs to one peer only: so a temporary peer takes it, and is removed.
 fn alter_allowed(tunnel: &Tunnel, name: &InterfaceName) -> io::Result<()> {
-    let device = Device::get(name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let device = Device::get(name, Backend::Kernel).map_err(|e| without_key_text(&e))?;
     let now: BTreeSet<Net> = device.peers.iter().flat_map(allowed).collect();
     let desired = desired(tunnel);
     allow(&Key(*tunnel.public_key.as_bytes()), desired.difference(&now).copied(), name)?;
@@ -168,7 +168,7 @@ pub struct PeerState {
 /// Blocks for a round trip to the kernel, in the calling thread's network namespace.
 pub fn peers(name: &str) -> io::Result<Vec<PeerState>> {
     let name: InterfaceName = name.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let device = Device::get(&name, Backend::Kernel).map_err(|e| plain(&e))?;
+    let device = Device::get(&name, Backend::Kernel).map_err(|e| without_key_text(&e))?;
     let seen = |peer: &PeerInfo| PeerState {
         public_key: PublicKey::from_bytes(peer.config.public_key.0),
         endpoint: peer.config.endpoint,
@@ -190,10 +190,10 @@ pub fn last_handshake(name: &str) -> Option<Duration> {
 }
 
 fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {
-    update.clone().apply(name, Backend::Kernel).map_err(|e| plain(&e))
+    update.clone().apply(name, Backend::Kernel).map_err(|e| without_key_text(&e))
 }
 
-fn plain(error: &io::Error) -> io::Error {
+fn without_key_text(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
         // The text of the error may have keys.

@@ -38,7 +38,9 @@ impl Running {
         self.device.stop().await;
         if !self.tun.wait().await {
             let name = self.tunnel.name;
-            tracing::warn!("tunnel {name} was stopped, but its device is still there; it goes with this process");
+            tracing::warn!(
+                "tunnel {name} was stopped, but its device is still there; it is removed when this process ends"
+            );
         }
     }
 }

@@ -37,8 +37,7 @@ impl Live {
         let takes = |other: &InterfaceName| {
             let found = tunnels.iter().find(|tunnel| tunnel.name == other.as_str());
             found.is_some_and(|tunnel| {
-                let open =
-                    self.view.peer(tunnel.id.peer()).is_some_and(|peer| peer.open.get() >> tunnel.id.slot() & 1 == 1);
+                let open = self.view.is_open(tunnel.id);
                 tunnel.live && open && other != name
             })
         };
@@ -78,6 +77,6 @@ impl Draining {
 
     /// Whether the tunnel takes new flows again, so that the drain must end.
     pub fn is_called_off(&self) -> bool {
-        self.view.peer(self.id.peer()).is_some_and(|peer| peer.open.get() >> self.id.slot() & 1 == 1)
+        self.view.is_open(self.id)
     }
 }

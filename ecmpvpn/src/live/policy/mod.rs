@@ -49,7 +49,7 @@ pub enum PolicyError {
     #[error("no pin is for exactly these flows: `ecmpvpn policy rule list` shows the pins")]
     NoSuchPin,
     /// The rule is there already.
-    #[error("rule {number} is the same already")]
+    #[error("rule {number} is identical: nothing to add")]
     There {
         /// Number of the identical rule.
         number: usize,

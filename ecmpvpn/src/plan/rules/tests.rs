@@ -179,7 +179,7 @@ impl Tables for Looked<'_> {
     fn load(&self, _: TunnelId) -> Option<&Load> {
         None
     }
-    fn counted<R>(&self, _: TunnelId, _: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
+    fn update_counters<R>(&self, _: TunnelId, _: impl FnOnce(&mut TunnelCounters) -> R) -> Option<R> {
         None
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::Peer;
+use super::peer::Peer;
 use super::verdict::tunnels;
 use crate::plan::bond_hash::{self, Member};
 use crate::plan::measured::Measured;
@@ -12,14 +12,6 @@ use crate::plan::ports::replan::{Finding, Proposal, Replan, is_relabelling};
 
 /// The age of a measurement is reported if it is above this.
 const OLD: Duration = Duration::from_secs(60);
-
-/// The measured arrivals of the tunnels to one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arrivals {
-    pub measured: Measured,
-    /// What the other site should change; `None` without `--replan-rx`.
-    pub replan: Option<Replan>,
-}
 
 /// A setting that one of the two sites should change.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

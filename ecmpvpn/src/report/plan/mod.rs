@@ -2,6 +2,7 @@
 
 mod arrivals;
 mod json;
+mod peer;
 mod verdict;
 
 use std::collections::BTreeSet;
@@ -11,10 +12,11 @@ use comfy_table::{Cell, CellAlignment, LineStyle, Row, Table, presets};
 
 use crate::config::{self, Config};
 use crate::plan::bond_hash::{Member, Unknown};
-use crate::plan::ports::{self, Better, End, LocalBond, PortError, PortPlan, Request, Spread, View};
+use crate::plan::ports::{self, End, LocalBond, PortError, Spread, View};
 
-pub use arrivals::{Arrivals, Setting};
+pub use arrivals::Setting;
 pub use json::Json;
+pub use peer::{Arrivals, Peer};
 
 /// The plan of one site.
 #[derive(Clone, Debug)]
@@ -23,24 +25,6 @@ pub struct Report {
     pub peers: Vec<Peer>,
     /// What `run` would change, one sentence each. `None`: there is no configuration, or it cannot be determined.
     pub changes: Option<Vec<String>>,
-}
-
-/// The tunnels to one remote site. End A is this site.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// Name of this site.
-    pub here: String,
-    /// Name of the remote site.
-    pub there: String,
-    pub request: Request,
-    /// Names of the tunnels, in the order of the pairs.
-    pub names: Vec<String>,
-    /// The ports and their spread.
-    pub plan: PortPlan,
-    /// Ports with a more even spread.
-    pub better: Option<Better>,
-    /// Where the tunnels really arrive, if it was measured.
-    pub arrivals: Option<Arrivals>,
 }
 
 /// The text for a terminal.

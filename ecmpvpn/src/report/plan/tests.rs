@@ -6,6 +6,7 @@ use super::*;
 use crate::config::XmitHashPolicy;
 use crate::plan::measured::{Measured, Tunnel};
 use crate::plan::ports::replan::replan;
+use crate::plan::ports::{Better, PortPlan, Request};
 use crate::plan::ports::{PortPair, better, judge, plan};
 
 const LAYER34: XmitHashPolicy = XmitHashPolicy::Layer34;

@@ -1,6 +1,6 @@
 //! The verdict on a set of ports, in one sentence.
 
-use super::Peer;
+use super::peer::Peer;
 use crate::plan::bond_hash::{self, Unknown};
 use crate::plan::ports::{End, PortPair, Side, Spread, View};
 

@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// Measures the usual recipe, and one of its tunnels alone. Finds a rate for the links if none was given.
 pub fn usual_recipe(plan: &mut Plan, left: &mut Left) -> Result<Usual> {
     say::step("building two sites as the usual recipe has them: equal ports at both ends of a tunnel, an ECMP route");
-    within(plan.with_equal_ports(), plan, left, |lab, _, plan| {
+    with_deadline(plan.with_equal_ports(), plan, left, |lab, _, plan| {
         let found_out = plan.rate.is_none();
         if found_out {
             let rate = affordable_rate(lab)?;
@@ -66,7 +66,7 @@ fn affordable_rate(lab: &Lab) -> Result<f64> {
 /// Measures ECMP over the ports that `ecmpvpn init` plans, and ecmpvpn itself, and what a cut tunnel does to each.
 pub fn planned_ports(plan: &mut Plan, left: &mut Left) -> Result<Planned> {
     say::step("building two sites as `ecmpvpn init` plans them: ports by which each tunnel has a link of its own");
-    within(plan.with_planned_ports(), plan, left, |lab, running, plan| {
+    with_deadline(plan.with_planned_ports(), plan, left, |lab, running, plan| {
         let links = links_of_tunnels(lab)?;
         let ecmp = row(lab, Way::Ecmp, plan)?;
         let ecmpvpn = row(lab, Way::Ecmpvpn, plan)?;
@@ -87,7 +87,7 @@ fn cuts(lab: &Lab, running: &mut [Running; 2]) -> Result<[Cut; 2]> {
 }
 
 /// Builds a lab, runs ecmpvpn at both sites, does `work`, and takes everything down again.
-fn within<T>(
+fn with_deadline<T>(
     options: Options,
     plan: &mut Plan,
     left: &mut Left,

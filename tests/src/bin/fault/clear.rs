@@ -149,7 +149,7 @@ impl Assembler {
         self.labels.push((name, self.code.len()));
     }
 
-    fn put(&mut self, code: u16, value: u32) {
+    fn emit(&mut self, code: u16, value: u32) {
         self.code.push((code, To::Next, To::Next, value));
     }
 
@@ -184,7 +184,7 @@ impl Assembler {
 /// The filter that passes frames which should not be there. It sees frames from the Ethernet header on.
 fn filter(outer: &Outer) -> Vec<libc::sock_filter> {
     let mut f = Assembler::default();
-    f.put(LOAD_HALF, 12);
+    f.emit(LOAD_HALF, 12);
     for kind in [0x8809, 0x0806] {
         f.equal(kind, "fine");
     }
@@ -192,45 +192,45 @@ fn filter(outer: &Outer) -> Vec<libc::sock_filter> {
     f.unless(0x0800, "wrong");
     let (network, mask) = outer.network;
     for address in [26, 30] {
-        f.put(LOAD_WORD, address);
-        f.put(AND, mask);
+        f.emit(LOAD_WORD, address);
+        f.emit(AND, mask);
         f.unless(network, "wrong");
     }
-    f.put(LOAD_HEADER_LENGTH, 14);
-    f.put(LOAD_BYTE, 23);
+    f.emit(LOAD_HEADER_LENGTH, 14);
+    f.emit(LOAD_BYTE, 23);
     f.equal(1, "ICMP");
     f.unless(17, "wrong");
-    f.put(LOAD_HALF_BEHIND, 14);
+    f.emit(LOAD_HALF_BEHIND, 14);
     for port in &outer.ports {
         f.equal(u32::from(*port), "known source");
     }
-    f.put(RETURN, u32::MAX);
+    f.emit(RETURN, u32::MAX);
     f.label("known source");
-    f.put(LOAD_HALF_BEHIND, 16);
+    f.emit(LOAD_HALF_BEHIND, 16);
     for port in &outer.ports {
         f.equal(u32::from(*port), "fine");
     }
-    f.put(RETURN, u32::MAX);
+    f.emit(RETURN, u32::MAX);
     f.label("ICMP");
     // Destination unreachable, redirect, time exceeded: these quote an outer packet.
-    f.put(LOAD_BYTE_BEHIND, 14);
+    f.emit(LOAD_BYTE_BEHIND, 14);
     for kind in [3, 5, 11] {
         f.equal(kind, "fine");
     }
-    f.put(RETURN, u32::MAX);
+    f.emit(RETURN, u32::MAX);
     f.label("IPv6");
     // Neighbour discovery and multicast listener reports: from a link-local or the unspecified address.
-    f.put(LOAD_HALF, 22);
-    f.put(AND, 0xffc0);
+    f.emit(LOAD_HALF, 22);
+    f.emit(AND, 0xffc0);
     f.equal(0xfe80, "fine");
     for word in [22, 26, 30, 34] {
-        f.put(LOAD_WORD, word);
+        f.emit(LOAD_WORD, word);
         f.unless(0, "wrong");
     }
     f.label("fine");
-    f.put(RETURN, 0);
+    f.emit(RETURN, 0);
     f.label("wrong");
-    f.put(RETURN, u32::MAX);
+    f.emit(RETURN, u32::MAX);
     f.assemble()
 }
 
