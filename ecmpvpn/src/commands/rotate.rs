@@ -109,12 +109,9 @@ async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
     if !done.is_empty() {
         tracing::info!("{} had new keys already, and keep them at both sites", tunnels(done.len()));
     }
-    tracing::info!(
-        "the renewal was given up: {} the former keys",
-        if rest.len() == 1 { "one tunnel has" } else { "the other tunnels have" }
-    );
+    tracing::info!("the renewal was given up");
     if !rest.is_empty() {
-        tracing::info!("do the same at {}", state.peer);
+        tracing::info!("the former keys stay for {}: do the same at {}", tunnels(rest.len()), state.peer);
     }
     Ok(())
 }
