@@ -55,8 +55,8 @@ pub struct Flow {
 /// there.
 #[inline(always)]
 pub fn decide<P: Packet + ?Sized, T: Calls + ?Sized>(packet: &P, tables: &T) -> Verdict {
-    let steered = parse(packet).and_then(|parsed| {
-        let flow = classify(&parsed, packet, tables)?;
+    let steered = parse(packet).and_then(|mut parsed| {
+        let flow = classify(&mut parsed, packet, tables)?;
         steer(&flow, segments(packet, parsed.transport, packet.length(), 0, 0), tables)
     });
     match steered {
@@ -66,26 +66,26 @@ pub fn decide<P: Packet + ?Sized, T: Calls + ?Sized>(packet: &P, tables: &T) -> 
     }
 }
 
-/// Finds the packet's peer and flow.
+/// Finds the packet's peer and flow. Where there are rules, `parsed` loses what an ICMP error quotes.
 ///
 /// # Errors
 /// Why the packet is not steered.
 #[inline(always)]
 pub fn classify<P: Packet + ?Sized, T: Calls + ?Sized>(
-    parsed: &Parsed,
+    parsed: &mut Parsed,
     packet: &P,
     tables: &T,
 ) -> Result<Flow, Reason> {
-    let key = &parsed.key;
     let number = tables.peer_of(&parsed.destination).ok_or(Reason::NoPeer)?;
     let peer = tables.peer(number).ok_or(Reason::BadTable)?;
     let settings = tables.settings().ok_or(Reason::BadTable)?;
     let symmetric = settings.flags & settings_flags::SYMMETRIC != 0;
-    let mut hash = key.hash(settings.seed, settings.hash_fields, symmetric);
+    let mut hash = parsed.key.hash(settings.seed, settings.hash_fields, symmetric);
     let candidates = peer.rules.get();
     let mut rule = rules::NONE;
     if candidates != 0 {
-        rule = tables.first_rule(key, rules::marks(packet), candidates);
+        parsed.forget_quote();
+        rule = tables.first_rule(&parsed.key, rules::marks(packet), candidates);
         if rule != rules::NONE {
             // Otherwise flows that match different rules would share buckets.
             hash = mix(hash ^ u64::from(rule + 1));

@@ -65,10 +65,34 @@ pub(crate) mod protocol {
 pub struct Parsed {
     /// An ICMP error has the key of the flow that it reports on, in the error's direction.
     pub key: FlowKey,
+    /// Source address of the packet itself, as [`FlowKey::src`].
+    pub source: [u32; 4],
     /// Destination of the packet itself, also if it is an ICMP error.
     pub destination: Address,
     /// Place of the transport header, if the packet has one.
     pub transport: Transport,
+}
+
+impl Parsed {
+    /// What rules match: addresses, protocol and ports of the packet itself. An ICMP error has no ports, whatever it
+    /// quotes: anybody can make up a quote.
+    #[must_use]
+    pub fn outer(mut self) -> FlowKey {
+        self.forget_quote();
+        self.key
+    }
+
+    /// Makes the key that of [`Self::outer`]. In place: a copy of the key is too much for the program's stack of 512
+    /// bytes (`MAX_BPF_STACK`, include/linux/filter.h), which it shares with the functions that it calls.
+    #[inline(always)]
+    pub fn forget_quote(&mut self) {
+        // An error's protocol is ICMP. If it quotes ICMP too, the quoted key has no ports.
+        if self.key.protocol != self.transport.protocol {
+            (self.key.sport, self.key.dport) = (0, 0);
+            self.key.protocol = self.transport.protocol;
+        }
+        (self.key.src, self.key.dst) = (self.source, self.destination.address);
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +129,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
     let destination = Address { family: u32::from(family), address: network.key.dst };
     refuse_link_scope(&destination)?;
 
+    let source = network.key.src;
     let mut key = network.key;
     let transport = Transport { protocol: key.protocol, offset: network.payload };
     if !network.opaque {
@@ -113,7 +138,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
             None => selectors(packet, &mut key, network.payload).ok_or(Reason::Truncated)?,
         }
     }
-    Ok(Parsed { key, destination, transport })
+    Ok(Parsed { key, source, destination, transport })
 }
 
 /// Refuses multicast and link-local destinations: they belong to the steering device itself.
@@ -350,6 +375,32 @@ mod tests {
         error.extend([11, 0, 0, 0, 0, 0, 0, 0]);
         error.extend(tcp(true));
         assert_eq!(parse(&error[..]).unwrap().key, parse(&tcp(false)[..]).unwrap().key);
+    }
+
+    #[test]
+    fn rules_see_an_error_itself_and_not_its_quote() {
+        let plain = parse(&tcp(false)[..]).unwrap();
+        assert_eq!(plain.outer(), plain.key);
+        // From 10.9.9.9 to 10.20.0.1.
+        let mut error = tcp(false);
+        error.truncate(20);
+        error[9] = 1;
+        error[12..16].copy_from_slice(&[10, 9, 9, 9]);
+        error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
+        error.extend(tcp(true));
+        let parsed = parse(&error[..]).unwrap();
+        assert_eq!(parsed.key, plain.key);
+        let outer = parsed.outer();
+        assert_eq!(outer.src[0].to_ne_bytes(), [10, 9, 9, 9]);
+        assert_eq!(outer.dst[0].to_ne_bytes(), [10, 20, 0, 1]);
+        assert_eq!((outer.protocol, outer.sport, outer.dport), (1, 0, 0));
+        // A quoted echo request.
+        error.truncate(28);
+        error.extend(tcp(true));
+        error[37] = 1;
+        error[48] = 8;
+        let outer = parse(&error[..]).unwrap().outer();
+        assert_eq!((outer.src[0].to_ne_bytes(), outer.protocol), ([10, 9, 9, 9], 1));
     }
 
     #[test]

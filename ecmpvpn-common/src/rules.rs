@@ -13,8 +13,8 @@ use crate::tables::Tables;
 /// No rule matches.
 pub const NONE: u32 = u32::MAX;
 
-/// The number of the first of `candidates` (one bit per rule) that a packet matches, or [`NONE`]. An ICMP error matches
-/// what the flow matches that it reports on. Fragments and packets without ports match no rule that names ports.
+/// The number of the first of `candidates` (one bit per rule) that a packet matches, or [`NONE`]. `key` is the packet's
+/// own ([`crate::packet::Parsed::outer`]): an ICMP error matches by itself, and not by what it quotes. Fragments and packets without ports match no rule that names ports.
 /// `marks` is the result of [`marks`].
 #[inline(always)]
 pub fn first<T: Tables + ?Sized>(tables: &T, key: &FlowKey, marks: u64, candidates: u64) -> u32 {

@@ -59,8 +59,8 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
         return refuse(&context, &skb, Refusal(refused - 1));
     }
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
-    let Some(found) = FOUND.get_ptr(0).and_then(|found| unsafe { found.as_ref() }) else { return TC_ACT_UNSPEC };
-    match classify(&found.parsed, &skb, &maps).and_then(|flow| steer(&flow, found.segments, &maps)) {
+    let Some(found) = FOUND.get_ptr_mut(0).and_then(|found| unsafe { found.as_mut() }) else { return TC_ACT_UNSPEC };
+    match classify(&mut found.parsed, &skb, &maps).and_then(|flow| steer(&flow, found.segments, &maps)) {
         Ok(steer) => redirect(&skb, &steer),
         Err(reason) => refuse(&context, &skb, reason.into()),
     }

@@ -121,8 +121,9 @@ impl Tables for Maps<'_> {
     fn peer_of(&self, destination: &Address) -> Option<u32> {
         let settings = self.settings()?;
         self.cached_peer_of(destination, settings).or_else(|| {
-            // SAFETY: the reference is valid. The read is volatile, so that it happens before the look-up and not again
-            // later.
+            // SAFETY: the reference is valid. The read is volatile, so that it stands before the look-up and
+            // not again later. A CPU that reads in another order does no harm: whoever changes the prefixes waits for
+            // all runs before it writes the next version.
             let version = unsafe { ptr::read_volatile(&raw const settings.prefixes_version) };
             let peer = PREFIXES.get(full_key(destination)).copied()?;
             if destination.family == u32::from(IPV4) {

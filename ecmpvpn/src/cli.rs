@@ -3,6 +3,7 @@
 pub mod plan;
 pub mod policy;
 pub mod rotate;
+pub mod site;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,8 +14,10 @@ use ipnet::IpNet;
 use crate::cli::plan::PlanArgs;
 use crate::cli::policy::{ExplainArgs, PolicyArgs};
 use crate::cli::rotate::RotateArgs;
-use crate::config::{MAX_TUNNELS_PER_PEER, is_site_name, parse_prefix};
+use crate::cli::site::{SiteArgs, site_name};
+use crate::config::{MAX_TUNNELS_PER_PEER, parse_prefix};
 use crate::plan::init::{Members, Request};
+use crate::plan::ports::{HIGHEST_BASE_PORT, LOWEST_PORT};
 
 /// The configuration that is read unless `-c` names another file.
 pub const DEFAULT_CONFIG: &str = "/etc/ecmpvpn/ecmpvpn.toml";
@@ -59,8 +62,8 @@ pub enum Command {
     /// Reports all problems at once, each with its line and the fix. Exits with 4 if there are any. Reads the
     /// configuration and the key files that it names, and needs no other privilege.
     #[command(
-        after_help = "Example: ecmpvpn check -c site-a/ecmpvpn.toml",
-        after_long_help = "Example, in a deployment script:\n  ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml"
+        after_help = "Example: sudo ecmpvpn check -c site-a/ecmpvpn.toml",
+        after_long_help = "Example, in a deployment script:\n  sudo ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml"
     )]
     Check,
 
@@ -105,13 +108,13 @@ pub enum Command {
     /// of this site and the pre-shared keys. Do the same from the other site to renew that site's private keys.
     Rotate(RotateArgs),
 
-    /// Keep what `run --confirm` brought up.
+    /// Keep what `run --confirm` brought up, or what `reload --confirm` changed.
     Confirm(ConfirmArgs),
 
     /// Remove everything that `run` made, and only that.
     ///
-    /// Stops a running `ecmpvpn run` first. Also cleans up after a crash or a `run --persist`. It is not an error if
-    /// there is nothing to remove.
+    /// Stops a running `ecmpvpn run` first. Also cleans up after a crash or a `run --persist`. Needs only the name of
+    /// the site, not its configuration. It is not an error if there is nothing to remove.
     Down(DownArgs),
 
     /// Show the traffic through each tunnel.
@@ -204,8 +207,8 @@ pub struct InitArgs {
     #[arg(long = "b-bond-address", value_name = "ADDRESS/LENGTH", requires = "b_members", value_delimiter = ',')]
     pub b_bond_addresses: Vec<IpNet>,
 
-    /// Lowest UDP port to use [default: 51820; with --from, the lowest of the files].
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
+    /// Lowest UDP port to use, 1024 to 64511 [default: 51820; with --from, the lowest of the files].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..=i64::from(HIGHEST_BASE_PORT)))]
     pub base_port: Option<u16>,
 
     /// MTU of the tunnels, bytes [default: 1420; with --from, that of the files].
@@ -243,11 +246,6 @@ fn tunnel_count(text: &str) -> Result<u8, String> {
     count.ok_or_else(|| format!("give 1 to {MAX_TUNNELS_PER_PEER}"))
 }
 
-fn site_name(text: &str) -> Result<String, String> {
-    let rule = "give 1 to 32 letters, digits, dots, dashes or underscores, no dot first";
-    if is_site_name(text) { Ok(text.to_owned()) } else { Err(rule.to_owned()) }
-}
-
 /// `run`
 #[derive(Args, Clone, Copy, Debug)]
 #[command(
@@ -277,13 +275,24 @@ pub struct RunArgs {
 }
 
 /// `reload`
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(
     after_help = "Example: sudo ecmpvpn reload -c site-a/ecmpvpn.toml",
     after_long_help = "Example, in a deployment script:\n  \
         ecmpvpn check -c new.toml && install -m 644 new.toml /etc/ecmpvpn/ecmpvpn.toml && sudo ecmpvpn reload"
 )]
-pub struct ReloadArgs {}
+pub struct ReloadArgs {
+    /// Print what would be changed, and change nothing.
+    #[arg(long, conflicts_with = "confirm")]
+    pub dry_run: bool,
+
+    /// Return to the former configuration unless `ecmpvpn confirm` is run within this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub confirm: Option<u32>,
+
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
 
 /// `confirm`
 #[derive(Args, Clone, Debug)]
@@ -300,18 +309,25 @@ pub struct ConfirmArgs {
     /// Time limit of --guard, seconds
     #[arg(long, value_name = "SECONDS", hide = true, requires = "guard")]
     pub within: Option<u32>,
+
+    #[command(flatten)]
+    pub site: SiteArgs,
 }
 
 /// `down`
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(
     after_help = "Example: sudo ecmpvpn down -c site-a/ecmpvpn.toml",
-    after_long_help = "Example, after a crash or a `run --persist`:\n  sudo ecmpvpn down -c site-a/ecmpvpn.toml"
+    after_long_help = "Example, after a crash or a `run --persist`:\n  sudo ecmpvpn down -c site-a/ecmpvpn.toml\n\n\
+        Example, without a configuration that can be read:\n  sudo ecmpvpn down --site site-a"
 )]
-pub struct DownArgs {}
+pub struct DownArgs {
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
 
 /// `stats`
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(
     after_help = "Example: sudo ecmpvpn stats --watch",
     after_long_help = "Example, the bytes that each tunnel has sent:\n  \
@@ -325,4 +341,7 @@ pub struct StatsArgs {
     /// Repeat every second until Ctrl-C, with rates; with --json, one JSON object a line.
     #[arg(long)]
     pub watch: bool,
+
+    #[command(flatten)]
+    pub site: SiteArgs,
 }

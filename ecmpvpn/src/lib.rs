@@ -12,6 +12,8 @@ pub mod control;
 pub mod dataplane;
 pub mod error;
 pub mod exit;
+pub mod fault;
+pub mod file;
 pub mod host;
 pub mod live;
 pub mod plan;

@@ -383,8 +383,8 @@ impl Site {
                 Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Err(reason),
             };
         }
-        let parsed = parse(packet)?;
-        let flow = classify(&parsed, packet, self)?;
+        let mut parsed = parse(packet)?;
+        let flow = classify(&mut parsed, packet, self)?;
         steer(&flow, segments_of(packet, parsed.transport), self)
     }
 

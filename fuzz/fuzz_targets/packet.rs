@@ -62,7 +62,7 @@ fn assert_refused(bytes: &[u8], reason: Reason) {
 
 /// Checks the destination, and also the flow's addresses unless they come from the quote of an ICMP error.
 fn assert_addresses(bytes: &[u8], parsed: &Parsed) {
-    let Parsed { key, destination, transport } = parsed;
+    let Parsed { key, destination, transport, .. } = parsed;
     assert_eq!(key.padding, [0; 2]);
     assert_eq!(u32::from(key.family), destination.family);
     let octets = |words: &[u32; 4]| words.map(u32::to_ne_bytes).concat();

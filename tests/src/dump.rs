@@ -3,13 +3,16 @@
 //! iproute2 reads the state, not the code under test. These are left out on purpose, because they change by themselves:
 //! - counters (`ip -s` is not used; `refcnt` of a queueing discipline counts its users);
 //! - neighbour entries that are not permanent: traffic makes them and time removes them;
+//! - anycast routes: the kernel makes them from the addresses while it forwards. One that is made while the kernel still
+//!   brings the address up is counted twice, and then outlives forwarding (`net/ipv6/addrconf.c`,
+//!   `addrconf_dad_completed` and `dev_forward_change`);
 //! - remaining lifetimes: a route's is left out, an address's is replaced by `limited`;
 //! - [`VOLATILE`] kernel settings.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -47,7 +50,7 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Dumps everything in `ns`, and the pins and run files that have one of `sites` in their path. Those of other
+    /// Dumps everything in `ns`, and the pins and run files below a directory of one of `sites`. Those of other
     /// sites are left out, because other labs may run at the same time.
     pub fn take(ns: &Netns, sites: &[&str]) -> Result<Self> {
         let mut dump = Self { sections: BTreeMap::new() };
@@ -69,7 +72,8 @@ impl Dump {
                 ["route show table all", "rule show", "nexthop show"],
             ),
         ] {
-            for (title, values) in titles.into_iter().zip(ip(ns, family, &commands)?) {
+            for (title, mut values) in titles.into_iter().zip(ip(ns, family, &commands)?) {
+                values.retain(|value| value["type"] != "anycast");
                 dump.add(title, rows(values));
             }
         }
@@ -94,14 +98,42 @@ impl Dump {
         for dir in [PINS, RUN_DIR] {
             let mut paths = Vec::new();
             walk(Path::new(dir), &mut |path, is_dir| {
-                let path = path.display().to_string();
-                if sites.iter().any(|site| path.contains(site)) {
-                    paths.push(path + if is_dir { "/" } else { "" });
+                // Whole names: `lab-a-1` is also the beginning of `lab-a-17`.
+                let is_name = |part: Component<'_>| sites.iter().any(|site| part.as_os_str() == *site);
+                if path.components().any(is_name) {
+                    paths.push(path.display().to_string() + if is_dir { "/" } else { "" });
                 }
             });
             dump.add(dir, paths);
         }
         Ok(dump)
+    }
+
+    /// Without what differs between two starts of the same site: indexes of interfaces and programs, what the bond
+    /// negotiates with its partner, and the result of a reload.
+    #[must_use]
+    pub fn without_numbers(mut self) -> Self {
+        const KEYS: [&str; 4] = ["ifindex", "link_index", "ad_info", "info_slave_data"];
+        for (title, lines) in &mut self.sections {
+            lines.retain(|line| !line.ends_with("/reload.json"));
+            for line in lines.iter_mut() {
+                if title == "tcx programs" {
+                    let words: Vec<&str> = line.split(' ').collect();
+                    *line = words
+                        .iter()
+                        .enumerate()
+                        .filter(|(at, _)| *at != 2)
+                        .map(|(_, word)| *word)
+                        .collect::<Vec<_>>()
+                        .join(" ");
+                } else if let Ok(mut value) = serde_json::from_str(line) {
+                    remove_keys(&mut value, &KEYS);
+                    *line = value.to_string();
+                }
+            }
+            lines.sort();
+        }
+        self
     }
 
     /// Waits until `take` gives the same dump as this one. Duplicate address detection and the kernel's link watch take
@@ -184,6 +216,17 @@ fn normalise(value: &mut Value) {
             }
         }
         Value::Array(values) => values.iter_mut().for_each(normalise),
+        _ => {}
+    }
+}
+
+fn remove_keys(value: &mut Value, keys: &[&str]) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !keys.contains(&key.as_str()));
+            map.values_mut().for_each(|value| remove_keys(value, keys));
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| remove_keys(value, keys)),
         _ => {}
     }
 }

@@ -4,10 +4,15 @@
 //! started.
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
+pub mod cgroup;
 pub mod changes;
+pub mod clear;
 pub mod dump;
+pub mod hostile;
 pub mod interrupt;
+pub mod kind;
 pub mod log;
+pub mod names;
 pub mod netns;
 pub mod packet;
 pub mod sites;

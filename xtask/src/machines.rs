@@ -11,21 +11,13 @@ use anyhow::Result;
 
 use crate::count::{Counts, Watcher};
 use crate::suites::{Ran, Stage, Suite, binary, run_side_by_side};
+use crate::tier::Tier;
 use crate::vm::death::Died;
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::Request;
 use crate::vm::{self, Accel};
 use crate::{setup, sh, sim};
 
-/// The suites skip the userspace backend here: its tests run on the running kernel.
-const SKIPPED: [&str; 2] = ["--skip", "userspace"];
-/// Suites of the simulation, the longest first. They run completely there.
-const SIMULATED: [&str; 7] = ["lifecycle", "namespaces", "failover", "ports", "host", "bond_hash", "labs"];
-/// Suites that also run on the simulation's older kernel, which attaches programs by clsact.
-const SIMULATED_CLSACT: [&str; 3] = ["lifecycle", "failover", "ports"];
-/// Suites of the emulated machines, the longest first: those that need a distribution's own kernel, its JIT and its
-/// verifier, and clsact on a kernel without tcx.
-const EMULATED: [&str; 4] = ["host", "namespaces", "bpf", "bond_hash"];
 /// Faults by seed: five simulated minutes, and the check that deliberate defects are found.
 const FAULTS: [(&str, &[&str]); 2] =
     [("faults of seed 1", &["--seed", "1", "--minutes", "5"]), ("defects are found", &["--self-test", "--jobs", "1"])];
@@ -55,12 +47,13 @@ pub struct Selection<'a> {
     pub kernels: &'a [Series],
     /// Whether faults by seed run too.
     pub faults: bool,
-    /// Passed to each suite.
+    /// Passed to each suite, also when it lists its tests.
     pub filter: &'a [String],
 }
 
 /// Runs the selection and passes each result to `stage`, in the order in which the jobs end.
 pub fn run(selection: Selection<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()> {
+    let (emulated, simulated) = (emulated(selection)?, simulated(selection)?);
     // Before machines run side by side: otherwise several of them would build the same kernel.
     for series in selection.simulated {
         setup::simulation(*series)?;
@@ -69,17 +62,7 @@ pub fn run(selection: Selection<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()>
         vm::prepare(*series)?;
     }
     let accel = selection.kernels.first().map(|first| vm::detect(*first)).transpose()?.unwrap_or(Accel::Tcg);
-    let named = |name: &&str| selection.suites.iter().find(|suite| suite.name == **name);
-    let emulated = selection
-        .kernels
-        .iter()
-        .flat_map(|series| EMULATED.iter().filter_map(named).map(|suite| Job::Emulated(suite, *series)));
-    let newest = kernel::ALL[0];
-    let simulated = SIMULATED.iter().filter_map(named).flat_map(|suite| {
-        let runs_it = |series: &&Series| **series == newest || SIMULATED_CLSACT.contains(&&*suite.name);
-        selection.simulated.iter().filter(runs_it).map(move |series| Job::Simulated(suite, *series))
-    });
-    let has_faults = selection.faults && selection.simulated.contains(&newest);
+    let has_faults = selection.faults && selection.simulated.contains(&kernel::ALL[0]);
     let faults = FAULTS.iter().filter(|_| has_faults).map(|(name, words)| Job::Faults(name, words));
     let machines = thread::available_parallelism().map_or(1, usize::from);
     let work = |job: Job<'_>| match job {
@@ -87,7 +70,27 @@ pub fn run(selection: Selection<'_>, stage: &mut dyn FnMut(Stage)) -> Result<()>
         Job::Faults(name, words) => try_faults(name, words),
         Job::Emulated(suite, series) => emulate(suite, series, accel, selection.filter),
     };
-    run_side_by_side(emulated.chain(faults).chain(simulated).collect(), machines, work, stage)
+    run_side_by_side(emulated.into_iter().chain(faults).chain(simulated).collect(), machines, work, stage)
+}
+
+fn emulated(selection: Selection<'_>) -> Result<Vec<Job<'_>>> {
+    if selection.kernels.is_empty() {
+        return Ok(Vec::new());
+    }
+    let suites = Tier::Emulated.suites(selection.suites, selection.filter)?;
+    let jobs = |series: &Series| suites.iter().map(|suite| Job::Emulated(suite, *series)).collect::<Vec<_>>();
+    Ok(selection.kernels.iter().flat_map(jobs).collect())
+}
+
+fn simulated(selection: Selection<'_>) -> Result<Vec<Job<'_>>> {
+    let mut found = Vec::new();
+    for series in selection.simulated {
+        let suites = Tier::simulated(*series).suites(selection.suites, selection.filter)?;
+        found.extend(suites.into_iter().map(|suite| (suite, *series)));
+    }
+    // A long suite begins early on each kernel.
+    found.sort_by_key(|(suite, series)| Tier::simulated(*series).order(&suite.name));
+    Ok(found.into_iter().map(|(suite, series)| Job::Simulated(suite, series)).collect())
 }
 
 /// Runs one suite in the simulation and keeps its output.
@@ -98,11 +101,8 @@ fn simulate(suite: &Suite, series: Series, filter: &[String]) -> Ran {
         clock: sim::run::Clock::Simulated { seed: SEED },
         memory_mib: 2048,
         timeout: SUITE_LIMIT,
-        env: sim::suite_env(series),
-        command: std::iter::once(suite.program.display().to_string())
-            .chain(SKIPPED.map(str::to_owned))
-            .chain(filter.iter().cloned())
-            .collect(),
+        env: sim::suite_env(series, Tier::simulated(series)),
+        command: std::iter::once(suite.program.display().to_string()).chain(filter.iter().cloned()).collect(),
     };
     Ran::of(name, |sink| sim::run(&request, sink))
 }
@@ -131,9 +131,11 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
     let name = format!("{} on Linux {}", suite.name, series.name());
     eprintln!("==> {name}");
     let inside = format!("/root/{}", suite.name);
-    let mut env = vec![format!("ECMPVPN_REQUIRE={}", series.features()), "ECMPVPN_BIN=/root/ecmpvpn".to_owned()];
-    // With a filter, tests that are left out of emulated machines run too.
-    env.extend(filter.is_empty().then(|| "ECMPVPN_EMULATED=1".to_owned()));
+    let env = vec![
+        Tier::Emulated.env(),
+        format!("ECMPVPN_REQUIRE={}", series.features()),
+        "ECMPVPN_BIN=/root/ecmpvpn".to_owned(),
+    ];
     let request = Request {
         series,
         cpus: 1,
@@ -141,7 +143,7 @@ fn emulate(suite: &Suite, series: Series, accel: Accel, filter: &[String]) -> Ra
         timeout: SUITE_LIMIT,
         copies: vec![(suite.program.clone(), PathBuf::from(&inside)), (binary(), PathBuf::from("/root/ecmpvpn"))],
         env,
-        command: std::iter::once(inside).chain(SKIPPED.map(str::to_owned)).chain(filter.iter().cloned()).collect(),
+        command: std::iter::once(inside).chain(filter.iter().cloned()).collect(),
     };
     let since = Instant::now();
     let mut output = Vec::new();

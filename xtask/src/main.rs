@@ -19,6 +19,7 @@ mod sim;
 mod structure;
 mod suites;
 mod test;
+mod tier;
 mod toolchain;
 mod vm;
 

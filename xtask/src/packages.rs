@@ -16,7 +16,14 @@ const fn package(name: &'static str, brings: &'static str) -> Package {
 pub const BUILD: &[Package] = &[package("gcc", "cc"), package("libc6-dev", "/usr/include/stdlib.h")];
 
 /// To build two sites out of network namespaces and drive traffic through them.
-pub const LAB: &[Package] = &[package("iproute2", "ip"), package("iperf3", "iperf3"), package("iputils-ping", "ping")];
+pub const LAB: &[Package] = &[
+    package("iproute2", "ip"),
+    package("iperf3", "iperf3"),
+    package("iputils-ping", "ping"),
+    package("nftables", "nft"),
+    // Runs the unit in namespaces; this machine need not be started by it.
+    package("systemd", "/lib/systemd/systemd"),
+];
 
 /// To run a virtual machine, and to make its root file system.
 pub const VM: &[Package] = &[

@@ -14,8 +14,9 @@ use syn::{Attribute, Item, ItemUse, UseTree, Visibility};
 
 /// The rooms of the program, the lowest layer first. A room imports from itself and from lower layers; two rooms of one
 /// layer do not import each other.
-const LAYERS: [&[&str]; 10] = [
-    &["error", "exit"],
+const LAYERS: [&[&str]; 11] = [
+    &["error", "exit", "fault"],
+    &["file"],
     &["config"],
     &["plan"],
     &["report"],

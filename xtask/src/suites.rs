@@ -74,10 +74,10 @@ pub fn binary() -> PathBuf {
     sh::target().join("debug/ecmpvpn")
 }
 
-/// Compiles the suites; returns the program of suite `name`.
-pub fn suite(name: &str) -> Result<PathBuf> {
+/// Compiles the suites; returns suite `name`.
+pub fn suite(name: &str) -> Result<Suite> {
     let found = build_suites()?.into_iter().find(|suite| suite.name == name);
-    Ok(found.with_context(|| format!("there is no suite {name}"))?.program)
+    found.with_context(|| format!("there is no suite {name}"))
 }
 
 /// Compiles the suites and finds their programs.

@@ -11,15 +11,11 @@ use crate::count::{Counts, Watcher};
 use crate::setup;
 use crate::sh::{self, Cmd};
 use crate::suites::{Ran, Stage, Suite, binary, build_suites, cargo, run_side_by_side};
+use crate::tier::Tier;
 use crate::vm::kernel::{self, Series};
 use crate::vm::run::{Sink, to_stdout};
 use crate::{build_ebpf, fuzz, lint, machines};
 
-/// Suites that do not run on the running kernel: they test links in simulated time.
-const ONLY_SIMULATED: &[&str] = &["labs"];
-
-/// Suites on the running kernel, the longest first.
-const LONGEST: [&str; 4] = ["lifecycle", "failover", "namespaces", "host"];
 /// How many suites run at a time on the running kernel. They wait most of the time, and their sites have different
 /// names.
 const TOGETHER: usize = 2;
@@ -159,9 +155,8 @@ pub fn main(args: &Args) -> i32 {
         });
     }
     if args.runs(Part::Suites) {
-        let mut here: Vec<&Suite> = suites.iter().filter(|suite| !ONLY_SIMULATED.contains(&&*suite.name)).collect();
-        here.sort_by_key(|suite| LONGEST.iter().position(|name| *name == suite.name).unwrap_or(LONGEST.len()));
         tally.group("suites on the running kernel", |tally| {
+            let here = Tier::Here.suites(&suites, &args.filter)?;
             run_side_by_side(here, TOGETHER, |suite| run_here(suite, args), &mut |stage| {
                 tally.add(stage);
             })
@@ -195,8 +190,8 @@ fn unit(args: &Args) -> Result<Counts> {
 
 fn run_here(suite: &Suite, args: &Args) -> Ran {
     // `env` because sudo does not keep the environment.
-    let program = Cmd::root("env").arg(format!("ECMPVPN_BIN={}", binary().display())).arg(&suite.program);
-    let program = program.args(&args.filter).dir(&sh::root().join("tests"));
+    let program = Cmd::root("env").args([Tier::Here.env(), format!("ECMPVPN_BIN={}", binary().display())]);
+    let program = program.arg(&suite.program).args(&args.filter).dir(&sh::root().join("tests"));
     Ran::of(format!("{} here", suite.name), |sink| pass_output(program, sink))
 }
 

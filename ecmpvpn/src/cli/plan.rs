@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 
 use crate::config::XmitHashPolicy;
-use crate::plan::ports::{LOWEST_PORT, PortPair};
+use crate::plan::ports::{HIGHEST_BASE_PORT, LOWEST_PORT, PortPair};
 
 /// `plan`
 #[derive(Args, Clone, Debug)]
@@ -54,7 +54,7 @@ pub struct PlanArgs {
     pub tunnels: Option<usize>,
 
     /// Plan ports from here upwards [default: 51820, or the lowest of --ports].
-    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..))]
+    #[arg(long, value_name = "PORT", requires = "endpoint_a", value_parser = clap::value_parser!(u16).range(i64::from(LOWEST_PORT)..=i64::from(HIGHEST_BASE_PORT)))]
     pub base_port: Option<u16>,
 
     /// Ports that are in use at A.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
+use super::site::{SiteArgs, site_name};
 use crate::config::{InterfaceName, MAX_WEIGHT, Policy, parse_ports, parse_prefix, parse_protocol};
 
 /// `policy`
@@ -20,6 +21,10 @@ use crate::config::{InterfaceName, MAX_WEIGHT, Policy, parse_ports, parse_prefix
 pub struct PolicyArgs {
     #[command(subcommand)]
     pub action: PolicyAction,
+
+    /// The site, if its configuration cannot be read [default: the name in the configuration].
+    #[arg(long, global = true, value_name = "NAME", value_parser = site_name)]
+    pub site: Option<String>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -82,7 +87,7 @@ pub enum PolicyAction {
 
     /// Keep flows on one tunnel.
     ///
-    /// Other tunnels are used only while this one is down. A pin comes before all rules.
+    /// Other tunnels are used only while this one is down. A pin comes before all rules. Name the flows, or give --all.
     #[command(
         after_help = "Example: sudo ecmpvpn policy pin wg1 --dst 10.20.0.7",
         after_long_help = "Example, one connection:\n  sudo ecmpvpn policy pin wg1 --src 10.10.0.5 --dst 10.20.0.7 \
@@ -298,6 +303,10 @@ pub struct PinArgs {
     #[command(flatten)]
     pub flows: FlowArgs,
 
+    /// Pin every flow.
+    #[arg(long, conflicts_with_all = ["src", "dst", "proto", "sports", "dports", "dscp", "fwmark"])]
+    pub all: bool,
+
     #[command(flatten)]
     pub save: SaveArgs,
 }
@@ -307,6 +316,10 @@ pub struct PinArgs {
 pub struct UnpinArgs {
     #[command(flatten)]
     pub flows: FlowArgs,
+
+    /// Remove the pin of every flow, as without any flow.
+    #[arg(long, conflicts_with_all = ["src", "dst", "proto", "sports", "dports", "dscp", "fwmark"])]
+    pub all: bool,
 
     #[command(flatten)]
     pub save: SaveArgs,
@@ -332,13 +345,13 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "PROTO", default_value = "tcp", value_parser = parse_protocol)]
     pub proto: u8,
 
-    /// Source port.
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    pub sport: u16,
+    /// Source port; needed for a protocol that has ports.
+    #[arg(long, value_name = "PORT")]
+    pub sport: Option<u16>,
 
-    /// Destination port.
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    pub dport: u16,
+    /// Destination port; needed for a protocol that has ports.
+    #[arg(long, value_name = "PORT")]
+    pub dport: Option<u16>,
 
     /// SPI, GRE key, or identifier of ICMP echo.
     #[arg(long, value_name = "ID", default_value = "0", value_parser = mark)]
@@ -355,6 +368,9 @@ pub struct ExplainArgs {
     /// Print one JSON object on standard output.
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub site: SiteArgs,
 }
 
 fn policy(text: &str) -> Result<Policy, String> {

@@ -2,25 +2,42 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::Path;
 
-use crate::commands::{Failure, count_of, print};
+use crate::commands::{Failure, count_of, print, warn};
 use crate::config::{self, Config, ConfigError};
 use crate::error::chain;
+use crate::host::firewall::{self, Judged};
+use crate::host::{self, Netlink, managed};
+use crate::plan::firewall::needed;
 use crate::plan::ports::LocalBond;
+use crate::plan::{Backend, Plan};
 use crate::report::plan::Peer;
 
 /// Reports that the configuration is valid, or fails with all its problems.
-pub fn run(path: &Path) -> Result<(), Failure> {
+pub async fn run(path: &Path) -> Result<(), Failure> {
     let config = config::load(path).map_err(|error| match error {
         ConfigError::Invalid(_) => Failure::problems(error),
         ConfigError::Missing { .. } | ConfigError::Unreadable { .. } => error.into(),
     })?;
-    for warning in port_warning(&config).into_iter().chain(spread_warnings(&config)) {
-        let _ = writeln!(io::stderr(), "ecmpvpn: warning: {warning}");
+    let warnings = endpoint_warnings(&config).into_iter().chain(port_warning(&config)).chain(spread_warnings(&config));
+    for warning in warnings {
+        warn(warning);
     }
-    print(summary(&config))
+    let plan = Plan::new(&config, Backend::Kernel);
+    for warning in host_warnings(&config, &plan).await {
+        warn(warning);
+    }
+    let judged = firewall::judge(&plan).await;
+    if let Judged::Findings(findings) = &judged {
+        findings.iter().for_each(warn);
+    }
+    print(summary(&config))?;
+    print(needed(&plan))?;
+    match judged {
+        Judged::NotLookedAt(why) => print(why),
+        Judged::Findings(_) => Ok(()),
+    }
 }
 
 fn summary(config: &Config) -> String {
@@ -45,6 +62,35 @@ fn spread_warnings(config: &Config) -> Vec<String> {
     };
     // Without the remote address there is no hash.
     config.peers.iter().filter(|peer| !peer.remote_endpoint.is_unspecified()).filter_map(warning).collect()
+}
+
+/// What this host's links would make of the configuration. Says nothing of links that this host does not have.
+async fn host_warnings(config: &Config, plan: &Plan) -> Vec<String> {
+    let Ok(netlink) = Netlink::open() else { return Vec::new() };
+    let mtu = host::mtu_conflict(plan, &netlink).await.ok().flatten();
+    let managed = match netlink.links().await {
+        Ok(links) if host::remember_namespace() != Some(false) => {
+            managed::warnings(config, &links, Path::new(managed::RUN))
+        }
+        _ => Vec::new(),
+    };
+    mtu.into_iter().map(|conflict| format!("`run` would refuse this: {conflict}")).chain(managed).collect()
+}
+
+/// Warns about endpoints that the bond does not get. They may still be right: the bond may exist with that address, or
+/// another interface may have it. Only the host can tell, before a run.
+fn endpoint_warnings(config: &Config) -> Vec<String> {
+    let Some(bond) = &config.bond else { return Vec::new() };
+    let is_on_bond = |peer: &&config::Peer| bond.addresses.iter().any(|net| net.addr() == peer.local_endpoint);
+    let warning = |peer: &config::Peer| {
+        let (endpoint, name) = (peer.local_endpoint, &peer.name);
+        format!(
+            "local_endpoint {endpoint} of {name} is not in addresses in [bond]: add it there, unless this host has it \
+             on the existing {} or on an interface that is no member",
+            bond.name
+        )
+    };
+    config.peers.iter().filter(|peer| !is_on_bond(peer)).map(warning).collect()
 }
 
 /// Warns about listen ports in the kernel's ephemeral range: before `run` starts, another program may be using one of
@@ -101,17 +147,7 @@ mod tests {
     #[test]
     fn equal_ports_are_warned_of_until_they_are_planned() {
         let mut config = crate::plan::tests::config(3);
-        let members = ["eno1", "eno2", "eno3"].map(|name| crate::config::InterfaceName::new(name).unwrap());
-        let bond = crate::config::Bond {
-            name: crate::config::InterfaceName::new("bond0").unwrap(),
-            members: members.to_vec(),
-            mode: crate::config::BondMode::Lacp,
-            xmit_hash_policy: XmitHashPolicy::Layer34,
-            lacp_rate: crate::config::LacpRate::Fast,
-            miimon_ms: 100,
-            addresses: Vec::new(),
-        };
-        config.bond = Some(bond);
+        config.bond = Some(crate::plan::tests::bond(&["eno1", "eno2", "eno3"]));
         let peer = &mut config.peers[0];
         peer.remote_endpoint = "10.2.3.5".parse().unwrap();
         peer.remote_bond = Some(RemoteBond { members: 3, xmit_hash_policy: XmitHashPolicy::Layer34 });
@@ -122,6 +158,14 @@ mod tests {
         let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
         let (message, better) = warning.split_once("; use ").expect("better ports are named");
         assert_eq!(message, "the tunnels to site-b: all 3 tunnels share member 0: bonding gains nothing");
+
+        let warnings = endpoint_warnings(&config);
+        assert_eq!(warnings.len(), 1);
+        let endpoint = config.peers[0].local_endpoint;
+        let start = format!("local_endpoint {endpoint} of site-b is not in addresses in [bond]: ");
+        assert!(warnings[0].starts_with(&start), "{warnings:?}");
+        config.bond.as_mut().unwrap().addresses.push(ipnet::IpNet::new(endpoint, 24).unwrap());
+        assert_eq!(endpoint_warnings(&config), [""; 0]);
 
         for (tunnel, pair) in config.peers[0].tunnels.iter_mut().zip(better.split(", ")) {
             let (here, there) = pair.split_once(':').unwrap();

@@ -1,26 +1,22 @@
 //! `confirm`: keeps what `run --confirm` brought up.
 
-use std::path::Path;
-
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::ConfirmArgs;
-use crate::commands::Failure;
-use crate::config;
+use crate::commands::{Failure, Wanted, print};
 use crate::control::confirm;
 use crate::control::site::{Paths, SessionError};
 use crate::host::RunDir;
 
-/// Confirms the site of the configuration at `path`. With `--guard`, waits for the confirmation of the named site.
-pub async fn run(path: &Path, args: &ConfirmArgs) -> Result<(), Failure> {
+/// Confirms the site. With `--guard`, waits for the confirmation of the named site.
+pub async fn run(wanted: Wanted<'_>, args: &ConfirmArgs) -> Result<(), Failure> {
     if let Some(site) = &args.guard {
         return Ok(confirm::guard(site, &Paths::of(site), args.within.unwrap_or_default()).await?);
     }
-    let site = config::load(path)?.site.name;
+    let site = wanted.find()?.name;
     let paths = Paths::of(&site);
     if confirm::confirm(&site, &paths).with_context(|| format!("confirming {site}"))? {
-        tracing::info!("{site} is confirmed: it stays up");
-        return Ok(());
+        return print(format_args!("{site} is confirmed: it stays up"));
     }
     Err(match RunDir::holder(&paths.run_root, &site).map_err(SessionError::from)? {
         None => anyhow!("`ecmpvpn run` of {site} is not running, so there is nothing to confirm"),

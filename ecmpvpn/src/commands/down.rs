@@ -1,21 +1,17 @@
 //! `down`: removes everything that `run` made.
 
-use std::path::Path;
-
-use crate::commands::Failure;
-use crate::config;
+use crate::commands::{Failure, Wanted, count_of, print};
 use crate::control::down::{self, TakenDown};
 use crate::control::site::Paths;
 
-/// Takes down the site of the configuration at `path`.
-pub async fn run(path: &Path) -> Result<(), Failure> {
-    let site = config::load(path)?.site.name;
-    match down::down(&site, &Paths::of(&site)).await? {
-        TakenDown { stopped: None, undone: 0 } => tracing::info!("nothing of {site} is up"),
-        TakenDown { stopped: Some(pid), undone: 0 } => {
-            tracing::info!("{site} is down: ecmpvpn (pid {pid}) was stopped");
+/// Takes down the site.
+pub async fn run(wanted: Wanted<'_>) -> Result<(), Failure> {
+    let site = wanted.find()?.name;
+    print(match down::down(&site, &Paths::of(&site)).await? {
+        TakenDown { stopped: None, undone: 0 } => format!("nothing of {site} is up"),
+        TakenDown { stopped: Some(pid), undone: 0 } => format!("{site} is down: ecmpvpn (pid {pid}) was stopped"),
+        TakenDown { undone, .. } => {
+            format!("{site} is down: {}", count_of(undone, "change was undone", "changes were undone"))
         }
-        TakenDown { undone, .. } => tracing::info!("{site} is down: {undone} changes were undone"),
-    }
-    Ok(())
+    })
 }

@@ -1,14 +1,13 @@
 //! `explain`: shows where a flow goes and why.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use ecmpvpn_common::layout::{Reason, TunnelId};
 
 use crate::cli::policy::ExplainArgs;
-use crate::commands::{Failure, print};
-use crate::config::{self, Config, protocol_name};
+use crate::commands::{Failure, Wanted, print};
+use crate::config::{self, Config, has_ports, protocol_name};
 use crate::dataplane::{Pins, TunnelView};
 use crate::host::Netlink;
 use crate::host::links::Links;
@@ -18,21 +17,24 @@ use crate::live::stats;
 use crate::report::explain::Report;
 use crate::report::policy::Rule;
 
-/// Explains where the site of the configuration at `path` sends the flow.
-pub async fn run(path: &Path, args: &ExplainArgs) -> Result<(), Failure> {
+/// Explains where the site sends the flow.
+pub async fn run(wanted: Wanted<'_>, args: &ExplainArgs) -> Result<(), Failure> {
     let flow = flow(args)?;
-    let config = config::load(path)?;
-    let pins = Pins::of(&config.site.name);
+    let site = wanted.find()?;
+    let config = site.config();
+    let pins = Pins::of(&site.name);
     let report = {
-        let live = Live::open(&config.site.name, &pins)?;
+        let live = Live::open(&site.name, &pins)?;
+        site.warn("bond members are left out");
         let answer = ask(&pins, &live.view, &live.rule_maps, &Probe::of(&flow))?;
         let rules = live.rules()?;
         let rule = rules.iter().zip(1..).find(|(placed, _)| Some(placed.bit) == answer.rule);
-        let rule = rule.map(|(placed, number)| Rule::of(number, &placed.rule, config.rules.contains(&placed.rule)));
+        let is_saved = |rule| config.is_some_and(|config| config.rules.contains(rule));
+        let rule = rule.map(|(placed, number)| Rule::of(number, &placed.rule, is_saved(&placed.rule)));
         let peer = answer.peer.and_then(|peer| live.view.peers().into_iter().nth(peer as usize)).map(|peer| peer.name);
         let tunnels = live.view.tunnels()?;
         drop(live);
-        report(&config, &answer, &flow, rule, peer, &tunnels).await?
+        report(config, &answer, &flow, rule, peer, &tunnels).await?
     };
     if args.json {
         return print(serde_json::to_string_pretty(&report).context("writing JSON")?);
@@ -41,21 +43,29 @@ pub async fn run(path: &Path, args: &ExplainArgs) -> Result<(), Failure> {
 }
 
 fn flow(args: &ExplainArgs) -> Result<Flow, Failure> {
-    const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
     if args.src.is_ipv4() != args.dst.is_ipv4() {
         let (src, dst) = (args.src, args.dst);
         return Err(Failure::usage(anyhow!("{src} and {dst} are of different families: no packet has both")));
     }
-    if !WITH_PORTS.contains(&args.proto) && (args.sport, args.dport) != (0, 0) {
-        let protocol = protocol_name(args.proto);
-        return Err(Failure::usage(anyhow!("protocol {protocol} has no ports: leave --sport and --dport out")));
-    }
-    let (src, dst, proto, ports) = (args.src, args.dst, args.proto, (args.sport, args.dport));
+    let protocol = protocol_name(args.proto);
+    let ports = match (has_ports(args.proto), args.sport, args.dport) {
+        (true, Some(sport), Some(dport)) => (sport, dport),
+        (false, None | Some(0), None | Some(0)) => (0, 0),
+        (true, ..) => {
+            return Err(Failure::usage(anyhow!(
+                "a flow of {protocol} has ports, and they decide its tunnel: give both --sport and --dport, or another --proto"
+            )));
+        }
+        (false, ..) => {
+            return Err(Failure::usage(anyhow!("protocol {protocol} has no ports: leave --sport and --dport out")));
+        }
+    };
+    let (src, dst, proto) = (args.src, args.dst, args.proto);
     Ok(Flow { src, dst, proto, ports, id: args.id, dscp: args.dscp, mark: args.mark })
 }
 
 async fn report(
-    config: &Config,
+    config: Option<&Config>,
     answer: &Answer,
     flow: &Flow,
     rule: Option<Rule>,
@@ -104,8 +114,13 @@ async fn report(
     Ok(report)
 }
 
-async fn member(config: &Config, links: &Links, netlink: &Netlink, tunnel: Option<&TunnelView>) -> Option<String> {
-    stats::member(config, links, netlink, tunnel?).await
+async fn member(
+    config: Option<&Config>,
+    links: &Links,
+    netlink: &Netlink,
+    tunnel: Option<&TunnelView>,
+) -> Option<String> {
+    stats::member(config?, links, netlink, tunnel?).await
 }
 
 fn why(found: &Found) -> (String, String) {

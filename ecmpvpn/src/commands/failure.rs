@@ -7,6 +7,7 @@ use crate::control::resolve::NameError;
 use crate::control::site::SessionError;
 use crate::dataplane::DataplaneError;
 use crate::exit::Exit;
+use crate::host::HostError;
 use crate::live::policy::PolicyError;
 use crate::live::stats::StatsError;
 use crate::plan::init::InitError;
@@ -71,6 +72,12 @@ impl From<StatsError> for Failure {
             StatsError::Dataplane(error) if error.is_host_lacking() => Self::host(error),
             error => anyhow::Error::new(error).into(),
         }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        SessionError::from(error).into()
     }
 }
 

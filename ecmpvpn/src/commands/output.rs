@@ -26,6 +26,12 @@ pub fn print(result: impl Display) -> Result<(), Failure> {
     }
 }
 
+/// Writes a warning to standard error.
+pub fn warn(text: impl Display) {
+    // If standard error is closed, nobody can read it.
+    let _ = writeln!(io::stderr(), "ecmpvpn: warning: {text}");
+}
+
 /// `count` and the singular or plural of a noun.
 pub fn count_of(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })

@@ -4,9 +4,10 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use crate::cli::plan::{Nat, PlanArgs};
-use crate::commands::{Failure, print};
+use crate::commands::{Failure, print, warn};
 use crate::config::{Config, MAX_TUNNELS_PER_PEER};
-use crate::host;
+use crate::host::run_dir::Holder;
+use crate::host::{self, HostError, Journal, Owned, RUN_ROOT, RunDir};
 use crate::live::arrivals;
 use crate::live::ports::{Count, Judged, judge};
 use crate::plan::Plan;
@@ -24,7 +25,7 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
         let config = crate::commands::load(path)?;
         let Judged { mut report, degraded } = judge(&config, Count::Usable).await.map_err(Failure::usage)?;
         for degraded in degraded {
-            let _ = writeln!(io::stderr(), "ecmpvpn: warning: {degraded}: choose ports when all are back");
+            warn(format_args!("{degraded}: choose ports when all are back"));
         }
         report.changes = changes(&config).await;
         if args.measured || args.replan_rx {
@@ -43,15 +44,32 @@ pub async fn run(path: &Path, args: &PlanArgs) -> Result<(), Failure> {
 /// What `run` would change. If this cannot be determined, the report on ports is still valid, so the reason only goes
 /// to standard error.
 async fn changes(config: &Config) -> Option<Vec<String>> {
-    let plan = Plan::new(config, host::detect_backend(config.steering.backend));
-    match host::changes(&plan).await {
-        Ok(changes) => Some(changes.iter().filter(|change| change.is_needed()).map(ToString::to_string).collect()),
+    let site = &config.site.name;
+    // A user without privilege may not look, and gets the reason below.
+    if let Ok(Some(Holder { pid, .. })) = RunDir::holder(Path::new(RUN_ROOT), site) {
+        let _ = writeln!(
+            io::stderr(),
+            "ecmpvpn: {site} is running (pid {pid}): `ecmpvpn reload` applies what the configuration changes"
+        );
+        return None;
+    }
+    match needed(config).await {
+        Ok(changes) => Some(changes),
         Err(error) => {
             let error = anyhow::Error::new(error).context("what `run` would change cannot be determined");
-            let _ = writeln!(io::stderr(), "ecmpvpn: warning: {error:#}");
+            warn(format_args!("{error:#}"));
             None
         }
     }
+}
+
+/// The changes that the host needs, given what an earlier run left up.
+async fn needed(config: &Config) -> Result<Vec<String>, HostError> {
+    let site = &config.site.name;
+    let plan = Plan::new(config, host::detect_backend(config.steering.backend));
+    let journal = Journal::open(&RunDir::journal_path_of(Path::new(RUN_ROOT), site), site)?;
+    let changes = host::changes_since(&plan, Owned { journal: Some(&journal), ..Owned::default() }).await?;
+    Ok(changes.iter().filter(|change| change.is_needed()).map(ToString::to_string).collect())
 }
 
 /// The two ends on the command line. `None`: they are not given.
@@ -69,6 +87,9 @@ fn given_ends(args: &PlanArgs) -> Option<(End, End)> {
 
 /// The report without a configuration.
 fn plan_without_site(args: &PlanArgs, a: End, b: End) -> Result<Peer, ports::PortError> {
+    if a.address == b.address {
+        return Err(ports::PortError::SameAddress(a.address));
+    }
     let lowest = args.ports.iter().map(|pair| pair.a.min(pair.b)).min().filter(|port| *port >= LOWEST_PORT);
     let tunnels = match args.tunnels {
         Some(tunnels) => tunnels,
@@ -126,6 +147,14 @@ mod tests {
         assert_eq!((a.members, a.policy, a.rewritten), (3, Some(XmitHashPolicy::Layer34), false));
         assert_eq!((b.members, b.policy, b.rewritten), (4, Some(XmitHashPolicy::Layer2), true));
         assert_eq!(super::tests::peer(&format!("{ENDPOINTS} --tunnels 2 --base-port 6000")).request.base_port, 6000);
+    }
+
+    #[test]
+    fn one_address_is_no_pair_of_ends() {
+        let args = parse("--endpoint-a 10.2.3.4 --endpoint-b 10.2.3.4 --members 3").unwrap();
+        let (a, b) = given_ends(&args).expect("endpoints are given");
+        let error = plan_without_site(&args, a, b).unwrap_err();
+        assert_eq!(error.to_string(), "planning between 10.2.3.4 and itself: give the addresses of two gateways");
     }
 
     #[test]

@@ -1,26 +1,30 @@
 //! `reload`: makes a running `run` apply a changed configuration.
 
-use std::path::Path;
-
 use anyhow::anyhow;
 
-use crate::commands::Failure;
-use crate::config;
-use crate::control::reload;
+use crate::cli::ReloadArgs;
+use crate::commands::{Failure, Wanted, print, warn};
+use crate::control::reload::{self, Wish};
 use crate::control::site::Paths;
 use crate::exit::Exit;
 
-/// Reloads the site of the configuration at `path`.
-pub async fn run(path: &Path) -> Result<(), Failure> {
-    let site = config::load(path)?.site.name;
-    let Some(outcome) = reload::ask(&site, &Paths::of(&site)).await? else {
+/// Reloads the site. The running process reads the configuration, and says what is wrong with it.
+pub async fn run(wanted: Wanted<'_>, args: &ReloadArgs) -> Result<(), Failure> {
+    let site = wanted.find()?.name;
+    let wish = match args {
+        ReloadArgs { dry_run: true, .. } => Wish::Show,
+        ReloadArgs { confirm: Some(seconds), .. } => Wish::Try { seconds: *seconds },
+        ReloadArgs { .. } => Wish::Apply,
+    };
+    let Some(outcome) = reload::ask(&site, &Paths::of(&site), wish).await? else {
         return Err(anyhow!("`ecmpvpn run` of {site} is not running: start it; it continues with what is up").into());
     };
     let exit = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Host].into_iter().find(|exit| *exit as u8 == outcome.exit);
     match exit.unwrap_or(Exit::Failed) {
+        Exit::Done if args.dry_run => print(outcome.text),
         Exit::Done => {
-            tracing::info!("{}", outcome.text);
-            Ok(())
+            outcome.warnings.iter().for_each(warn);
+            print(outcome.text)
         }
         exit => Err(Failure { exit, error: anyhow!(outcome.text) }),
     }

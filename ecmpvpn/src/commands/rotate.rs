@@ -1,13 +1,13 @@
 //! `rotate`: starts, watches and gives up a renewal of keys. The running `run` changes the tunnels.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use serde_json::json;
 
 use crate::cli::rotate::RotateArgs;
-use crate::commands::{Failure, count_of, print};
+use crate::commands::{Failure, count_of, print, warn};
 use crate::config::{self, Config, Peer};
 use crate::control::reload;
 use crate::control::rotate::files::{self, FilesError};
@@ -18,6 +18,8 @@ use crate::host::RunDir;
 
 /// Time between two checks of the progress.
 const LOOK: Duration = Duration::from_millis(200);
+/// A renewal without any progress for so long is no ordinary one: a tunnel takes some seconds.
+const STANDSTILL: Duration = Duration::from_secs(30);
 
 impl From<FilesError> for Failure {
     fn from(error: FilesError) -> Self {
@@ -60,13 +62,12 @@ fn prepare(path: &Path, config: &Config, args: &RotateArgs) -> Result<(), Failur
     let name = format!("keys-for-{}", peer.name);
     let output: PathBuf = args.output.clone().unwrap_or_else(|| State::path(path).with_file_name(name));
     files::prepare(path, config, peer, &output)?;
-    let output = output.display();
-    tracing::info!("new keys for {} to {} are made; none is in use yet", tunnels(peer.tunnels.len()), peer.name);
-    tracing::info!(
-        "{output} is for {}: it is secret, so copy it there over the VPN, for example with `scp -p {output}`",
-        peer.name
-    );
-    tracing::info!("then there: `ecmpvpn rotate --apply FILE`; then here: `ecmpvpn rotate`");
+    let (output, name) = (output.display(), &peer.name);
+    print(format_args!("new keys for {} to {name} are made; none is in use yet", tunnels(peer.tunnels.len())))?;
+    print(format_args!(
+        "{output} is for {name}: it is secret, so copy it there over the VPN, for example with `scp -p {output} root@{name}:`"
+    ))?;
+    print(format_args!("then there: `ecmpvpn rotate --apply FILE`; then here: `ecmpvpn rotate`"))?;
     Ok(())
 }
 
@@ -86,20 +87,25 @@ async fn apply(path: &Path, config: &Config, file: &Path) -> Result<(), Failure>
     let (state, new) = files::apply(path, config, file)?;
     let site = &config.site.name;
     if !new {
-        tracing::info!("{} is applied already", file.display());
+        print(format_args!("{} is applied already", file.display()))?;
     }
     if reload(site).await? {
-        tracing::info!("{site} has the new keys for {} and follows {}", tunnels(state.parts.len()), state.peer);
-        tracing::info!("continue at {} with `ecmpvpn rotate`; {} is no longer needed", state.peer, file.display());
+        print(format_args!("{site} has the new keys for {} and follows {}", tunnels(state.parts.len()), state.peer))?;
+        print(format_args!(
+            "continue at {} with `ecmpvpn rotate`; {} is no longer needed",
+            state.peer,
+            file.display()
+        ))?;
     } else {
-        tracing::warn!("`ecmpvpn run` of {site} is not running: start it before you continue at {}", state.peer);
+        warn(format_args!("`ecmpvpn run` of {site} is not running: start it before you continue at {}", state.peer));
     }
     Ok(())
 }
 
 async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
     let Some(state) = files::abort(path)? else {
-        tracing::info!("no keys are being renewed");
+        files::remove_unnamed(path, config);
+        print(format_args!("no keys are being renewed"))?;
         return Ok(());
     };
     // A tunnel that was being changed gets the keys of the configuration.
@@ -107,11 +113,11 @@ async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
     files::remove_files(path, &state)?;
     let (done, rest): (Vec<_>, Vec<_>) = state.parts.iter().partition(|part| part.stage == Stage::Done);
     if !done.is_empty() {
-        tracing::info!("{} had new keys already, and keep them at both sites", tunnels(done.len()));
+        print(format_args!("{} had new keys already, and keep them at both sites", tunnels(done.len())))?;
     }
-    tracing::info!("the renewal was given up");
+    print(format_args!("the renewal was given up"))?;
     if !rest.is_empty() {
-        tracing::info!("the former keys stay for {}: do the same at {}", tunnels(rest.len()), state.peer);
+        print(format_args!("the former keys stay for {}: do the same at {}", tunnels(rest.len()), state.peer))?;
     }
     Ok(())
 }
@@ -175,10 +181,13 @@ async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
     if !seen.is_done() && !seen.going {
         State::update(&file, |state| (state.going, state.stopped) = (true, None))?;
         reload(site).await?;
-        tracing::info!("the tunnels are changed one after the other; Ctrl-C ends only this report, `--abort` gives up");
+        print(format_args!(
+            "the tunnels are changed one after the other; Ctrl-C ends only this report, `--abort` gives up"
+        ))?;
     }
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
+    let (mut since, mut hinted) = (Instant::now(), false);
     loop {
         let Some(now) = State::read(&file)? else {
             return Err(anyhow!("the renewal of keys was given up with --abort").into());
@@ -189,11 +198,14 @@ async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
                 (_, Stage::Done) => "works with its new keys",
                 (_, Stage::Waiting) => "has its former keys again",
             };
-            tracing::info!("{}: {words}", part.tunnel);
+            print(format_args!("{}: {words}", part.tunnel))?;
         }
         if now.is_done() {
             let count = tunnels(now.parts.len());
-            tracing::info!("{count} to {} have new keys; remove the file that was carried, at both sites", now.peer);
+            print(format_args!(
+                "{count} to {} have new keys; remove the file that was carried, at both sites",
+                now.peer
+            ))?;
             return Ok(());
         }
         if let (false, Some(why)) = (now.going, &now.stopped) {
@@ -201,12 +213,28 @@ async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
                 "the other tunnels were not touched; `ecmpvpn rotate` continues, `ecmpvpn rotate --abort` gives up";
             return Err(anyhow!("{why}; {advice}").into());
         }
+        if now != seen {
+            (since, hinted) = (Instant::now(), false);
+        }
         seen = now;
+        if since.elapsed() > STANDSTILL && !hinted {
+            // Not before: `run` may be restarted meanwhile, as by an upgrade.
+            if RunDir::holder(&Paths::of(site).run_root, site).map_err(anyhow::Error::new)?.is_none() {
+                return Err(
+                    anyhow!("`ecmpvpn run` of {site} has ended: start it, and continue with `ecmpvpn rotate`").into()
+                );
+            }
+            hinted = true;
+            print(format_args!(
+                "nothing has changed for {} s: the log of `run` says why at either site",
+                STANDSTILL.as_secs()
+            ))?;
+        }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             interrupted = &mut interrupt => {
                 interrupted.context("waiting for Ctrl-C")?;
-                tracing::info!("the renewal continues; `ecmpvpn rotate --status` shows its progress");
+                print(format_args!("the renewal continues; `ecmpvpn rotate --status` shows its progress"))?;
                 return Ok(());
             }
         }
@@ -215,7 +243,7 @@ async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
 
 /// Makes the running `run` read its files again. `false`: none is running.
 async fn reload(site: &str) -> Result<bool, Failure> {
-    match reload::ask(site, &Paths::of(site)).await? {
+    match reload::ask(site, &Paths::of(site), reload::Wish::Apply).await? {
         None => Ok(false),
         Some(outcome) if outcome.exit == Exit::Done as u8 => Ok(true),
         Some(outcome) => Err(anyhow!("the running `ecmpvpn run` refuses it: {}", outcome.text).into()),

@@ -1,13 +1,11 @@
 //! `stats`: shows the traffic through each tunnel.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::cli::StatsArgs;
-use crate::commands::{Failure, print};
-use crate::config::{self, Config};
+use crate::commands::{Failure, Known, Wanted, print};
 use crate::dataplane::Pins;
 use crate::host::Netlink;
 use crate::live::stats;
@@ -18,16 +16,17 @@ const SAMPLE: Duration = Duration::from_millis(250);
 /// Time between the reports of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Prints the counters of the site of the configuration at `path`.
-pub async fn run(path: &Path, args: StatsArgs) -> Result<(), Failure> {
-    let config = config::load(path)?;
-    let pins = Pins::of(&config.site.name);
+/// Prints the counters of the site.
+pub async fn run(wanted: Wanted<'_>, args: &StatsArgs) -> Result<(), Failure> {
+    let site = wanted.find()?;
+    let pins = Pins::of(&site.name);
     let netlink = Netlink::open().map_err(anyhow::Error::new)?;
-    let mut earlier = sample(&config, &pins, &netlink).await?;
+    let mut earlier = sample(&site, &pins, &netlink).await?;
+    site.warn("endpoints and bond members are left out");
     let mut pause = SAMPLE;
     loop {
         tokio::time::sleep(pause).await;
-        let mut now = sample(&config, &pins, &netlink).await?;
+        let mut now = sample(&site, &pins, &netlink).await?;
         now.report.set_rates(&earlier.report, (now.at - earlier.at).as_secs_f64());
         print(render(&now.report, args)?)?;
         if !args.watch {
@@ -42,12 +41,12 @@ struct Sample {
     report: Report,
 }
 
-async fn sample(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Sample, Failure> {
-    let report = stats::report(config, pins, netlink).await?;
+async fn sample(site: &Known, pins: &Pins, netlink: &Netlink) -> Result<Sample, Failure> {
+    let report = stats::report(&site.name, site.config(), pins, netlink).await?;
     Ok(Sample { at: Instant::now(), report })
 }
 
-fn render(report: &Report, args: StatsArgs) -> Result<String, Failure> {
+fn render(report: &Report, args: &StatsArgs) -> Result<String, Failure> {
     if !args.json {
         return Ok(report.to_string());
     }

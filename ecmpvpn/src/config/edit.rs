@@ -2,17 +2,17 @@
 //! it is.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid, fchown};
-use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
 
 use super::render::rule_text;
 use super::{Config, Policy, PublicKey, Rule};
+use crate::file::Draft;
 
 /// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub struct Edit {
     document: DocumentMut,
     rules: Vec<Rule>,
     /// The file for the new text. It is made first: if that fails, nothing could be saved.
-    new: NamedTempFile,
+    new: Draft,
 }
 
 /// New keys for a tunnel. File names are as in the configuration.
@@ -66,7 +66,7 @@ impl Edit {
         let unwritable = |source| EditError::Unwritable { path: path.to_owned(), source };
         // A symbolic link stays a link: its target is changed.
         let target = fs::canonicalize(path).map_err(unwritable)?;
-        let new = NamedTempFile::new_in(target.parent().unwrap_or(Path::new("."))).map_err(unwritable)?;
+        let new = Draft::beside(&target).map_err(unwritable)?;
         let document = text.parse().map_err(|error: toml_edit::TomlError| EditError::Form {
             path: path.to_owned(),
             what: error.message().to_owned(),
@@ -204,17 +204,16 @@ impl Edit {
         let unwritable = |source| EditError::Unwritable { path: path.clone(), source };
         let before = fs::metadata(&self.path).map_err(unwritable)?;
         let text = self.text();
-        self.new.write_all(text.as_bytes()).map_err(unwritable)?;
+        self.new.write(text.as_bytes()).map_err(unwritable)?;
         let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
-        fchown(self.new.as_file().as_fd(), Some(uid), Some(gid)).map_err(|error| unwritable(error.into()))?;
+        fchown(self.new.file().as_fd(), Some(uid), Some(gid)).map_err(|error| unwritable(error.into()))?;
         let mode = fs::Permissions::from_mode(before.permissions().mode());
-        self.new.as_file().set_permissions(mode).map_err(unwritable)?;
-        self.new.as_file().sync_all().map_err(unwritable)?;
+        self.new.file().set_permissions(mode).map_err(unwritable)?;
+        self.new.sync().map_err(unwritable)?;
         if fs::read(&self.path).map_err(unwritable)? != self.before.as_bytes() {
             return Err(EditError::Changed { path });
         }
-        self.new.persist(&self.path).map_err(|error| unwritable(error.error))?;
-        Ok(())
+        self.new.replace(&self.path).map_err(unwritable)
     }
 
     fn tables(&mut self, key: &str, form: &'static str) -> Result<impl Iterator<Item = &mut Table>, EditError> {

@@ -14,8 +14,16 @@ const MAX_LEN: usize = 4096;
 pub enum KeyFileError {
     #[error("names {0}, which does not exist: write it with `ecmpvpn init` or `wg genkey`, mode 0600")]
     Missing(PathBuf),
+    #[error("names {0}, which this user may not read: run the command with sudo")]
+    Forbidden(PathBuf),
     #[error("names {path}, which cannot be read: {source}")]
     Unreadable { path: PathBuf, source: io::Error },
+    /// Root without `CAP_DAC_OVERRIDE`, as under the systemd unit, cannot read files of other users.
+    #[error(
+        "names {0}, which belongs to another user, and this process may read only root's files (it lacks \
+         CAP_DAC_OVERRIDE, as under the systemd unit): run `chown root {0}`"
+    )]
+    OfAnotherUser(PathBuf),
     /// A directory, device, pipe or socket.
     #[error("names {0}, which is not a regular file: name a file that holds one key")]
     NotAFile(PathBuf),
@@ -41,11 +49,18 @@ pub(super) fn read(path: &Path, config_owner: u32) -> Result<Zeroizing<String>, 
     read_secret(path, config_owner, MAX_LEN)
 }
 
+/// Whether root runs this, and the file at `path` is not root's.
+fn belongs_to_another(path: &Path) -> bool {
+    rustix::process::geteuid().is_root() && std::fs::metadata(path).is_ok_and(|metadata| metadata.uid() != 0)
+}
+
 /// Reads a file with keys, at most `max_len` bytes. `config_owner` is the user id that owns the configuration. Its
 /// owner chooses the key file anyway, so a key file of this user is accepted like one of root.
 pub fn read_secret(path: &Path, config_owner: u32, max_len: usize) -> Result<Zeroizing<String>, KeyFileError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing(path.to_owned()),
+        io::ErrorKind::PermissionDenied if belongs_to_another(path) => KeyFileError::OfAnotherUser(path.to_owned()),
+        io::ErrorKind::PermissionDenied => KeyFileError::Forbidden(path.to_owned()),
         _ => KeyFileError::Unreadable { path: path.to_owned(), source },
     };
     // Without `O_NONBLOCK`, opening a pipe would wait for its writer.

@@ -34,7 +34,7 @@ pub use key_file::{KeyFileError, read_secret};
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey, may_hold_key};
 pub use problems::{ConfigError, Problem, Problems};
 pub use render::{preshared_key_file, private_key_file, render, tunnel_key_file, tunnel_preshared_key_file};
-pub use rules::{check_rule, parse_ports, parse_protocol, port_range, protocol_name};
+pub use rules::{check_rule, has_ports, parse_ports, parse_protocol, port_range, protocol_name};
 pub use types::*;
 pub use values::{is_site_name, parse_prefix};
 
@@ -56,14 +56,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// Like [`load`]; also returns the text of the file.
 pub fn load_with_text(path: &Path) -> Result<(Config, String), ConfigError> {
     let name = path.display().to_string();
-    let unreadable = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => ConfigError::Missing { file: name.clone() },
-        _ => ConfigError::Unreadable { file: name.clone(), source },
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let owner = file.metadata().map_err(unreadable)?.uid();
-    let mut bytes = Vec::new();
-    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let (bytes, owner) = read(path)?;
     let whole = |line, message: &str| {
         ConfigError::Invalid(Problems { file: name.clone(), list: vec![Problem { line, message: message.to_owned() }] })
     };
@@ -74,9 +67,61 @@ pub fn load_with_text(path: &Path) -> Result<(Config, String), ConfigError> {
         let line = problems::line(&bytes[..error.valid_up_to()]);
         whole(Some(line), "there is a byte here that is not UTF-8 text: name a TOML file")
     })?;
+    Ok((parse_beside(path, text, owner)?, text.to_owned()))
+}
+
+/// Parses `text` as if the file at `path` had it: the key files are beside that.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_as(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let (_, owner) = read(path)?;
+    parse_beside(path, text, owner)
+}
+
+fn parse_beside(path: &Path, text: &str, owner: u32) -> Result<Config, ConfigError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let config = parse(text, &name, &|key_file| key_file::read(&folder.join(key_file), owner));
-    Ok((config.map_err(ConfigError::Invalid)?, text.to_owned()))
+    let key = |key_file: &str| key_file::read(&folder.join(key_file), owner);
+    parse(text, &path.display().to_string(), &key).map_err(ConfigError::Invalid)
+}
+
+/// Reads at most one byte more than [`MAX_LEN`]. Also returns the user id of the file's owner.
+fn read(path: &Path) -> Result<(Vec<u8>, u32), ConfigError> {
+    let unreadable = |source: io::Error| {
+        let file = path.display().to_string();
+        match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing { file },
+            _ => ConfigError::Unreadable { file, source },
+        }
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let owner = file.metadata().map_err(unreadable)?.uid();
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok((bytes, owner))
+}
+
+/// The `name` in `[site]` of the configuration at `path`, even if the rest of it is wrong and key files are missing.
+/// `None`: there is no valid name to be found.
+pub fn site_name(path: &Path) -> Option<String> {
+    let (bytes, _) = read(path).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (document, _) = DeTable::parse_recoverable(&text);
+    let site = document.get_ref().get("site").and_then(|site| site.get_ref().as_table());
+    let name = site.and_then(|site| site.get("name")?.get_ref().as_str());
+    // An error can hide what follows it from the parser.
+    name.or_else(|| scanned_name(&text)).filter(|name| is_site_name(name)).map(str::to_owned)
+}
+
+/// Finds `name = "…"` below a line `[site]`, whatever stands around.
+fn scanned_name(text: &str) -> Option<&str> {
+    let is_header = |line: &&str| line.split('#').next().is_some_and(|line| line.trim() == "[site]");
+    let after = text.lines().skip_while(|line| !is_header(line)).skip(1);
+    let section = after.take_while(|line| !line.trim_start().starts_with('['));
+    section.filter_map(|line| line.split_once('=')).find_map(|(key, value)| {
+        let value = (key.trim() == "name").then(|| value.trim())?;
+        value.strip_prefix('"')?.split('"').next()
+    })
 }
 
 /// Parses a configuration. Messages call it `file`. `keys` returns the content of a key file, given the name in the

@@ -8,7 +8,7 @@ use super::values::{interface, prefix};
 use super::{MAX_PORT_RANGES, MAX_RULES, MAX_TUNNELS_PER_PEER, Policy, Rule};
 
 /// Names of IP protocols that rules may use. Source: IANA protocol numbers.
-pub(super) const PROTOCOLS: [(&str, u8); 9] = [
+pub(super) const PROTOCOLS: [(&str, u8); 10] = [
     ("icmp", 1),
     ("tcp", 6),
     ("udp", 17),
@@ -18,10 +18,14 @@ pub(super) const PROTOCOLS: [(&str, u8); 9] = [
     ("ah", 51),
     ("icmpv6", 58),
     ("sctp", 132),
+    ("udplite", 136),
 ];
 
-/// Protocols whose header starts with two 16-bit ports.
-const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
+/// Whether the header of a protocol starts with two 16-bit ports: TCP, UDP, DCCP, SCTP and UDP-Lite, as the steering
+/// program reads them.
+pub fn has_ports(protocol: u8) -> bool {
+    [6, 17, 33, 132, 136].contains(&protocol)
+}
 
 /// Reads the rules in order; problems are reported.
 pub(super) fn read(top: &Section<'_>, claims: &mut Claims) -> Vec<Rule> {
@@ -42,9 +46,9 @@ fn rule(section: &Section<'_>, claims: &mut Claims) -> Rule {
     let proto = section.get("proto", protocol);
     let src_ports = section.list("src_ports", MAX_PORT_RANGES, ports);
     let dst_ports = section.list("dst_ports", MAX_PORT_RANGES, ports);
-    let has_ports = proto.as_ref().is_some_and(|proto| WITH_PORTS.contains(&proto.value));
+    let can_have = proto.as_ref().is_some_and(|proto| has_ports(proto.value));
     for (key, ports) in [("src_ports", &src_ports), ("dst_ports", &dst_ports)] {
-        if let (false, Some(first)) = (has_ports || (section.has("proto") && proto.is_none()), ports.first()) {
+        if let (false, Some(first)) = (can_have || (section.has("proto") && proto.is_none()), ports.first()) {
             section.report(key, first.at, "needs a protocol that has ports: add a line such as `proto = \"tcp\"`");
         }
     }
@@ -132,9 +136,8 @@ pub fn check_rule(rule: &Rule) -> Result<(), String> {
     {
         return Err(format!("{src} and {dst} are of different families: no packet has both"));
     }
-    let has_ports = rule.proto.is_some_and(|proto| WITH_PORTS.contains(&proto));
     let asks_for_ports = !rule.src_ports.is_empty() || !rule.dst_ports.is_empty();
-    if asks_for_ports && !has_ports {
+    if asks_for_ports && !rule.proto.is_some_and(has_ports) {
         return Err("ports need a protocol that has them: add one such as --proto tcp".to_owned());
     }
     if rule.policy.is_none() && rule.tunnels.is_empty() {

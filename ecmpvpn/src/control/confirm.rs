@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::down::down;
 use super::site::{Paths, SessionError};
 use super::syslog::{self, Severity};
+use crate::file;
 use crate::host::RunDir;
 use crate::host::run_dir::RunDirError;
 
@@ -47,7 +48,7 @@ impl Confirmation {
             return Ok(confirmation);
         }
         let io = |source| SessionError::Io { operation: "asking for a confirmation", source };
-        fs::write(&confirmation.file, "").map_err(io)?;
+        file::replace(&confirmation.file, b"").map_err(io)?;
         let mut guard = Command::new(THIS_PROGRAM);
         guard.arg("-c").arg(config).args(["confirm", "--guard", run_dir.site()]);
         guard.args(["--within", &seconds.unwrap_or_default().to_string()]);
@@ -63,7 +64,7 @@ impl Confirmation {
         self.until = Some(Instant::now() + Duration::from_secs(u64::from(seconds)));
         self.begun = true;
         // If this fails the guard counts from its own start, and acts only if this process is gone.
-        if let Err(error) = fs::write(&self.file, "up") {
+        if let Err(error) = file::replace(&self.file, b"up") {
             tracing::warn!("writing {}: {error}", self.file.display());
         }
         tracing::info!("everything is undone in {seconds} s, unless `ecmpvpn confirm` is run before");
@@ -104,16 +105,18 @@ impl Drop for Confirmation {
     }
 }
 
-/// Confirms `site`. Returns whether it was waiting for a confirmation.
+/// Confirms `site`, both a `run` and a `reload`. Returns whether one of them was waiting for a confirmation.
 ///
 /// # Errors
-/// The file cannot be removed.
+/// A file cannot be removed.
 pub fn confirm(site: &str, paths: &Paths) -> io::Result<bool> {
-    match fs::remove_file(RunDir::unconfirmed_path(&paths.run_root, site)) {
+    let remove = |path: PathBuf| match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
+    };
+    let run = remove(RunDir::unconfirmed_path(&paths.run_root, site))?;
+    Ok(remove(RunDir::unconfirmed_reload_path(&paths.run_root, site))? || run)
 }
 
 /// The work of the guard: waits for the confirmation. If it does not come, undoes everything and logs that to syslog:

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::site::{Paths, SessionError};
 use crate::dataplane;
-use crate::host::{self, Journal, Netlink, RunDir};
+use crate::host::{self, Journal, Netlink, RunDir, Undo};
 
 /// How long `down` waits for a running `ecmpvpn run` to undo its changes.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -25,6 +25,7 @@ pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> 
         return Ok(TakenDown::default());
     }
     host::require_privilege()?;
+    paths.pins.claim()?;
     let (root, name) = (paths.run_root.clone(), site.to_owned());
     let locking = tokio::task::spawn_blocking(move || RunDir::lock_stopping(&root, &name, STOP_PATIENCE));
     let (run_dir, stopped) = locking.await.expect("locking does not panic")?;
@@ -42,7 +43,11 @@ pub async fn down(site: &str, paths: &Paths) -> Result<TakenDown, SessionError> 
 pub async fn undo(journal: &mut Journal, paths: &Paths) -> Result<usize, SessionError> {
     let detached = dataplane::remove(&paths.pins);
     let netlink = Netlink::open()?;
-    let undone = journal.undo(&netlink, &mut |undo| tracing::info!("{undo}")).await?;
+    let mut on_undo = |undo: &Undo| {
+        tracing::info!("{undo}");
+        Ok(())
+    };
+    let undone = journal.undo(&netlink, &mut on_undo).await?;
     detached?;
     Ok(undone)
 }

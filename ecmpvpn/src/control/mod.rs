@@ -2,6 +2,7 @@
 
 pub mod confirm;
 pub mod down;
+pub mod firewall;
 pub mod health;
 mod log_once;
 mod members;
@@ -15,3 +16,4 @@ pub mod session;
 pub mod site;
 mod steer;
 mod syslog;
+pub mod trial;

@@ -8,8 +8,9 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
+use super::health::Health;
 use super::log_once::LogOnce;
-use super::reconcile;
+use super::reconcile::{self, Silence};
 use super::site::{SessionError, Site};
 use crate::config::{Config, Peer};
 use crate::dataplane::View;
@@ -176,11 +177,17 @@ impl NameWatcher {
                     Ok(Ok(answers)) => {
                         let may = |answer: &IpAddr| site.config.against_remote(at, *answer).is_none();
                         let fit: Vec<IpAddr> = answers.iter().copied().filter(may).collect();
-                        match (other_address(peer.remote_endpoint, &fit, next), answers.first()) {
+                        let lost = self.lost.contains_key(&at);
+                        match (other_address(peer.remote_endpoint, &fit, lost, next), fit.first().or(answers.first())) {
                             (Some(address), _) => return AddressChange { peer: at, address },
                             (None, Some(answer)) if fit.is_empty() => {
                                 let why = site.config.against_remote(at, *answer).unwrap_or_default();
                                 self.warn_keeping_address(at, &format!("{} is at {answer} now, {why}", peer.name));
+                            }
+                            (None, Some(answer)) if !fit.contains(&peer.remote_endpoint) => {
+                                let (name, now) = (&peer.name, peer.remote_endpoint);
+                                let text = format!("{name} is at {answer} now, but still answers at {now}");
+                                self.warn_keeping_address(at, &text);
                             }
                             _ => {
                                 self.logged.remove(&at);
@@ -200,7 +207,7 @@ impl NameWatcher {
     }
 
     /// Changes a site's tunnels to its new address, one at a time.
-    pub async fn follow(&mut self, moved: AddressChange, site: &mut Site) {
+    pub async fn follow(&mut self, moved: AddressChange, site: &mut Site, health: &mut Health) {
         let AddressChange { peer, address } = moved;
         self.lost.remove(&peer);
         let mut config = site.config.clone();
@@ -208,7 +215,7 @@ impl NameWatcher {
             self.warn_keeping_address(peer, &format!("{} is {address} now, {why}", site.config.peers[peer].name));
             return;
         }
-        match move_endpoint(&config, moved, site).await {
+        match move_endpoint(&config, moved, site, health).await {
             Ok(()) => {
                 let name = config.peers[peer].remote_name.as_deref().unwrap_or_default();
                 tracing::info!("{name} of {} is {address} now", config.peers[peer].name);
@@ -219,11 +226,12 @@ impl NameWatcher {
     }
 }
 
-/// The address to use instead of `now`, if any. An address that is still among the answers stays, because a name may
-/// have several. With `next`, returns the next one of them.
-fn other_address(now: IpAddr, answers: &[IpAddr], next: bool) -> Option<IpAddr> {
+/// The address to use instead of `now`, if any. An address at which the site answers stays, also if it is no answer of
+/// the name any more; it is `lost` when nothing is heard from there. An address that is still among the answers stays too,
+/// because a name may have several. With `next`, returns the next one of them.
+fn other_address(now: IpAddr, answers: &[IpAddr], lost: bool, next: bool) -> Option<IpAddr> {
     if !answers.contains(&now) {
-        return answers.first().copied();
+        return answers.first().copied().filter(|_| lost);
     }
     // Name servers rotate the order of answers, so go by value.
     let least =
@@ -242,15 +250,19 @@ fn is_lost(view: &View, site: &Site, peer: usize, live: u32) -> bool {
         })
 }
 
-async fn move_endpoint(config: &Config, moved: AddressChange, site: &mut Site) -> Result<(), SessionError> {
+async fn move_endpoint(
+    config: &Config,
+    moved: AddressChange,
+    site: &mut Site,
+    health: &mut Health,
+) -> Result<(), SessionError> {
     // Changes the plan in force instead of planning again: tunnels may have keys that the configuration does not name
     // yet.
     let mut plan = site.plan.clone();
     for tunnel in plan.tunnels.iter_mut().filter(|tunnel| tunnel.peer == moved.peer) {
         tunnel.remote_endpoint.set_ip(moved.address);
     }
-    let former = site.plan.clone();
-    reconcile::reconcile(site, config, &mut plan, &former).await
+    reconcile::reconcile(site, config, &mut plan, health, Silence::Allowed).await
 }
 
 #[cfg(test)]
@@ -270,9 +282,15 @@ mod tests {
 
     #[test]
     fn an_address_that_is_still_an_answer_stays() {
-        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.7")], false), None);
-        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.9")], false), Some(ip("10.5.6.8")));
-        assert_eq!(other_address(ip("10.5.6.7"), &[], true), None);
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.7")], true, false), None);
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8"), ip("10.5.6.9")], true, false), Some(ip("10.5.6.8")));
+        assert_eq!(other_address(ip("10.5.6.7"), &[], true, true), None);
+    }
+
+    #[test]
+    fn an_address_at_which_the_site_answers_stays_without_being_an_answer() {
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8")], false, false), None);
+        assert_eq!(other_address(ip("10.5.6.7"), &[ip("10.5.6.8")], true, false), Some(ip("10.5.6.8")));
     }
 
     #[test]
@@ -280,11 +298,11 @@ mod tests {
         let mut answers = ["10.5.6.9", "10.5.6.7", "10.5.6.8"].map(ip);
         let mut now = ip("10.5.6.7");
         for expected in ["10.5.6.8", "10.5.6.9", "10.5.6.7", "10.5.6.8"] {
-            now = other_address(now, &answers, true).unwrap();
+            now = other_address(now, &answers, true, true).unwrap();
             assert_eq!(now, ip(expected));
             answers.rotate_left(1);
         }
-        assert_eq!(other_address(now, &[now], true), None, "there is no other");
+        assert_eq!(other_address(now, &[now], true, true), None, "there is no other");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A site's session: from the start of `run` until the last change is undone.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,19 +10,22 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::confirm::Confirmation;
 use super::down::undo;
+use super::firewall;
 use super::health::{Handover, Health};
 use super::reconcile::{self, NotTakenOver};
-use super::repair::Repair;
+use super::reload::Reloads;
+use super::repair::{Damage, Repair};
 use super::resolve::{self, NameWatcher};
 use super::rotate::{self, Rotation};
 use super::site::{Paths, SessionError, Site};
-use super::{members, notify, reload, steer};
+use super::{members, notify, steer};
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::{self, Device, View};
 use crate::error::chain;
+use crate::host::run_dir::{Holder, RunDirError};
 use crate::host::{self, HostLinks, Journal, Owned, RunDir};
 use crate::live::ports;
-use crate::plan::{Backend, Plan};
+use crate::plan::{self, Backend, Plan};
 
 /// How often the handshake times of userspace tunnels are written to the map `HEALTH`.
 const HANDSHAKES_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +38,9 @@ pub async fn dry_run(
 ) -> Result<Vec<host::Change>, SessionError> {
     let plan = Plan::new(config, host::detect_backend(config.steering.backend));
     let site = &config.site.name;
+    if let Some(Holder { pid, .. }) = RunDir::holder(&paths.run_root, site)? {
+        return Err(RunDirError::AlreadyRunning { site: site.clone(), pid }.into());
+    }
     let journal = Journal::open(&RunDir::journal_path_of(&paths.run_root, site), site)?;
     let changes = host::preflight_since(&plan, Owned { journal: Some(&journal), ..Owned::default() }).await?;
     host::check_management(&plan, &changes, take_management_port).await?;
@@ -45,6 +52,8 @@ pub async fn dry_run(
 pub struct Options {
     /// The configuration file. SIGHUP reads it again.
     pub file: PathBuf,
+    /// The text that the configuration was parsed from.
+    pub text: String,
     /// Leave the site up when this process ends.
     pub persist: bool,
     /// Undo everything unless `ecmpvpn confirm` is run within this many seconds.
@@ -58,8 +67,10 @@ enum Event {
     Stop,
     Reload,
     NotConfirmed(u32),
+    /// Nobody confirmed a reload.
+    TakeBack,
     Rotate(rotate::Step),
-    Missing(Vec<InterfaceName>),
+    Damaged(Damage),
     Moved(resolve::AddressChange),
 }
 
@@ -82,50 +93,57 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     host::require_privilege()?;
     let run_dir = RunDir::lock(&paths.run_root, &name)?;
     let journal = Journal::open(&run_dir.journal_path(), &name)?;
+    paths.pins.claim()?;
     if let Some(dir) = paths.pins.of_other_versions().into_iter().next() {
         return Err(SessionError::OtherVersion { site: name, dir });
     }
-    let mut confirmation = Confirmation::ask(&run_dir, &options.file, options.confirm)?;
-    let mut site = Site { config, plan, links: HostLinks::default(), journal, paths: paths.clone() };
+    let mut confirmation = match Confirmation::ask(&run_dir, &options.file, options.confirm) {
+        Ok(confirmation) => confirmation,
+        Err(error) => return give_up(run_dir, &journal, error),
+    };
+    let mut site =
+        Site { config, text: options.text.clone(), plan, links: HostLinks::default(), journal, paths: paths.clone() };
     if !adopt(&mut site, options).await?
         && let Err(error) = bring_up(&mut site, options).await
     {
-        run_dir.remove()?;
-        return Err(error);
+        return give_up(run_dir, &site.journal, error);
     }
     confirmation.begin();
     site.leave_applied();
+    firewall::report(&site.plan).await;
+    firewall::warn_of_managers(&site.config).await;
+    // A trial that was cut off has been taken back.
+    let _ = fs::remove_file(RunDir::unconfirmed_reload_path(&paths.run_root, &name));
     announce(&site);
+    let _watchdog = notify::Watchdog::start();
     let handover = Handover::default();
     let mut rotation = Rotation::load(&options.file, &site, &handover);
-    let (mut repair, mut names, mut health) = (Repair::default(), NameWatcher::default(), None);
+    let (mut repair, mut names, mut reloads) = (Repair::default(), NameWatcher::default(), Reloads::default());
+    // Probing goes on while tunnels are changed: it leaves out only those that change.
+    let mut health = Health::start(&site.config, &site.plan, &paths.pins, &handover);
     let mut end = loop {
-        let probing = health.get_or_insert_with(|| Health::start(&site.config, &site.plan, &paths.pins, &handover));
         let event = tokio::select! {
             event = keep(&site, &mut signals) => event,
             seconds = confirmation.is_missing() => Ok(Event::NotConfirmed(seconds)),
+            () = reloads.is_unconfirmed() => Ok(Event::TakeBack),
             never = ports::advise(&site.config) => match never {},
             never = steer::keep(&site.config, &paths.pins) => match never {},
-            never = probing.watch(&site.plan, site.links.userspace.as_ref()) => match never {},
+            never = health.watch(&site.plan, site.links.userspace.as_ref()) => match never {},
             never = members::follow(&site.config, &site.plan, &paths.pins) => match never {},
-            never = notify::watchdog() => match never {},
+            never = notify::idle() => match never {},
             step = rotation.next_step(&site) => Ok(Event::Rotate(step)),
             moved = names.address_change(&site) => Ok(Event::Moved(moved)),
-            missing = repair.missing(&site) => Ok(Event::Missing(missing)),
+            damage = repair.damage(&site) => Ok(Event::Damaged(damage)),
         };
-        // Probing ends before tunnels are removed, so that none of them counts as dead. It starts again with the
-        // tunnels that remain. It continues while keys are renewed, because it shows whether the tunnel works.
-        if !matches!(event, Ok(Event::Rotate(_))) {
-            health = None;
-        }
         match event {
             Ok(Event::Reload) => {
-                notify::reloading();
-                let outcome = reload::reload(&mut site, &options.file).await;
-                if let Err(error) = outcome.write(&RunDir::reload_path(&paths.run_root, &name)) {
-                    tracing::warn!("the outcome of the reload cannot be written: {}", chain(&error));
+                if reloads.act(&mut site, &options.file, &mut health).await {
+                    site.leave_applied();
+                    rotation = Rotation::load(&options.file, &site, &handover);
                 }
-                notify::ready(&outcome.text);
+            }
+            Ok(Event::TakeBack) => {
+                reloads.take_back(&mut site, &mut health).await;
                 site.leave_applied();
                 rotation = Rotation::load(&options.file, &site, &handover);
             }
@@ -134,11 +152,13 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
                 break Err(SessionError::NotConfirmed { site: name.clone(), seconds });
             }
             Ok(Event::Rotate(step)) => rotation.act(step, &mut site).await,
-            Ok(Event::Moved(moved)) => names.follow(moved, &mut site).await,
-            Ok(Event::Missing(missing)) => repair.restore(&missing, &mut site).await,
+            Ok(Event::Moved(moved)) => names.follow(moved, &mut site, &mut health).await,
+            Ok(Event::Damaged(damage)) => repair.mend(&damage, &mut site, &mut health).await,
             Err(error) => break Err(error),
         }
     };
+    // Probing ends before tunnels are removed, so that none of them counts as dead.
+    drop((health, reloads));
     if options.persist && end.is_ok() && !confirmation.is_awaited() {
         notify::stopping("it stays up without this process");
         tracing::info!("{name} stays up; the next `ecmpvpn run` adopts it, `ecmpvpn down` takes it down");
@@ -159,13 +179,16 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             tracing::info!("{name} is down; the host is as it was");
             Ok(())
         }
-        Err(error) => {
-            if site.journal.is_empty() {
-                run_dir.remove()?;
-            }
-            Err(error)
-        }
+        Err(error) => give_up(run_dir, &site.journal, error),
     }
+}
+
+/// Ends with `error`. Removes the run directory, unless something is left to undo.
+fn give_up(run_dir: RunDir, journal: &Journal, error: SessionError) -> Result<(), SessionError> {
+    if journal.is_empty() {
+        run_dir.remove()?;
+    }
+    Err(error)
 }
 
 /// Takes the site down. Returns the number of changes undone.
@@ -268,8 +291,22 @@ fn announce(site: &Site) {
         peers.join(", "),
         config.steering.device
     );
+    // It stands in `systemctl status` as long as the site is up, so it does not say what changes.
     notify::ready(&text);
-    tracing::info!("{text}; Ctrl-C takes it down");
+    tracing::info!("{text}{}; Ctrl-C takes it down", answered(site));
+}
+
+/// How many tunnels have ever answered, to be added to a sentence: a site is up before the other one is.
+fn answered(site: &Site) -> String {
+    let view = View::open(&site.paths.pins).ok();
+    let has_answered = |tunnel: &&plan::Tunnel| {
+        view.as_ref().and_then(|view| view.health(tunnel.id())).is_some_and(|health| health.rtt_us.get() != 0)
+    };
+    match site.plan.tunnels.iter().filter(has_answered).count() {
+        0 => ", none of which has answered yet".to_owned(),
+        all if all == site.plan.tunnels.len() => String::new(),
+        some => format!(", of which {some} have answered"),
+    }
 }
 
 /// SIGINT, SIGTERM and SIGHUP.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::config::Config;
+use crate::config::{Config, InterfaceName};
 use crate::dataplane::{DataplaneError, Pins};
 use crate::host::journal::JournalError;
 use crate::host::run_dir::{RunDir, RunDirError};
@@ -48,9 +48,28 @@ pub enum SessionError {
         /// The pins of the other version.
         dir: PathBuf,
     },
+    /// A reload changed a tunnel that answered probes before, and it answers no more.
+    #[error("{tunnel} does not answer with its new {changed} (waited {seconds} s)")]
+    Unanswered {
+        tunnel: InterfaceName,
+        /// What was changed.
+        changed: String,
+        seconds: u64,
+    },
+    /// The process that must act is stopped.
+    #[error(
+        "`ecmpvpn run` (pid {pid}) is stopped and can do nothing: continue it with `kill -CONT {pid}`, then try again"
+    )]
+    Stopped { pid: i32 },
+    /// The process that must reload does not answer.
+    #[error(
+        "`ecmpvpn run` (pid {pid}) has not {} the reload within {seconds} s: its log says what it does",
+        if *.has_begun { "finished" } else { "begun" }
+    )]
+    NoAnswer { pid: i32, seconds: u64, has_begun: bool },
     #[error("nobody confirmed {site} within {seconds} s: everything is undone")]
     NotConfirmed { site: String, seconds: u32 },
-    #[error("not every change could be undone")]
+    #[error("not every change could be undone, `ecmpvpn down` tries the rest again")]
     Undo(#[from] UndoErrors),
 }
 
@@ -85,6 +104,8 @@ impl Paths {
 pub struct Site {
     /// The configuration as it was last read.
     pub config: Config,
+    /// The text of `config`, which names its key files. Empty: not known.
+    pub text: String,
     /// The plan for `config`. Tunnels and peers have the slots that they have in the maps.
     pub plan: Plan,
     /// The site's links. Empty until the site is up.

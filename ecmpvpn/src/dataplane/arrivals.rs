@@ -21,6 +21,7 @@ use super::error::os_error;
 use super::{DataplaneError, Device, Hook, Pins};
 use super::{enomem, mapped};
 use crate::error::chain;
+use crate::fault;
 
 /// How often attaching is tried, and the pause between two tries, while the kernel is still removing an earlier link of
 /// ecmpvpn.
@@ -103,6 +104,10 @@ impl Arrivals {
             if followed.contains(&member.ifindex) {
                 // A reload may have added tunnels.
                 self.add_missing(tunnels, member.ifindex)?;
+                if self.hook == Hook::Tcx && !self.pins.member_link(member.ifindex).exists() {
+                    // A process that was killed had recorded it, and not attached to it yet.
+                    self.attach(member)?;
+                }
             } else {
                 self.join(tunnels, member)?;
                 new.push(member.clone());
@@ -135,6 +140,7 @@ impl Arrivals {
             entries.map(|(key, cpus)| (key, cpus.first().map_or(0, |counters| counters.tunnel))).collect();
         for (key, id) in entries.iter().filter(|(key, _)| key.ifindex == ifindex) {
             if tunnels.iter().all(|tunnel| (tunnel.arrival_key(ifindex), tunnel.id.number()) != (*key, *id)) {
+                fault::point("map write: arrivals");
                 let removed = self.counters.remove(key);
                 removed.map_err(|error| DataplaneError::new("writing to map ARRIVALS", error))?;
             }
@@ -203,9 +209,11 @@ impl Arrivals {
         }
         let keys: Vec<Arrival> = self.counters.keys().filter_map(Result::ok).collect();
         for key in keys.iter().filter(|key| key.ifindex == ifindex) {
+            fault::point("map write: arrivals");
             let removed = self.counters.remove(key);
             removed.map_err(|error| DataplaneError::new("writing to map ARRIVALS", error))?;
         }
+        fault::point("map write: members");
         self.members.remove(&ifindex).map_err(|error| DataplaneError::new("writing to map MEMBERS", error))
     }
 

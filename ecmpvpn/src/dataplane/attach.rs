@@ -13,6 +13,7 @@ use super::error::os_error;
 use super::mapped::Mapped;
 use super::{DataplaneError, Device, Hook, Loaded, Pins, View};
 use crate::config::InterfaceName;
+use crate::fault;
 use crate::plan::SteeringTable;
 
 /// Priority of ecmpvpn's clsact filters. It identifies a filter when it is replaced.
@@ -78,13 +79,16 @@ pub(super) fn attach_tcx(
 ) -> Result<(), DataplaneError> {
     let failed = || format!("attaching to {device} by tcx");
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    fault::point("attaching by tcx");
     let id = program
         .attach_with_options(device.as_str(), direction, options)
         .map_err(|error| DataplaneError::new(failed(), error))?;
     let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
     let link = FdLink::try_from(link).map_err(|error| DataplaneError::new(failed(), error))?;
+    fault::point("pinning a link");
     let pinned = link.pin(pin);
     pinned.map_err(|error| DataplaneError::new(format!("pinning a link at {}", pin.display()), error))?;
+    fault::point("attached by tcx");
     Ok(())
 }
 
@@ -94,6 +98,7 @@ pub(super) fn attach_clsact(
     direction: TcAttachType,
 ) -> Result<(), DataplaneError> {
     let failed = || format!("attaching to {device} by clsact");
+    fault::point("attaching by clsact");
     let id = program
         .attach_with_options(
             device.as_str(),
@@ -104,6 +109,7 @@ pub(super) fn attach_clsact(
     let link = program.take_link(id).map_err(|error| DataplaneError::new(failed(), error))?;
     // Dropping the link would detach the filter, which must outlive this process. The link holds no descriptor.
     mem::forget(link);
+    fault::point("attached by clsact");
     Ok(())
 }
 
@@ -148,6 +154,7 @@ pub(super) fn attach_again(
 
 pub(super) fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<(), ProgramError> {
     let link: FdLink = PinnedLink::from_pin(pin).map_err(std::io::Error::other)?.into();
+    fault::point("replacing a program");
     let id = program.attach_to_link(link.try_into().map_err(std::io::Error::other)?)?;
     // The pin keeps the link.
     program.take_link(id).map(drop)
@@ -159,6 +166,7 @@ pub(super) fn replace_clsact(
     direction: TcAttachType,
 ) -> Result<(), ProgramError> {
     let link = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)?;
+    fault::point("replacing a program");
     let id = program.attach_to_link(link)?;
     // As in `attach_clsact`.
     mem::forget(program.take_link(id)?);
@@ -167,8 +175,12 @@ pub(super) fn replace_clsact(
 
 /// Adds a clsact qdisc to the device. Returns false if the device has one already.
 pub(super) fn add_clsact(device: &InterfaceName) -> Result<bool, DataplaneError> {
+    fault::point("adding a clsact qdisc");
     match tc::qdisc_add_clsact(device.as_str()) {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            fault::point("added a clsact qdisc");
+            Ok(true)
+        }
         Err(error) if os_error(&error) == Some(libc::EEXIST) => Ok(false),
         Err(error) => Err(DataplaneError::new(format!("adding a clsact qdisc to {device}"), error)),
     }
@@ -213,12 +225,14 @@ pub(super) fn detach_from(
     added: bool,
 ) -> Result<(), DataplaneError> {
     let Some(name) = name_of(ifindex) else { return Ok(()) };
+    fault::point("detaching by clsact");
     match tc::qdisc_detach_program(&name, direction, program) {
         Ok(()) => {}
         Err(tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(DataplaneError::new(format!("detaching {program} from {name}"), error)),
     }
     if added {
+        fault::point("deleting a clsact qdisc");
         let deleted = delete_clsact(ifindex);
         deleted.map_err(|error| DataplaneError::new(format!("deleting the clsact qdisc of {name}"), error))?;
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aya::maps::MapError;
 
 use super::error::os_error;
+use crate::fault;
 
 /// How often a failed write is repeated, and the pause between two tries. Together this is half a second: after that,
 /// memory really is short.
@@ -21,6 +22,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// # Errors
 /// The last error of `write`.
 pub(super) fn retried(mut write: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
+    fault::point("map write");
     for _ in 0..TRIES {
         match write() {
             Err(error) if code(&error) == Some(libc::ENOMEM) => sleep(PAUSE),

@@ -57,6 +57,18 @@ pub enum DataplaneError {
     /// The pins do not exist.
     #[error("{} is not there: the site is not steered; `ecmpvpn run` starts it", dir.display())]
     NotRunning { dir: PathBuf },
+    /// This mount namespace does not show the pins, if there are any.
+    #[error(
+        "{} cannot be looked at: no BPF file system is mounted there in this mount namespace, which `ip netns exec` makes \
+         anew; if the site runs, use `nsenter --net={} ecmpvpn …` instead",
+        .dir.display(),
+        .namespace.display()
+    )]
+    Hidden {
+        dir: PathBuf,
+        /// A file of this network namespace.
+        namespace: PathBuf,
+    },
     /// The table does not fit the maps, or the maps do not fit this program.
     #[error("{0}")]
     Mismatch(String),

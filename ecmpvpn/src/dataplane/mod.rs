@@ -70,7 +70,8 @@ pub fn start(
 /// A filter cannot be detached or a pin cannot be removed. The rest is removed nevertheless.
 pub fn remove(pins: &Pins) -> Result<(), DataplaneError> {
     if !pins.exist() && pins.of_other_versions().is_empty() {
-        return Ok(());
+        // A start that was killed may have made only these.
+        return pins.remove_parents();
     }
     // With tcx the pinned links hold the attachment. With clsact the filters must be detached one by one.
     let detached = match View::open(pins) {

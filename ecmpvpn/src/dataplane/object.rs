@@ -11,6 +11,7 @@ use ecmpvpn_common::flow::fields;
 use ecmpvpn_common::layout::{BUCKETS_PER_PEER, MAX_PEERS, MAX_TUNNELS_PER_PEER, globals, maps, programs};
 
 use super::{DataplaneError, Hook, Pins};
+use crate::fault;
 use crate::plan::SteeringTable;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("ECMPVPN_EBPF_OBJECT"));
@@ -145,11 +146,13 @@ impl Loaded {
     pub fn pin(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
         for name in maps::ALL {
             let path = pins.path(name);
+            fault::point("pinning a map");
             let pinned = self.ebpf.map(name).ok_or_else(|| missing("map", name))?.pin(&path);
             pinned.map_err(|error| DataplaneError::new(format!("pinning map {name} at {}", path.display()), error))?;
         }
         for name in programs::ALL {
             let path = pins.path(name);
+            fault::point("pinning a program");
             let pinned = self.program_mut(name)?.pin(&path);
             pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
         }
@@ -189,6 +192,7 @@ impl Programs {
     pub fn keep(pins: &Pins) -> Result<(), DataplaneError> {
         for name in programs::ALL {
             let (from, to) = (pins.path(&format!("{name}{NEXT}")), pins.path(name));
+            fault::point("renaming a pin");
             let renamed = std::fs::rename(&from, &to);
             renamed.map_err(|error| DataplaneError::new(format!("renaming {}", from.display()), error))?;
         }
@@ -211,6 +215,7 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
         Pins::forget(&path)?;
         let program = object.program_mut(name)?;
         program.load().map_err(|error| program_error(name, error))?;
+        fault::point("pinning a program");
         let pinned = program.pin(&path);
         pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
     }

@@ -1,12 +1,13 @@
 //! The peers' prefixes in the maps, and the version and masks that the programs' peer caches need.
 
-use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
 use ecmpvpn_common::layout::{Address, Settings, maps};
 use ecmpvpn_common::shared::Whole;
 use ipnet::IpNet;
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::keys::{destination, prefix_key};
 use super::{DataplaneError, enomem};
@@ -70,11 +71,26 @@ pub(super) fn change(
     }
     (settings.ipv4_mask, settings.ipv6_mask) = masks(table);
     record.set(settings);
-    // Whoever sees the next write also sees all earlier ones.
-    fence(Ordering::SeqCst);
+    wait_for_programs();
     settings.prefixes_version = changing.wrapping_add(1);
     record.set(settings);
     Ok(())
+}
+
+/// Waits until every run of a program that began before has ended, so that no run sees both the former prefixes and the
+/// version that is written next. A program reads the version before the prefixes, but a CPU may carry out the two reads
+/// in the other order (arm64), and BPF has no load with acquire before Linux 6.15. A barrier in the program would cost
+/// each packet something, for a change that is rare.
+///
+/// TC programs run in an RCU read-side critical section (`sch_handle_egress()`, net/core/dev.c), and this command waits
+/// for a grace period (`synchronize_rcu()`, kernel/sched/membarrier.c).
+fn wait_for_programs() {
+    /// Much longer than a program takes for a packet.
+    const AT_MOST: Duration = Duration::from_millis(100);
+    // Refused if some CPUs have no timer tick (nohz_full), and by some system call filters.
+    if membarrier(MembarrierCommand::Global).is_err() {
+        std::thread::sleep(AT_MOST);
+    }
 }
 
 /// The parts in which prefixes differ.

@@ -13,6 +13,7 @@ use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
 use super::arrivals;
 use super::attach::{Attached, attach_again};
+use super::error::os_error;
 use super::fill::{FIRST_WEIGHT, first_load, gap_ns, padded};
 use super::mapped::{self, Mapped};
 use super::object::{Programs, replace_programs, tick_ns};
@@ -20,6 +21,7 @@ use super::prefixes;
 use super::view::text;
 use super::{DataplaneError, Device, Hook, Options, Pins};
 use crate::config::InterfaceName;
+use crate::fault;
 use crate::plan::{PeerTable, SteeringTable};
 
 /// Each peer's name, and the names of its tunnels in the order of their slots.
@@ -97,8 +99,10 @@ fn apply(
     for (number, peer) in (0..).zip(&table.peers) {
         let before = former.and_then(|table| table.peers.get(number as usize));
         let rows = maps.rows(number, before, peer, tunnels)?;
+        fault::point("map write: dropping tunnels");
         maps.drop_tunnels(number, &rows, pins)?;
         for row in &rows {
+            fault::point("map write: a tunnel");
             maps.write_row(number, row)?;
         }
         for row in rows.iter().filter(|row| row.record.ifindex != 0 && (replaced || !row.same_device)) {
@@ -107,15 +111,20 @@ fn apply(
             let attached = attach_again(hook, &mut programs.ingress, device, false, &pin, row.same_device)?;
             maps.note_qdisc(TunnelId::new(number, row.slot), attached);
         }
-        maps.set_homes(number, &rows);
+        fault::point("map write: homes");
+        maps.set_homes(number, &rows, replaced);
+        fault::point("map write: peer");
         maps.state.peers()[number as usize].tunnel_count.set(u32::try_from(rows.len()).unwrap_or(u32::MAX));
         maps.set_policy(number, before, peer);
         if former.is_none_or(|former| former.flowlet_gap_us != table.flowlet_gap_us) {
             maps.state.peers()[number as usize].gap_ns.set(gap_ns(table.flowlet_gap_us));
         }
-        maps.set_paths(number, &rows);
+        fault::point("map write: paths");
+        maps.set_paths(number, &rows, replaced);
+        fault::point("map write: reviving");
         maps.revive_peer(number, &rows);
     }
+    fault::point("map write: prefixes");
     maps.set_prefixes(table)?;
     let same_device = settings.steering_ifindex == steering.ifindex;
     let attached = if replaced || !same_device {
@@ -123,6 +132,7 @@ fn apply(
     } else {
         Attached { qdisc_added: false }
     };
+    fault::point("map write: settings");
     maps.set_settings(table, steering.ifindex, attached);
     if replaced {
         arrivals::replace(pins, &mut programs.arrival)?;
@@ -244,18 +254,24 @@ impl Maps {
         (0..).zip(&peer.tunnels).map(row).collect()
     }
 
-    /// Marks the slots whose tunnel is gone or new as down and as closed to new flows. Then forgets the devices that
-    /// are no longer used.
+    /// Marks the slots whose tunnel is gone or new as down, and those whose tunnel is gone as closed to new flows. Then
+    /// forgets the devices that are no longer used.
+    ///
+    /// A new tunnel is opened here and not last: if this process is killed before the end, the next one finds the tunnel's
+    /// record, takes it for one that it knows, and could not tell a closed one from one that was drained.
     fn drop_tunnels(&mut self, number: u32, rows: &[Row], pins: &Pins) -> Result<(), DataplaneError> {
-        let gone = |row: &&Row| row.record.ifindex == 0 || row.is_new;
-        let dead = rows.iter().filter(gone).fold(0, |bits, row| bits | 1 << row.slot);
+        let bits = |of: fn(&&Row) -> bool| rows.iter().filter(of).fold(0, |bits, row| bits | 1 << row.slot);
         let peer = &self.state.peers()[number as usize];
-        peer.live.set_bits(dead, false);
-        peer.open.set_bits(dead, false);
+        // Whatever is down carries nothing, open or not.
+        peer.live.set_bits(bits(|row| row.record.ifindex == 0 || row.is_new), false);
+        peer.open.set_bits(bits(|row| row.record.ifindex == 0), false);
+        peer.open.set_bits(bits(|row| row.is_new), true);
         for row in rows.iter().filter(|row| !row.same_device) {
             if row.former.ifindex != 0 {
                 match self.tunnel_ids.remove(&row.former.ifindex) {
+                    // A process that was killed here has removed it. The kernel says so in its own words.
                     Err(MapError::KeyNotFound) => {}
+                    Err(error) if os_error(&error) == Some(libc::ENOENT) => {}
                     removed => removed.map_err(write_error(maps::TUNNEL_IDS))?,
                 }
             }
@@ -286,7 +302,9 @@ impl Maps {
         if row.record != row.former {
             self.state.state().tunnels[id.index()].set(row.record);
         }
-        if row.record.ifindex != 0 && !row.same_device {
+        let ifindex = row.record.ifindex;
+        if ifindex != 0 && self.tunnel_ids.get(&ifindex, 0).ok() != Some(id.number()) {
+            fault::point("map write: tunnel id");
             self.tunnel_ids.insert(row.record.ifindex, id.number(), 0).map_err(write_error(maps::TUNNEL_IDS))?;
         }
         Ok(())
@@ -301,10 +319,10 @@ impl Maps {
     }
 
     /// Sets each bucket's home to the tunnel that now ranks first in it. Nothing changes if weights and tunnels are as
-    /// before.
-    fn set_homes(&self, number: u32, rows: &[Row]) {
+    /// before, unless an earlier process may have been killed half-way (`all`).
+    fn set_homes(&self, number: u32, rows: &[Row], all: bool) {
         let now: Vec<Candidate> = rows.iter().map(|row| row.record.candidate()).collect();
-        if rows.iter().all(|row| row.record.candidate() == row.former.candidate()) {
+        if !all && rows.iter().all(|row| row.record.candidate() == row.former.candidate()) {
             return;
         }
         let first = self.state.peers()[number as usize].bucket_base as usize;
@@ -325,8 +343,8 @@ impl Maps {
 
     /// Lists the links again. Tunnels that shared a link still share it. A new tunnel has its own link until more is
     /// known.
-    fn set_paths(&self, number: u32, rows: &[Row]) {
-        if rows.iter().all(|row| !row.is_new && (row.record.ifindex != 0) == (row.former.ifindex != 0)) {
+    fn set_paths(&self, number: u32, rows: &[Row], all: bool) {
+        if !all && rows.iter().all(|row| !row.is_new && (row.record.ifindex != 0) == (row.former.ifindex != 0)) {
             return;
         }
         let mut links: Vec<(TunnelId, u32)> = Vec::new();
@@ -346,12 +364,10 @@ impl Maps {
         self.state.peers()[number as usize].path_count.set(count);
     }
 
-    /// Opens new tunnels to new flows. If all tunnels of the peer are new, it also marks them as up. Otherwise probing
-    /// must first find that they are up.
+    /// If all tunnels of the peer are new, marks them as up. Otherwise probing must first find that they are up.
     fn revive_peer(&self, number: u32, rows: &[Row]) {
         let new = rows.iter().filter(|row| row.is_new).fold(0, |bits, row| bits | 1 << row.slot);
         let peer = &self.state.peers()[number as usize];
-        peer.open.set_bits(new, true);
         if !rows.iter().any(|row| row.record.ifindex != 0 && !row.is_new) {
             peer.live.set_bits(new, true);
         }

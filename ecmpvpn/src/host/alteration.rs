@@ -53,6 +53,15 @@ impl Alteration {
         (Self { parts, add, remove: first }, Self { remove: last, ..Self::default() })
     }
 
+    /// The settings of WireGuard that differ, in words: "private key and UDP port".
+    pub fn changed_settings(&self) -> String {
+        let words: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
+        match words.split_last() {
+            Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+            _ => words.concat(),
+        }
+    }
+
     /// Whether packets may be lost until both ends have matching settings again.
     pub fn interrupts(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Key | Part::Port | Part::Peer | Part::Endpoint))

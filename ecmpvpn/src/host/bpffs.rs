@@ -10,6 +10,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use super::error::{HostError, Lacks};
 use super::journal::Journal;
 use super::record::Undo;
+use crate::fault;
 
 /// The standard mount point of the BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -29,8 +30,11 @@ pub fn is_mounted(path: &Path) -> bool {
 pub fn mount_at(path: &Path, journal: &mut Journal) -> Result<(), HostError> {
     journal.record(Undo::Unmount { path: path.to_owned() })?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    fault::point("mounting bpffs");
     mount("bpf", path, "bpf", flags, c"mode=0700")
-        .map_err(|e| Lacks::BpfFs { path: path.to_owned(), source: e.into() }.into())
+        .map_err(|e| Lacks::BpfFs { path: path.to_owned(), source: e.into() })?;
+    fault::point("mounted bpffs");
+    Ok(())
 }
 
 /// Unmounts the BPF file system at `path`, unless somebody has put something there.
@@ -43,6 +47,7 @@ pub fn unmount_if_empty(path: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
+    fault::point("unmounting bpffs");
     match unmount(path, UnmountFlags::NOFOLLOW) {
         // Some process uses it, for example as its working directory.
         Err(rustix::io::Errno::BUSY | rustix::io::Errno::INVAL) => Ok(()),

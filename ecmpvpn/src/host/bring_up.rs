@@ -14,7 +14,7 @@ use super::owned::Owned;
 use super::record::{LinkId, Undo};
 use super::survey::Survey;
 use super::wireguard::userspace::Userspace;
-use super::{bond, bpffs, member_routes, route, sysctl, tunnel, undo};
+use super::{bond, bpffs, member_routes, route, sysctl, tunnel, undo, unreachable};
 use netlink_packet_route::RouteNetlinkMessage;
 
 use crate::config::{Bond, InterfaceName};
@@ -92,7 +92,7 @@ pub async fn bring_up(
             if let Some(userspace) = userspace {
                 userspace.stop().await;
             }
-            match journal.undo(&netlink, &mut |_| {}).await {
+            match journal.undo(&netlink, &mut |_| Ok(())).await {
                 Ok(_) => Err(first),
                 Err(undo) => Err(HostError::NotUndone { first: Box::new(first), undo }),
             }
@@ -202,23 +202,20 @@ impl Work<'_> {
             }
             Change::RemoveRoute { prefix, device } => {
                 let is_it = |undo: &Undo| matches!(undo, Undo::DeleteRoute { prefix: other, device: by } if other == prefix && by.name == *device);
-                for record in journal.records().filter(|undo| is_it(undo)) {
-                    let removed = undo::undo(record, self.netlink).await;
-                    removed.during(|| format!("removing the route to {prefix}"))?;
-                }
-                Ok(journal.forget(is_it)?)
+                self.undo_each(journal, is_it, || format!("removing the route to {prefix}")).await
             }
             Change::RemoveAddress { device, address } => {
                 let is_it = |undo: &Undo| matches!(undo, Undo::DeleteAddress { link, address: other } if other == address && link.name == device.as_str());
-                for record in journal.records().filter(|undo| is_it(undo)) {
-                    let removed = undo::undo(record, self.netlink).await;
-                    removed.during(|| format!("removing {address} from {device}"))?;
-                }
-                Ok(journal.forget(is_it)?)
+                self.undo_each(journal, is_it, || format!("removing {address} from {device}")).await
             }
             Change::ReplaceRoute { prefix, device, source } => {
                 let steering = self.steering.clone().ok_or_else(|| tunnel::unplanned(device))?;
                 route::replace(self.netlink, journal, &Route { prefix: *prefix, source: *source }, steering).await
+            }
+            Change::AddUnreachable { prefix } => unreachable::add(self.netlink, journal, *prefix).await,
+            Change::RemoveUnreachable { prefix } => {
+                let is_it = |undo: &Undo| matches!(undo, Undo::DeleteUnreachable { prefix: other } if other == prefix);
+                self.undo_each(journal, is_it, || format!("removing the unreachable route to {prefix}")).await
             }
             Change::AddRoute { prefix, device, source } => {
                 let steering = self.steering.clone().ok_or_else(|| tunnel::unplanned(device))?;
@@ -227,12 +224,26 @@ impl Work<'_> {
             Change::AcceptRouterAdvertisements { device } => sysctl::accept_router_advertisements(journal, device),
             Change::EnableForwarding { ipv4: true } => sysctl::enable_ipv4_forwarding(journal),
             Change::EnableForwarding { ipv4: false } => sysctl::enable_ipv6_forwarding(journal),
+            Change::KeepForwarding { ipv4 } => sysctl::keep_forwarding(journal, *ipv4),
             Change::LooseReversePath { device } => sysctl::loose_reverse_path(device.as_str()),
             Change::KeepMember { .. }
             | Change::KeepAddress { .. }
-            | Change::KeepForwarding { .. }
+            | Change::KeepUnreachable { .. }
             | Change::KeepRoute { .. } => Ok(()),
         }
+    }
+
+    /// Undoes the changes whose records `are` it, and forgets these.
+    async fn undo_each(
+        &self,
+        journal: &mut Journal,
+        are: impl Fn(&Undo) -> bool,
+        operation: impl Fn() -> String,
+    ) -> Result<(), HostError> {
+        for record in journal.records().filter(|undo| are(undo)) {
+            undo::undo(record, self.netlink).await.during(&operation)?;
+        }
+        Ok(journal.forget(are)?)
     }
 
     fn own_link(&self, name: &str, ifindex: u32) -> LinkId {
@@ -259,7 +270,7 @@ impl Work<'_> {
             removed.during(|| format!("removing address {address} from {name}"))?;
         }
         for address in &to.add {
-            device::add_address(self.netlink, name.as_str(), ifindex, *address).await?;
+            device::add_inner_address(self.netlink, name.as_str(), ifindex, *address).await?;
         }
         if to.parts.contains(&Part::Down) {
             self.netlink.set_up(ifindex).await.during(|| format!("setting {name} up"))?;

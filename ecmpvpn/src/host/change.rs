@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::alteration::Alteration;
+use super::alteration::{Alteration, Part};
 use super::saved::Saved;
 use crate::config::{Bond, BondMode, InterfaceName, LacpRate};
 use crate::plan::Backend;
@@ -99,6 +99,18 @@ pub enum Change {
         /// Bytes.
         mtu: u32,
     },
+    /// Make a prefix unreachable wherever no other route leads to it.
+    AddUnreachable {
+        prefix: IpNet,
+    },
+    /// The unreachable route exists already.
+    KeepUnreachable {
+        prefix: IpNet,
+    },
+    /// Remove an unreachable route that ecmpvpn made and that is no longer planned.
+    RemoveUnreachable {
+        prefix: IpNet,
+    },
     /// Route a prefix to the steering device.
     AddRoute {
         prefix: IpNet,
@@ -166,15 +178,85 @@ impl Change {
                 | Self::KeepTunnel { .. }
                 | Self::KeepSteering { .. }
                 | Self::KeepRoute { .. }
+                | Self::KeepUnreachable { .. }
         )
     }
 
     /// Whether this only removes something. Removals come last, when nothing uses the thing any more.
     pub fn is_removal(&self) -> bool {
         match self {
-            Self::RemoveTunnel { .. } | Self::RemoveRoute { .. } | Self::RemoveAddress { .. } => true,
+            Self::RemoveTunnel { .. }
+            | Self::RemoveRoute { .. }
+            | Self::RemoveUnreachable { .. }
+            | Self::RemoveAddress { .. } => true,
             Self::Alter { alteration, .. } => alteration.is_removal(),
             _ => false,
+        }
+    }
+
+    /// What this change of a running site would mend: somebody else has changed something of the tunnels, the steering
+    /// device, the routes or the kernel's settings. `None`: something else, such as bond members and keys.
+    pub fn damage(&self) -> Option<String> {
+        match self {
+            Self::CreateTunnel { name, .. } | Self::CreateSteering { name, .. } => Some(format!("{name} was deleted")),
+            Self::Alter { name, alteration, .. } => {
+                let mut words = Vec::new();
+                for part in &alteration.parts {
+                    match part {
+                        Part::Down => words.push(format!("{name} was set down")),
+                        Part::Mtu => words.push(format!("{name} had another MTU")),
+                        Part::Key
+                        | Part::Port
+                        | Part::Peer
+                        | Part::PresharedKey
+                        | Part::Endpoint
+                        | Part::AllowedIps => {}
+                    }
+                }
+                words.extend(alteration.add.iter().map(|address| format!("{name} had lost its address {address}")));
+                (!words.is_empty()).then(|| words.join(", "))
+            }
+            Self::AddUnreachable { prefix } => Some(format!("the unreachable route to {prefix} was deleted")),
+            Self::AddRoute { prefix, device, .. } => Some(format!("the route of {prefix} to {device} was deleted")),
+            Self::ReplaceRoute { prefix, .. } => Some(format!("the route of {prefix} was changed")),
+            Self::EnableForwarding { ipv4 } => Some(format!("{} forwarding was turned off", family(*ipv4))),
+            Self::LooseReversePath { device } => Some(format!("net.ipv4.conf.{device}.rp_filter was changed")),
+            Self::MountBpffs
+            | Self::CreateBond { .. }
+            | Self::ReuseBond { .. }
+            | Self::Enslave { .. }
+            | Self::KeepMember { .. }
+            | Self::AddAddress { .. }
+            | Self::KeepAddress { .. }
+            | Self::SetUp { .. }
+            | Self::MoveRoute { .. }
+            | Self::KeepTunnel { .. }
+            | Self::RemoveTunnel { .. }
+            | Self::KeepSteering { .. }
+            | Self::KeepUnreachable { .. }
+            | Self::RemoveUnreachable { .. }
+            | Self::KeepRoute { .. }
+            | Self::RemoveRoute { .. }
+            | Self::RemoveAddress { .. }
+            | Self::AcceptRouterAdvertisements { .. }
+            | Self::KeepForwarding { .. } => None,
+        }
+    }
+
+    /// The part of this change that mends damage (see [`Self::damage`]), or the finding that something is as planned.
+    /// What remains of a tunnel's change may be nothing: its keys may differ because they are being renewed. `steering`:
+    /// the steering device.
+    pub fn repair(self, steering: &InterfaceName) -> Option<Self> {
+        match self {
+            Self::Alter { name, ifindex, mut alteration } => {
+                alteration.parts.retain(|part| matches!(part, Part::Down | Part::Mtu));
+                alteration.remove.clear();
+                if !alteration.is_empty() {
+                    return Some(Self::Alter { name, ifindex, alteration });
+                }
+                (name != *steering).then_some(Self::KeepTunnel { name, ifindex })
+            }
+            other => (!other.is_needed() || other.damage().is_some()).then_some(other),
         }
     }
 
@@ -260,6 +342,11 @@ impl fmt::Display for Change {
             }
             Self::RemoveRoute { prefix, device } => write!(f, "remove the route of {prefix} to {device}"),
             Self::RemoveAddress { device, address } => write!(f, "remove address {address} from {device}"),
+            Self::AddUnreachable { prefix } => {
+                write!(f, "add an unreachable route to {prefix}, so that it never leaves unencrypted")
+            }
+            Self::KeepUnreachable { prefix } => write!(f, "leave the unreachable route to {prefix}"),
+            Self::RemoveUnreachable { prefix } => write!(f, "remove the unreachable route to {prefix}"),
             Self::AddRoute { prefix, device, source: None } => write!(f, "route {prefix} to {device}"),
             Self::AddRoute { prefix, device, source: Some(source) } => {
                 write!(f, "route {prefix} to {device} (source {source})")

@@ -95,13 +95,18 @@ pub async fn prepare(
         .and_then(|()| sysctl::write_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "0"))
         .during(|| format!("preparing IPv6 on {name}"))?;
     for address in addresses {
-        let mut message = address_message(index, *address);
-        // No other host is on these links, so duplicate address detection is not needed. Without `nodad` an IPv6
-        // address is tentative at first, and the kernel refuses it as the source of a route.
-        message.header.flags = AddressHeaderFlags::Nodad;
-        add(netlink, name, *address, message).await?;
+        add_inner_address(netlink, name, index, *address).await?;
     }
     Ok(())
+}
+
+/// Adds an address to a tunnel or to the steering device. No other host is on these links, so duplicate address
+/// detection is not needed. Without `nodad` an IPv6 address is tentative at first, and the kernel refuses it as the
+/// source of a route.
+pub async fn add_inner_address(netlink: &Netlink, name: &str, index: u32, address: IpNet) -> Result<(), HostError> {
+    let mut message = address_message(index, address);
+    message.header.flags = AddressHeaderFlags::Nodad;
+    add(netlink, name, address, message).await
 }
 
 /// Adds an address as `ip address add` does.

@@ -131,6 +131,24 @@ pub enum Conflict {
     },
     #[error("UDP port {port} is already in use: choose another listen_port for {tunnel}")]
     PortInUse { port: u16, tunnel: InterfaceName },
+    /// Full packets of the tunnels do not fit the port that they leave by.
+    #[error(
+        "mtu in [steering] is {mtu}, but {port} sends packets of at most {largest} bytes and WireGuard adds {overhead}: \
+         {}raise the MTU of {port} to {}; otherwise fragments, which have no ports, put all tunnels on one bond member",
+        largest.checked_sub(*overhead).filter(|fits| *fits >= 1280)
+            .map(|fits| format!("set it to {fits}, or ")).unwrap_or_default(),
+        mtu + overhead
+    )]
+    MtuTooLarge {
+        /// MTU of the tunnels, bytes.
+        mtu: u32,
+        /// The interface that the outer packets leave by.
+        port: String,
+        /// Its MTU, bytes.
+        largest: u32,
+        /// What WireGuard adds to a packet, bytes.
+        overhead: u32,
+    },
     /// An endpoint that this host does not have.
     #[error(
         "local_endpoint {address} of {peer} is on no interface of this host{}: add it to addresses in [bond], or \

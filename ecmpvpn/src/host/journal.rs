@@ -4,14 +4,23 @@
 //! executes them.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::links::Link;
 use super::record::{LinkId, Undo};
+use crate::{fault, file};
+
+/// How long to wait for another site that changes shared settings, and how often to look. It takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Journals of another version are refused.
 const VERSION: u32 = 1;
@@ -96,7 +105,7 @@ impl Journal {
     }
 
     /// The records, the last change first: the order of undoing.
-    pub fn records(&self) -> impl Iterator<Item = &Undo> {
+    pub fn records(&self) -> impl DoubleEndedIterator<Item = &Undo> {
         self.contents.undo.iter().rev()
     }
 
@@ -108,6 +117,15 @@ impl Journal {
     pub fn record(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.contents.undo.push(undo);
         self.save()
+    }
+
+    /// As [`Self::record`], unless the journal has the same record already: the change is made again after somebody else
+    /// took it back. Returns whether the record is new.
+    pub fn record_once(&mut self, undo: Undo) -> Result<bool, JournalError> {
+        if self.contents.undo.contains(&undo) {
+            return Ok(false);
+        }
+        self.record(undo).map(|()| true)
     }
 
     /// Removes the last record: its change was not made, or is undone.
@@ -148,6 +166,65 @@ impl Journal {
         })
     }
 
+    /// The prefixes to which ecmpvpn added unreachable routes.
+    pub fn owned_unreachable(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.contents.undo.iter().filter_map(|undo| match undo {
+            Undo::DeleteUnreachable { prefix } => Some(*prefix),
+            _ => None,
+        })
+    }
+
+    /// Whether the journal knows the former value of the setting `key`.
+    pub fn has_sysctl(&self, key: &str) -> bool {
+        self.contents.undo.iter().any(|undo| match undo {
+            Undo::WriteSysctls { values } => values.iter().any(|(known, _)| known == key),
+            _ => false,
+        })
+    }
+
+    /// Keeps other sites of the same run root from changing what [`Self::others`] finds, until the result is dropped.
+    /// Without the lock (`None`) two sites that act at the same instant may miss each other. Waits for the lock at most
+    /// [`LOCK_PATIENCE`]: a process that is stopped may hold it.
+    pub(super) fn lock_others(&self) -> Option<fs::File> {
+        // Only its owner can open it.
+        let path = self.root()?;
+        let root = fs::File::open(path).ok()?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while let Err(error) = flock(&root, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK || Instant::now() >= deadline {
+                tracing::warn!(
+                    "the lock of {} is not taken ({error}): look for another ecmpvpn that is stopped (`ps -C ecmpvpn`), \
+                     and do not change two sites of this host at the same moment",
+                    path.display()
+                );
+                return None;
+            }
+            sleep(LOCK_POLL);
+        }
+        Some(root)
+    }
+
+    /// The journals of other sites in the same run root, of this boot and network namespace. Those that cannot be read
+    /// are left out.
+    pub(super) fn others(&self) -> Vec<Self> {
+        let own = self.path.parent();
+        let entries = self.root().and_then(|root| fs::read_dir(root).ok()).into_iter().flatten().flatten();
+        let directories = entries.map(|entry| entry.path()).filter(|path| Some(path.as_path()) != own);
+        let read = |directory: PathBuf| {
+            let path = directory.join(self.path.file_name()?);
+            let contents: Contents = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+            let (here, there) = (&self.contents, &contents);
+            let same = here.version == there.version && here.boot_id == there.boot_id && here.netns == there.netns;
+            same.then_some(Self { path, contents })
+        };
+        directories.filter_map(read).collect()
+    }
+
+    /// The run root: the journal is in the site's directory below.
+    fn root(&self) -> Option<&Path> {
+        self.path.parent()?.parent()
+    }
+
     /// Removes the records of changes that are undone already.
     pub fn forget(&mut self, is_undone: impl Fn(&Undo) -> bool) -> Result<(), JournalError> {
         let before = self.contents.undo.len();
@@ -161,7 +238,14 @@ impl Journal {
         self.save()
     }
 
+    /// Removes the record at `index`, counted from the oldest: its change is undone.
+    pub(super) fn remove_record(&mut self, index: usize) -> Result<(), JournalError> {
+        self.contents.undo.remove(index);
+        self.save()
+    }
+
     pub(super) fn remove(&self) -> Result<(), JournalError> {
+        fault::point("removing the journal");
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(JournalError::Io { operation: "removing", path: self.path.clone(), source })
@@ -170,14 +254,9 @@ impl Journal {
         }
     }
 
-    fn save(&self) -> Result<(), JournalError> {
-        let write = || {
-            let temporary = self.path.with_extension("json.new");
-            let mut file = fs::File::create(&temporary)?;
-            // No fsync: whatever loses the page cache also loses the kernel state that the journal is about.
-            file.write_all(serde_json::to_string_pretty(&self.contents)?.as_bytes())?;
-            fs::rename(&temporary, &self.path)
-        };
+    pub(super) fn save(&self) -> Result<(), JournalError> {
+        // Whatever loses the page cache also loses the kernel state that the journal is about.
+        let write = || file::replace(&self.path, &serde_json::to_vec_pretty(&self.contents)?);
         write().map_err(|source| JournalError::Io { operation: "writing", path: self.path.clone(), source })
     }
 }
@@ -214,6 +293,21 @@ mod tests {
         let other = Journal::open(&path, "site-a").unwrap();
         let records: Vec<_> = other.records().cloned().collect();
         assert_eq!(records, [address("fd00::2/64"), address("10.0.0.1/24")]);
+    }
+
+    #[test]
+    fn the_lock_of_the_sites_is_not_waited_for_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("site-a");
+        fs::create_dir(&folder).unwrap();
+        let journal = Journal::open(&folder.join("journal.json"), "site-a").unwrap();
+        let held = journal.lock_others().expect("nobody holds it");
+        let since = Instant::now();
+        // It is a lock of the open file, so that this process itself can stand for another one.
+        assert!(journal.lock_others().is_none());
+        assert!((LOCK_PATIENCE..2 * LOCK_PATIENCE).contains(&since.elapsed()), "{:?}", since.elapsed());
+        drop(held);
+        assert!(journal.lock_others().is_some());
     }
 
     #[test]

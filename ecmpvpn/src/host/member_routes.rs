@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::error::{During as _, HostError};
@@ -14,15 +14,15 @@ use super::route;
 use super::saved::Saved;
 use crate::config::Bond;
 
-/// The routes in the main table through one of `members` that can move: they have a single gateway, in a network of the
+/// The routes of all tables through one of `members` that can move: they have a single gateway, in a network of the
 /// bond's addresses.
 pub fn movable(routes: &[RouteMessage], members: &[u32], bond: &Bond) -> Vec<Saved> {
     let fits = |route: &&RouteMessage| {
         let lasting = !matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
         let single = matches!(route::output_interfaces(route).as_slice(), [one] if members.contains(one));
-        let main = route::table(route) == u32::from(RouteHeader::RT_TABLE_MAIN);
+        let local = route::table(route) == u32::from(libc::RT_TABLE_LOCAL);
         let reached = gateway(route).is_some_and(|gateway| bond.addresses.iter().any(|net| net.contains(&gateway)));
-        lasting && single && main && reached && route.header.kind == RouteType::Unicast
+        lasting && single && !local && reached && route.header.kind == RouteType::Unicast
     };
     routes.iter().filter(fits).map(Saved::route).collect()
 }
@@ -68,6 +68,7 @@ pub fn gateway(route: &RouteMessage) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use crate::config::{BondMode, InterfaceName, LacpRate, XmitHashPolicy};
+    use netlink_packet_route::route::RouteHeader;
 
     fn bond(address: &str) -> Bond {
         Bond {
@@ -107,6 +108,12 @@ mod tests {
         };
         assert_eq!(texts("10.2.3.4/24"), ["default via 10.2.3.1"]);
         assert_eq!(texts("172.16.0.1/24"), Vec::<String>::new());
+        let in_table = |table: u32| {
+            let mut route = default_route([10, 2, 3, 1], 2, RouteProtocol::Static);
+            route.attributes.push(RouteAttribute::Table(table));
+            movable(&[route], &[2], &bond("10.2.3.4/24")).len()
+        };
+        assert_eq!([in_table(1000), in_table(u32::from(libc::RT_TABLE_LOCAL))], [1, 0]);
     }
 
     #[test]

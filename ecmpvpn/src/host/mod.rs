@@ -18,8 +18,11 @@ mod bring_up;
 mod change;
 mod device;
 mod error;
+pub mod events;
+pub mod firewall;
 pub mod journal;
 pub mod links;
+pub mod managed;
 mod management;
 mod member;
 mod member_routes;
@@ -27,16 +30,21 @@ pub mod netlink;
 mod next_hop;
 mod owned;
 mod preflight;
+pub mod privilege;
 pub mod queues;
 mod record;
 mod route;
 pub mod run_dir;
+pub mod sandbox;
 mod saved;
+mod sessions;
+mod shared;
 mod survey;
 mod sysctl;
 mod tunnel;
 pub mod underlay;
 mod undo;
+mod unreachable;
 pub mod wireguard;
 
 pub use alteration::{Alteration, Part};
@@ -44,17 +52,24 @@ pub use bring_up::{HostLinks, Options, apply, bring_up, changes, changes_since};
 pub use change::Change;
 pub use error::{Conflict, HostError, Lacks, UndoErrors};
 pub use journal::Journal;
+pub use managed::remember_namespace;
 pub use management::check_management;
 pub use netlink::Netlink;
 pub use owned::Owned;
-pub use preflight::{preflight, preflight_since, require_privilege};
+pub use preflight::{load_bonding, mtu_conflict, preflight, preflight_since, require_maps, require_privilege};
 pub use record::Undo;
 pub use route::PROTOCOL as ROUTE_PROTOCOL;
 pub use run_dir::{RUN_ROOT, RunDir};
+pub use sessions::remember as remember_ssh_sessions;
 pub use tunnel::{rekey as rekey_tunnel, restart as restart_tunnel};
 
 use crate::config::BackendChoice;
-use crate::plan::Backend;
+use crate::plan::{Backend, Plan};
+
+/// Whether a kernel setting that `plan` needs has another value now. The kernel tells of no such change.
+pub fn switches_differ(plan: &Plan) -> bool {
+    sysctl::differ(&plan.sysctls)
+}
 
 /// Decides which backend carries the tunnels: the kernel if it has WireGuard, unless the configuration chooses one.
 pub fn detect_backend(choice: BackendChoice) -> Backend {

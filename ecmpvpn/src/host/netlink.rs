@@ -19,6 +19,7 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use super::error::{During as _, HostError};
 use super::links::{Link, Links};
 use super::record::LinkId;
+use crate::fault;
 
 /// The text in an extended acknowledgement. Source: `enum nlmsgerr_attrs`, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -47,7 +48,11 @@ impl Netlink {
 
     /// Sends `message` with `flags` on top of `REQUEST | ACK` and waits for the acknowledgement.
     pub async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.exchange(message, NLM_F_ACK | flags).await.map(drop)
+        let what = kind(&message);
+        fault::point(what);
+        let done = self.exchange(message, NLM_F_ACK | flags).await.map(drop);
+        fault::point(what);
+        done
     }
 
     async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
@@ -181,6 +186,19 @@ impl Netlink {
             _ => None,
         };
         Ok(answers.into_iter().filter_map(neighbour).collect())
+    }
+}
+
+/// The kind of a change, for the list of fault points.
+fn kind(message: &RouteNetlinkMessage) -> &'static str {
+    match message {
+        RouteNetlinkMessage::NewLink(_) => "netlink: new link",
+        RouteNetlinkMessage::DelLink(_) => "netlink: delete link",
+        RouteNetlinkMessage::NewAddress(_) => "netlink: new address",
+        RouteNetlinkMessage::DelAddress(_) => "netlink: delete address",
+        RouteNetlinkMessage::NewRoute(_) => "netlink: new route",
+        RouteNetlinkMessage::DelRoute(_) => "netlink: delete route",
+        _ => "netlink: other",
     }
 }
 

@@ -8,6 +8,10 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::netlink::Netlink;
 
+/// IP protocol numbers.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 impl Netlink {
     /// Index of the interface that a UDP datagram from `local` to `remote` uses now. `None`: no route.
     pub async fn outgoing_interface(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
@@ -35,19 +39,27 @@ impl Netlink {
     /// The interface that a UDP datagram from `local` to `remote` uses now, and the next hop: a router, or `remote`
     /// itself.
     pub async fn next_hop(&self, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
-        const UDP: u8 = 17;
+        self.route_of(UDP, local, remote).await
+    }
+
+    /// Index of the interface that a TCP segment from `local` to `remote` uses now. `None`: no route.
+    pub async fn interface_of_tcp(&self, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        self.route_of(TCP, local, remote).await.map(|(ifindex, _)| ifindex)
+    }
+
+    async fn route_of(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(u32, IpAddr)> {
         let request = match (local.ip(), remote.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .source_prefix(from, 32)
                 .destination_prefix(to, 32)
-                .ip_protocol(UDP)
+                .ip_protocol(protocol)
                 .sport(local.port())
                 .dport(remote.port())
                 .build(),
             (IpAddr::V6(from), IpAddr::V6(to)) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
                 .source_prefix(from, 128)
                 .destination_prefix(to, 128)
-                .ip_protocol(UDP)
+                .ip_protocol(protocol)
                 .sport(local.port())
                 .dport(remote.port())
                 .build(),

@@ -43,6 +43,8 @@ pub enum Undo {
         /// The steering device.
         device: LinkId,
     },
+    /// Remove an unreachable route that ecmpvpn made beside a steered one.
+    DeleteUnreachable { prefix: IpNet },
     /// Remove a member's route that was moved to its bond.
     DeleteMovedRoute {
         /// The route as it was added.
@@ -96,6 +98,7 @@ impl fmt::Display for Undo {
                 }
             }
             Self::DeleteRoute { prefix, device } => write!(f, "remove the route to {prefix} through {device}"),
+            Self::DeleteUnreachable { prefix } => write!(f, "remove the unreachable route to {prefix}"),
             Self::DeleteMovedRoute { route, device } => write!(f, "remove the route {} from {device}", route.text),
             Self::WriteSysctls { values } => match values.first() {
                 Some((path, value)) => write!(f, "set {} back to {value}", path.replace('/', ".")),

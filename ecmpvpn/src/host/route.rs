@@ -27,10 +27,10 @@ const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub async fn add(netlink: &Netlink, journal: &mut Journal, route: &Route, device: LinkId) -> Result<(), HostError> {
     let name = device.name.clone();
     let index = device.ifindex.unwrap_or(0);
-    journal.record(Undo::DeleteRoute { prefix: route.prefix, device })?;
+    let is_new = journal.record_once(Undo::DeleteRoute { prefix: route.prefix, device })?;
     let message = RouteNetlinkMessage::NewRoute(message(route.prefix, route.source, index));
     let added = netlink.request(message, NLM_F_CREATE | NLM_F_EXCL).await;
-    if added.is_err() {
+    if added.is_err() && is_new {
         journal.retract()?;
     }
     added.during(|| format!("adding a route to {} through {name}", route.prefix))
@@ -40,7 +40,7 @@ pub async fn add(netlink: &Netlink, journal: &mut Journal, route: &Route, device
 pub async fn replace(netlink: &Netlink, journal: &mut Journal, route: &Route, device: LinkId) -> Result<(), HostError> {
     let (name, index) = (device.name.clone(), device.ifindex.unwrap_or(0));
     let prefix = route.prefix;
-    journal.record(Undo::DeleteRoute { prefix, device })?;
+    journal.record_once(Undo::DeleteRoute { prefix, device })?;
     let message = RouteNetlinkMessage::NewRoute(message(prefix, route.source, index));
     let replaced = netlink.request(message, NLM_F_CREATE | NLM_F_REPLACE).await;
     replaced.during(|| format!("replacing the route to {prefix} by one through {name}"))?;
@@ -50,20 +50,12 @@ pub async fn replace(netlink: &Netlink, journal: &mut Journal, route: &Route, de
 
 /// The netlink message that adds or removes a route that ecmpvpn makes.
 pub fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.destination_prefix_length = prefix.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    let mut message = to(prefix);
     message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Destination(prefix.network().into()));
     message.attributes.push(RouteAttribute::Oif(device));
     match prefix {
-        IpNet::V4(_) => {
-            message.header.address_family = AddressFamily::Inet;
-            message.header.scope = RouteScope::Link;
-        }
+        IpNet::V4(_) => message.header.scope = RouteScope::Link,
         IpNet::V6(_) => {
-            message.header.address_family = AddressFamily::Inet6;
             message.header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet6(GATEWAY)));
         }
@@ -72,6 +64,26 @@ pub fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> RouteMessa
         message.attributes.push(RouteAttribute::PrefSource(source.into()));
     }
     message
+}
+
+/// What every route that ecmpvpn makes to `prefix` has in common: family, prefix, table and protocol.
+pub fn to(prefix: IpNet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(prefix);
+    message.header.destination_prefix_length = prefix.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.attributes.push(RouteAttribute::Destination(prefix.network().into()));
+    message
+}
+
+fn family(prefix: IpNet) -> AddressFamily {
+    if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+/// Whether this is one of the unreachable routes that ecmpvpn makes beside the steered ones.
+pub fn is_unreachable(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Unreachable && route.header.protocol == RouteProtocol::Other(PROTOCOL)
 }
 
 /// The output interfaces of a route: one, or one for each next hop.
@@ -95,21 +107,22 @@ pub fn table(route: &RouteMessage) -> u32 {
     wide.unwrap_or(u32::from(route.header.table))
 }
 
-/// The route to exactly `prefix` in the main table, if there is one.
+/// The route to exactly `prefix` in the main table, if there is one. The unreachable route beside it does not count.
 pub fn find(routes: &[RouteMessage], prefix: IpNet) -> Option<&RouteMessage> {
-    let same = |route: &&RouteMessage| {
-        let family = if prefix.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let destination = route.attributes.iter().find_map(|a| match a {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
-            _ => None,
-        });
-        table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
-            && route.header.address_family == family
-            && route.header.destination_prefix_length == prefix.prefix_len()
-            && destination.is_none_or(|address| address == prefix.network())
-    };
-    routes.iter().find(same)
+    routes.iter().filter(|route| !is_unreachable(route)).find(|route| leads_to(route, prefix))
+}
+
+/// Whether this is a route to exactly `prefix` in the main table.
+pub fn leads_to(route: &RouteMessage, prefix: IpNet) -> bool {
+    let destination = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    table(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
+        && route.header.address_family == family(prefix)
+        && route.header.destination_prefix_length == prefix.prefix_len()
+        && destination.is_none_or(|address| address == prefix.network())
 }
 
 /// The preferred source address of a route, for this host's own packets.

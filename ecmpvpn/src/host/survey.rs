@@ -15,7 +15,7 @@ use super::links::{Link, Links};
 use super::netlink::Netlink;
 use super::owned::Owned;
 use super::saved::local_address;
-use super::{bpffs, member_routes, route, sysctl};
+use super::{bpffs, member_routes, route, sysctl, unreachable};
 use crate::config::{Bond, InterfaceName};
 use crate::plan::{Plan, Route, Sysctl};
 
@@ -62,6 +62,10 @@ impl Survey {
         }
         if let Some(bond) = &plan.bond {
             self.bond_changes(bond, made, &mut changes)?;
+        }
+        // They come before all devices of the site, so that undoing removes them after all of these.
+        for desired in &plan.routes {
+            changes.push(self.unreachable_change(desired.prefix, made)?);
         }
         for tunnel in &plan.tunnels {
             if let Some(link) = self.link(&tunnel.name).filter(|link| made.owns(link)) {
@@ -124,6 +128,15 @@ impl Survey {
         }
     }
 
+    fn unreachable_change(&self, prefix: IpNet, made: Owned<'_>) -> Result<Change, Conflict> {
+        let is_ours = made.journal.into_iter().flat_map(Journal::owned_unreachable).any(|ours| ours == prefix);
+        match unreachable::find(&self.routes, prefix) {
+            None => Ok(Change::AddUnreachable { prefix }),
+            Some(_) if is_ours => Ok(Change::KeepUnreachable { prefix }),
+            Some(there) => Err(Conflict::RouteTaken { prefix, device: route::describe(there, &self.links) }),
+        }
+    }
+
     fn route_change(
         &self,
         plan: &Plan,
@@ -161,6 +174,9 @@ impl Survey {
                 changes.push(Change::RemoveRoute { prefix, device: device.name.clone() });
             }
         }
+        let surplus =
+            journal.owned_unreachable().filter(|prefix| !plan.routes.iter().any(|route| route.prefix == *prefix));
+        changes.extend(surplus.map(|prefix| Change::RemoveUnreachable { prefix }));
         for link in self.links.iter().filter(|link| made.owns(link) && !link.is(&bond::KIND)) {
             let Ok(name) = InterfaceName::new(&link.name) else { continue };
             if plan.steering.name != name && !plan.tunnels.iter().any(|tunnel| tunnel.name == name) {

@@ -13,12 +13,14 @@ use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use super::error::{During as _, HostError};
 use super::journal::Journal;
 use super::links::{Link, Links};
-use super::record::Undo;
-use super::route;
+use super::{route, shared};
+use crate::fault;
+use crate::plan::Sysctl;
 
 const ROOT: &str = "/proc/sys/net";
 const IPV4_FORWARDING: &str = "ipv4/ip_forward";
 const IPV6_FORWARDING: &str = "ipv6/conf/all/forwarding";
+const SEND_REDIRECTS: &str = "ipv4/conf/all/send_redirects";
 
 fn path(key: &str) -> PathBuf {
     Path::new(ROOT).join(key)
@@ -30,7 +32,10 @@ pub fn read(key: &str) -> io::Result<String> {
 }
 
 fn write(key: &str, value: &str) -> io::Result<()> {
-    fs::write(path(key), value)
+    fault::point("sysctl");
+    fs::write(path(key), value)?;
+    fault::point("sysctl");
+    Ok(())
 }
 
 /// Writes `value` if the setting differs. A kernel or device without the setting is not an error.
@@ -65,31 +70,52 @@ pub fn forwards(ipv4: bool) -> io::Result<Option<bool>> {
     }
 }
 
+/// Whether a setting that `plan` needs has another value now. Cheap: reads a few files.
+pub fn differ(settings: &[Sysctl]) -> bool {
+    settings.iter().any(|setting| match setting {
+        Sysctl::Ipv4Forwarding => forwards(true).is_ok_and(|on| on == Some(false)),
+        Sysctl::Ipv6Forwarding => forwards(false).is_ok_and(|on| on == Some(false)),
+        Sysctl::LooseReversePath(device) => !is_loose(device.as_str()),
+    })
+}
+
 /// Turns IPv4 forwarding on.
 ///
 /// The kernel also turns off large receive offload (LRO) of every device, and undoing does not turn it on again.
 /// Forwarding requires that, and no packets are lost by it. Source: `inet_forward_change()`, net/ipv4/devinet.c.
 pub fn enable_ipv4_forwarding(journal: &mut Journal) -> Result<(), HostError> {
-    let mut values = values_of(&[IPV4_FORWARDING, "ipv4/conf/all/accept_redirects"])?;
-    values.extend(values_of_each("ipv4/conf", "forwarding")?);
-    journal.record(Undo::WriteSysctls { values })?;
+    shared::record(journal, IPV4_FORWARDING, || {
+        let mut values = values_of(&[IPV4_FORWARDING, "ipv4/conf/all/accept_redirects"])?;
+        values.extend(values_of_each("ipv4/conf", "forwarding")?);
+        Ok(values)
+    })?;
     write(IPV4_FORWARDING, "1").during(|| "turning IPv4 forwarding on".to_owned())
 }
 
 /// Turns IPv6 forwarding on. Call [`accept_router_advertisements`] first.
 /// Source: `addrconf_fixup_forwarding()`, net/ipv6/addrconf.c.
 pub fn enable_ipv6_forwarding(journal: &mut Journal) -> Result<(), HostError> {
-    let mut values = values_of(&[IPV6_FORWARDING])?;
-    values.extend(values_of_each("ipv6/conf", "forwarding")?);
-    journal.record(Undo::WriteSysctls { values })?;
+    shared::record(journal, IPV6_FORWARDING, || {
+        let mut values = values_of(&[IPV6_FORWARDING])?;
+        values.extend(values_of_each("ipv6/conf", "forwarding")?);
+        Ok(values)
+    })?;
     write(IPV6_FORWARDING, "1").during(|| "turning IPv6 forwarding on".to_owned())
+}
+
+/// Forwarding is on already. If another site turned it on, its former value becomes this site's to restore as well, with
+/// that of [`accept_router_advertisements`].
+pub fn keep_forwarding(journal: &mut Journal, ipv4: bool) -> Result<(), HostError> {
+    let is_accept_ra = |key: &str| key.starts_with("ipv6/conf/") && key.ends_with("/accept_ra");
+    let is_needed = |key: &str| if ipv4 { key == IPV4_FORWARDING } else { key == IPV6_FORWARDING || is_accept_ra(key) };
+    shared::adopt(journal, is_needed)
 }
 
 /// Lets `device` keep using router advertisements when IPv6 forwarding is on. Otherwise the kernel removes its default
 /// route at that moment. Source: `rt6_purge_dflt_routers()`, net/ipv6/route.c.
 pub fn accept_router_advertisements(journal: &mut Journal, device: &str) -> Result<(), HostError> {
     let key = format!("ipv6/conf/{device}/accept_ra");
-    journal.record(Undo::WriteSysctls { values: values_of(&[&key])? })?;
+    shared::record(journal, &key, || values_of(&[&key]))?;
     write(&key, "2").during(|| format!("letting {device} accept router advertisements"))
 }
 
@@ -108,11 +134,11 @@ pub fn router_advertisement_devices(routes: &[RouteMessage], links: &Links) -> V
 /// Records what a WireGuard device changes when it is set up: it turns sending of ICMP redirects off for all devices.
 /// Source: `wg_open()`, drivers/net/wireguard/device.c.
 pub fn expect_wireguard(journal: &mut Journal) -> Result<(), HostError> {
-    let values = values_of(&["ipv4/conf/all/send_redirects"])?;
+    let values = values_of(&[SEND_REDIRECTS])?;
     if values.iter().any(|(_, value)| value != "0") {
-        journal.record(Undo::WriteSysctls { values })?;
+        return shared::record(journal, SEND_REDIRECTS, || Ok(values));
     }
-    Ok(())
+    shared::adopt(journal, |key| key == SEND_REDIRECTS)
 }
 
 /// Sets a tunnel to loose reverse path filtering. The setting disappears with the device. The kernel uses the greater

@@ -8,7 +8,7 @@ use super::error::UndoErrors;
 use super::journal::Journal;
 use super::netlink::{Netlink, ignore_missing};
 use super::record::{LinkId, Undo};
-use super::{bond, bpffs, device, route, sysctl};
+use super::{bond, bpffs, device, route, shared, sysctl, unreachable};
 use crate::error::chain;
 
 /// Undoes one change.
@@ -40,6 +40,10 @@ pub async fn undo(undo: &Undo, netlink: &Netlink) -> io::Result<()> {
             }
             None => Ok(()),
         },
+        Undo::DeleteUnreachable { prefix } => {
+            let message = RouteNetlinkMessage::DelRoute(unreachable::message(*prefix));
+            ignore_missing(netlink.request(message, 0).await)
+        }
         Undo::DeleteMovedRoute { route, device } => match netlink.find(device).await? {
             Some(_) => ignore_missing(netlink.request(RouteNetlinkMessage::DelRoute(route.message()?), 0).await),
             None => Ok(()),
@@ -65,7 +69,10 @@ impl Journal {
                 | Undo::SetDown { link }
                 | Undo::DeleteRoute { device: link, .. }
                 | Undo::DeleteMovedRoute { device: link, .. } => netlink.find(link).await?.is_some(),
-                Undo::Unmount { .. } | Undo::ReleaseMember { .. } | Undo::WriteSysctls { .. } => true,
+                Undo::Unmount { .. }
+                | Undo::ReleaseMember { .. }
+                | Undo::WriteSysctls { .. }
+                | Undo::DeleteUnreachable { .. } => true,
             };
             if there {
                 kept.push(record.clone());
@@ -74,41 +81,63 @@ impl Journal {
         if kept.len() == before.len() { Ok(()) } else { self.replace(kept).map_err(io::Error::other) }
     }
 
-    /// Undoes everything, the last change first, and removes the file. Continues after failures. What is gone already
+    /// Undoes everything, the last change first. Continues after failures. The records of changes that could not be
+    /// undone stay, so that another call tries them again; without any, the file is removed. What is gone already
     /// counts as undone. Returns how many changes were undone.
+    ///
+    /// `on_undo` is called before each undo. If it returns an error, that undo fails with it.
     ///
     /// # Errors
     /// All failures.
-    pub async fn undo(&mut self, netlink: &Netlink, on_undo: &mut dyn FnMut(&Undo)) -> Result<usize, UndoErrors> {
+    pub async fn undo(&mut self, netlink: &Netlink, on_undo: OnUndo<'_>) -> Result<usize, UndoErrors> {
         let mut failures = Vec::new();
         let mut undone = 0;
         let mut members_are_released = false;
-        loop {
-            let Some(last) = self.records().next().cloned() else { break };
-            on_undo(&last);
-            if matches!(last, Undo::ReleaseMember { .. }) && !members_are_released {
-                members_are_released = true;
-                release_members(self, netlink).await;
-            }
-            match undo(&last, netlink).await {
+        let oldest_first: Vec<Undo> = self.records().rev().cloned().collect();
+        for (index, record) in oldest_first.iter().enumerate().rev() {
+            let attempt = match on_undo(record) {
+                Ok(()) => {
+                    if matches!(record, Undo::ReleaseMember { .. }) && !members_are_released {
+                        members_are_released = true;
+                        release_members(&oldest_first[..=index], netlink).await;
+                    }
+                    match record {
+                        Undo::WriteSysctls { values } => {
+                            shared::write_back(self, values, sysctl::write_back, |journal| journal.done(index))
+                        }
+                        _ => undo(record, netlink).await.map(|()| self.done(index)),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            match attempt {
                 Ok(()) => undone += 1,
-                Err(error) => failures.push(format!("{last}: {error}")),
-            }
-            if let Err(error) = self.retract() {
-                failures.push(chain(&error));
+                Err(error) => failures.push(format!("{record}: {error}")),
             }
         }
-        if let Err(error) = self.remove() {
+        let kept = if self.is_empty() { self.remove() } else { self.save() };
+        if let Err(error) = kept {
             failures.push(chain(&error));
         }
         if failures.is_empty() { Ok(undone) } else { Err(UndoErrors(failures)) }
     }
+
+    /// Removes the record at `index` after its undo. If the file cannot be written, it names a change that is undone
+    /// already. Undoing that again is harmless. A full disk does not keep the file from being removed in the end.
+    fn done(&mut self, index: usize) {
+        if let Err(error) = self.remove_record(index) {
+            tracing::debug!("{}", chain(&error));
+        }
+    }
 }
 
-/// Releases at once all members that are next in the journal, so that they become usable at the same time and not one
-/// after the other. Each record is still undone in its turn, and that also reports what failed here.
-async fn release_members(journal: &Journal, netlink: &Netlink) {
-    for record in journal.records() {
+/// Called before each undo. An error of it counts as a failure to undo that change.
+pub type OnUndo<'a> = &'a mut (dyn FnMut(&Undo) -> io::Result<()> + Send);
+
+/// Releases at once all members that are undone next, so that they become usable at the same time and not one after the
+/// other. Each record is still undone in its turn, and that also reports what failed here. `records`: the oldest first.
+async fn release_members(records: &[Undo], netlink: &Netlink) {
+    for record in records.iter().rev() {
         let Undo::ReleaseMember { member, bond, saved } = record else { return };
         if let Err(error) = bond::begin_release(netlink, member, bond, saved).await {
             tracing::debug!("{record}, is tried again later: {error}");

@@ -170,7 +170,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         return Ok(Answer { verdict: Err(Reason::NoPeer), ..answer });
     };
     answer.policy = record.policy();
-    answer.rule = Some(first(&tables, &parsed.key, marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
+    answer.rule = Some(first(&tables, &parsed.outer(), marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
         answer.policy = tables.rule(rule).map_or(answer.policy, |rule| rule.policy(answer.policy));

@@ -63,6 +63,11 @@ pub async fn judge(config: &Config, count: Count) -> Result<Judged, PortError> {
     Ok(judged)
 }
 
+/// Warnings about the ports of a site that is up; empty if they cannot be judged.
+pub async fn warnings(config: &Config) -> Vec<String> {
+    judge(config, Count::All).await.map_or_else(|_| Vec::new(), |judged| judged.report.warnings().collect())
+}
+
 /// Logs warnings about the ports of a site that has just come up, then waits forever.
 pub async fn advise(config: &Config) -> Infallible {
     let until = Instant::now() + LACP_PATIENCE;

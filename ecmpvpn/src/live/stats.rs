@@ -30,21 +30,23 @@ pub enum StatsError {
     Ports(#[from] PortError),
 }
 
-/// The present statistics of `config`'s site. The rates are zero: they need two reports.
-pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<Report, StatsError> {
+/// The present statistics of `site`. The rates are zero: they need two reports. Without the site's `config`, outer
+/// endpoints and bond members are unknown.
+pub async fn report(site: &str, config: Option<&Config>, pins: &Pins, netlink: &Netlink) -> Result<Report, StatsError> {
     let view = View::open(pins)?;
+    let peers: Vec<String> = view.peers().into_iter().map(|peer| peer.name).collect();
     let links = netlink.links().await.map_err(StatsError::Netlink)?;
     let arrivals = Arrivals::open(pins)?.counts()?;
     let mut tunnels = Vec::new();
     let mut members = BTreeMap::new();
     for seen in view.tunnels()? {
-        let mut tunnel = tunnel_report(&seen, config, &links);
+        let mut tunnel = tunnel_report(&seen, &peers, &links);
         if let Some(health) = view.health(seen.id) {
             probed(&mut tunnel, health);
         }
         tunnel.rx_members = arrived(&arrivals, &seen, &links);
         tunnel.rx_member = only_member(&tunnel.rx_members);
-        if let Some((local, remote)) = outer_endpoints(config, &seen) {
+        if let Some((local, remote)) = config.and_then(|config| outer_endpoints(config, &seen)) {
             tunnel.endpoint = remote.to_string();
             let mut carriers = Carriers::of(&links, netlink.outgoing_interface(local, remote).await);
             if carriers.read_macs() {
@@ -58,8 +60,11 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
     let reasons = view.reasons()?;
     let named = |counts: Vec<(&str, u64)>| counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
     Ok(Report {
-        site: config.site.name.clone(),
-        steering_device: config.steering.device.to_string(),
+        site: site.to_owned(),
+        steering_device: links.index(view.settings().steering_ifindex).map_or_else(
+            || config.map(|config| config.steering.device.to_string()).unwrap_or_default(),
+            |link| link.name.clone(),
+        ),
         policy: policy(&view),
         backend: backend(&links, &tunnels).to_string(),
         hook: view.hook().to_string(),
@@ -71,12 +76,11 @@ pub async fn report(config: &Config, pins: &Pins, netlink: &Netlink) -> Result<R
     })
 }
 
-fn tunnel_report(seen: &TunnelView, config: &Config, links: &Links) -> Tunnel {
+fn tunnel_report(seen: &TunnelView, peers: &[String], links: &Links) -> Tunnel {
     let present = links.index(seen.ifindex).is_some_and(|link| link.name == seen.name);
-    let peer = config.peers.get(seen.id.peer() as usize);
     Tunnel {
         name: seen.name.clone(),
-        peer: peer.map(|peer| peer.name.clone()).unwrap_or_default(),
+        peer: peers.get(seen.id.peer() as usize).cloned().unwrap_or_default(),
         ifindex: seen.ifindex,
         state: match (present, seen.live) {
             (false, _) => "missing",

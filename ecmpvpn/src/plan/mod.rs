@@ -1,6 +1,8 @@
 //! What the host must look like: a pure function makes a [`Plan`] of a [`Config`]. No I/O here.
 
 pub mod bond_hash;
+pub mod changed;
+pub mod firewall;
 pub mod init;
 pub mod measured;
 pub mod ports;
@@ -328,6 +330,20 @@ pub(crate) mod tests {
             rules: vec![],
             health: Health { interval_ms: 100, down_after: 3, up_after: 5 },
             metrics: None,
+        }
+    }
+
+    /// A bond of these members, without addresses.
+    pub(crate) fn bond(members: &[&str]) -> Bond {
+        let name = |text: &str| InterfaceName::new(text).expect("a valid name");
+        Bond {
+            name: name("bond0"),
+            members: members.iter().map(|member| name(member)).collect(),
+            mode: config::BondMode::Lacp,
+            xmit_hash_policy: config::XmitHashPolicy::Layer34,
+            lacp_rate: config::LacpRate::Fast,
+            miimon_ms: 100,
+            addresses: Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which changes of a configuration a running site cannot apply. Pure.
 
 use super::Backend;
-use crate::config::Config;
+use crate::config::{Config, Peer, Rule};
 
 /// What differs between the two configurations and takes effect only after a restart, by its name in the configuration.
 pub fn unreloadable(old: &Config, new: &Config, backend: Backend) -> Vec<String> {
@@ -38,6 +38,42 @@ pub fn unreloadable(old: &Config, new: &Config, backend: Backend) -> Vec<String>
     found
 }
 
+/// What differs between the two configurations in how flows are steered and tunnels probed, in words.
+pub fn steering_changes(old: &Config, new: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for (before, now) in old.peers.iter().zip(&new.peers) {
+        let policy = |config: &Config, peer: &Peer| peer.policy.unwrap_or(config.steering.policy);
+        let (was, is) = (policy(old, before), policy(new, now));
+        if was != is {
+            let (is, was) = (is.as_str(), was.as_str());
+            found.push(format!("change the policy of {}: {is} instead of {was}", now.name));
+        }
+        for tunnel in &now.tunnels {
+            let Some(former) = before.tunnels.iter().find(|former| former.name == tunnel.name) else { continue };
+            if former.weight != tunnel.weight {
+                let text = |weight: Option<u16>| weight.map_or("auto".to_owned(), |weight| weight.to_string());
+                let (is, was) = (text(tunnel.weight), text(former.weight));
+                found.push(format!("change the weight of {}: {is} instead of {was}", tunnel.name));
+            }
+        }
+    }
+    let count = |some: &[Rule], others: &[Rule]| some.iter().filter(|rule| !others.contains(rule)).count();
+    if old.rules != new.rules {
+        let (added, removed) = (count(&new.rules, &old.rules), count(&old.rules, &new.rules));
+        found.push(format!("change the rules: {added} added, {removed} removed, {} in all", new.rules.len()));
+    }
+    let mut differs = |differs: bool, name: &str| {
+        if differs {
+            found.push(format!("change {name}"));
+        }
+    };
+    differs(old.steering.seed != new.steering.seed, "seed in [steering]");
+    differs(old.steering.flowlet_gap_us != new.steering.flowlet_gap_us, "flowlet_gap_us in [steering]");
+    let health = |config: &Config| (config.health.interval_ms, config.health.down_after, config.health.up_after);
+    differs(health(old) != health(new), "[health]");
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +100,20 @@ mod tests {
         assert_eq!(after(peer, Backend::Kernel), ["the names of the [[peer]]s and their order"]);
         let endpoint = |config: &mut Config| config.peers[0].local_endpoint = "10.2.3.9".parse().unwrap();
         assert_eq!(after(endpoint, Backend::Userspace), ["local_endpoint with the userspace backend"]);
+    }
+
+    #[test]
+    fn changes_of_steering_are_named() {
+        let old = config(2);
+        let mut new = old.clone();
+        assert_eq!(steering_changes(&old, &new), Vec::<String>::new());
+        new.steering.policy = Policy::Spray;
+        new.peers[0].tunnels[1].weight = None;
+        new.rules.push(Rule { dscp: Some(46), ..Rule::default() });
+        new.health.up_after += 1;
+        let found = steering_changes(&old, &new);
+        let words = ["spray instead of", "auto instead of 1", "1 added, 0 removed", "[health]"];
+        assert!(found.len() == 4 && found.iter().zip(words).all(|(text, word)| text.contains(word)), "{found:?}");
     }
 
     #[test]

@@ -89,10 +89,18 @@ pub fn other_site(asked: &Request, taken: &Taken) -> String {
         ));
     }
     lines.push(String::new());
-    lines.push(format!("As long as {} has plain wg-quick, in its files:", peer.name));
+    lines.push(format!(
+        "As long as {} has plain wg-quick, in its files (the probes need Address and AllowedIPs, without which tunnels are \
+         judged by their handshakes, which takes minutes):",
+        peer.name
+    ));
     for tunnel in &peer.tunnels {
         let endpoint = SocketAddr::new(peer.local_endpoint, tunnel.listen_port);
-        lines.push(format!("  {}: ListenPort = {}  Endpoint = {endpoint}", tunnel.name, tunnel.remote_port));
+        let own = tunnel.address.addr();
+        let address = far_address(tunnel.address).map_or_else(String::new, |far| {
+            format!("  Address = {far}/{}  AllowedIPs = {own}/32 and those that it has", tunnel.address.prefix_len())
+        });
+        lines.push(format!("  {}: ListenPort = {}  Endpoint = {endpoint}{address}", tunnel.name, tunnel.remote_port));
     }
     lines.join("\n")
 }

@@ -13,6 +13,9 @@ pub struct Report {
     pub peers: Vec<Peer>,
     /// Rules and pins, in order; the first match applies.
     pub rules: Vec<Rule>,
+    /// Whether there is a configuration to compare with. If there is none, nothing is saved, and nothing is marked.
+    #[serde(skip)]
+    pub is_compared: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -126,9 +129,9 @@ impl Report {
                 let auto = if tunnel.weight_is_learned { " (auto)" } else { "" };
                 table.add_row([
                     Cell::new(&peer.name),
-                    Cell::new(marked(&peer.policy, peer.saved)),
+                    Cell::new(self.marked(&peer.policy, peer.saved)),
                     Cell::new(&tunnel.name),
-                    right_aligned(marked(&format!("{}{auto}", tunnel.weight), tunnel.saved)),
+                    right_aligned(self.marked(&format!("{}{auto}", tunnel.weight), tunnel.saved)),
                     Cell::new(if tunnel.live { "up" } else { "down" }),
                     Cell::new(if tunnel.open { "yes" } else { "no: drained" }),
                     right_aligned(tunnel.buckets),
@@ -139,12 +142,16 @@ impl Report {
         table
     }
 
+    fn marked(&self, text: &str, saved: bool) -> String {
+        if saved || !self.is_compared { text.to_owned() } else { format!("{text}{UNSAVED}") }
+    }
+
     /// The table of rules only.
     pub fn rule_table(&self) -> Table {
         let mut table = new_table(&["rule", "flows", "go"]);
         for rule in &self.rules {
             table.add_row([
-                right_aligned(marked(&rule.number.to_string(), rule.saved)),
+                right_aligned(self.marked(&rule.number.to_string(), rule.saved)),
                 Cell::new(rule.flows()),
                 Cell::new(rule.action()),
             ]);
@@ -156,12 +163,9 @@ impl Report {
     pub fn legend(&self) -> Option<&'static str> {
         let saved = self.peers.iter().all(|peer| peer.saved && peer.tunnels.iter().all(|tunnel| tunnel.saved))
             && self.rules.iter().all(|rule| rule.saved);
-        (!saved).then_some("* is in force, but the configuration says otherwise; --save would have written it there")
+        (self.is_compared && !saved)
+            .then_some("* is in force, but the configuration says otherwise; --save would have written it there")
     }
-}
-
-fn marked(text: &str, saved: bool) -> String {
-    if saved { text.to_owned() } else { format!("{text}{UNSAVED}") }
 }
 
 impl fmt::Display for Report {

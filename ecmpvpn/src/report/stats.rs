@@ -208,7 +208,7 @@ impl Report {
             table.add_row([
                 Cell::new(&tunnel.name),
                 Cell::new(&tunnel.peer),
-                Cell::new(&tunnel.state),
+                Cell::new(tunnel.shown_state()),
                 right_aligned(tunnel.weight),
                 Cell::new(if tunnel.member.is_empty() { "?" } else { &tunnel.member }),
                 Cell::new(tunnel.arrives_on()),
@@ -240,6 +240,11 @@ impl Report {
 }
 
 impl Tunnel {
+    /// The state for people. A tunnel whose probes were never answered is in use, but nobody knows whether it works.
+    fn shown_state(&self) -> &str {
+        if self.state == "up" && self.rtt_us == 0 { "no answer yet" } else { &self.state }
+    }
+
     /// The ports that it arrives on, with their shares if there are several.
     fn arrives_on(&self) -> String {
         let current: Vec<&RxMember> = self.rx_members.iter().filter(|member| member.current).collect();

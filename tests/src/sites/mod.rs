@@ -21,6 +21,7 @@ mod underlay;
 
 use std::net::Ipv4Addr;
 use std::path::Path as FsPath;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -128,21 +129,27 @@ impl Lab {
         Running::start(&self.sites[site], program, self.dir(), options, &[])
     }
 
+    /// Waits until every tunnel and both LANs answer. `ecmpvpn` must run at both sites, however it was started.
+    pub fn wait_until_reachable(&self, patience: Duration) -> Result<()> {
+        underlay::wait_for_members(self, patience)?;
+        for tunnel in &self.tunnels {
+            let [a, b] = tunnel.addresses;
+            wait_for_reply(&self.sites[0].gateway, a.into(), b.into(), patience)
+                .with_context(|| format!("warming {} up", tunnel.name))?;
+        }
+        for path in [self.path_v4(), self.path_v6()] {
+            wait_for_reply(path.from, path.source, path.destination, patience)
+                .with_context(|| format!("warming up from LAN to LAN, {}", path.source))?;
+        }
+        Ok(())
+    }
+
     /// Waits until every tunnel and both LANs answer, and neither site reports a tunnel as down. Handshakes and a
     /// bond's first LACP exchange take a moment, and a tunnel is used only after several answered probes.
     pub fn warm_up(&self, running: &mut [Running; 2]) -> Result<()> {
         let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
-            underlay::wait_for_members(self, patience)?;
-            for tunnel in &self.tunnels {
-                let [a, b] = tunnel.addresses;
-                wait_for_reply(&self.sites[0].gateway, a.into(), b.into(), patience)
-                    .with_context(|| format!("warming {} up", tunnel.name))?;
-            }
-            for path in [self.path_v4(), self.path_v6()] {
-                wait_for_reply(path.from, path.source, path.destination, patience)
-                    .with_context(|| format!("warming up from LAN to LAN, {}", path.source))?;
-            }
+            self.wait_until_reachable(patience)?;
             let start = Instant::now();
             for site in 0..2 {
                 while self.stats(site)?["tunnels"]
@@ -167,6 +174,11 @@ impl Lab {
     /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site. Returns its exit code, standard output and standard error.
     pub fn ecmpvpn(&self, site: usize, arguments: &[&str]) -> Result<(i32, String, String)> {
         process::once(&self.sites[site], &self.binary, arguments)
+    }
+
+    /// `ecmpvpn ARGUMENTS… -c FILE` at one site, not started yet.
+    pub fn command(&self, site: usize, arguments: &[&str]) -> Command {
+        process::command(&self.sites[site], &self.binary, arguments)
     }
 
     /// Starts `ecmpvpn policy batch` at one site.

@@ -32,8 +32,9 @@ pub fn binary() -> Result<PathBuf> {
     beside.context("there is no ecmpvpn program beside this one: run `cargo build`, or set ECMPVPN_BIN")
 }
 
-/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace. A file `hosts` beside FILE replaces `/etc/hosts`.
-fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
+/// `ecmpvpn WORDS… -c FILE` in the gateway's namespace. Files `hosts` and `resolv.conf` beside FILE replace those in
+/// `/etc`.
+pub(super) fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     let mut command = site.gateway.command(binary);
     command.args(words).arg("-c").arg(&site.config).stdin(Stdio::null());
     // The program must not outlive a lab that is killed. The kernel sends the signal when the thread that started the
@@ -42,15 +43,16 @@ fn command(site: &Site, binary: &Path, words: &[&str]) -> Command {
     unsafe {
         command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
     }
-    let hosts = site.config.with_file_name("hosts");
-    if hosts.exists() {
-        // SAFETY: the closure makes three system calls in a process with one thread, which shares no memory or
+    let names = ["hosts", "resolv.conf"].map(|name| (site.config.with_file_name(name), Path::new("/etc").join(name)));
+    let replaced: Vec<(PathBuf, PathBuf)> = names.into_iter().filter(|(file, _)| file.exists()).collect();
+    if !replaced.is_empty() {
+        // SAFETY: the closure makes a few system calls in a process with one thread, which shares no memory or
         // descriptors.
         unsafe {
             command.pre_exec(move || {
                 unshare_unsafe(UnshareFlags::NEWNS)?;
                 mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-                Ok(mount_bind(&hosts, "/etc/hosts")?)
+                replaced.iter().try_for_each(|(file, place)| Ok(mount_bind(file, place)?))
             });
         }
     }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ecmpvpn::config::XmitHashPolicy;
 use ecmpvpn::plan::bond_hash::{Macs, Member, OuterFlow, member};
 use lab::netns::Netns;
-use lab::skip::{self, Feature, requires};
+use lab::skip::{self, Feature, Tier, requires};
 
 /// Number of datagrams of a flow, and payload of each. Far above what LACPDUs and neighbour discovery send meanwhile.
 const DATAGRAMS: u64 = 24;
@@ -44,21 +44,30 @@ const PORTS: [(u16, u16); 10] = [
     (60123, 2048),
 ];
 
+/// The hash of several kernels. Attaching programs makes no difference.
+const TIERS: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Emulated];
+
 fn main() {
     let features = [Feature::Bonding];
     let mut trials: Vec<_> = [2, 3, 4]
         .into_iter()
         .map(|members| {
-            requires(&features, &format!("layer3+4 over {members} members: 70 flows, IPv4 and IPv6"), move || {
-                every_flow_takes_its_member(XmitHashPolicy::Layer34, members)
-            })
+            requires(
+                &TIERS,
+                &features,
+                &format!("layer3+4 over {members} members: 70 flows, IPv4 and IPv6"),
+                move || every_flow_takes_its_member(XmitHashPolicy::Layer34, members),
+            )
         })
         .collect();
     for policy in [XmitHashPolicy::Layer2, XmitHashPolicy::Layer23, XmitHashPolicy::Encap23, XmitHashPolicy::VlanSrcmac]
     {
-        trials.push(requires(&features, &format!("{} over 3 members, MACs known", policy.as_str()), move || {
-            every_flow_takes_its_member(policy, 3)
-        }));
+        trials.push(requires(
+            &TIERS,
+            &features,
+            &format!("{} over 3 members, MACs known", policy.as_str()),
+            move || every_flow_takes_its_member(policy, 3),
+        ));
     }
     skip::run(trials);
 }

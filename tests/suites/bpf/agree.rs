@@ -9,7 +9,7 @@ use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
 use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, how};
 use ecmpvpn_common::load::cost_of_rate;
-use ecmpvpn_common::packet::{Parsed, parse};
+use ecmpvpn_common::packet::parse;
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::tables::Tables as _;
 use ipnet::IpNet;
@@ -260,9 +260,9 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
 /// The first rule that a packet matches.
 fn rule_of(model: &Model, packet: &[u8], mark: u32) -> Option<u32> {
     let packet = Marked { packet, mark };
-    let Parsed { key, destination, .. } = parse(&packet).ok()?;
-    let among = model.peer_record(model.peer_of(&destination)?).rules.get();
-    Some(first(model, &key, marks(&packet), among)).filter(|rule| *rule != NONE)
+    let parsed = parse(&packet).ok()?;
+    let among = model.peer_record(model.peer_of(&parsed.destination)?).rules.get();
+    Some(first(model, &parsed.outer(), marks(&packet), among)).filter(|rule| *rule != NONE)
 }
 
 /// Rules that differ from those in force: one more, one less, all new, or none.

@@ -50,7 +50,7 @@ fn flows() -> Vec<Case> {
     let option = |options, fragment| V4 { src: A, dst: B, options, fragment };
     vec![
         case("tcp", v4(A, B, TCP, &tcp(1000, 80, 10)), Exactly(0, 8_775)),
-        case("tcp6", v6(A6, B6, TCP, &tcp(1000, 80, 10)), Exactly(0, 483)),
+        case("tcp6", v6(A6, B6, TCP, &tcp(1000, 80, 10)), Exactly(1, 22_377)),
         case("another source port", v4(A, B, TCP, &tcp(1001, 80, 10)), Alone),
         case("the other direction's ports", v4(A, B, TCP, &tcp(80, 1000, 10)), Alone),
         case("udp with the same ports", v4(A, B, UDP, &udp(1000, 80, 10)), Alone),

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
+use ecmpvpn::config::Rule;
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::live::explain::{Flow, Probe, ask};
-use ecmpvpn::plan::rules::place;
+use ecmpvpn::plan::rules::{canonical, place};
 use ecmpvpn_common::layout::{Bucket, Policy, TunnelId};
 
 use super::agree::{Random, V4_ADDRESSES, V6_ADDRESSES, rule};
-use super::build::{ICMP, ICMPV6, TCP, UDP};
+use super::build::{ICMP, ICMPV6, TCP, UDP, icmp, tcp, v4, v6};
 use super::rig::{Outcome, Rig, table};
 
 const FLOWS: usize = 3000;
@@ -80,4 +81,46 @@ pub fn explained_is_where_it_goes() -> anyhow::Result<()> {
 
 fn words(bucket: &Bucket) -> (u64, u32, u8, u8) {
     (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.home.get())
+}
+
+/// A rule keeps a net's packets on one tunnel. An ICMP error from that net stays there, whatever flow it quotes.
+pub fn a_made_up_quote_passes_no_rule() -> anyhow::Result<()> {
+    const KEPT: u32 = 2;
+    let mut rig = Rig::new(&table(3), &Options::default())?;
+    let (mut rule_maps, names) = (RuleMaps::open(&rig.pins)?, rig.view.tunnel_names()?);
+    let tunnel = |slot: u32| names[0][slot as usize].clone().context("a tunnel of the table");
+    let rule = |src: &str, proto, slot| -> anyhow::Result<Rule> {
+        let (src, tunnels) = (Some(src.parse()?), vec![tunnel(slot)?]);
+        let (src_ports, dst_ports) = (Vec::new(), Vec::new());
+        Ok(Rule {
+            src,
+            dst: None,
+            proto,
+            src_ports,
+            dst_ports,
+            dscp: None,
+            fwmark: None,
+            policy: None,
+            tunnels,
+            pin: false,
+        })
+    };
+    let rules =
+        [rule("10.1.0.0/16", Some(TCP), 0)?, rule("10.9.0.0/16", None, KEPT)?, rule("fd00:9::/48", None, KEPT)?];
+    let desired = place(&rules.map(|rule| canonical(&rule, &names)))?;
+    rule_maps.change(&rig.view, &names, &[], &desired)?;
+    for port in 1..50 {
+        let quote = v4("10.20.0.1", "10.1.0.1", TCP, &tcp(80, port, 0));
+        let quote6 = v6("fd00:20::1", "fd00:10::1", TCP, &tcp(80, port, 0));
+        for error in [
+            v4("10.9.0.1", "10.20.0.1", ICMP, &icmp(3, 0, &quote)),
+            v6("fd00:9::1", "fd00:20::1", ICMPV6, &icmp(1, 0, &quote6)),
+        ] {
+            match rig.egress(&error, (0, 0))? {
+                Outcome::Steered { tunnel: KEPT, .. } => {}
+                other => anyhow::bail!("port {port}: {other:?}"),
+            }
+        }
+    }
+    Ok(())
 }

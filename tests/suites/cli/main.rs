@@ -2,110 +2,60 @@
 //! the host.
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
-use std::ffi::OsStr;
+mod host;
+mod privilege;
+mod stage;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use lab::skip::{self, Feature, Tier, requires};
+use lab::tests;
+use stage::{INIT, binary, command, folder, ran, run, sites};
 use tempfile::TempDir;
 
-/// Environment variable that names the binary under test.
-const BINARY: &str = "ECMPVPN_BIN";
+/// The kernel makes no difference.
+const TIERS: [Tier; 1] = [Tier::Here];
 
-const INIT: [&str; 9] = [
-    "init",
-    "--a-endpoint",
-    "10.2.3.4",
-    "--b-endpoint",
-    "10.5.6.7",
-    "--a-prefix",
-    "10.10.0.0/16,fd00:10::/48",
-    "--b-prefix",
-    "10.20.0.0/16,fd00:20::/48",
-];
-
-type Test = fn() -> anyhow::Result<()>;
+type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() {
-    let tests: [(&str, Test); 16] = [
-        ("help_is_short_and_long_with_an_example", help_is_short_and_long_with_an_example),
-        ("no_subcommand_is_wrong_usage", no_subcommand_is_wrong_usage),
-        ("a_reader_that_goes_away_is_no_failure", a_reader_that_goes_away_is_no_failure),
-        ("init_writes_two_sites_that_pass_check", init_writes_two_sites_that_pass_check),
-        ("init_keeps_keys_from_others_whatever_the_umask", init_keeps_keys_from_others_whatever_the_umask),
-        ("init_overwrites_nothing", init_overwrites_nothing),
-        ("init_refuses_in_one_sentence_and_writes_nothing", init_refuses_in_one_sentence_and_writes_nothing),
-        ("init_that_cannot_write_leaves_nothing", init_that_cannot_write_leaves_nothing),
-        (
-            "init_from_wg_quick_files_makes_a_site_that_passes_check",
-            init_from_wg_quick_files_makes_a_site_that_passes_check,
-        ),
-        ("init_from_files_that_disagree_writes_nothing", init_from_files_that_disagree_writes_nothing),
-        ("check_warns_of_tunnels_that_share_a_member", check_warns_of_tunnels_that_share_a_member),
-        ("check_reports_each_problem_in_one_sentence", check_reports_each_problem_in_one_sentence),
-        ("check_refuses_keys_that_are_no_secret", check_refuses_keys_that_are_no_secret),
-        ("check_of_no_configuration_is_wrong_usage", check_of_no_configuration_is_wrong_usage),
-        ("a_wrong_log_filter_is_wrong_usage", a_wrong_log_filter_is_wrong_usage),
-        ("policy_refuses_in_one_sentence", policy_refuses_in_one_sentence),
+    let tests: &[Test] = &tests![
+        help_is_short_and_long_with_an_example,
+        no_subcommand_is_wrong_usage,
+        a_reader_that_goes_away_is_no_failure,
+        init_writes_two_sites_that_pass_check,
+        init_keeps_keys_from_others_whatever_the_umask,
+        init_overwrites_nothing,
+        init_refuses_in_one_sentence_and_writes_nothing,
+        init_that_cannot_write_leaves_nothing,
+        init_from_wg_quick_files_makes_a_site_that_passes_check,
+        init_from_files_that_disagree_writes_nothing,
+        init_from_reads_any_editors_text_but_not_without_bound,
+        check_warns_of_tunnels_that_share_a_member,
+        check_reports_each_problem_in_one_sentence,
+        check_refuses_keys_that_are_no_secret,
+        check_of_no_configuration_is_wrong_usage,
+        a_wrong_log_filter_is_wrong_usage,
     ];
-    let mut trials: Vec<Trial> = tests
-        .into_iter()
-        .map(|(name, test)| Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}")))))
-        .collect();
-    trials.push(as_root("check_refuses_a_strangers_key_file", check_refuses_a_strangers_key_file));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// Makes a test that needs root, because only root can change the owner of a file.
-fn as_root(name: &str, test: Test) -> Trial {
-    if rustix::process::geteuid().is_root() {
-        return Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))));
+    // Only root can change the owner of a file, and become another user.
+    let as_root: &[Test] = &tests![
+        check_refuses_a_strangers_key_file,
+        policy_refuses_in_one_sentence,
+        privilege::what_lacks_privilege_says_so_before_anything_else,
+        privilege::check_says_which_file_it_may_not_read,
+        host::check_says_who_manages_a_member,
+        host::check_warns_of_an_mtu_that_run_would_refuse,
+        host::check_without_privilege_has_not_looked_at_the_firewall,
+    ];
+    let mut trials = Vec::new();
+    for (features, tests) in [(&[][..], tests), (&[Feature::Root], as_root)] {
+        trials.extend(tests.iter().map(|(name, test)| requires(&TIERS, features, name, *test)));
     }
-    eprintln!("skipped: {name}: not root");
-    Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("skipped")
-}
-
-/// The binary that `ECMPVPN_BIN` names, or else the one that was built beside this test.
-fn binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os(BINARY) {
-        return Ok(path.into());
-    }
-    let test = std::env::current_exe()?;
-    let beside = test.ancestors().nth(2).context("a test is in target/PROFILE/deps")?.join("ecmpvpn");
-    ensure!(beside.is_file(), "{} is missing: run `cargo build -p ecmpvpn`, or set {BINARY}", beside.display());
-    Ok(beside)
-}
-
-/// The result of a run of the binary.
-struct Ran {
-    status: i32,
-    stdout: String,
-    stderr: String,
-}
-
-fn command(folder: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(binary()?);
-    command.current_dir(folder).env_remove("ECMPVPN_LOG").stdin(Stdio::null());
-    Ok(command)
-}
-
-fn run(folder: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> anyhow::Result<Ran> {
-    ran(command(folder)?.args(args).output()?)
-}
-
-fn ran(output: Output) -> anyhow::Result<Ran> {
-    Ok(Ran {
-        status: output.status.code().context("ended by a signal")?,
-        stdout: String::from_utf8(output.stdout)?,
-        stderr: String::from_utf8(output.stderr)?,
-    })
-}
-
-fn folder() -> anyhow::Result<TempDir> {
-    Ok(tempfile::tempdir()?)
+    skip::run(trials);
 }
 
 fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
@@ -118,14 +68,6 @@ fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
 
 fn mode(path: &Path) -> anyhow::Result<u32> {
     Ok(fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode() & 0o7777)
-}
-
-/// Makes a folder and runs `init` in it.
-fn sites() -> anyhow::Result<TempDir> {
-    let folder = folder()?;
-    let ran = run(folder.path(), INIT)?;
-    ensure!(ran.status == 0, "init ended with {}: {}", ran.status, ran.stderr);
-    Ok(folder)
 }
 
 fn help_is_short_and_long_with_an_example() -> anyhow::Result<()> {
@@ -166,7 +108,19 @@ fn policy_refuses_in_one_sentence() -> anyhow::Result<()> {
         ("policy show", 1, "the site is not steered"),
         ("policy set hash", 1, "the site is not steered"),
         ("policy weight wg0 2 --save", 1, "the site is not steered"),
-        ("explain 10.10.0.1 10.20.0.1", 1, "the site is not steered"),
+        (
+            "policy pin wg1",
+            2,
+            "name the flows to pin, for example `ecmpvpn policy pin wg1 --dst 10.20.0.7`, or give --all",
+        ),
+        ("policy pin wg1 --all --dst 10.20.0.7", 2, "cannot be used with"),
+        ("policy pin wg1 --all", 1, "the site is not steered"),
+        ("policy pin wg1 --dst 0.0.0.0/0", 1, "the site is not steered"),
+        ("policy rule add --proto udplite --dports 80 --policy hash", 1, "the site is not steered"),
+        ("explain 10.10.0.1 10.20.0.1", 2, "a flow of tcp has ports, and they decide its tunnel: give both"),
+        ("explain 10.10.0.1 10.20.0.1 --proto udplite --dport 5", 2, "a flow of udplite has ports"),
+        ("explain 10.10.0.1 10.20.0.1 --proto icmp", 1, "the site is not steered"),
+        ("explain 10.10.0.1 10.20.0.1 --sport 1 --dport 0", 1, "the site is not steered"),
     ] {
         let before = fs::read(folder.path().join("site-a/ecmpvpn.toml"))?;
         let ran = run(folder.path(), args.split(' ').chain(["-c", "site-a/ecmpvpn.toml"]))?;
@@ -209,7 +163,9 @@ fn init_writes_two_sites_that_pass_check() -> anyhow::Result<()> {
         ensure!(mode(&site_folder)? == 0o700, "{site}: {:o}", mode(&site_folder)?);
         let checked = run(folder.path(), ["check", "-c", &format!("{site}/ecmpvpn.toml")])?;
         let ok = format!("ok: 3 tunnels to 1 peer, 4 prefixes steered by {site} through ecmp0\n");
-        ensure!(checked.status == 0 && checked.stdout == ok, "{}{}", checked.stdout, checked.stderr);
+        ensure!(checked.status == 0 && checked.stdout.starts_with(&ok), "{}{}", checked.stdout, checked.stderr);
+        let rest = checked.stdout[ok.len()..].starts_with("a firewall must let pass: UDP from ");
+        ensure!(rest && checked.stdout.lines().count() <= 3, "{}", checked.stdout);
     }
     let shared = |path: &str| fs::read(folder.path().join(path));
     ensure!(shared("site-a/site-b.psk")? == shared("site-b/site-a.psk")?, "the shared keys differ");
@@ -266,6 +222,11 @@ fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
             "--a-members names interfaces to bond: add the bond's address, as --a-bond-address 10.2.3.4/24",
         ),
         (
+            &["--a-members", "eno1,eno2", "--a-bond-address", "10.9.9.1/24"],
+            "--a-bond-address is 10.9.9.1/24, but outer packets leave from --a-endpoint 10.2.3.4: give that address with \
+             its prefix length, as 10.2.3.4/24",
+        ),
+        (
             &["--a-members", "2", "--a-bond-address", "10.2.3.4/24"],
             "--a-bond-address is for a bond that is made here: give --a-members as names, or leave it out",
         ),
@@ -281,7 +242,8 @@ fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
     for (more, expected) in [
         (&["--a-prefix", "10.10.0.1/16"][..], "10.10.0.1/16, with bits set behind the prefix: write \"10.10.0.0/16\""),
         (&["--tunnels", "33"], "give 1 to 32"),
-        (&["--base-port", "80"], "80 is not in 1024..=65535"),
+        (&["--base-port", "80"], "80 is not in 1024..=64511"),
+        (&["--base-port", "65500"], "65500 is not in 1024..=64511"),
         (&["--a-members", "eno1,a-name-far-too-long"], "\"a-name-far-too-long\" is longer than 15 bytes"),
     ] {
         let ran = with(more)?;
@@ -289,8 +251,8 @@ fn init_refuses_in_one_sentence_and_writes_nothing() -> anyhow::Result<()> {
     }
     // `init` finds this problem only when it reads its configuration back.
     let ran = with(&["--a-members", "eno1,wg0", "--a-bond-address", "10.2.3.4/24"])?;
-    let expected = "ecmpvpn: these options make no sound configuration:\necmpvpn: site-a/ecmpvpn.toml:34: name in \
-        [[peer.tunnel]] is wg0, taken already by members in [bond] on line 10: give every interface a name of its own\n";
+    let expected = "ecmpvpn: these options make no sound configuration for site-a: name in [[peer.tunnel]] is wg0, taken \
+        already by members in [bond]: give every interface a name of its own\n";
     ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
     ensure!(names(folder.path())?.is_empty(), "{:?}", names(folder.path())?);
     Ok(())
@@ -318,7 +280,9 @@ fn wg_quick_files() -> anyhow::Result<TempDir> {
             "[Interface]\nPrivateKey = {KEY}\nListenPort = 500{at}\nAddress = 10.99.0.1/24\nTable = off\n\n[Peer]\n\
              PublicKey = {FAR_PUBLIC}\nAllowedIPs = 10.20.0.0/16\nEndpoint = 10.2.3.5:500{at}\n"
         );
-        fs::write(folder.path().join(format!("wg{at}.conf")), text)?;
+        let file = folder.path().join(format!("wg{at}.conf"));
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, Permissions::from_mode(0o600))?;
     }
     Ok(folder)
 }
@@ -376,6 +340,30 @@ fn init_from_files_that_disagree_writes_nothing() -> anyhow::Result<()> {
     let ran = run(folder.path(), ["init", "--from", "wg9.conf", "--a-endpoint", "10.2.3.4"])?;
     let expected = "ecmpvpn: reading wg9.conf: No such file or directory (os error 2)\n";
     ensure!(ran.status == 2 && ran.stderr == expected, "{} {}", ran.status, ran.stderr);
+    Ok(())
+}
+
+fn init_from_reads_any_editors_text_but_not_without_bound() -> anyhow::Result<()> {
+    let folder = wg_quick_files()?;
+    let first = folder.path().join("wg0.conf");
+    let text = fs::read_to_string(&first)?;
+    fs::write(&first, format!("\u{feff}{}", text.replace('\n', "\r\n")))?;
+    fs::set_permissions(&first, Permissions::from_mode(0o644))?;
+    let ran = run(folder.path(), FROM.iter().chain(&["--a-bond-address", "10.2.3.4/24"]))?;
+    ensure!(ran.status == 0, "{}", ran.stderr);
+    let warnings: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("warning")).collect();
+    let expected = "ecmpvpn: warning: wg0.conf holds a private key, and others than its owner can use it (mode 0644): run \
+        `chmod 600 wg0.conf`";
+    ensure!(warnings == [expected], "{}", ran.stderr);
+    for (file, expected) in [
+        ("/dev/zero", "/dev/zero is too large for a wg-quick file: name one such as wg0.conf"),
+        ("junk.conf", "junk.conf is not UTF-8 text: name a wg-quick file such as wg0.conf"),
+    ] {
+        fs::write(folder.path().join("junk.conf"), [0xff, 0xfe, 0])?;
+        fs::set_permissions(folder.path().join("junk.conf"), Permissions::from_mode(0o600))?;
+        let ran = run(folder.path(), ["init", "--from", file, "--a-endpoint", "10.2.3.4"])?;
+        ensure!(ran.status == 2 && ran.stderr == format!("ecmpvpn: {expected}\n"), "{} {}", ran.status, ran.stderr);
+    }
     Ok(())
 }
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::dataplane::View;
+use lab::kind::Kind;
 use lab::sites::{Hole, Lab};
 use lab::traffic::{Path, Stream, TcpLoad};
 
-use super::stage::{ALL, Kind, TUNNELS, deaths, describe, setting, views, wait_until_live, wait_until_settled};
+use super::stage::{ALL, TUNNELS, deaths, describe, lab, rate, setting, views, wait_until_live, wait_until_settled};
 
 /// How long a hole stays open after both sites have left the tunnel.
 const OPEN: Duration = Duration::from_millis(500);
@@ -39,7 +40,7 @@ fn moved_buckets(before: &[(u8, u8)], now: &[(u8, u8)]) -> Vec<(usize, u8, u8)> 
 /// the direction of the hole. Only flows of the dead tunnel may be interrupted.
 pub fn a_blackholed_tunnel_is_left_and_taken_again(kind: Kind) -> Result<()> {
     let trials = setting("ECMPVPN_TRIALS", 6)? as usize;
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = wait_until_settled(&lab, &views, &mut running)?;
@@ -116,7 +117,7 @@ pub fn a_standstill_of_all_tunnels_kills_none(kind: Kind) -> Result<()> {
     // Longer than the time after which a single tunnel is declared down, shorter than that for all tunnels together.
     const JUDGED: RangeInclusive<Duration> = Duration::from_millis(260)..=Duration::from_millis(850);
     const TRIES: usize = 5;
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     for sender in [0, 1] {
@@ -165,11 +166,11 @@ fn standstill(lab: &Lab, sender: usize) -> Result<(Duration, usize)> {
 
 /// TCP fills the links over all tunnels. One tunnel is cut and goes down. No other tunnel may go down.
 pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = wait_until_settled(&lab, &views, &mut running)?;
-    lab.shape(kind.rate()?)?;
+    lab.shape(rate(kind)?)?;
     for sender in [0, 1] {
         let path: Path<'_> = if sender == 0 { lab.path_v4() } else { lab.path_v6().reversed() };
         thread::scope(|scope| -> Result<()> {
@@ -194,7 +195,7 @@ pub fn tcp_survives_and_full_tunnels_do_not_die(kind: Kind) -> Result<()> {
 
 /// All tunnels are down. Packets are counted, local senders get an error, and everything recovers by itself.
 pub fn without_any_tunnel_traffic_is_refused(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     wait_until_settled(&lab, &views, &mut running)?;

@@ -3,46 +3,52 @@
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod blackhole;
+mod flood;
+mod forged;
+mod replayed;
 mod soak;
+mod spoofed;
 mod stage;
+mod together;
 mod watch;
 
 use anyhow::Result;
-use lab::skip::requires;
-use libtest_mimic::{Arguments, Failed, Trial};
-use stage::Kind;
+use lab::kind::Kind;
+use lab::skip::{self, Tier};
+use lab::tests;
 
-/// Number of tunnels between the sites.
-type Test = fn(Kind) -> Result<()>;
+/// The tests assert times, which noise would hide: the emulated machines do not run them.
+const TIERS: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Clsact];
+
+type Test = (&'static str, fn(Kind) -> Result<()>);
 
 fn main() {
-    let tests: [(&str, Test); 5] = [
-        ("a_blackholed_tunnel_is_left_and_taken_again", blackhole::a_blackholed_tunnel_is_left_and_taken_again),
-        ("a_standstill_of_all_tunnels_kills_none", blackhole::a_standstill_of_all_tunnels_kills_none),
-        ("tcp_survives_and_full_tunnels_do_not_die", blackhole::tcp_survives_and_full_tunnels_do_not_die),
-        ("without_any_tunnel_traffic_is_refused", blackhole::without_any_tunnel_traffic_is_refused),
-        ("a_restarted_tunnel_leaves_the_others_alone", watch::a_restarted_tunnel_leaves_the_others_alone),
+    let each: &[Test] = &tests![
+        blackhole::a_blackholed_tunnel_is_left_and_taken_again,
+        blackhole::a_standstill_of_all_tunnels_kills_none,
+        blackhole::tcp_survives_and_full_tunnels_do_not_die,
+        blackhole::without_any_tunnel_traffic_is_refused,
+        watch::a_restarted_tunnel_leaves_the_others_alone,
     ];
-    let mut trials = Vec::new();
-    for kind in [Kind::Userspace, Kind::Kernel] {
-        trials.extend(tests.map(|(name, test)| trial(name, kind, test)));
-    }
+    // What they show does not depend on how programs are attached, nor on the kernel's age.
+    let anywhere: &[Test] = &tests![
+        forged::forged_reports_take_no_tunnel_out_of_use,
+        flood::floods_take_no_tunnel_out_of_use,
+        replayed::recorded_messages_keep_no_dead_tunnel_in_use,
+        spoofed::spoofed_sources_do_not_arrive,
+    ];
     // Userspace tunnels stand still when this machine is busy, and are then rightly declared down.
-    let soak = "full_and_lossy_links_are_no_false_alarm";
-    trials.push(trial(soak, Kind::Kernel, soak::full_and_lossy_links_are_no_false_alarm));
-    let mut arguments = Arguments::from_args();
-    // The tests measure times, so they must not disturb each other.
-    arguments.test_threads = arguments.test_threads.or(Some(1));
-    libtest_mimic::run(&arguments, trials).exit();
-}
-
-fn trial(name: &str, kind: Kind, test: Test) -> Trial {
-    requires(kind.needs(), &format!("{}::{name}", kind.name()), move || {
-        test(kind).map_err(|error| {
-            for line in lab::log::lines(&[]).iter().rev().take(40).rev() {
-                eprintln!("  {line}");
-            }
-            Failed::from(format!("{error:#}"))
-        })
-    })
+    let kernel: &[Test] = &tests![soak::full_and_lossy_links_are_no_false_alarm];
+    // Elsewhere, two processes do not begin at the same instant.
+    let together: &[Test] = &tests![together::ends_that_start_together_connect_at_once];
+    let simulated = [Tier::Simulated, Tier::Clsact];
+    let mut trials = Vec::new();
+    for (kind, tests) in [(Kind::Userspace, each), (Kind::Kernel, each), (Kind::Kernel, kernel)] {
+        trials.extend(tests.iter().map(|(name, test)| kind.trial(&TIERS, name, *test)));
+    }
+    for kind in Kind::ALL {
+        trials.extend(anywhere.iter().map(|(name, test)| kind.trial(&[Tier::Here, Tier::Simulated], name, *test)));
+    }
+    trials.extend(together.iter().map(|(name, test)| Kind::Kernel.trial(&simulated, name, *test)));
+    skip::run(trials);
 }

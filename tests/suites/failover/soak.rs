@@ -5,11 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use lab::kind::Kind;
 use lab::sites::Lab;
 use lab::stalls::{Stall, Watch};
 use lab::traffic::TcpLoad;
 
-use super::stage::{Kind, deaths, describe, of_tunnels, setting, views, wait_until_settled};
+use super::stage::{deaths, describe, lab, of_tunnels, setting, views, wait_until_settled};
 
 /// Default rate of a link, 10^6 bits a second, which the simulation carries easily. Long soaks set a lower rate and
 /// fewer connections, because each packet costs real time in the simulation.
@@ -29,7 +30,7 @@ const PROGRESS: Duration = Duration::from_secs(300);
 pub fn full_and_lossy_links_are_no_false_alarm(kind: Kind) -> Result<()> {
     let (seconds, rate) = (setting("ECMPVPN_SOAK", 15)?, setting("ECMPVPN_RATE", RATE)?);
     let flows = setting("ECMPVPN_FLOWS", FLOWS)? as usize;
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = wait_until_settled(&lab, &views, &mut running)?;

@@ -6,59 +6,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ecmpvpn::dataplane::{Pins, View};
-use lab::sites::{Lab, Options, Running, Underlay, binary};
-use lab::skip::Feature;
+use lab::kind::Kind;
+use lab::sites::{Lab, Options, Running, binary};
 use serde_json::Value;
 
 pub const TUNNELS: usize = 4;
 
-/// The backend and the underlay of a lab.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Userspace,
-    Kernel,
+/// Rate of a link that a test fills, 10^6 bits a second. The link must be the limit, and not what carries the tunnels.
+/// For an emulated CPU, `ECMPVPN_RATE` sets a lower rate.
+pub fn rate(kind: Kind) -> Result<f64> {
+    Ok(match kind {
+        Kind::Userspace => 8.0,
+        Kind::Kernel => f64::from(setting("ECMPVPN_RATE", 100)?),
+    })
 }
 
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Userspace => "userspace",
-            Self::Kernel => "kernel_and_bond",
-        }
+pub fn lab(kind: Kind) -> Result<Lab> {
+    let lab = Lab::new(Options { members: 2, tunnels: TUNNELS, ..kind.options() }, &binary()?)?;
+    for site in &lab.sites {
+        // With a short gap, the flows of a steady stream return as soon as their tunnel does.
+        let text = fs::read_to_string(&site.config)?;
+        let shorter = text.replacen("flowlet_gap_us = \"auto\"", "flowlet_gap_us = 20000", 1);
+        ensure!(text != shorter, "the gap is not where it was:\n{text}");
+        fs::write(&site.config, shorter)?;
     }
-
-    /// Rate of a link that a test fills, 10^6 bits a second. The link must be the limit, and not what carries the
-    /// tunnels. For an emulated CPU, `ECMPVPN_RATE` sets a lower rate.
-    pub fn rate(self) -> Result<f64> {
-        Ok(match self {
-            Self::Userspace => 8.0,
-            Self::Kernel => f64::from(setting("ECMPVPN_RATE", 100)?),
-        })
-    }
-
-    pub fn needs(self) -> &'static [Feature] {
-        match self {
-            Self::Userspace => &[Feature::Tun],
-            Self::Kernel => &[Feature::WireGuard, Feature::Bonding],
-        }
-    }
-
-    pub fn lab(self) -> Result<Lab> {
-        let (underlay, backend) = match self {
-            Self::Userspace => (Underlay::Routed, "userspace"),
-            Self::Kernel => (Underlay::Bonded, "kernel"),
-        };
-        let options = Options { underlay, backend, members: 2, tunnels: TUNNELS, ..Options::default() };
-        let lab = Lab::new(options, &binary()?)?;
-        for site in &lab.sites {
-            // With a short gap, the flows of a steady stream return as soon as their tunnel does.
-            let text = fs::read_to_string(&site.config)?;
-            let shorter = text.replacen("flowlet_gap_us = \"auto\"", "flowlet_gap_us = 20000", 1);
-            ensure!(text != shorter, "the gap is not where it was:\n{text}");
-            fs::write(&site.config, shorter)?;
-        }
-        Ok(lab)
-    }
+    Ok(lab)
 }
 
 /// A number from an environment variable, or `default`.

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::config;
 use ecmpvpn::host::restart_tunnel;
 use ecmpvpn::plan::{Backend, Plan};
+use lab::kind::Kind;
 use lab::sites::Hole;
 use lab::traffic::Stream;
 
-use super::stage::{ALL, Kind, TUNNELS, deaths, describe, of_tunnels, views, wait_until_live, wait_until_settled};
+use super::stage::{ALL, TUNNELS, deaths, describe, lab, of_tunnels, views, wait_until_live, wait_until_settled};
 
 const TUNNEL: usize = 2;
 
@@ -18,7 +19,7 @@ const TUNNEL: usize = 2;
 /// its interface down and up, as the watchdog does as a last resort: the interface must be the same afterwards. The
 /// other tunnels lose nothing.
 pub fn a_restarted_tunnel_leaves_the_others_alone(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let mut running = lab.run()?;
     let views = views(&lab)?;
     let settled = wait_until_settled(&lab, &views, &mut running)?;

@@ -78,7 +78,7 @@ fn active_ports(fixture: &Fixture) -> Result<String> {
     fixture.ns.query("cat", "/proc/thread-self/net/bonding/bond0")
 }
 
-pub fn a_round_trip_leaves_no_trace(backend: Backend) -> Result<()> {
+pub fn bond_round_trip_leaves_no_trace(backend: Backend) -> Result<()> {
     let fixture = cabled()?;
     let before = fixture.dump()?;
     let plan = plan(&fixture, backend);
@@ -102,7 +102,7 @@ pub fn a_round_trip_leaves_no_trace(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-pub fn a_step_that_fails_undoes_the_earlier_ones(backend: Backend) -> Result<()> {
+pub fn bond_step_that_fails_undoes_the_earlier_ones(backend: Backend) -> Result<()> {
     let fixture = cabled()?;
     let plan = plan(&fixture, backend);
     fixture.each_step_fails(&plan, |change| {
@@ -122,7 +122,13 @@ pub fn a_step_that_fails_undoes_the_earlier_ones(backend: Backend) -> Result<()>
     })
 }
 
-pub fn a_bond_is_reused_and_stays(backend: Backend) -> Result<()> {
+/// Finding A2.
+pub fn bond_undo_that_fails_is_tried_again(backend: Backend) -> Result<()> {
+    let fixture = cabled()?;
+    fixture.each_undo_fails(&plan(&fixture, backend))
+}
+
+pub fn bond_of_somebody_else_is_reused_and_stays(backend: Backend) -> Result<()> {
     let fixture = cabled()?;
     let ns = &fixture.ns;
     ns.ip("link add bond0 type bond mode 802.3ad miimon 100 lacp_rate fast xmit_hash_policy layer3+4")?;
@@ -149,7 +155,7 @@ pub fn a_bond_is_reused_and_stays(backend: Backend) -> Result<()> {
     fixture.assert_same(&before, "afterwards")
 }
 
-pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
+pub fn bond_that_differs_or_cannot_be_made_is_named(backend: Backend) -> Result<()> {
     let fixture = cabled()?;
     let ns = &fixture.ns;
     let before = fixture.dump()?;
@@ -194,7 +200,7 @@ pub fn what_stands_in_the_way_is_named(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-pub fn another_process_undoes_what_a_crash_left(backend: Backend) -> Result<()> {
+pub fn bond_crash_is_undone_by_another_process(backend: Backend) -> Result<()> {
     let fixture = cabled()?;
     let before = fixture.dump()?;
     let plan = plan(&fixture, backend);

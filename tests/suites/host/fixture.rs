@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::config::{
     BackendChoice, Bond, Config, Health, InterfaceName, Peer, Policy, PresharedKey, PrivateKey, Site, Steering, Tunnel,
 };
 use ecmpvpn::control::down::{TakenDown, down};
 use ecmpvpn::control::site::Paths;
 use ecmpvpn::dataplane::Pins;
-use ecmpvpn::host::{self, Change, HostError, HostLinks, Journal, Netlink, RunDir};
+use ecmpvpn::host::{self, Change, HostError, HostLinks, Journal, Netlink, RunDir, Undo};
 use ecmpvpn::plan::{Backend, Plan};
 use lab::dump::Dump;
 use lab::netns::{Netns, unique};
@@ -176,7 +176,7 @@ impl Fixture {
             if let Some(userspace) = links.userspace {
                 userspace.stop().await;
             }
-            let undone = journal.undo(&Netlink::open()?, &mut |_| {}).await?;
+            let undone = journal.undo(&Netlink::open()?, &mut |_| Ok(())).await?;
             ensure!(undone > plan.tunnels.len(), "only {undone} changes were undone");
             run_dir.remove()?;
             ensure!(!self.run_root.exists(), "the run directory is left");
@@ -211,7 +211,7 @@ impl Fixture {
                         if let Some(userspace) = links.userspace {
                             userspace.stop().await;
                         }
-                        journal.undo(&Netlink::open()?, &mut |_| {}).await?;
+                        journal.undo(&Netlink::open()?, &mut |_| Ok(())).await?;
                         Ok(())
                     }
                     Err(e) => Err(e),
@@ -234,6 +234,48 @@ impl Fixture {
             failed += 1;
         }
         ensure!(failed > plan.tunnels.len() + plan.routes.len(), "only {failed} steps were made to fail");
+        Ok(())
+    }
+}
+
+impl Fixture {
+    /// Brings `plan` up once for each undo, and lets that undo fail. The record of it must stay, on disk too, and
+    /// `ecmpvpn down` must then undo it.
+    pub fn each_undo_fails(&self, plan: &Plan) -> Result<()> {
+        let before = self.dump()?;
+        let (mut at, mut records) = (0, usize::MAX);
+        while at < records {
+            let failed = self.inside(async || {
+                let (run_dir, mut journal) = self.open()?;
+                host::preflight(plan).await?;
+                let links = host::bring_up(plan, &OPTIONS, &mut journal, &mut |_| {}).await?;
+                if let Some(userspace) = links.userspace {
+                    userspace.stop().await;
+                }
+                records = journal.records().count();
+                let mut failed = None;
+                let mut step = 0;
+                let mut on_undo = |undo: &Undo| {
+                    step += 1;
+                    if step == at + 1 {
+                        failed = Some(undo.clone());
+                        return Err(std::io::Error::other("sabotaged"));
+                    }
+                    Ok(())
+                };
+                let error = journal.undo(&Netlink::open()?, &mut on_undo).await.err().context("no error")?;
+                let failed = failed.context("no undo failed")?;
+                ensure!(error.to_string().contains(&format!("{failed}: sabotaged")), "{error}");
+                let left = Journal::open(&run_dir.journal_path(), &self.site)?;
+                ensure!(left.records().eq([&failed]), "undo {at} failed, and this is left: {left:?}");
+                Ok(failed)
+            })?;
+            self.take_down()?;
+            self.assert_same(&before, &format!("after undo {at} ({failed}) failed once"))?;
+            ensure!(self.take_down()? == TakenDown::default(), "after undo {at} ({failed}) something is left");
+            at += 1;
+        }
+        ensure!(at > plan.tunnels.len() + plan.routes.len(), "only {at} undos were made to fail");
         Ok(())
     }
 }

@@ -11,46 +11,66 @@
 
 mod bonded;
 mod fixture;
+mod shared;
 mod tunnels;
 
 use ecmpvpn::plan::Backend;
-use lab::skip::{self, Feature, requires};
-use libtest_mimic::Trial;
+use lab::skip::{self, Feature, Tier, requires};
+use lab::tests;
 
-type Test = fn(Backend) -> anyhow::Result<()>;
+type Test = (&'static str, fn(Backend) -> anyhow::Result<()>);
+
+/// A distribution's kernel has what the simulation's kernel lacks: modules, and other defaults.
+const KERNEL: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Emulated];
+const USERSPACE: [Tier; 1] = [Tier::Here];
+/// Those that bring a site up dozens of times, which takes minutes in an emulated machine, and those for which another
+/// kernel makes no difference.
+const KERNEL_BUT_NOT_EMULATED: [Tier; 2] = [Tier::Here, Tier::Simulated];
 
 fn main() {
-    let each_backend: [(&str, Test); 10] = [
-        ("a_round_trip_leaves_no_trace", tunnels::a_round_trip_leaves_no_trace),
-        ("a_dry_run_says_what_a_run_does_and_changes_nothing", tunnels::a_dry_run_changes_nothing),
-        ("a_step_that_fails_undoes_the_earlier_ones", tunnels::a_step_that_fails_undoes_the_earlier_ones),
-        ("another_process_undoes_what_a_crash_left", tunnels::another_process_undoes_what_a_crash_left),
-        ("what_stands_in_the_way_is_named_and_left_alone", tunnels::what_stands_in_the_way_is_named),
-        ("a_device_that_took_the_name_survives_the_undoing", tunnels::a_replaced_device_survives),
-        ("forwarding_that_is_on_is_left_alone", tunnels::forwarding_that_is_on_is_left_alone),
-        ("router_advertisements_survive_forwarding", tunnels::router_advertisements_survive_forwarding),
-        ("the_bpf_file_system_comes_and_goes", tunnels::the_bpf_file_system_comes_and_goes),
-        ("many_prefixes_fit", tunnels::many_prefixes_fit),
+    let each_backend: &[Test] = &tests![
+        tunnels::a_round_trip_leaves_no_trace,
+        tunnels::a_dry_run_says_what_a_run_does_and_changes_nothing,
+        tunnels::a_step_that_fails_undoes_the_earlier_ones,
+        tunnels::another_process_undoes_what_a_crash_left,
+        tunnels::what_stands_in_the_way_is_named_and_left_alone,
+        tunnels::tunnels_whose_packets_would_be_fragmented_are_refused,
+        tunnels::a_device_that_took_the_name_survives_the_undoing,
+        tunnels::forwarding_that_is_on_is_left_alone,
+        tunnels::router_advertisements_survive_forwarding,
+        tunnels::the_bpf_file_system_comes_and_goes,
+        tunnels::many_prefixes_fit,
     ];
-    let with_bond: [(&str, Test); 5] = [
-        ("bond_round_trip_leaves_no_trace", bonded::a_round_trip_leaves_no_trace),
-        ("bond_step_that_fails_undoes_the_earlier_ones", bonded::a_step_that_fails_undoes_the_earlier_ones),
-        ("bond_of_somebody_else_is_reused_and_stays", bonded::a_bond_is_reused_and_stays),
-        ("bond_that_differs_or_cannot_be_made_is_named", bonded::what_stands_in_the_way_is_named),
-        ("bond_crash_is_undone_by_another_process", bonded::another_process_undoes_what_a_crash_left),
+    let not_emulated: &[Test] = &tests![
+        tunnels::an_undo_that_fails_is_tried_again,
+        shared::sessions_on_any_port_and_table_are_protected,
+        shared::two_sites_share_forwarding,
     ];
-    let mut trials: Vec<Trial> = Vec::new();
-    for (backend, feature, suffix) in
-        [(Backend::Kernel, Feature::WireGuard, "kernel"), (Backend::Userspace, Feature::Tun, "userspace")]
-    {
-        let mut add = |features: &[Feature], name: &str, test: Test| {
-            trials.push(requires(features, &format!("{name}::{suffix}"), move || test(backend)));
-        };
-        for (name, test) in each_backend {
-            add(&[feature], name, test);
-        }
-        for (name, test) in with_bond {
-            add(&[feature, Feature::Bonding], name, test);
+    let with_bond: &[Test] = &tests![
+        bonded::bond_round_trip_leaves_no_trace,
+        bonded::bond_step_that_fails_undoes_the_earlier_ones,
+        bonded::bond_of_somebody_else_is_reused_and_stays,
+        bonded::bond_that_differs_or_cannot_be_made_is_named,
+        bonded::bond_crash_is_undone_by_another_process,
+    ];
+    let not_emulated_with_bond: &[Test] = &tests![bonded::bond_undo_that_fails_is_tried_again];
+    let backends: [(Backend, [&[Tier]; 2], Feature, &str); 2] = [
+        (Backend::Kernel, [&KERNEL, &KERNEL_BUT_NOT_EMULATED], Feature::WireGuard, "kernel"),
+        (Backend::Userspace, [&USERSPACE; 2], Feature::Tun, "userspace"),
+    ];
+    let mut trials = Vec::new();
+    for (backend, [all, few], feature, suffix) in backends {
+        let (alone, bonded) = ([feature], [feature, Feature::Bonding]);
+        for (tiers, features, tests) in [
+            (all, &alone[..], each_backend),
+            (all, &bonded, with_bond),
+            (few, &alone, not_emulated),
+            (few, &bonded, not_emulated_with_bond),
+        ] {
+            trials.extend(tests.iter().map(|(name, test)| {
+                let test = *test;
+                requires(tiers, features, &format!("{name}::{suffix}"), move || test(backend))
+            }));
         }
     }
     skip::run(trials);

@@ -10,30 +10,33 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use lab::netns::Netns;
 use lab::sites::{Lab, Options, Underlay, binary};
-use lab::skip::{self, Feature, requires};
+use lab::skip::{self, Feature, Tier, requires};
+use lab::tests;
 use lab::topology::{Network, Quality, Sketch, Wires, shaper};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping};
-use libtest_mimic::Trial;
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 2, 3, 4);
 const B: Ipv4Addr = Ipv4Addr::new(10, 2, 3, 5);
 const DELAY: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-type Test = fn() -> Result<()>;
+/// The bounds hold only where time has no noise.
+const TIERS: [Tier; 1] = [Tier::Simulated];
+
+type Test = (&'static str, fn() -> Result<()>);
 
 fn main() {
-    let tests: [(&str, Test); 7] = [
-        ("a_link_has_its_rate", a_link_has_its_rate),
-        ("a_link_has_its_delay_and_keeps_order", a_link_has_its_delay_and_keeps_order),
-        ("a_link_loses_what_it_should_in_its_direction_only", a_link_loses_what_it_should_in_its_direction_only),
-        ("an_unplugged_port_has_no_carrier", an_unplugged_port_has_no_carrier),
-        ("lacp_passes_a_delay", lacp_passes_a_delay),
-        ("several_sites_with_several_gateways_are_joined", several_sites_with_several_gateways_are_joined),
-        ("both_ends_started_at_once_connect", both_ends_started_at_once_connect),
+    let tests: &[Test] = &tests![
+        a_link_has_its_rate,
+        a_link_has_its_delay_and_keeps_order,
+        a_link_loses_what_it_should_in_its_direction_only,
+        an_unplugged_port_has_no_carrier,
+        lacp_passes_a_delay,
+        several_sites_with_several_gateways_are_joined,
+        both_ends_started_at_once_connect,
     ];
-    let needs = [Feature::WireGuard, Feature::Bonding];
-    skip::run(tests.into_iter().map(|(name, test)| requires(&needs, name, test)).collect::<Vec<Trial>>());
+    let features = [Feature::WireGuard, Feature::Bonding];
+    skip::run(tests.iter().map(|(name, test)| requires(&TIERS, &features, name, *test)));
 }
 
 /// Two namespaces, joined by one wire.

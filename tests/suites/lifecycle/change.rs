@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ecmpvpn::host::wireguard::kernel;
+use lab::kind::Kind;
 use lab::sites::Lab;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::stage::{Kind, blocks, indexes, rewrite, stream};
+use super::stage::{blocks, indexes, lab, rewrite, stream};
 
 /// Removes the tunnel `name` from a site's configuration. Returns its block.
 fn take_out(lab: &Lab, site: usize, name: &str) -> Result<String> {
@@ -62,7 +63,7 @@ fn wait_until_used(lab: &Lab, name: &str) -> Result<()> {
 }
 
 pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
-    let lab = kind.lab(4)?;
+    let lab = lab(kind, 4)?;
     let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
     // Both sites begin with three of the four tunnels.
     let fourth = [take_out(&lab, 0, "wg3")?, take_out(&lab, 1, "wg3")?];
@@ -112,7 +113,7 @@ pub fn a_reload_adds_and_removes_tunnels(kind: Kind) -> Result<()> {
 }
 
 pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let running = lab.run()?;
     let site = &lab.sites[0];
     let sound = std::fs::read_to_string(&site.config)?;
@@ -155,9 +156,87 @@ pub fn a_reload_that_cannot_be_changes_nothing(kind: Kind) -> Result<()> {
     Ok(())
 }
 
+/// `reload --dry-run` says what would change and changes nothing. What `reload --confirm` changes is changed back, unless
+/// it is confirmed.
+pub fn a_reload_is_shown_and_tried(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
+    let [mut a, _b] = lab.run()?;
+    let site = &lab.sites[0];
+    let sound = std::fs::read_to_string(&site.config)?;
+    let ask = |options: &[&str]| lab.ecmpvpn(0, &[&["reload"], options].concat());
+    let (code, output, complaint) = ask(&["--dry-run"])?;
+    ensure!(code == 0 && output.contains("would change nothing"), "it ended with {code}: {output}{complaint}");
+    let before = site.dump()?;
+    take_out(&lab, 0, "wg2")?;
+    rewrite(&lab, 0, |text| text.replacen("prefixes = [", "prefixes = [\"10.77.0.0/16\", ", 1))?;
+    let changed = std::fs::read_to_string(&site.config)?;
+    let (code, output, complaint) = ask(&["--dry-run"])?;
+    for words in ["remove tunnel wg2", "route 10.77.0.0/16 to ecmp0"] {
+        ensure!(code == 0 && output.contains(words), "it ended with {code}: {output}{complaint}");
+    }
+    ensure!(before.diff(&site.dump()?).is_none(), "it changed something");
+    std::fs::write(&site.config, "junk")?;
+    let (code, ..) = ask(&["--dry-run"])?;
+    ensure!(code == 2, "it ended with {code}");
+
+    // Tried and not confirmed.
+    std::fs::write(&site.config, &changed)?;
+    let (code, output, complaint) = ask(&["--confirm", "3"])?;
+    ensure!(code == 0 && output.contains("the former configuration returns in 3 s"), "{code}: {output}{complaint}");
+    ensure!(tunnel(&lab.stats(0)?, "wg2").is_none(), "wg2 is still there");
+    let (code, _, complaint) = ask(&[])?;
+    ensure!(code == 1 && complaint.contains("still waits for `ecmpvpn confirm`"), "{code}: {complaint}");
+    a.wait_until_said("the former one is in force again")?;
+    ensure!(tunnel(&lab.stats(0)?, "wg2").is_some(), "wg2 did not come back");
+    ensure!(site.gateway.query("ip", "route show 10.77.0.0/16")?.is_empty(), "the new prefix is still routed");
+    wait_until_used(&lab, "wg2")?;
+
+    // Tried and confirmed.
+    let (code, _, complaint) = ask(&["--confirm", "5"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    a.wait_until_said("the new configuration stays in force")?;
+    std::thread::sleep(Duration::from_secs(6));
+    ensure!(tunnel(&lab.stats(0)?, "wg2").is_none(), "wg2 came back though it was confirmed");
+    std::fs::write(&site.config, &sound)?;
+    reload(&lab, 0)?;
+    ensure!(a.stop(Signal::TERM)?.success());
+    Ok(())
+}
+
+/// `run` is killed while a `reload --confirm` waits. The next one returns to the former configuration.
+pub fn a_tried_reload_that_is_cut_off_is_taken_back(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
+    let before = lab.sites[0].dump()?;
+    let [a, _b] = lab.run()?;
+    take_out(&lab, 0, "wg2")?;
+    let (code, output, complaint) = lab.ecmpvpn(0, &["reload", "--confirm", "60"])?;
+    ensure!(code == 0, "it ended with {code}: {output}{complaint}");
+    ensure!(tunnel(&lab.stats(0)?, "wg2").is_none(), "wg2 is still there");
+    a.stop(Signal::KILL)?;
+    let mut again = lab.start(0)?;
+    again.wait_until_said("is up:")?;
+    ensure!(again.output().contains("the configuration before that is in force again"), "{}", again.output());
+    wait_until_used(&lab, "wg2")?;
+    // The file still has the new one. It can be tried again, and a confirmed one stays.
+    let (code, output, complaint) = lab.ecmpvpn(0, &["reload", "--confirm", "60"])?;
+    ensure!(code == 0, "it ended with {code}: {output}{complaint}");
+    let (code, _, complaint) = lab.ecmpvpn(0, &["confirm"])?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    again.stop(Signal::KILL)?;
+    let mut last = lab.start(0)?;
+    last.wait_until_said("is up:")?;
+    ensure!(tunnel(&lab.stats(0)?, "wg2").is_none(), "wg2 came back though it was confirmed");
+    ensure!(last.stop(Signal::TERM)?.success());
+    let left = before.wait_for_same(Duration::from_secs(5), || lab.sites[0].dump())?;
+    ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
+    Ok(())
+}
+
 /// The next `run` applies, as a difference, what was changed while no daemon was running.
 pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     rewrite(&lab, 0, |text| text.replacen("prefixes = [", "prefixes = [\"10.78.0.0/16\", ", 1))?;
     let before = lab.sites[0].dump()?;
     let [a, b] = lab.run()?;
@@ -197,12 +276,13 @@ pub fn a_changed_configuration_is_taken_at_the_next_run(kind: Kind) -> Result<()
 
 /// A port with the default route is enslaved only if an option requests it and the bond takes over its addresses.
 pub fn the_management_port_is_not_taken(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let gateway = &lab.sites[0].gateway;
     gateway.ip("address add 10.2.3.4/24 dev u0")?;
     gateway.ip("address add 192.0.2.7/24 dev u0")?;
     gateway.ip("link set u0 up")?;
     gateway.ip("route add default via 10.2.3.5 dev u0")?;
+    gateway.ip("route add default via 10.2.3.5 dev u0 table 100")?;
     std::thread::sleep(Duration::from_secs(2));
     let before = lab.sites[0].dump()?;
     let refused = |options: &[&str], words: &[&str]| -> Result<()> {
@@ -218,8 +298,10 @@ pub fn the_management_port_is_not_taken(kind: Kind) -> Result<()> {
     let before = lab.sites[0].dump()?;
     let mut run = lab.start_with(0, &["--take-management-port"])?;
     run.wait_until_said("is up:")?;
-    let route = gateway.query("ip", "route show default")?;
-    ensure!(route.contains("dev bond0"), "the default route did not move: {route}");
+    for table in ["main", "100"] {
+        let route = gateway.query("ip", &format!("route show default table {table}"))?;
+        ensure!(route.contains("dev bond0"), "the default route of table {table} did not move: {route}");
+    }
     ensure!(run.stop(Signal::TERM)?.success());
     let left = before.wait_for_same(Duration::from_secs(8), || lab.sites[0].dump())?;
     ensure!(left.is_none(), "left:\n{}", left.unwrap_or_default());

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::loaded_maps;
 use aya::programs::loaded_programs;
+use lab::kind::Kind;
 use lab::sites::Lab;
 use rustix::process::Signal;
 
-use super::stage::Kind;
+use super::stage::lab;
 
 /// Number of cycles in the ordinary test.
 const FEW: usize = 6;
@@ -19,11 +20,11 @@ const CYCLES: &str = "ECMPVPN_CYCLES";
 /// How much memory unrelated processes may allocate or free meanwhile, KiB.
 const MEMORY: u64 = 64 << 10;
 
-pub fn a_few_leave_nothing_behind(kind: Kind) -> Result<()> {
+pub fn cycles_leave_nothing_behind(kind: Kind) -> Result<()> {
     cycle(kind, FEW)
 }
 
-pub fn many_leave_nothing_behind(kind: Kind) -> Result<()> {
+pub fn cycles_five_hundred(kind: Kind) -> Result<()> {
     let count = std::env::var(CYCLES).ok().map(|text| text.parse()).transpose().context(CYCLES)?;
     cycle(kind, count.unwrap_or(MANY))
 }
@@ -69,7 +70,7 @@ fn once(lab: &Lab) -> Result<usize> {
 }
 
 fn cycle(kind: Kind, count: usize) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     // The far site stays up. Otherwise each start would wait for the bond's partner.
     let mut far = lab.start(1)?;
     far.wait_until_said("is up:")?;

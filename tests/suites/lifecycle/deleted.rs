@@ -3,19 +3,20 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use lab::kind::Kind;
 use lab::traffic::TcpLoad;
 use rustix::process::Signal;
 
-use super::stage::{Kind, indexes};
+use super::stage::{indexes, lab};
 
 pub fn what_is_deleted_is_made_again(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let before = lab.sites[0].dump()?;
     let [mut a, b] = lab.run()?;
     let made = indexes(&lab, 0)?;
     let gateway = &lab.sites[0].gateway;
     gateway.ip("link del wg1")?;
-    a.wait_until_said("wg1: deleted by somebody else, made again")?;
+    a.wait_until_said("it is mended: wg1 was deleted")?;
     let since = Instant::now();
     loop {
         let stats = lab.stats(0)?;
@@ -38,13 +39,13 @@ pub fn what_is_deleted_is_made_again(kind: Kind) -> Result<()> {
     ensure!(wg1.as_ref().and_then(|t| t["rx_packets"].as_u64()).is_some_and(|count| count > 0), "{carried}");
     // Without the steering device no traffic flows, and its routes are removed with it.
     gateway.ip("link del ecmp0")?;
-    a.wait_until_said("ecmp0: deleted by somebody else, made again")?;
+    a.wait_until_said("it is mended: ecmp0 was deleted")?;
     let mut running = [a, b];
     lab.warm_up(&mut running)?;
     ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000);
     let [a, b] = running;
     let output = a.output();
-    ensure!(output.matches(": deleted by somebody else").count() == 2, "{output}");
+    ensure!(output.matches("it is mended").count() == 2, "{output}");
     ensure!(a.stop(Signal::INT)?.success(), "{output}");
     let left = before.wait_for_same(Duration::from_secs(5), || lab.sites[0].dump())?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());

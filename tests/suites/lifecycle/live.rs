@@ -1,11 +1,17 @@
 //! Changes by `policy` outlive the process. Changed values of the configuration are applied.
 
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
+use lab::kind::Kind;
 use lab::sites::Lab;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::stage::{Kind, rewrite};
+use super::stage::{lab, rewrite};
 
 fn policy(lab: &Lab, words: &[&str]) -> Result<()> {
     let (code, _, complaint) = lab.ecmpvpn(0, &[&["policy"], words].concat())?;
@@ -29,8 +35,46 @@ fn observe(lab: &Lab) -> Result<(String, u64, bool, Vec<u64>)> {
     ))
 }
 
+/// `reload` and `policy` change the same records. While another process holds the lock of the maps, `reload` waits, and
+/// gives up without a change; `run` still reacts.
+pub fn a_reload_waits_for_the_lock_of_the_maps(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
+    let [a, b] = lab.run()?;
+    let weigh = |weight: u32| {
+        rewrite(&lab, 0, |text| {
+            let line = |line: &str| {
+                if line.starts_with("weight = ") { format!("weight = {weight}\n") } else { format!("{line}\n") }
+            };
+            text.lines().map(line).collect()
+        })
+    };
+    let pins = Path::new("/sys/fs/bpf/ecmpvpn").join(&lab.sites[0].name);
+    let dir = fs::read_dir(&pins)?.next().context("no pins")??.path();
+    let held = File::open(&dir)?;
+    flock(&held, FlockOperation::LockExclusive)?;
+    weigh(3)?;
+    let (code, _, complaint) = lab.ecmpvpn(0, &["reload"])?;
+    ensure!(code == 1 && complaint.contains("held the lock"), "it ended with {code}: {complaint}");
+    // It waits, and goes on when the lock is free.
+    let waiting = std::thread::scope(|scope| {
+        let reload = scope.spawn(|| lab.ecmpvpn(0, &["reload"]));
+        std::thread::sleep(Duration::from_secs(1));
+        drop(held);
+        reload.join().expect("it does not panic")
+    });
+    let (code, _, complaint) = waiting?;
+    ensure!(code == 0, "it ended with {code}: {complaint}");
+    ensure!(observe(&lab)?.1 == 3, "{:?}", observe(&lab)?);
+    // Held for ever, the lock does not keep `run` from ending.
+    let held = File::open(&dir)?;
+    flock(&held, FlockOperation::LockExclusive)?;
+    ensure!(a.stop(Signal::TERM)?.success());
+    drop(b);
+    Ok(())
+}
+
 pub fn live_changes_stay_and_changed_values_are_taken(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let [a, b] = lab.run()?;
     let drain = ["drain", "wg1", "--deadline", "1"];
     for words in

@@ -4,18 +4,19 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lab::kind::Kind;
 use lab::sites::Lab;
 use lab::traffic::TcpLoad;
 use rustix::process::Signal;
 
-use super::stage::{Kind, rewrite};
+use super::stage::{lab, rewrite};
 
 const NAME: &str = "site-b.example";
 /// An address that no host has.
 const NOBODY: &str = "10.2.3.99";
 
 /// The current endpoints of A's tunnels, without the port.
-fn endpoints(lab: &Lab) -> Result<Vec<String>> {
+pub fn endpoints(lab: &Lab) -> Result<Vec<String>> {
     let stats = lab.stats(0)?;
     let tunnels = stats["tunnels"].as_array().context("no tunnels")?;
     let address = |text: &str| text.rsplit_once(':').map_or(text, |(address, _)| address).to_owned();
@@ -24,7 +25,7 @@ fn endpoints(lab: &Lab) -> Result<Vec<String>> {
 
 /// If nobody answers at the first address of a name, A tries the second one. B does not know A's address.
 pub fn a_name_is_followed_to_where_the_site_is(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let here = lab.sites[1].endpoint.to_string();
     let hosts = lab.sites[0].config.with_file_name("hosts");
     let localhost = "127.0.0.1 localhost";

@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use ecmpvpn_common::layout::programs;
 use lab::dump::Dump;
+use lab::kind::Kind;
 use lab::sites::{Lab, Site, binary};
 use lab::traffic::TcpLoad;
 use memchr::memmem;
 use rustix::process::Signal;
 
-use super::stage::{Kind, indexes, stream, total};
+use super::stage::{indexes, lab, rewrite, stream, total};
 
 /// How long a dump may take to settle.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -39,7 +40,7 @@ fn pins(lab: &Lab) -> Result<PathBuf> {
 
 /// Makes another version of the program under test. Its BPF programs have another multiplier where they look up the
 /// peer of a destination in their cache.
-fn other_binary(lab: &Lab) -> Result<PathBuf> {
+pub fn other_binary(lab: &Lab) -> Result<PathBuf> {
     // `*= 0x9e3779b1` as a BPF instruction: opcode, registers, offset 0, constant.
     const NOTHING: [u8; 2] = [0, 0];
     const FORMER: [u8; 4] = 0x9e37_79b1u32.to_le_bytes();
@@ -68,7 +69,7 @@ fn assert_clean(lab: &Lab, before: &lab::dump::Dump) -> Result<()> {
 }
 
 pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let before = lab.sites[0].dump()?;
     let [mut a, b] = lab.run()?;
     let made = indexes(&lab, 0)?;
@@ -114,7 +115,7 @@ pub fn no_packet_is_lost_whatever_ends(kind: Kind) -> Result<()> {
 
 /// Counters and the journal outlive the process, even if the tunnels do not.
 pub fn killed_and_started_again_nothing_is_forgotten(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let before = lab.sites[0].dump()?;
     let [a, b] = lab.run()?;
     ensure!(TcpLoad::bytes(8, 100_000).run(lab.path_v4())?.received() == 800_000);
@@ -137,7 +138,7 @@ pub fn killed_and_started_again_nothing_is_forgotten(kind: Kind) -> Result<()> {
 
 /// `run` refuses maps of another version. They continue to work, and `down` removes them.
 pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let before = lab.sites[0].dump()?;
     let [a, _b] = lab.run()?;
     a.stop(Signal::KILL)?;
@@ -155,7 +156,7 @@ pub fn another_layout_is_left_running(kind: Kind) -> Result<()> {
 
 /// `--confirm`, first without a confirmation and then with one.
 pub fn unconfirmed_everything_is_undone(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let site = &lab.sites[0];
     if kind == Kind::Kernel {
         // An address and a route that the member must get back.
@@ -200,7 +201,7 @@ fn dump_of_changing(site: &Site) -> Result<Dump> {
 
 /// `--confirm` without a confirmation, and without the process that would undo everything.
 pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let site = &lab.sites[0];
     let before = site.dump()?;
     let is_up = || Ok::<_, anyhow::Error>(site.gateway.query("ip", "link show")?.contains("ecmp0:"));
@@ -219,14 +220,14 @@ pub fn unconfirmed_and_killed_everything_is_undone(kind: Kind) -> Result<()> {
     ensure!(code == 0, "it ended with {code}: {complaint}");
     std::thread::sleep(Duration::from_secs(8));
     ensure!(kind == Kind::Userspace || is_up()?, "it is down though it was confirmed");
-    let (code, _, complaint) = lab.ecmpvpn(0, &["down"])?;
-    ensure!(code == 0 && complaint.contains("changes were undone"), "`down` ended with {code}: {complaint}");
+    let (code, said, complaint) = lab.ecmpvpn(0, &["down"])?;
+    ensure!(code == 0 && said.contains("changes were undone"), "`down` ended with {code}: {complaint}");
     assert_clean(&lab, &before)
 }
 
 /// `--confirm` without a confirmation, and with a process that hangs.
 pub fn unconfirmed_and_hung_everything_is_undone(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let before = lab.sites[0].dump()?;
     let mut run = lab.start_with(0, &["--confirm", "2"])?;
     run.wait_until_said("is up:")?;
@@ -240,9 +241,52 @@ pub fn unconfirmed_and_hung_everything_is_undone(kind: Kind) -> Result<()> {
     Ok(())
 }
 
+/// A reload that takes long must not look like a process that hangs.
+pub fn systemd_hears_of_a_long_reload(kind: Kind) -> Result<()> {
+    const PERIOD: Duration = Duration::from_millis(1_500);
+    let lab = lab(kind, 12)?;
+    let path = lab.dir().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let (path, period) = (path.display().to_string(), PERIOD.as_micros().to_string());
+    let mut a = lab.start_in(0, &[], &[("NOTIFY_SOCKET", &path), ("WATCHDOG_USEC", &period)])?;
+    let mut b = lab.start(1)?;
+    a.wait_until_up()?;
+    b.wait_until_up()?;
+    let mut running = [a, b];
+    lab.warm_up(&mut running)?;
+    // Every tunnel is changed, and answers only when it has found out where the other site really is.
+    rewrite(&lab, 0, |text| {
+        let here = format!("remote_endpoint = \"{}\"", lab.sites[1].endpoint);
+        text.replacen(&here, "remote_endpoint = \"10.2.3.99\"", 1)
+    })?;
+    let (mut longest, mut last, mut began, mut lasted) = (Duration::ZERO, Instant::now(), None, None);
+    let mut buffer = [0; 4096];
+    running[0].signal(Signal::HUP)?;
+    while lasted.is_none() {
+        let length =
+            socket.recv(&mut buffer).with_context(|| format!("the reload does not end: {}", running[0].output()))?;
+        let message = String::from_utf8_lossy(&buffer[..length]);
+        let is = |word: &str| message.lines().any(|line| line == word);
+        if is("RELOADING=1") {
+            (began, last) = (Some(Instant::now()), Instant::now());
+        } else if let Some(began) = began
+            && (is("WATCHDOG=1") || is("READY=1"))
+        {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            lasted = is("READY=1").then(|| began.elapsed());
+        }
+    }
+    eprintln!("the reload lasted {lasted:?}; the longest gap was {longest:?}");
+    ensure!(lasted > Some(2 * PERIOD), "the reload lasted only {lasted:?}");
+    ensure!(longest < PERIOD, "nothing for {longest:?}\n{}", running[0].output());
+    Ok(())
+}
+
 /// Messages to systemd on a real socket: readiness, reloading, watchdog and stopping.
 pub fn systemd_is_notified(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let path = lab.dir().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path)?;
     socket.set_read_timeout(Some(Duration::from_secs(20)))?;

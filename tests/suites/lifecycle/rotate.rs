@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::config::{self, Config, PublicKey};
 use ecmpvpn::host::wireguard::kernel;
-use lab::sites::Lab;
+use lab::kind::Kind;
+use lab::sites::{Lab, Running};
 use lab::traffic::{Stream, StreamReport, TcpLoad};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::stage::{Kind, indexes};
+use super::stage::{indexes, lab};
 
 /// Number of flows of the stream, and its packets a second.
 const FLOWS: usize = 32;
 const RATE: u32 = 1_000;
 
-fn rotate(lab: &Lab, site: usize, arguments: &[&str]) -> Result<String> {
+pub fn rotate(lab: &Lab, site: usize, arguments: &[&str]) -> Result<String> {
     let (code, output, complaint) = lab.ecmpvpn(site, &[&["rotate"], arguments].concat())?;
     ensure!(code == 0, "`rotate {}` ended with {code}: {complaint}", arguments.join(" "));
     Ok(output + &complaint)
@@ -32,7 +33,7 @@ fn status(lab: &Lab, site: usize) -> Result<Value> {
 }
 
 /// Prepares new keys at A, and applies A's file at B.
-fn prepare_and_apply(lab: &Lab) -> Result<()> {
+pub fn prepare_and_apply(lab: &Lab) -> Result<()> {
     let file = lab.dir().join("for-b").display().to_string();
     rotate(lab, 0, &["--prepare", "--output", &file])?;
     let description = rotate(lab, 1, &["--apply", &file])?;
@@ -91,7 +92,7 @@ fn assert_in_use(lab: &Lab, kind: Kind, keys: &[PublicKey], since: Instant) -> R
 }
 
 pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+    let lab = lab(kind, 3)?;
     let [a, b] = lab.run()?;
     let former = own_keys(&load(&lab, 0)?);
     let links = [indexes(&lab, 0)?, indexes(&lab, 1)?];
@@ -147,8 +148,8 @@ pub fn keys_are_renewed_without_a_lost_packet(kind: Kind) -> Result<()> {
 }
 
 /// Keys that do not match, a site that does not take part, and `--abort`. Nothing is left, and both ends agree again.
-pub fn what_does_not_work_is_undone(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+pub fn renewing_that_does_not_work_is_undone(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
     let [a, b] = lab.run()?;
     let folders = [0, 1].map(|site| lab.sites[site].config.parent().expect("a folder").to_owned());
     let before = [files(&folders[0])?, files(&folders[1])?];
@@ -201,19 +202,25 @@ fn b_is_up(lab: &Lab) -> Result<()> {
     }
 }
 
+/// Waits until `a`, the leading end, changes a tunnel.
+fn it_has_begun(lab: &Lab, a: &Running) -> Result<()> {
+    let file = lab.sites[0].config.with_extension("rotation.json");
+    let since = Instant::now();
+    while !fs::read_to_string(&file)?.contains("changing") {
+        ensure!(since.elapsed() < Duration::from_secs(20), "it does not begin: {}", a.output());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// The leading end is killed while it changes a tunnel. After a new start it continues by itself.
-pub fn cut_off_it_goes_on(kind: Kind) -> Result<()> {
-    let lab = kind.lab(3)?;
+pub fn renewing_that_is_cut_off_goes_on(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
     let [a, b] = lab.run()?;
     prepare_and_apply(&lab)?;
-    let file = lab.sites[0].config.with_extension("rotation.json");
     std::thread::scope(|scope| -> Result<()> {
         let command = scope.spawn(|| lab.ecmpvpn(0, &["rotate"]));
-        let since = Instant::now();
-        while !fs::read_to_string(&file)?.contains("changing") {
-            ensure!(since.elapsed() < Duration::from_secs(20), "it does not begin: {}", a.output());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        it_has_begun(&lab, &a)?;
         // By now both ends have left the tunnel, or it already has its new keys.
         std::thread::sleep(Duration::from_millis(500));
         a.stop(Signal::KILL)?;
@@ -228,5 +235,20 @@ pub fn cut_off_it_goes_on(kind: Kind) -> Result<()> {
             ensure!(b.public_key == Some(public), "{}: the configurations do not match", a.name);
         }
         lab.warm_up(&mut [again, b])
+    })
+}
+
+/// Only `run` changes tunnels, so the command that watches it must not wait for a `run` that has ended.
+pub fn renewing_does_not_wait_for_a_run_that_has_ended(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
+    let [a, _b] = lab.run()?;
+    prepare_and_apply(&lab)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let command = scope.spawn(|| lab.ecmpvpn(0, &["rotate"]));
+        it_has_begun(&lab, &a)?;
+        a.stop(Signal::KILL)?;
+        let (code, _, complaint) = command.join().expect("no panic")?;
+        ensure!(code == 1 && complaint.contains("has ended"), "it ended with {code}: {complaint}");
+        Ok(())
     })
 }

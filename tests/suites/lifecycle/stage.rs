@@ -5,8 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lab::kind::Kind;
 use lab::log;
-use lab::sites::{Lab, Options, Underlay, binary};
+use lab::sites::{Lab, Options, binary};
 use lab::traffic::Stream;
 use serde_json::Value;
 
@@ -17,28 +18,8 @@ const FLOWS: usize = 32;
 /// How long a stream runs before and after the event under test.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// The backend and the underlay of a lab.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Userspace,
-    Kernel,
-}
-
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Userspace => "userspace",
-            Self::Kernel => "kernel_and_bond",
-        }
-    }
-
-    pub fn lab(self, tunnels: usize) -> Result<Lab> {
-        let (underlay, backend) = match self {
-            Self::Userspace => (Underlay::Routed, "userspace"),
-            Self::Kernel => (Underlay::Bonded, "kernel"),
-        };
-        Lab::new(Options { underlay, backend, tunnels, ..Options::default() }, &binary()?)
-    }
+pub fn lab(kind: Kind, tunnels: usize) -> Result<Lab> {
+    Lab::new(Options { tunnels, ..kind.options() }, &binary()?)
 }
 
 /// Runs a stream from A's LAN to B's during `meanwhile`, and a little longer. Returns how many packets were sent.

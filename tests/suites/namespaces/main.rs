@@ -1,70 +1,73 @@
 //! The whole program at two sites in namespaces. `lab::sites` has the picture of the lab.
 //!
 //! Each test runs on the userspace backend with an emulated bond, which works on any kernel with TUN devices. It also
-//! runs on kernel WireGuard over real LACP bonds if the kernel has both, as in the virtual machines.
+//! runs on kernel WireGuard over real LACP bonds if the kernel has both, as in the simulation.
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
-mod kind;
+mod broken;
+mod output;
 mod policy;
+mod stage;
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::exit::Exit;
-use kind::{Kind, of_tunnels};
+use lab::kind::Kind;
 use lab::sites::Lab;
-use lab::skip::{self, not_emulated, requires};
+use lab::skip::{self, Tier};
+use lab::tests;
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
-use libtest_mimic::Trial;
 use rustix::process::Signal;
+use stage::{SETTLE, lab, of_tunnels};
 
-/// How long a dump may take to settle: the kernel does duplicate address detection and link watch with a delay.
-const SETTLE: Duration = Duration::from_secs(30);
+/// An emulated machine shows how a distribution's kernel, its JIT and its verifier treat real traffic.
+const TIERS: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Emulated];
+/// For tests that take minutes in an emulated machine. The simulation runs them.
+const NOT_EMULATED: [Tier; 2] = [Tier::Here, Tier::Simulated];
 
-type Test = fn(Kind) -> Result<()>;
-/// Decides where a test runs.
-type Tier = fn(Trial) -> Trial;
-
-fn everywhere(trial: Trial) -> Trial {
-    trial
-}
+type Test = (&'static str, fn(Kind) -> Result<()>);
 
 fn main() {
-    let tests: [(Tier, &str, Test); 10] = [
+    let tests: [(&[Tier], &[Test]); 2] = [
         (
-            everywhere,
-            "traffic_crosses_both_ways_and_the_counters_agree",
-            traffic_crosses_both_ways_and_the_counters_agree,
+            &TIERS,
+            &tests![
+                traffic_crosses_both_ways_and_the_counters_agree,
+                fragments_cross,
+                the_gateway_speaks_from_its_own_address,
+                ctrl_c_leaves_nothing,
+                sigterm_leaves_nothing,
+                after_a_crash_run_takes_over_and_down_cleans,
+            ],
         ),
-        (everywhere, "fragments_cross", fragments_cross),
-        (everywhere, "the_gateway_speaks_from_its_own_address", the_gateway_speaks_from_its_own_address),
-        (everywhere, "ctrl_c_leaves_nothing", ctrl_c_leaves_nothing),
-        (everywhere, "sigterm_leaves_nothing", sigterm_leaves_nothing),
-        (not_emulated, "a_second_run_says_that_one_is_running", a_second_run_says_that_one_is_running),
-        (everywhere, "after_a_crash_run_takes_over_and_down_cleans", after_a_crash_run_takes_over_and_down_cleans),
-        (not_emulated, "dry_run_changes_nothing", dry_run_changes_nothing),
-        (not_emulated, "policy_changes_steer_at_once", policy::policy_changes_steer_at_once),
-        (not_emulated, "no_packet_is_lost_by_policy_changes", policy::no_packet_is_lost_by_policy_changes),
+        (
+            &NOT_EMULATED,
+            &tests![
+                a_second_run_says_that_one_is_running,
+                dry_run_changes_nothing,
+                output::logs_and_answers_are_plain_text,
+                broken::a_broken_configuration_stops_no_command,
+                policy::policy_changes_steer_at_once,
+                policy::no_packet_is_lost_by_policy_changes,
+            ],
+        ),
     ];
-    let mut trials = vec![trial(
-        "the_lab_puts_tunnels_on_links_as_a_bond_would",
-        Kind::Userspace,
-        the_lab_puts_tunnels_on_links_as_a_bond_would,
-    )];
-    for kind in [Kind::Userspace, Kind::Kernel] {
-        trials.extend(tests.map(|(tier, name, test)| tier(trial(name, kind, test))));
+    let userspace: &[Test] = &tests![the_lab_puts_tunnels_on_links_as_a_bond_would];
+    let mut trials = Vec::new();
+    trials.extend(userspace.iter().map(|(name, test)| Kind::Userspace.trial(&[Tier::Here], name, *test)));
+    for kind in Kind::ALL {
+        for (tiers, tests) in tests {
+            trials.extend(tests.iter().map(|(name, test)| kind.trial(tiers, name, *test)));
+        }
     }
     skip::run(trials);
 }
 
-fn trial(name: &str, kind: Kind, test: Test) -> Trial {
-    requires(kind.needs(), &format!("{}::{name}", kind.name()), move || test(kind))
-}
-
 /// Tests the emulated bond itself, without ecmpvpn.
 fn the_lab_puts_tunnels_on_links_as_a_bond_would(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let [a, b] = &lab.sites;
     wait_for_reply(&a.gateway, a.endpoint.into(), b.endpoint.into(), SETTLE)?;
     for (near, far, end) in [(a, b, 0), (b, a, 1)] {
@@ -136,7 +139,7 @@ fn stays_on_one_tunnel(lab: &Lab, path: Path<'_>) -> Result<()> {
 
 fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
     const TCP_EACH: u64 = 50_000;
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let running = lab.run()?;
     let links_before = [links(&lab, 0)?, links(&lab, 1)?];
     let before = [counters(&lab, kind, 0)?, counters(&lab, kind, 1)?];
@@ -197,7 +200,7 @@ fn traffic_crosses_both_ways_and_the_counters_agree(kind: Kind) -> Result<()> {
 }
 
 fn fragments_cross(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let _running = lab.run()?;
     for path in [lab.path_v4(), lab.path_v6()] {
         for path in [path, path.reversed()] {
@@ -213,7 +216,7 @@ fn fragments_cross(kind: Kind) -> Result<()> {
 }
 
 fn the_gateway_speaks_from_its_own_address(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let _running = lab.run()?;
     let [a, b] = &lab.sites;
     for far in [b.host_v4(), b.host_v6()] {
@@ -235,7 +238,7 @@ fn the_gateway_speaks_from_its_own_address(kind: Kind) -> Result<()> {
 
 /// Runs both sites, ends both with `signal`, and checks that nothing is left.
 fn leaves_nothing(kind: Kind, signal: Signal) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
     let running = lab.run()?;
     for (site, before) in lab.sites.iter().zip(&before) {
@@ -264,13 +267,21 @@ fn sigterm_leaves_nothing(kind: Kind) -> Result<()> {
 }
 
 fn a_second_run_says_that_one_is_running(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let running = lab.run()?;
     let before = lab.sites[0].dump()?;
     let (code, _, complaint) = lab.ecmpvpn(0, &["run"])?;
     ensure!(code == Exit::Failed as i32, "it ended with {code}: {complaint}");
     let pid = running[0].pid().to_string();
-    ensure!(complaint.contains("already running") && complaint.contains(&pid), "it said: {complaint}");
+    let sentence = format!("{} is already running (pid {pid}): ", lab.sites[0].name);
+    ensure!(complaint.contains(&sentence), "it said: {complaint}");
+    // Neither does what only looks take what is up for left-overs or for another's.
+    let (code, _, complaint) = lab.ecmpvpn(0, &["run", "--dry-run"])?;
+    ensure!(code == Exit::Failed as i32 && complaint.contains(&sentence), "--dry-run: {code} {complaint}");
+    let (code, _, complaint) = lab.ecmpvpn(0, &["plan"])?;
+    let sentence = format!("{} is running (pid {pid}): ", lab.sites[0].name);
+    ensure!(code == 0 && complaint.contains(&sentence), "plan: {code} {complaint}");
+    ensure!(!complaint.contains("ip link delete") && !complaint.contains("cannot be determined"), "plan: {complaint}");
     let changed = before.diff(&lab.sites[0].dump()?);
     ensure!(changed.is_none(), "it changed:\n{}", changed.unwrap_or_default());
     ensure!(TcpLoad::bytes(4, 100_000).run(lab.path_v4())?.received() == 400_000);
@@ -278,7 +289,7 @@ fn a_second_run_says_that_one_is_running(kind: Kind) -> Result<()> {
 }
 
 fn after_a_crash_run_takes_over_and_down_cleans(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let before = lab.sites[0].dump()?;
     let [a, mut b] = lab.run()?;
     a.stop(Signal::KILL)?;
@@ -305,7 +316,7 @@ fn after_a_crash_run_takes_over_and_down_cleans(kind: Kind) -> Result<()> {
 }
 
 fn dry_run_changes_nothing(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let before = lab.sites[0].dump()?;
     let (code, output, complaint) = lab.ecmpvpn(0, &["run", "--dry-run"])?;
     ensure!(code == 0, "it ended with {code}: {complaint}");

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::changes::{make_changes, policy, show};
+use lab::kind::Kind;
 use lab::sites::Lab;
 use lab::traffic::{TcpLoad, UdpLoad};
 use serde_json::Value;
 
-use super::kind::{Kind, of_tunnels};
+use super::stage::{lab, of_tunnels};
 
 /// Packets that each tunnel carries while `load` is sent. Health probes do not count.
 fn gained(lab: &Lab, load: UdpLoad) -> Result<Vec<u64>> {
@@ -29,7 +30,7 @@ const PACKETS: u64 = 1280;
 const OTHERS: u64 = 20;
 
 pub fn policy_changes_steer_at_once(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let _running = lab.run()?;
     let sent = gained(&lab, FLOWS)?;
     ensure!(
@@ -167,7 +168,7 @@ fn bad_names_are_wrong_usage(lab: &Lab) -> Result<()> {
 
 /// Makes as many changes as fit into a few seconds. `cargo xtask bench goodput --case changes` makes 100 in 10 s.
 pub fn no_packet_is_lost_by_policy_changes(kind: Kind) -> Result<()> {
-    let lab = kind.lab()?;
+    let lab = lab(kind)?;
     let _running = lab.run()?;
     let (udp, changes) = std::thread::scope(|scope| -> Result<_> {
         let udp = scope.spawn(|| UdpLoad { flows: 16, packets: 250, payload: 1000, rate: 5.0 }.run(lab.path_v4()));

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use ecmpvpn::config::XmitHashPolicy;
 use ecmpvpn::plan::bond_hash::{self, OuterFlow};
 use lab::sites::{Lab, Options, Running, Underlay, binary};
-use lab::skip::{self, Feature, requires};
+use lab::skip::{self, Feature, Tier, requires};
+use lab::tests;
 use lab::traffic::TcpLoad;
 
 /// Rate of each member, Mbit/s. An emulated machine can encrypt more than three times this, even on a busy host.
@@ -20,20 +21,20 @@ const RATE: f64 = 2.5;
 /// that matters only once in hundreds of runs.
 const DRAWS: usize = 3;
 
-type Test = fn() -> Result<()>;
+/// Members join, fail and return, with tcx and with clsact.
+const TIERS: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Clsact];
+
+type Test = (&'static str, fn() -> Result<()>);
 
 fn main() {
-    let tests: [(&str, Test); 4] = [
-        ("planned_ports_carry_more_than_equal_ports", planned_ports_carry_more_than_equal_ports),
-        ("tunnels_spread_again_when_a_member_fails", tunnels_spread_again_when_a_member_fails),
-        ("tunnels_arrive_where_the_far_bond_sends_them", arrivals::tunnels_arrive_where_the_far_bond_sends_them),
-        (
-            "equal_ports_arrive_on_one_member_and_are_replanned",
-            arrivals::equal_ports_arrive_on_one_member_and_are_replanned,
-        ),
+    let tests: &[Test] = &tests![
+        planned_ports_carry_more_than_equal_ports,
+        tunnels_spread_again_when_a_member_fails,
+        arrivals::tunnels_arrive_where_the_far_bond_sends_them,
+        arrivals::equal_ports_arrive_on_one_member_and_are_replanned,
     ];
     let features = [Feature::WireGuard, Feature::Bonding];
-    skip::run(tests.into_iter().map(|(name, test)| requires(&features, name, test)).collect());
+    skip::run(tests.iter().map(|(name, test)| requires(&TIERS, &features, name, *test)));
 }
 
 fn lab(ports: Option<Vec<[u16; 2]>>) -> Result<(Lab, [Running; 2])> {

@@ -16,24 +16,29 @@ use ecmpvpn::config::{InterfaceName, PresharedKey, PrivateKey};
 use ecmpvpn::host::wireguard::userspace::{MAX_MTU, Userspace, UserspaceError};
 use ecmpvpn::plan::Tunnel;
 use lab::netns::Netns;
-use lab::skip::{self, Feature, requires};
+use lab::skip::{self, Feature, Tier, requires};
+use lab::tests;
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping, wait_for_reply};
 use tokio::sync::oneshot;
 
 const MTU: u32 = 1420;
 
-type Test = fn() -> anyhow::Result<()>;
+/// WireGuard is in the process itself, so the kernel makes no difference.
+const TIERS: [Tier; 1] = [Tier::Here];
+
+type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 fn main() {
-    let tests: [(&str, Test); 6] = [
-        ("outer_packets_may_be_ipv6", outer_packets_may_be_ipv6),
-        ("traffic_crosses_both_ways_and_the_devices_go", traffic_crosses_both_ways_and_the_devices_go),
-        ("a_device_of_somebody_else_is_left_alone", a_device_of_somebody_else_is_left_alone),
-        ("what_cannot_start_names_itself_and_leaves_nothing", what_cannot_start_names_itself_and_leaves_nothing),
-        ("what_is_not_steered_is_dropped", what_is_not_steered_is_dropped),
-        ("garbage_on_the_device_does_not_end_the_tunnel", garbage_on_the_device_does_not_end_the_tunnel),
+    let tests: &[Test] = &tests![
+        outer_packets_may_be_ipv6,
+        traffic_crosses_both_ways_and_the_devices_go,
+        a_device_of_somebody_else_is_left_alone,
+        what_cannot_start_names_itself_and_leaves_nothing,
+        what_is_not_steered_is_dropped,
+        garbage_on_the_device_does_not_end_the_tunnel,
     ];
-    skip::run(tests.into_iter().map(|(name, test)| requires(&[Feature::Tun], name, test)).collect());
+    let features = [Feature::Tun];
+    skip::run(tests.iter().map(|(name, test)| requires(&TIERS, &features, name, *test)));
 }
 
 fn name(name: &str) -> InterfaceName {

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod run;
 
 use crate::setup::{self, Part};
+use crate::tier::Tier;
 use crate::vm::kernel::Series;
 use crate::vm::run::{Sink, to_stdout};
 use run::{Clock, Request};
@@ -70,9 +71,10 @@ pub fn main(args: Args) -> Result<i32> {
     if let Some(name) = &args.suite {
         setup::ensure(&[Part::Build, Part::Ebpf])?;
         crate::build_ebpf::build_ebpf(None)?;
-        let program = crate::suites::suite(name)?;
-        command.insert(0, program.display().to_string());
-        env.extend(suite_env(args.kernel));
+        let suite = crate::suites::suite(name)?;
+        let tier = if args.real { Tier::Here } else { Tier::simulated(args.kernel) };
+        env.extend(suite_env(args.kernel, tier.or_where_named(&suite, &command)?));
+        command.insert(0, suite.program.display().to_string());
     }
     let clock = if args.real || command.is_empty() { Clock::Real } else { Clock::Simulated { seed: args.seed } };
     let request = Request {
@@ -86,9 +88,10 @@ pub fn main(args: Args) -> Result<i32> {
     run(&request, &mut to_stdout)
 }
 
-/// A suite's environment: the features that must exist, and the path of the program.
-pub fn suite_env(series: Series) -> Vec<String> {
-    vec![format!("ECMPVPN_REQUIRE={}", series.features()), format!("ECMPVPN_BIN={}", crate::suites::binary().display())]
+/// A suite's environment: its tier, the features that must exist, and the path of the program. systemd is this machine's.
+pub fn suite_env(series: Series, tier: Tier) -> Vec<String> {
+    let features = format!("ECMPVPN_REQUIRE={},systemd", series.features());
+    vec![tier.env(), features, format!("ECMPVPN_BIN={}", crate::suites::binary().display())]
 }
 
 /// Runs `request` and passes the command's output to `sink` as it arrives; returns the command's exit status.

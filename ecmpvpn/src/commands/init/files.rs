@@ -6,11 +6,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use crate::commands::Failure;
-use crate::config::{self, Config, preshared_key_file, private_key_file, render};
+use crate::config::{self, Config, ConfigError, preshared_key_file, private_key_file, render};
+use crate::{fault, file};
 
 /// Name of the configuration in a site's folder.
 const CONFIGURATION: &str = "ecmpvpn.toml";
@@ -36,7 +37,9 @@ pub(super) fn write(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure
         }
     }
     let made = fs::symlink_metadata(output).is_err();
-    fs::create_dir_all(output).with_context(|| format!("making the folder {}", output.display()))?;
+    fs::create_dir_all(output)
+        .map_err(file::advised)
+        .with_context(|| format!("making the folder {}", output.display()))?;
     let written = write_into(output, folders);
     if written.is_err() && made {
         // The folder should be empty. If it is not, `remove_dir` fails and it stays.
@@ -47,11 +50,17 @@ pub(super) fn write(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure
 
 fn write_into(output: &Path, folders: &[Folder<'_>]) -> Result<(), Failure> {
     // Nobody else can read it from the start, and it is removed if anything below fails.
+    file::sweep(output);
     let draft = tempfile::Builder::new()
-        .prefix(".ecmpvpn-init-")
+        .prefix(file::INIT)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(output)
+        .map_err(file::advised)
         .with_context(|| format!("making a folder in {}", output.display()))?;
+    // While it is locked, no other `init` takes it for one that was left.
+    let locked =
+        File::open(draft.path()).and_then(|folder| Ok(flock(&folder, FlockOperation::LockExclusive).map(|()| folder)?));
+    let _locked = locked.with_context(|| format!("locking {}", draft.path().display()))?;
     for folder in folders {
         let path = draft.path().join(folder.name());
         write_site(&path, folder.site)?;
@@ -83,9 +92,18 @@ fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
         create(&folder.join(preshared_key_file(&peer.name)), 0o600, key.to_base64().as_bytes())?;
     }
     let read_back = config::load(&configuration).map_err(|error| {
-        // The draft is removed before the user reads this, so name the folder of the site.
-        let problems = error.to_string().replace(&format!("{}/", folder.display()), &format!("{}/", site.site.name));
-        Failure::usage(anyhow!("these options make no sound configuration:\n{problems}"))
+        // The draft is removed before the user reads this, so its lines mean nothing.
+        let problems: Vec<String> = match error {
+            ConfigError::Invalid(problems) => {
+                problems.list.iter().map(|problem| without_lines(&problem.message)).collect()
+            }
+            error => vec![error.to_string()],
+        };
+        Failure::usage(anyhow!(
+            "these options make no sound configuration for {}: {}",
+            site.site.name,
+            problems.join("; ")
+        ))
     })?;
     if read_back == *site {
         Ok(())
@@ -94,17 +112,27 @@ fn write_site(folder: &Path, site: &Config) -> Result<(), Failure> {
     }
 }
 
+/// A message about a configuration, without the numbers of its lines.
+fn without_lines(message: &str) -> String {
+    let mut parts = message.split(" on line ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    parts.for_each(|part| text.push_str(part.trim_start_matches(|digit: char| digit.is_ascii_digit())));
+    text
+}
+
 /// Creates a file with `content` and a line end. Its mode is set before its content is written.
 fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
+        fault::write("writing a file of init")?;
         let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
         if content.ends_with(b"\n") { Ok(()) } else { file.write_all(b"\n") }
     };
-    Ok(write().with_context(|| format!("writing {}", path.display()))?)
+    Ok(write().map_err(file::advised).with_context(|| format!("writing {}", path.display()))?)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
+    fault::point("naming a folder of init");
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(exists(to)),

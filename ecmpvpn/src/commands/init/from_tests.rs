@@ -78,7 +78,13 @@ fn both_sites_come_to_the_same_answer_by_themselves() {
     assert_eq!(shown(&to_b.prefixes), ["10.20.0.0/16", "fd00::/32"]);
     assert_eq!(shown(&a.config.site.addresses), ["10.99.0.1/32", "10.99.1.1/32", "10.99.2.1/32"]);
     assert!(a.notes.iter().any(|note| note.starts_with("224.0.0.0/4 of wg0.conf's AllowedIPs is left out")));
-    assert!(a.notes.iter().any(|note| note.starts_with("PostUp (line 7), Table, PersistentKeepalive of wg0.conf")));
+    for start in [
+        "PostUp (line 7) of wg0.conf left out: `run` carries out no commands: put NAT",
+        "Table of wg0.conf left out: `run` makes links and routes by itself",
+        "PersistentKeepalive of wg0.conf left out: the probes of every tunnel keep",
+    ] {
+        assert!(a.notes.iter().any(|note| note.starts_with(start)), "{start}: {:#?}", a.notes);
+    }
 }
 
 #[test]
@@ -115,6 +121,12 @@ fn the_text_for_the_other_site_fits_and_holds_no_secret() {
         &format!("wg1: listen_port = {}  remote_port = {}", tunnel.remote_port, tunnel.listen_port),
         &format!("wg1: ListenPort = {}  Endpoint = 10.2.3.4:{}", tunnel.remote_port, tunnel.listen_port),
         &taken.config.site.private_key.public_key().to_string(),
+        &format!(
+            "Endpoint = 10.2.3.4:{}  Address = {}/31  AllowedIPs = {}/32 and those that it has",
+            tunnel.listen_port,
+            crate::plan::far_address(tunnel.address).expect("a net of two"),
+            tunnel.address.addr()
+        ),
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }

@@ -7,15 +7,16 @@ mod from_tests;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::anyhow;
 use zeroize::Zeroizing;
 
 use crate::cli::InitArgs;
-use crate::commands::{Failure, count_of, print};
+use crate::commands::{Failure, count_of, print, warn};
 use crate::config::{Config, InterfaceName, wg_quick};
 use crate::plan::init::from_wg_quick as from;
 use crate::plan::init::sites::{self, Sites};
@@ -51,16 +52,28 @@ fn run_from(args: &InitArgs) -> Result<(), Failure> {
 fn read(path: &Path) -> Result<from::File, Failure> {
     let shown = path.display().to_string();
     let failed = |error: io::Error| Failure::usage(anyhow::Error::new(error).context(format!("reading {shown}")));
-    let length = fs::metadata(path).map_err(failed)?.len();
-    if length > MAX_LEN {
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    // The file holds a private key. Reserve the whole size at once: a buffer that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_LEN + 2).unwrap_or_default()));
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_LEN {
         return Err(Failure::usage(anyhow!("{shown} is too large for a wg-quick file: name one such as wg0.conf")));
     }
-    // The text contains a private key.
-    let text = Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| Failure::usage(anyhow!("{shown} is not UTF-8 text: name a wg-quick file such as wg0.conf")))?;
+    // Some editors begin a file with this mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_file() && mode & 0o077 != 0 {
+        warn(format_args!(
+            "{shown} holds a private key, and others than its owner can use it (mode {mode:04o}): run `chmod 600 {shown}`"
+        ));
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = InterfaceName::new(&stem)
         .map_err(|why| Failure::usage(anyhow!("{shown}: the tunnel's name {stem:?} {why}: rename the file")))?;
-    let content = wg_quick::parse(&text, &shown).map_err(|problems| Failure::usage(anyhow!("{problems}")))?;
+    let content = wg_quick::parse(text, &shown).map_err(|problems| Failure::usage(anyhow!("{problems}")))?;
     Ok(from::File { path: shown, name, content })
 }
 

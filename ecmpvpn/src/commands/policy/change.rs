@@ -1,31 +1,41 @@
 //! A change of a running site. It takes effect at once, and is saved if requested.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 
-use crate::commands::Failure;
+use crate::commands::{Failure, Known, Wanted};
 use crate::config::{self, Config, Edit, EditError, InterfaceName};
 use crate::dataplane::Pins;
-use crate::live::policy::{Live, PolicyError};
+use crate::live::policy::{Live, PolicyError, show};
+use crate::report::policy::Report;
 
 /// A site that is being changed: its maps, and its configuration if the change is to be saved.
 pub struct Change {
-    pub config: Config,
+    pub site: Known,
     pub live: Live,
     pub edit: Option<Edit>,
 }
 
 impl Change {
-    /// Opens the site of the configuration at `path`. `tunnels` are the tunnels that the command names.
-    pub fn open(path: &Path, save: bool, tunnels: &[InterfaceName]) -> Result<Self, Failure> {
-        let config = config::load(path)?;
-        let live = Live::open(&config.site.name, &Pins::of(&config.site.name));
-        let live = live.map_err(|error| unknown(&config, tunnels).unwrap_or(error))?;
-        // Load again: another command may have saved while this one waited for the lock.
-        let (config, text) = config::load_with_text(path)?;
-        let edit = if save { Some(Edit::new(path, &text, &config)?) } else { None };
-        Ok(Self { config, live, edit })
+    /// Opens the site. `tunnels` are the tunnels that the command names. Only to `save` needs the configuration.
+    pub fn open(wanted: Wanted<'_>, save: bool, tunnels: &[InterfaceName]) -> Result<Self, Failure> {
+        let site = wanted.find()?;
+        let live = Live::open(&site.name, &Pins::of(&site.name));
+        let live = live.map_err(|error| site.config().and_then(|config| unknown(config, tunnels)).unwrap_or(error))?;
+        let edit = if save {
+            site.into_config()?;
+            // Load again: another command may have saved while this one waited for the lock.
+            let (config, text) = config::load_with_text(wanted.file)?;
+            Some(Edit::new(wanted.file, &text, &config)?)
+        } else {
+            None
+        };
+        Ok(Self { site: wanted.find()?, live, edit })
+    }
+
+    /// The policy in force. Warns if there is no configuration to compare with.
+    pub fn report(&self) -> Result<Report, Failure> {
+        self.site.warn("what is saved is unknown");
+        Ok(show::report(&self.live, self.site.config())?)
     }
 
     /// Saves the changes that `edit` makes, if the user requested it.

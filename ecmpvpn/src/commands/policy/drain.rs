@@ -1,14 +1,13 @@
 //! `policy drain`: waits until a tunnel is empty.
 
-use std::io::{self, IsTerminal as _, Write as _};
-use std::path::Path;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use super::change::Change;
 use crate::cli::policy::DrainArgs;
-use crate::commands::{Failure, count_of};
+use crate::commands::{Failure, Wanted, count_of, warn};
 use crate::dataplane::Pins;
 use crate::live::policy::drain::Draining;
 
@@ -17,16 +16,16 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Time between lines of progress.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
+pub async fn run(wanted: Wanted<'_>, args: &DrainArgs) -> Result<(), Failure> {
     let name = &args.tunnel;
     let draining = {
-        let change = Change::open(path, false, std::slice::from_ref(name))?;
+        let change = Change::open(wanted, false, std::slice::from_ref(name))?;
         change.live.set_open(name, false)?;
         for rule in change.live.bound_to(name)? {
-            tracing::warn!("rule {rule} allows no other tunnel that is up and open: its flows stay on {name}");
+            warn(format_args!("rule {rule} allows no other tunnel that is up and open: its flows stay on {name}"));
         }
         // Dropping `change` releases the lock: other commands can run while this one waits.
-        Draining::new(&change.live, &Pins::of(&change.config.site.name), name)?
+        Draining::new(&change.live, &Pins::of(&change.site.name), name)?
     };
     let start = Instant::now();
     let deadline = Duration::from_secs(u64::from(args.deadline));
@@ -36,8 +35,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
     loop {
         let left = draining.move_idle()?;
         if left == 0 {
-            tracing::info!("{name} is drained: it carries no flow and takes no new ones");
-            return Ok(());
+            return wanted.say(format_args!("{name} is drained: it carries no flow and takes no new ones"));
         }
         if draining.is_called_off() {
             return Err(anyhow::anyhow!("{name} takes new flows again: somebody ended the draining").into());
@@ -50,8 +48,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
             }
             let moved =
                 count_of(left, "bucket that had not paused was moved", "buckets that had not paused were moved");
-            tracing::info!("{name} is drained: at the deadline {moved}");
-            return Ok(());
+            return wanted.say(format_args!("{name} is drained: at the deadline {moved}"));
         }
         if last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS) {
             last = Some(Instant::now());
@@ -71,11 +68,7 @@ pub async fn run(path: &Path, args: &DrainArgs) -> Result<(), Failure> {
     }
 }
 
-/// Reports progress to a terminal, otherwise to the log.
+/// Reports progress.
 fn progress(text: &str) {
-    if io::stderr().is_terminal() {
-        let _ = writeln!(io::stderr(), "{text}");
-    } else {
-        tracing::info!("{text}");
-    }
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -5,74 +5,70 @@ mod change;
 mod drain;
 mod rule;
 
-use std::path::Path;
-
 use anyhow::Context as _;
 
 use batch::Lines;
 use change::Change;
 
-use crate::cli::policy::{JsonArgs, PolicyAction, PolicyArgs, SetArgs, UndrainArgs, WeightArgs};
-use crate::commands::{Failure, print};
-use crate::live::policy::show;
+use crate::cli::policy::{JsonArgs, PolicyAction, SetArgs, UndrainArgs, WeightArgs};
+use crate::commands::{Failure, Wanted, count_of, print};
 
-/// Carries out `policy` for the site of the configuration at `path`.
-pub async fn run(path: &Path, args: PolicyArgs) -> Result<(), Failure> {
-    let PolicyAction::Batch(args) = args.action else { return act(path, args.action).await };
+/// Carries out `policy` for the site.
+pub async fn run(wanted: Wanted<'_>, action: PolicyAction) -> Result<(), Failure> {
+    let PolicyAction::Batch(args) = action else { return act(wanted, action).await };
+    let wanted = Wanted { is_batch: true, ..wanted };
     let mut lines = Lines::open(&args)?;
     while let Some(action) = lines.next()? {
-        act(path, action).await.map_err(|failure| lines.place(failure))?;
+        act(wanted, action).await.map_err(|failure| lines.place(failure))?;
     }
     Ok(())
 }
 
-async fn act(path: &Path, action: PolicyAction) -> Result<(), Failure> {
+async fn act(wanted: Wanted<'_>, action: PolicyAction) -> Result<(), Failure> {
     match action {
-        PolicyAction::Show(args) => show(path, args),
-        PolicyAction::Set(args) => set(path, &args),
-        PolicyAction::Weight(args) => weight(path, &args),
-        PolicyAction::Drain(args) => drain::run(path, &args).await,
-        PolicyAction::Undrain(args) => undrain(path, &args),
-        PolicyAction::Rule(args) => rule::run(path, args.action),
-        PolicyAction::Pin(args) => rule::pin(path, args),
-        PolicyAction::Unpin(args) => rule::unpin(path, args),
+        PolicyAction::Show(args) => show(wanted, args),
+        PolicyAction::Set(args) => set(wanted, &args),
+        PolicyAction::Weight(args) => weight(wanted, &args),
+        PolicyAction::Drain(args) => drain::run(wanted, &args).await,
+        PolicyAction::Undrain(args) => undrain(wanted, &args),
+        PolicyAction::Rule(args) => rule::run(wanted, args.action),
+        PolicyAction::Pin(args) => rule::pin(wanted, args),
+        PolicyAction::Unpin(args) => rule::unpin(wanted, args),
         PolicyAction::Batch(_) => Err(batch::nested()),
     }
 }
 
-fn show(path: &Path, args: JsonArgs) -> Result<(), Failure> {
-    let change = Change::open(path, false, &[])?;
-    let report = show::report(&change.live, &change.config)?;
+fn show(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
+    let change = Change::open(wanted, false, &[])?;
+    let report = change.report()?;
     if args.json {
         return print(serde_json::to_string_pretty(&report).context("writing JSON")?);
     }
     print(report)
 }
 
-fn set(path: &Path, args: &SetArgs) -> Result<(), Failure> {
-    let change = Change::open(path, args.save.save, &[])?;
+fn set(wanted: Wanted<'_>, args: &SetArgs) -> Result<(), Failure> {
+    let change = Change::open(wanted, args.save.save, &[])?;
     let peers = change.live.set_policy(args.policy, args.peer.as_deref())?;
     change.save(|file, _| file.set_policy(args.policy, args.peer.as_deref()))?;
-    tracing::info!("flows to {} are steered by {} now", peers.join(", "), args.policy.as_str());
-    Ok(())
+    wanted.say(format_args!("flows to {} are steered by {} now", peers.join(", "), args.policy.as_str()))
 }
 
-fn weight(path: &Path, args: &WeightArgs) -> Result<(), Failure> {
-    let mut change = Change::open(path, args.save.save, std::slice::from_ref(&args.tunnel))?;
+fn weight(wanted: Wanted<'_>, args: &WeightArgs) -> Result<(), Failure> {
+    let mut change = Change::open(wanted, args.save.save, std::slice::from_ref(&args.tunnel))?;
     let moved = change.live.set_weight(&args.tunnel, args.weight.0)?;
     change.save(|file, _| file.set_weight(args.tunnel.as_str(), args.weight.0))?;
     if let Some(weight) = args.weight.0 {
-        tracing::info!("{} has weight {weight} now; {moved} buckets have another home", args.tunnel);
+        let moved = count_of(moved, "bucket has another home", "buckets have another home");
+        wanted.say(format_args!("{} has weight {weight} now; {moved}", args.tunnel))
     } else {
-        tracing::info!("the weight of {} is learned from now on", args.tunnel);
+        wanted.say(format_args!("the weight of {} is learned from now on", args.tunnel))
     }
-    Ok(())
 }
 
-fn undrain(path: &Path, args: &UndrainArgs) -> Result<(), Failure> {
-    let change = Change::open(path, false, std::slice::from_ref(&args.tunnel))?;
+fn undrain(wanted: Wanted<'_>, args: &UndrainArgs) -> Result<(), Failure> {
+    let change = Change::open(wanted, false, std::slice::from_ref(&args.tunnel))?;
     let was_open = change.live.set_open(&args.tunnel, true)?;
     let already = if was_open { "took new flows already" } else { "takes new flows again" };
-    tracing::info!("{} {already}", args.tunnel);
-    Ok(())
+    wanted.say(format_args!("{} {already}", args.tunnel))
 }

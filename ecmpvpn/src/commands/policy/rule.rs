@@ -1,28 +1,25 @@
 //! `policy rule`, `policy pin` and `policy unpin`.
 
-use std::path::Path;
-
 use anyhow::{Context as _, anyhow};
 
 use super::change::Change;
 use crate::cli::policy::{FlowArgs, JsonArgs, PinArgs, RuleAction, RuleAddArgs, RuleDelArgs, UnpinArgs};
-use crate::commands::{Failure, print};
+use crate::commands::{Failure, Wanted, print};
 use crate::config::{MAX_PORT_RANGES, Policy, Rule, check_rule};
-use crate::live::policy::show;
 use crate::plan::rules::canonical;
 use crate::report::policy;
 
-pub fn run(path: &Path, action: RuleAction) -> Result<(), Failure> {
+pub fn run(wanted: Wanted<'_>, action: RuleAction) -> Result<(), Failure> {
     match action {
-        RuleAction::Add(args) => add(path, args),
-        RuleAction::Del(args) => delete(path, &args),
-        RuleAction::List(args) => list(path, args),
+        RuleAction::Add(args) => add(wanted, args),
+        RuleAction::Del(args) => delete(wanted, &args),
+        RuleAction::List(args) => list(wanted, args),
     }
 }
 
-fn list(path: &Path, args: JsonArgs) -> Result<(), Failure> {
-    let change = Change::open(path, false, &[])?;
-    let report = show::report(&change.live, &change.config)?;
+fn list(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
+    let change = Change::open(wanted, false, &[])?;
+    let report = change.report()?;
     if args.json {
         return print(serde_json::to_string_pretty(&report.rules).context("writing JSON")?);
     }
@@ -32,46 +29,49 @@ fn list(path: &Path, args: JsonArgs) -> Result<(), Failure> {
     print(report.rule_table())
 }
 
-fn add(path: &Path, args: RuleAddArgs) -> Result<(), Failure> {
+fn add(wanted: Wanted<'_>, args: RuleAddArgs) -> Result<(), Failure> {
     let rule = Rule { policy: args.policy, tunnels: args.tunnels, ..rule_of(args.flows) };
     ensure_valid(&rule)?;
-    let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
+    let mut change = Change::open(wanted, args.save.save, &rule.tunnels)?;
     let at = change.live.add_rule(&rule, args.at.map(|number| number - 1))?;
     save_added(change, &rule, at)?;
-    tracing::info!("rule {}: {}", at + 1, describe(&rule));
-    Ok(())
+    wanted.say(format_args!("rule {}: {}", at + 1, describe(&rule)))
 }
 
-fn delete(path: &Path, args: &RuleDelArgs) -> Result<(), Failure> {
-    let mut change = Change::open(path, args.save.save, &[])?;
+fn delete(wanted: Wanted<'_>, args: &RuleDelArgs) -> Result<(), Failure> {
+    let mut change = Change::open(wanted, args.save.save, &[])?;
     let rule = change.live.delete_rule(args.number - 1)?;
     save_removed(change, &rule)?;
-    tracing::info!("deleted: {}", describe(&rule));
-    Ok(())
+    wanted.say(format_args!("deleted: {}", describe(&rule)))
 }
 
 /// Pins flows to a tunnel.
-pub fn pin(path: &Path, args: PinArgs) -> Result<(), Failure> {
-    let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..rule_of(args.flows) };
+pub fn pin(wanted: Wanted<'_>, args: PinArgs) -> Result<(), Failure> {
+    let flows = rule_of(args.flows);
+    if flows == Rule::default() && !args.all {
+        let tunnel = args.tunnel;
+        return Err(Failure::usage(anyhow!(
+            "name the flows to pin, for example `ecmpvpn policy pin {tunnel} --dst 10.20.0.7`, or give --all to pin every flow"
+        )));
+    }
+    let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..flows };
     ensure_valid(&rule)?;
-    let mut change = Change::open(path, args.save.save, &rule.tunnels)?;
+    let mut change = Change::open(wanted, args.save.save, &rule.tunnels)?;
     let former = change.live.pin(&rule)?;
     if let (Some(file), Some(former)) = (&mut change.edit, &former) {
         let names = change.live.names();
         file.remove_rule(former, |a, b| canonical(a, names) == canonical(b, names))?;
     }
     save_added(change, &rule, 0)?;
-    tracing::info!("{}", describe(&rule));
-    Ok(())
+    wanted.say(format_args!("{}", describe(&rule)))
 }
 
 /// Removes a pin.
-pub fn unpin(path: &Path, args: UnpinArgs) -> Result<(), Failure> {
-    let mut change = Change::open(path, args.save.save, &[])?;
+pub fn unpin(wanted: Wanted<'_>, args: UnpinArgs) -> Result<(), Failure> {
+    let mut change = Change::open(wanted, args.save.save, &[])?;
     let rule = change.live.unpin(&rule_of(args.flows))?;
     save_removed(change, &rule)?;
-    tracing::info!("no longer {}", describe(&rule));
-    Ok(())
+    wanted.say(format_args!("no longer {}", describe(&rule)))
 }
 
 fn save_added(change: Change, rule: &Rule, at: usize) -> Result<(), Failure> {

@@ -56,6 +56,13 @@ fn load_refuses_key_files_that_are_no_secret() {
     );
 }
 
+/// The message for root without `CAP_DAC_OVERRIDE`.
+#[test]
+fn a_key_file_of_another_user_names_the_cure() {
+    let text = super::super::key_file::KeyFileError::OfAnotherUser("a.key".into()).to_string();
+    assert!(text.contains("belongs to another user") && text.ends_with("run `chown root a.key`"), "{text}");
+}
+
 #[test]
 fn load_says_what_is_wrong_with_the_file_itself() {
     let folder = folder(0o600, PRIVATE.as_bytes());

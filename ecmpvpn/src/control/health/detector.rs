@@ -133,6 +133,7 @@ pub struct Signs {
     pub round_trip: Option<Nanos>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one tunnel")]
 #[derive(Clone, Debug)]
 pub struct Tunnel {
     settings: Settings,
@@ -154,6 +155,8 @@ pub struct Tunnel {
     behind_since: Option<Nanos>,
     /// When the last answer to a probe came.
     answered: Option<Nanos>,
+    /// Probes were answered before this value was made.
+    answered_before: bool,
     /// Answers to probes sent before this do not count as round trips: the probes waited for a handshake.
     fresh_from: Option<Nanos>,
     streak: u32,
@@ -166,6 +169,8 @@ pub struct Tunnel {
     far: Option<(Received, Nanos)>,
     /// The tunnel must carry nothing.
     withheld: bool,
+    /// When it last had to.
+    withheld_at: Nanos,
 }
 
 impl Tunnel {
@@ -185,6 +190,7 @@ impl Tunnel {
             others: Others::default(),
             behind_since: None,
             answered: None,
+            answered_before: false,
             fresh_from: None,
             streak: 0,
             round_trip,
@@ -193,7 +199,18 @@ impl Tunnel {
             received: None,
             far: None,
             withheld: false,
+            withheld_at: 0,
         }
+    }
+
+    /// Call it if the far end answered probes before this value was made. A silent tunnel is then dead as soon as it
+    /// has had time for its first handshake.
+    pub fn remember_answers(&mut self) {
+        self.answered_before = true;
+    }
+
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// Whether it carries traffic.
@@ -201,9 +218,9 @@ impl Tunnel {
         self.live
     }
 
-    /// Since when it has been in its current state.
-    pub fn since(&self) -> Nanos {
-        self.since
+    /// Since when it carries nothing although it may. `None`: it is up, or it must carry nothing.
+    pub fn failing_since(&self) -> Option<Nanos> {
+        (!self.live && !self.withheld).then(|| self.since.max(self.withheld_at))
     }
 
     /// When the latest packet was sent that is known to have arrived; `None`: no probe was ever answered.
@@ -218,6 +235,11 @@ impl Tunnel {
 
     pub fn ever_answered(&self) -> bool {
         self.answered.is_some()
+    }
+
+    /// Whether it has answered a probe, also before this value was made.
+    pub fn is_known_to_answer(&self) -> bool {
+        self.answered_before || self.ever_answered()
     }
 
     /// Recent round trips.
@@ -373,7 +395,8 @@ impl Tunnel {
             return Some(Fault::NoHandshake);
         }
         // If nothing ever answered, the far end may not be up yet, or may not answer probes at all.
-        let known = self.ever_answered() || (self.others.answered && now.saturating_sub(self.since) >= FIRST_ANSWER);
+        let expected = self.others.answered || self.answered_before;
+        let known = self.ever_answered() || (expected && now.saturating_sub(self.since) >= FIRST_ANSWER);
         let dead = known
             && self.missed(now) >= self.misses_needed()
             && now.saturating_sub(self.evidence) >= self.patience_beside(now);
@@ -401,6 +424,7 @@ impl Tunnel {
         }
         if self.withheld {
             self.streak = 0;
+            self.withheld_at = now;
         }
         let transition = if self.live && self.withheld {
             Some(Transition::Withheld)

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::seal::Keys;
 use crate::config::InterfaceName;
+use crate::plan::Tunnel;
 
 /// How long a message of the far end counts: its process may end without withdrawing it.
 const MESSAGE_LIFETIME: Duration = Duration::from_secs(3);
@@ -21,12 +23,15 @@ pub struct PeerMessage {
     pub rotation: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Exchanged {
     asks: bool,
     rotation: u32,
     far: Option<(PeerMessage, Instant)>,
     heard: Option<Instant>,
+    /// The keys of probes since the tunnel's keys were changed, until the probing thread takes them.
+    keys: Option<Keys>,
+    answered: Option<Instant>,
 }
 
 /// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
@@ -53,6 +58,17 @@ impl Handover {
         self.with_record(tunnel, |exchanged| exchanged.rotation = rotation);
     }
 
+    /// Tells the probing thread the keys that the tunnel has now.
+    pub fn set_keys(&self, tunnel: &Tunnel) {
+        let keys = Keys::of(tunnel);
+        self.with_record(&tunnel.name, |exchanged| exchanged.keys = keys);
+    }
+
+    /// The keys that were set since the last call, if any.
+    pub(super) fn take_keys(&self, tunnel: &InterfaceName) -> Option<Keys> {
+        self.with_record(tunnel, |exchanged| exchanged.keys.take())
+    }
+
     /// Withdraws everything that this end says.
     pub fn forget(&self) {
         for exchanged in self.lock().values_mut() {
@@ -63,6 +79,16 @@ impl Handover {
     /// The last message of the far end; the default one if it is older than 3 s.
     pub fn peer_message(&self, tunnel: &InterfaceName) -> PeerMessage {
         self.with_record(tunnel, |exchanged| peer_message(exchanged))
+    }
+
+    /// Whether the far end has sent messages in the last 3 s: it then does what [`Self::ask`] asks.
+    pub fn is_understood(&self, tunnel: &InterfaceName) -> bool {
+        self.with_record(tunnel, |exchanged| exchanged.far.is_some_and(|(_, at)| at.elapsed() < MESSAGE_LIFETIME))
+    }
+
+    /// When the far end last answered a probe.
+    pub fn last_answer(&self, tunnel: &InterfaceName) -> Option<Instant> {
+        self.with_record(tunnel, |exchanged| exchanged.answered)
     }
 
     /// When the last message or answer came from the far end.
@@ -89,8 +115,9 @@ impl Handover {
         self.with_record(tunnel, |exchanged| {
             let now = Instant::now();
             exchanged.heard = Some(now);
-            if let Some(message) = message {
-                exchanged.far = Some((message, now));
+            match message {
+                Some(message) => exchanged.far = Some((message, now)),
+                None => exchanged.answered = Some(now),
             }
         });
     }

@@ -69,3 +69,29 @@ fn a_tunnel_that_is_to_be_left_carries_nothing_until_it_may_and_answers_again() 
     // The first of the five answers belongs to the last probe before.
     assert_eq!(transitions, [(30, Transition::Withheld), (44, Transition::Up)]);
 }
+
+#[test]
+fn a_tunnel_that_is_withheld_is_not_failing_and_gets_its_time_afterwards() {
+    let mut tunnel = tunnel();
+    assert_eq!(tunnel.failing_since(), None);
+    for tenth in 10..200 {
+        tunnel.set_withheld((30..90).contains(&tenth));
+        // It answers, until its keys are changed.
+        if tenth < 80 {
+            answer(&mut tunnel, tenth * SECOND / 10);
+        } else {
+            tunnel.poll(tenth * SECOND / 10);
+        }
+        let expected = (tenth >= 90).then_some(89 * SECOND / 10);
+        assert_eq!(tunnel.failing_since(), expected, "{tenth}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_answered_before_is_not_given_three_minutes() {
+    let mut known = tunnel();
+    known.remember_answers();
+    let [(at, transition)] = play(&mut known, 1, 100, |_, _| {})[..] else { panic!() };
+    assert!(at <= 5 && matches!(transition, Transition::Down(Fault::Silent)), "{at} {transition:?}");
+    assert_eq!(play(&mut tunnel(), 1, 100, |_, _| {}), [], "the other end may not be up yet");
+}

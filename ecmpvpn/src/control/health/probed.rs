@@ -3,17 +3,20 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
+use std::time::UNIX_EPOCH;
 
 use ecmpvpn_common::layout::TunnelId;
 
 use super::detector::{Fault, Others, Settings, Signs, Step, Transition, Tunnel};
+use super::dialogue::{Dialogue, Heard};
 use super::estimate::RoundTrip;
 use super::handover::Handover;
 use super::nanos::{MICROSECOND, MILLISECOND, Nanos};
 use super::neighbour::NextHop;
+use super::seal::Keys;
 use super::socket::{Clocks, Socket};
+use super::stamp::Stamp;
 use super::watchdog::Watchdog;
-use super::wire::{self, Message};
 use crate::config::InterfaceName;
 use crate::dataplane::{View, boot_time_ns};
 use crate::host::wireguard::kernel;
@@ -35,6 +38,9 @@ const FOLLOWS_SCATTER: Nanos = 200 * MILLISECOND;
 const LEAD: Nanos = 1_500 * MILLISECOND;
 const LEAD_SCATTER: Nanos = 1_000 * MILLISECOND;
 const LEAD_AT_MOST: Nanos = 60_000 * MILLISECOND;
+/// This many refused reports are logged, then ten times as many, and so on. A few are normal when an end starts, or when
+/// keys are renewed.
+const REFUSED: u64 = 100;
 
 /// A tunnel that is probed.
 pub(super) struct Probed {
@@ -49,12 +55,18 @@ pub(super) struct Probed {
     pub(super) blind: Option<io::ErrorKind>,
     /// The next time that the tunnel needs work even if nothing arrives.
     pub(super) wake: Nanos,
-    identifier: u16,
-    secret: u64,
+    dialogue: Dialogue,
+    /// It was up, and showed that by an answer.
+    proved: bool,
+    /// The log has said that it answers, or need not.
+    announced: bool,
+    /// At this number of refused reports the log says so.
+    complain_at: u64,
     pub(super) tunnel: Tunnel,
     pub(super) watchdog: Watchdog,
     handover: Handover,
     handshake_at: Nanos,
+    stamp: Stamp,
     /// When this end starts another handshake because there has been none yet. `None`: this end does not do that, or
     /// needs it no more.
     lead_at: Option<Nanos>,
@@ -75,14 +87,29 @@ impl Probed {
         handover: &Handover,
     ) -> Option<Self> {
         let id = planned.id();
+        // The plan has the newest keys.
+        handover.take_keys(&planned.name);
         let round_trip = view
             .health(id)
             .map(|health| RoundTrip::restored(from_us(health.rtt_us.get()), from_us(health.rtt_jitter_us.get())));
+        let tunnel = |first| {
+            let mut tunnel = Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first);
+            if round_trip.is_some_and(|time| time.smoothed().is_some()) {
+                tunnel.remember_answers();
+            }
+            tunnel
+        };
         let leads = planned.private_key.public_key().as_bytes() < planned.public_key.as_bytes();
-        if !leads && handshake_age(view, &planned.name, id, in_kernel).is_none() {
+        let has_session = if in_kernel {
+            kernel::last_handshake_at(planned.name.as_str()).is_some()
+        } else {
+            userspace_handshake_age(view, id).is_some()
+        };
+        if !leads && !has_session {
             // The first packet starts a handshake. If both ends start one at the same time, both fail.
             first += FOLLOWS + random() % FOLLOWS_SCATTER;
         }
+        let tunnel = tunnel(first);
         Some(Self {
             name: planned.name.clone(),
             id,
@@ -93,22 +120,40 @@ impl Probed {
             reopen_at: 0,
             blind: None,
             wake: 0,
-            identifier: u16::try_from(random() & 0xffff).unwrap_or_default(),
-            secret: random(),
-            tunnel: Tunnel::new(settings, lives, round_trip.unwrap_or_default(), first),
+            dialogue: Dialogue::new(Keys::of(planned)?, [random(), random()], first, settings.interval),
+            proved: tunnel.is_known_to_answer(),
+            announced: tunnel.is_known_to_answer(),
+            complain_at: REFUSED,
+            tunnel,
             watchdog: Watchdog::new(leads, random()),
             lead_at: (leads && in_kernel).then(|| first + LEAD + random() % LEAD_SCATTER),
             lead_after: LEAD,
             handover: handover.clone(),
             handshake_at: first + HANDSHAKES,
+            stamp: Stamp::default(),
         })
+    }
+
+    /// Takes over a changed plan without a break. Returns `false` if the tunnel must be probed anew: it has another slot
+    /// or other addresses.
+    pub(super) fn follow(&mut self, planned: &plan::Tunnel, settings: Settings) -> bool {
+        if self.id != planned.id() || self.near != planned.address.addr() {
+            return false;
+        }
+        self.tunnel.set_settings(settings);
+        self.next_hop = NextHop::new(planned);
+        far_address(planned.address) == Some(self.far)
     }
 
     pub(super) fn step(&mut self, view: &View, others: Others, alternative: bool, clocks: Clocks) {
         let time = clocks.monotonic;
+        if let Some(keys) = self.handover.take_keys(&self.name) {
+            self.dialogue.set_keys(keys);
+        }
         self.reopen(time);
         // First of all: an answer that has arrived counts, however late this thread runs.
         self.take_answers(clocks);
+        self.announce();
         if self.blind.is_some() {
             self.wake = self.reopen_at;
             return;
@@ -142,7 +187,7 @@ impl Probed {
         if !has_answered && time < at {
             return false;
         }
-        if has_answered || kernel::last_handshake(self.name.as_str()).is_some() {
+        if has_answered || kernel::last_handshake_at(self.name.as_str()).is_some() {
             self.lead_at = None;
             return false;
         }
@@ -152,13 +197,18 @@ impl Probed {
     }
 
     /// Reads the last handshake: the only sign of life of a tunnel that answers no probe.
-    pub(super) fn look_at_handshake(&mut self, view: &View, in_kernel: bool, time: Nanos) {
+    pub(super) fn look_at_handshake(&mut self, view: &View, in_kernel: bool, clocks: Clocks) {
+        let time = clocks.monotonic;
         if self.tunnel.ever_answered() || time < self.handshake_at {
             return;
         }
         self.handshake_at = time + HANDSHAKES;
-        let age = handshake_age(view, &self.name, self.id, in_kernel);
-        self.tunnel.on_handshake(age.map_or(0, |age| time.saturating_sub(age)));
+        self.tunnel.on_handshake(if in_kernel {
+            let at = kernel::last_handshake_at(self.name.as_str()).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            self.stamp.at(at.and_then(|at| Nanos::try_from(at.as_nanos()).ok()), clocks.wall, time)
+        } else {
+            userspace_handshake_age(view, self.id).map_or(0, |age| time.saturating_sub(age))
+        });
     }
 
     pub(super) fn confirm_next_hop(&mut self, in_kernel: bool, time: Nanos) {
@@ -171,7 +221,7 @@ impl Probed {
         if self.socket.is_some() || time < self.reopen_at {
             return;
         }
-        match Socket::open(&self.name, self.near, self.far) {
+        match Socket::open(&self.name, self.near, self.far, self.dialogue.identifier()) {
             Ok(socket) => (self.socket, self.blind) = (Some(socket), None),
             // The device is gone or has changed: then the tunnel counts as failing.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL)) => {
@@ -192,26 +242,53 @@ impl Probed {
         let Some(socket) = &self.socket else { return };
         let mut buffer = [0; 128];
         for _ in 0..BATCH {
-            let Ok((length, arrival)) = socket.receive(&mut buffer, clocks) else { return };
-            match wire::parse(&buffer[..length], self.identifier, self.secret) {
-                Some(Message::Answer(sequence)) => {
+            let Ok((length, arrival)) = socket.receive(&mut buffer, clocks) else { break };
+            match self.dialogue.take(&buffer[..length]) {
+                Some(Heard::Answer(sequence)) => {
                     self.tunnel.answered(sequence, arrival);
                     self.handover.on_message(&self.name, None);
                 }
-                Some(Message::Report(received, message)) => {
+                Some(Heard::Report(received, message)) => {
                     self.tunnel.reported(received, arrival);
                     self.handover.on_message(&self.name, Some(message));
                 }
                 None => {}
             }
         }
+        self.complain();
+    }
+
+    /// Logs the first answer.
+    fn announce(&mut self) {
+        if !self.tunnel.ever_answered() {
+            return;
+        }
+        if !std::mem::replace(&mut self.announced, true) {
+            tracing::info!("{} answers", self.name);
+        }
+        self.proved |= self.tunnel.live();
+    }
+
+    /// Logs that somebody at the far site forges reports.
+    fn complain(&mut self) {
+        let refused = self.dialogue.refused();
+        if refused < self.complain_at {
+            return;
+        }
+        self.complain_at = self.complain_at.saturating_mul(10);
+        tracing::warn!(
+            "{}: ignored {refused} probes that the other site's ecmpvpn did not send for this tunnel: find the program \
+             at the other site that sends echo requests to {}",
+            self.name,
+            self.near
+        );
     }
 
     fn send(&mut self, sequence: u16, time: Nanos, has_left: bool) {
         // A probe that the tunnel itself prevents counts as sent and lost.
         let Some(socket) = &self.socket else { return };
         let message = self.handover.own_message(&self.name, has_left);
-        let message = wire::request(self.identifier, sequence, self.secret, self.tunnel.report(time), message);
+        let message = self.dialogue.request(sequence, self.tunnel.report(time), message, time, random);
         // The error may belong to an earlier probe, and be reported only now: try once more.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
         match error.raw_os_error() {
@@ -237,7 +314,8 @@ impl Probed {
         }
         // Log after the write: the packets wait for the write.
         match transition {
-            Transition::Up => tracing::info!("{} is up again", self.name),
+            Transition::Up if std::mem::replace(&mut self.proved, true) => tracing::info!("{} is up again", self.name),
+            Transition::Up => tracing::info!("{} is up", self.name),
             Transition::Withheld => tracing::info!("{} carries nothing while it is changed", self.name),
             Transition::Down(fault) => {
                 tracing::warn!("{} is down: {} ({})", self.name, describe(fault), describe_signs(signs));
@@ -259,11 +337,8 @@ impl Probed {
     }
 }
 
-/// Time since a tunnel's last handshake; `None`: no handshake is known.
-fn handshake_age(view: &View, name: &InterfaceName, id: TunnelId, in_kernel: bool) -> Option<Nanos> {
-    if in_kernel {
-        return kernel::last_handshake(name.as_str()).map(|age| Nanos::try_from(age.as_nanos()).unwrap_or(Nanos::MAX));
-    }
+/// Time since the last handshake of a tunnel of the userspace backend; `None`: no handshake is known.
+fn userspace_handshake_age(view: &View, id: TunnelId) -> Option<Nanos> {
     let at = view.health(id).map_or(0, |health| health.last_handshake_ns.get());
     (at != 0).then(|| boot_time_ns().saturating_sub(at))
 }

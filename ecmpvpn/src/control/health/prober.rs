@@ -2,9 +2,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use super::detector::{Others, Settings, Tunnel};
 use super::handover::Handover;
@@ -12,15 +14,56 @@ use super::nanos::{MILLISECOND, Nanos, SECOND};
 use super::probed::Probed;
 use super::socket::Clocks;
 use super::watchdog::{Remedy, Request};
-use crate::config::Config;
+use crate::config::{Config, InterfaceName};
 use crate::dataplane::View;
-use crate::plan::{Backend, Plan};
+use crate::plan::{self, Backend, Plan};
 
 /// When to warn that no tunnel of a site has ever answered.
 const NO_ANSWER_AT_ALL: Nanos = 10_000 * MILLISECOND;
 /// Nice value of the probing thread, ahead of ordinary programs: a probe that is sent or read late looks like a lost
 /// one. Probes are few, so this costs others little.
-const NICE: i32 = -15;
+pub const NICE: i32 = -15;
+
+/// What is to be probed.
+pub(super) struct Aim {
+    settings: Settings,
+    /// Names of the remote sites.
+    peers: Vec<String>,
+    tunnels: Vec<plan::Tunnel>,
+    backend: Backend,
+}
+
+impl Aim {
+    pub(super) fn new(config: &Config, plan: &Plan) -> Self {
+        Self {
+            settings: Settings {
+                interval: Nanos::from(config.health.interval_ms) * MILLISECOND,
+                down_after: config.health.down_after,
+                up_after: config.health.up_after,
+            },
+            peers: plan.table.peers.iter().map(|peer| peer.name.clone()).collect(),
+            tunnels: plan.tunnels.clone(),
+            backend: plan.backend,
+        }
+    }
+}
+
+/// What the thread asks of the session.
+#[derive(Clone, Debug)]
+pub(super) enum Ask {
+    /// Restart a tunnel.
+    Restart(Request),
+    /// Say that none of the tunnels to these sites has ever answered.
+    Explain(Vec<String>),
+}
+
+/// What the session asks of the probing thread. The thread answers when it is done.
+pub(super) enum Order {
+    /// Probe and judge these tunnels no more.
+    LeaveOut(Vec<InterfaceName>, oneshot::Sender<()>),
+    /// Probe these tunnels. Those that are probed already go on without a break.
+    Follow(Box<Aim>, oneshot::Sender<()>),
+}
 
 /// Probes all tunnels of a plan.
 pub(super) struct Prober {
@@ -28,7 +71,9 @@ pub(super) struct Prober {
     /// Names of the remote sites.
     peers: Vec<String>,
     tunnels: Vec<Probed>,
-    requests: UnboundedSender<Request>,
+    asks: UnboundedSender<Ask>,
+    orders: Receiver<Order>,
+    handover: Handover,
     began: Nanos,
     silence_reported: bool,
     /// Whether this thread runs ahead of others: with the kernel backend. In userspace the tunnels are threads of this
@@ -38,34 +83,73 @@ pub(super) struct Prober {
 
 impl Prober {
     pub(super) fn new(
-        config: &Config,
-        plan: &Plan,
+        aim: Aim,
         view: View,
-        requests: UnboundedSender<Request>,
+        asks: UnboundedSender<Ask>,
+        orders: Receiver<Order>,
         handover: &Handover,
     ) -> Self {
-        let settings = Settings {
-            interval: Nanos::from(config.health.interval_ms) * MILLISECOND,
-            down_after: config.health.down_after,
-            up_after: config.health.up_after,
+        let mut prober = Self {
+            view,
+            peers: Vec::new(),
+            tunnels: Vec::new(),
+            asks,
+            orders,
+            handover: handover.clone(),
+            began: Clocks::read().monotonic,
+            silence_reported: false,
+            ahead: aim.backend == Backend::Kernel,
         };
-        let live = view.peers();
-        let in_kernel = plan.backend == Backend::Kernel;
-        let began = Clocks::read().monotonic;
-        let count = plan.tunnels.len().max(1) as u64;
-        let probed = |(at, planned): (u64, &crate::plan::Tunnel)| {
-            let lives = live.get(planned.peer)?.live >> planned.slot & 1 == 1;
-            // Spread over the interval: probes sent in a burst would delay each other.
-            let first = began + settings.interval * at / count;
-            Probed::new(planned, settings, lives, first, in_kernel, &view, handover)
-        };
-        let tunnels = (0..).zip(&plan.tunnels).filter_map(probed).collect();
-        let peers = plan.table.peers.iter().map(|peer| peer.name.clone()).collect();
-        Self { view, peers, tunnels, requests, began, silence_reported: false, ahead: plan.backend == Backend::Kernel }
+        prober.follow(aim);
+        prober
     }
 
-    /// Probes until `stop` is readable.
-    pub(super) fn run(mut self, stop: &OwnedFd) {
+    /// Probes the tunnels of `aim`, and no others. A tunnel that was not probed has the state that the map says.
+    fn follow(&mut self, aim: Aim) {
+        let Aim { settings, peers, tunnels, backend } = aim;
+        let in_kernel = backend == Backend::Kernel;
+        let live = self.view.peers();
+        let now = Clocks::read().monotonic;
+        let count = tunnels.len().max(1) as u64;
+        let mut former = std::mem::take(&mut self.tunnels);
+        for (at, planned) in (0..).zip(&tunnels) {
+            let known = former.iter().position(|probed| probed.name == planned.name).map(|at| former.swap_remove(at));
+            if let Some(mut probed) = known
+                && probed.follow(planned, settings)
+            {
+                self.tunnels.push(probed);
+                continue;
+            }
+            let lives = live.get(planned.peer).is_some_and(|peer| peer.live >> planned.slot & 1 == 1);
+            // Spread over the interval: probes sent in a burst would delay each other.
+            let first = now + settings.interval * at / count;
+            self.tunnels.extend(Probed::new(planned, settings, lives, first, in_kernel, &self.view, &self.handover));
+        }
+        self.peers = peers;
+    }
+
+    /// Does what the session asks. Returns `false` when it is time to stop.
+    fn obey(&mut self) -> bool {
+        loop {
+            let done = match self.orders.try_recv() {
+                Ok(Order::LeaveOut(names, done)) => {
+                    self.tunnels.retain(|probed| !names.contains(&probed.name));
+                    done
+                }
+                Ok(Order::Follow(aim, done)) => {
+                    self.follow(*aim);
+                    done
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            };
+            // The session may have ended meanwhile.
+            let _ = done.send(());
+        }
+    }
+
+    /// Probes until there can be no more orders. `wake` is readable when there may be some, or none any more.
+    pub(super) fn run(mut self, wake: &OwnedFd) {
         if self.ahead {
             // Applies to this thread only. Without the privilege it keeps the normal priority.
             let _ = rustix::process::setpriority_process(None, NICE);
@@ -74,9 +158,16 @@ impl Prober {
         loop {
             let (next, time) = self.step(&ready);
             let wait = next.saturating_sub(time);
-            match self.wait(stop, wait) {
+            match self.wait(wake, wait) {
                 Ok(Some(which)) => ready = which,
-                Ok(None) => return,
+                Ok(None) => {
+                    // Only resets the counter.
+                    let _ = rustix::io::read(wake, &mut [0_u8; 8]);
+                    if !self.obey() {
+                        return;
+                    }
+                    ready = vec![true; self.tunnels.len()];
+                }
                 Err(error) => {
                     tracing::error!("tunnels are no longer probed, and stay as they are: waiting for answers: {error}");
                     return;
@@ -85,14 +176,14 @@ impl Prober {
         }
     }
 
-    /// Waits for answers, at most for `longest`. Returns for each tunnel whether its socket is readable; `None`: time
-    /// to stop.
-    fn wait(&self, stop: &OwnedFd, longest: Nanos) -> io::Result<Option<Vec<bool>>> {
+    /// Waits for answers, at most for `longest`. Returns for each tunnel whether its socket is readable; `None`:
+    /// `wake` is readable.
+    fn wait(&self, wake: &OwnedFd, longest: Nanos) -> io::Result<Option<Vec<bool>>> {
         let timeout = Timespec {
             tv_sec: i64::try_from(longest / SECOND).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(longest % SECOND).unwrap_or(0),
         };
-        let mut sockets = vec![PollFd::new(stop, PollFlags::IN)];
+        let mut sockets = vec![PollFd::new(wake, PollFlags::IN)];
         let open = || self.tunnels.iter().map(|probed| probed.socket.as_ref());
         sockets.extend(open().flatten().map(|socket| PollFd::new(socket, PollFlags::IN)));
         match poll(&mut sockets, Some(&timeout)) {
@@ -122,7 +213,7 @@ impl Prober {
                     evidence: rest.clone().filter_map(Tunnel::last_evidence).max(),
                 };
                 let alternative = rest.clone().any(Tunnel::live);
-                self.tunnels[at].look_at_handshake(&self.view, self.ahead, clocks.monotonic);
+                self.tunnels[at].look_at_handshake(&self.view, self.ahead, clocks);
                 self.tunnels[at].step(&self.view, others, alternative, clocks);
                 self.tunnels[at].confirm_next_hop(self.ahead, clocks.monotonic);
                 self.apply_remedy(at, alternative, clocks.monotonic);
@@ -136,17 +227,17 @@ impl Prober {
 
     fn apply_remedy(&mut self, at: usize, others: bool, time: Nanos) {
         let probed = &mut self.tunnels[at];
-        let dead = (!probed.tunnel.live()).then(|| probed.tunnel.since());
-        let Some(remedy) = probed.watchdog.poll(time, dead, others) else {
+        // A tunnel that carries nothing on purpose is not restarted: that would disturb what is done with it.
+        let Some(remedy) = probed.watchdog.poll(time, probed.tunnel.failing_since(), others) else {
             if probed.leads_now(time) {
                 let request = Request { tunnel: probed.name.clone(), remedy: Remedy::Handshake, first: true };
                 // The receiver may have ended already.
-                let _ = self.requests.send(request);
+                let _ = self.asks.send(Ask::Restart(request));
             }
             return;
         };
         // The receiver may have ended already.
-        if self.requests.send(Request { tunnel: probed.name.clone(), remedy, first: false }).is_ok()
+        if self.asks.send(Ask::Restart(Request { tunnel: probed.name.clone(), remedy, first: false })).is_ok()
             && let Some(health) = self.view.health(probed.id)
         {
             health.restarts.set(health.restarts.get().wrapping_add(1));
@@ -159,14 +250,16 @@ impl Prober {
             return;
         }
         self.silence_reported = true;
-        for (number, name) in (0..).zip(&self.peers) {
-            let mut of_peer = self.tunnels.iter().filter(|probed| probed.id.peer() == number && probed.blind.is_none());
-            if of_peer.clone().next().is_some() && !of_peer.any(|probed| probed.tunnel.ever_answered()) {
-                tracing::warn!(
-                    "no tunnel to {name} has answered a probe yet: that site is not up, or drops ICMP echo; its \
-                     tunnels stay in use"
-                );
-            }
+        let is_silent = |number: &usize| {
+            let mut of_peer =
+                self.tunnels.iter().filter(|probed| probed.id.peer() as usize == *number && probed.blind.is_none());
+            of_peer.clone().next().is_some() && !of_peer.any(|probed| probed.tunnel.is_known_to_answer())
+        };
+        let silent = self.peers.iter().enumerate().filter(|(number, _)| is_silent(number));
+        let silent: Vec<String> = silent.map(|(_, name)| name.clone()).collect();
+        if !silent.is_empty() {
+            // The receiver may have ended already.
+            let _ = self.asks.send(Ask::Explain(silent));
         }
     }
 }

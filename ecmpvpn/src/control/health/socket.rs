@@ -8,7 +8,9 @@ use std::ptr;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, send, socket_with};
 use rustix::time::{ClockId, clock_gettime};
+use socket2::SockRef;
 
+use super::filter;
 use super::nanos::Nanos;
 use crate::config::InterfaceName;
 
@@ -26,10 +28,12 @@ const LONGEST_WAIT: Nanos = 1_000_000_000;
 pub struct Socket(OwnedFd);
 
 impl Socket {
-    /// Opens a socket bound to `device`, from `near` to `far`, in the calling thread's network namespace.
-    pub fn open(device: &InterfaceName, near: Ipv4Addr, far: Ipv4Addr) -> io::Result<Self> {
+    /// Opens a socket bound to `device`, from `near` to `far`, in the calling thread's network namespace. It receives
+    /// what has the form of a probe, or of the answer to one with this `identifier`.
+    pub fn open(device: &InterfaceName, near: Ipv4Addr, far: Ipv4Addr, identifier: u16) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
+        SockRef::from(&fd).attach_filter(&filter::program(identifier))?;
         set(&fd, libc::SOL_RAW, ICMP_FILTER, &(!ACCEPTED).to_ne_bytes())?;
         set(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_str().as_bytes())?;
         set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1_i32.to_ne_bytes())?;

@@ -2,90 +2,111 @@
 //!
 //! The payload has a mark, a secret that the answer must return, the number of packets that this end received from the
 //! tunnel, and how long ago the last one came. A far end that runs ecmpvpn reads both from the requests, and so knows
-//! whether its packets arrive. The payload ends with the message that coordinates changes of a tunnel
-//! ([`PeerMessage`]). Integers are big-endian.
+//! whether its packets arrive. It also has the message that coordinates changes of a tunnel ([`PeerMessage`]), and ends
+//! with the seal ([`super::seal`]). Integers are big-endian.
 
 use super::handover::PeerMessage;
 use super::nanos::{MILLISECOND, Nanos};
+use super::seal::TAG;
 
-/// Identifies the payload and its version.
-const MARK: [u8; 8] = *b"ecmpvpn\x02";
+/// Identifies the payload and its version. Up to version 2 it had four more letters.
+pub(super) const MARK: [u8; 4] = *b"ecm\x03";
 /// Length of a probe in bytes, from the ICMP header on.
-pub const LENGTH: usize = 40;
+pub const LENGTH: usize = 44;
+/// Where the seal begins.
+const SEALED: usize = LENGTH - TAG;
 
 const ASKS: u32 = 1;
 const HAS_LEFT: u32 = 2;
 /// The upper 16 bits of the flags word: how long ago the last packet came, in milliseconds plus one; 0: not known.
 const AGE_SHIFT: u32 = 16;
 
-const ECHO_REPLY: u8 = 0;
-const ECHO_REQUEST: u8 = 8;
-
-/// A packet received from a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
-    /// The answer to this end's probe with this sequence number.
-    Answer(u16),
-    /// A probe of the far end: what it received from this end, and its message.
-    Report(Received, PeerMessage),
-}
+pub(super) const ECHO_REPLY: u8 = 0;
+pub(super) const ECHO_REQUEST: u8 = 8;
 
 /// What one end received from a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Number of packets in total.
+    /// Number of packets in total. A probe has its lower 32 bits.
     pub count: u64,
     /// How long ago the last one came, as an upper bound; `None`: not known.
     pub age: Option<Nanos>,
 }
 
-/// Builds a probe, from the ICMP header on.
-pub fn request(
-    identifier: u16,
-    sequence: u16,
-    secret: u64,
-    received: Received,
-    peer_message: PeerMessage,
-) -> [u8; LENGTH] {
+/// The content of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub identifier: u16,
+    pub sequence: u16,
+    /// The secret of the end that sent it.
+    pub secret: u64,
+    pub received: Received,
+    pub peer_message: PeerMessage,
+}
+
+/// Whether a message is a probe, or the answer to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Answer,
+    Request,
+}
+
+/// A message that has the format of a probe. Anybody may have sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    pub kind: Kind,
+    pub probe: Probe,
+    /// The bytes that the seal covers.
+    pub sealed: &'a [u8],
+    pub tag: &'a [u8; TAG],
+}
+
+/// Builds a probe, from the ICMP header on. `seal` makes the tag of the bytes that it covers.
+pub fn request(probe: Probe, seal: impl FnOnce(&[u8]) -> [u8; TAG]) -> [u8; LENGTH] {
+    let Probe { identifier, sequence, secret, received, peer_message } = probe;
     let mut message = [0; LENGTH];
     message[0] = ECHO_REQUEST;
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
     message[6..8].copy_from_slice(&sequence.to_be_bytes());
-    message[8..16].copy_from_slice(&MARK);
-    message[16..24].copy_from_slice(&secret.to_be_bytes());
-    message[24..32].copy_from_slice(&received.count.to_be_bytes());
+    message[8..12].copy_from_slice(&MARK);
+    message[12..20].copy_from_slice(&secret.to_be_bytes());
     let milliseconds = |age: Nanos| u32::try_from(age.div_ceil(MILLISECOND) + 1).unwrap_or(u32::MAX).min(0xffff);
     let flags = if peer_message.asks { ASKS } else { 0 } | if peer_message.has_left { HAS_LEFT } else { 0 };
     let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | flags;
-    message[32..36].copy_from_slice(&flags.to_be_bytes());
-    message[36..40].copy_from_slice(&peer_message.rotation.to_be_bytes());
+    message[20..24].copy_from_slice(&flags.to_be_bytes());
+    message[24..28].copy_from_slice(&peer_message.rotation.to_be_bytes());
+    message[28..32].copy_from_slice(&received.count.to_be_bytes()[4..]);
+    let tag = seal(&message[4..SEALED]);
+    message[SEALED..].copy_from_slice(&tag);
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
 }
 
-/// Parses an IPv4 packet from a raw ICMP socket. `None`: neither an answer to a probe with this `identifier` and
-/// `secret`, nor a probe of the far end.
-pub fn parse(packet: &[u8], identifier: u16, secret: u64) -> Option<Message> {
+/// Parses an IPv4 packet from a raw ICMP socket. `None`: it does not have the format of a probe or of its answer.
+pub fn parse(packet: &[u8]) -> Option<Message<'_>> {
     let header = usize::from(packet.first()? & 15) * 4;
     let message: &[u8; LENGTH] = packet.get(header..)?.try_into().ok()?;
-    if message[8..16] != MARK {
+    let kind = match message[0] {
+        ECHO_REPLY => Kind::Answer,
+        ECHO_REQUEST => Kind::Request,
+        _ => return None,
+    };
+    if message[8..12] != MARK {
         return None;
     }
     let u16_at = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
-    let long = |at: usize| message[at..at + 8].iter().fold(0, |long, byte| long << 8 | u64::from(*byte));
-    match message[0] {
-        ECHO_REPLY if u16_at(4) == identifier && long(16) == secret => Some(Message::Answer(u16_at(6))),
-        // A probe with this end's secret is its own, returned by a loop: not a report.
-        ECHO_REQUEST if long(16) != secret => {
-            let flags = u32::from(u16_at(32)) << 16 | u32::from(u16_at(34));
-            let rotation = u32::from(u16_at(36)) << 16 | u32::from(u16_at(38));
-            let far = PeerMessage { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation };
-            let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
-            Some(Message::Report(Received { count: long(24), age }, far))
-        }
-        _ => None,
-    }
+    let u32_at = |at: usize| u32::from(u16_at(at)) << 16 | u32::from(u16_at(at + 2));
+    let flags = u32_at(20);
+    let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
+    let probe = Probe {
+        identifier: u16_at(4),
+        sequence: u16_at(6),
+        secret: u64::from(u32_at(12)) << 32 | u64::from(u32_at(16)),
+        received: Received { count: u32_at(28).into(), age },
+        peer_message: PeerMessage { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation: u32_at(24) },
+    };
+    Some(Message { kind, probe, sealed: &message[4..SEALED], tag: message.last_chunk()? })
 }
 
 /// The Internet checksum, RFC 1071.
@@ -106,46 +127,56 @@ mod tests {
     /// IPv4), and Ethernet with preamble and gap.
     const ON_THE_WIRE: usize = (20 + LENGTH).next_multiple_of(16) + 32 + 8 + 40 + 38;
 
-    /// The answer of the far end's kernel.
-    fn answer(mut request: [u8; LENGTH]) -> Vec<u8> {
-        request[0] = ECHO_REPLY;
-        [&[0x45; 20][..], &request].concat()
+    const PROBE: Probe = Probe {
+        identifier: 7,
+        sequence: 300,
+        secret: 0xdead_beef_0123_4567,
+        received: Received { count: 0xffff_fffe, age: Some(7 * MILLISECOND) },
+        peer_message: PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 },
+    };
+
+    /// The packet as a raw socket delivers it.
+    fn packet(message: &[u8]) -> Vec<u8> {
+        [&[0x45; 20][..], message].concat()
     }
 
     #[test]
-    fn an_answer_must_bring_number_identifier_and_secret_back() {
-        let probe = request(7, 300, 0xdead_beef_0123_4567, Received::default(), PeerMessage::default());
-        assert_eq!(checksum(&probe), 0);
-        assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4567), Some(Message::Answer(300)));
-        assert_eq!(parse(&answer(probe), 8, 0xdead_beef_0123_4567), None);
-        assert_eq!(parse(&answer(probe), 7, 0xdead_beef_0123_4568), None);
-        let mut packet = answer(probe);
-        packet.pop();
-        assert_eq!(parse(&packet, 7, 0xdead_beef_0123_4567), None);
-        assert_eq!(parse(&[], 7, 0), None);
-        assert_eq!(parse(&[0x4f], 7, 0), None);
+    fn a_probe_is_read_as_it_was_written() {
+        let bytes = request(PROBE, |covered| {
+            assert_eq!(covered.len(), LENGTH - 4 - TAG);
+            [9; TAG]
+        });
+        assert_eq!(checksum(&bytes), 0);
+        let mut packet = packet(&bytes);
+        let read = parse(&packet).unwrap();
+        assert_eq!((read.kind, read.probe, read.tag), (Kind::Request, PROBE, &[9; TAG]));
+        assert_eq!(read.sealed, &bytes[4..LENGTH - TAG]);
+        packet[20] = ECHO_REPLY;
+        assert_eq!(parse(&packet).map(|answer| (answer.kind, answer.probe)), Some((Kind::Answer, PROBE)));
     }
 
     #[test]
-    fn the_far_sides_probe_reports_and_our_own_does_not() {
-        let message = PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 };
-        let received = Received { count: u64::MAX, age: Some(7 * MILLISECOND) };
-        let packet = [&[0x45; 20][..], &request(1, 2, 3, received, message)].concat();
-        assert_eq!(parse(&packet, 1, 4), Some(Message::Report(received, message)));
-        assert_eq!(parse(&packet, 1, 3), None);
-        let mut ping = packet;
-        ping[30] = 0;
-        assert_eq!(parse(&ping, 1, 4), None, "anybody's ping");
+    fn what_has_another_format_is_no_probe() {
+        let bytes = request(PROBE, |_| [9; TAG]);
+        for length in 0..LENGTH {
+            assert_eq!(parse(&packet(&bytes[..length])), None);
+        }
+        assert_eq!(parse(&packet(&[&bytes[..], &[0]].concat())), None);
+        assert_eq!(parse(&[]), None);
+        assert_eq!(parse(&[0x4f]), None);
+        // The former version, anybody's ping, and an ICMP error.
+        for (at, byte) in [(11, 2), (8, 0), (0, 3)] {
+            let mut other = bytes;
+            other[at] = byte;
+            assert_eq!(parse(&packet(&other)), None, "{at}");
+        }
     }
 
     #[test]
     fn the_age_of_the_last_arrival_is_rounded_up_and_bounded() {
         let decoded = |age| {
-            let probe = request(1, 2, 3, Received { count: 5, age }, PeerMessage::default());
-            match parse(&[&[0x45; 20][..], &probe].concat(), 1, 4) {
-                Some(Message::Report(received, message)) if message == PeerMessage::default() => received.age,
-                other => panic!("{other:?}"),
-            }
+            let bytes = request(Probe { received: Received { count: 5, age }, ..PROBE }, |_| [0; TAG]);
+            parse(&packet(&bytes)).unwrap().probe.received.age
         };
         assert_eq!([decoded(None), decoded(Some(0)), decoded(Some(1))], [None, Some(0), Some(MILLISECOND)]);
         assert_eq!(decoded(Some(Nanos::MAX / 2)), Some(65_534 * MILLISECOND));

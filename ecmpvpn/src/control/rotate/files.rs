@@ -2,15 +2,17 @@
 //! beside the configuration, and the state that names them. Changes no tunnel.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use zeroize::Zeroizing;
 
 use super::exchange::{Exchange, Head, NewKeys};
-use super::record::{Part, Role, RotationStateError, Stage, State, folder, key_file};
+use super::record::{Part, Role, RotationStateError, Stage, State, is_ours, key_file};
 use crate::config::{Config, KeyFileError, Peer, PresharedKey, PrivateKey, read_secret};
+use crate::fault;
+use crate::file::Draft;
 
 /// Largest accepted file, bytes: enough for all tunnels that a peer can have, with comments.
 const MAX_EXCHANGE: usize = 64 << 10;
@@ -32,7 +34,7 @@ pub enum FilesError {
     },
     /// The file of the other site cannot be read as a secret file.
     #[error("--apply {0}")]
-    Unreadable(#[from] KeyFileError),
+    Unreadable(KeyFileError),
     /// The file of the other site is not what `rotate --prepare` writes.
     #[error("{} is not a file of `ecmpvpn rotate --prepare`: {why}", path.display())]
     Malformed { path: PathBuf, why: String },
@@ -59,14 +61,13 @@ impl NewKeyFiles {
     fn write(&mut self, path: PathBuf, content: &str) -> Result<(), FilesError> {
         let write = || -> io::Result<()> {
             // Mode 0600.
-            let mut file = NamedTempFile::new_in(folder(&path))?;
-            file.write_all(content.as_bytes())?;
+            let mut draft = Draft::beside(&path)?;
+            draft.write(content.as_bytes())?;
             if !content.ends_with('\n') {
-                file.write_all(b"\n")?;
+                draft.write(b"\n")?;
             }
-            file.as_file().sync_all()?;
-            file.persist_noclobber(&path).map_err(|error| error.error)?;
-            Ok(())
+            draft.sync()?;
+            draft.create(&path)
         };
         match write() {
             Ok(()) => self.paths.push(path),
@@ -98,6 +99,7 @@ fn begin(path: &Path) -> Result<(), FilesError> {
 pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Result<State, FilesError> {
     let path = State::path(file);
     begin(&path)?;
+    remove_unnamed(file, config);
     let id = PresharedKey::generate().as_bytes()[..4].iter().fold(0, |id, byte| id << 8 | u32::from(*byte)).max(1);
     let folder = path.parent().unwrap_or(Path::new("."));
     let (mut made, mut parts, mut keys) = (NewKeyFiles::default(), Vec::new(), Vec::new());
@@ -122,9 +124,13 @@ pub fn prepare(file: &Path, config: &Config, peer: &Peer, output: &Path) -> Resu
         });
     }
     let rotation = Head { id, from: config.site.name.clone(), to: peer.name.clone() };
-    made.write(output.to_owned(), &Exchange { rotation, tunnel: keys }.text())?;
-    let state = State::new(id, Role::Leads, &peer.name, parts);
+    let mut state = State::new(id, Role::Leads, &peer.name, parts);
+    let folder = fs::canonicalize(crate::file::folder(output)).ok();
+    state.carried = folder.and_then(|folder| Some(folder.join(output.file_name()?)));
+    // It comes before the file for the other site, so that `--abort` finds that file if this process is killed.
     state.write(&path)?;
+    made.paths.push(path);
+    made.write(output.to_owned(), &Exchange { rotation, tunnel: keys }.text())?;
     made.keep = true;
     Ok(state)
 }
@@ -136,7 +142,7 @@ pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool),
     if let Err(source) = fs::metadata(from) {
         return Err(FilesError::Io { operation: "reading", path: from.to_owned(), source });
     }
-    let text = read_secret(from, owner, MAX_EXCHANGE)?;
+    let text = read_secret(from, owner, MAX_EXCHANGE).map_err(FilesError::Unreadable)?;
     let exchange = Exchange::parse(&text).map_err(|why| FilesError::Malformed { path: from.to_owned(), why })?;
     let other = |why: String| FilesError::NotForUs { path: from.to_owned(), why };
     let Head { id, from: sender, to } = &exchange.rotation;
@@ -149,6 +155,7 @@ pub fn apply(file: &Path, config: &Config, from: &Path) -> Result<(State, bool),
         return Ok((state, false));
     }
     begin(&path)?;
+    remove_unnamed(file, config);
     let folder = path.parent().unwrap_or(Path::new("."));
     let (mut made, mut parts) = (NewKeyFiles::default(), Vec::new());
     for keys in &exchange.tunnel {
@@ -185,6 +192,7 @@ pub fn abort(file: &Path) -> Result<Option<State>, FilesError> {
         Err(error @ RotationStateError::Io { .. }) => return Err(error.into()),
         read => read.ok().flatten(),
     };
+    fault::point("removing the state of a renewal");
     match fs::remove_file(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(FilesError::Io { operation: "removing", path, source })
@@ -193,13 +201,48 @@ pub fn abort(file: &Path) -> Result<Option<State>, FilesError> {
     }
 }
 
-/// Removes the key files of a renewal that was given up, except those that the configuration names.
+/// Removes key files that a renewal made and that no configuration and no state in the folder names: a process that was
+/// killed left them. If a file there cannot be read, nothing is removed. What cannot be removed stays, and is harmless.
+pub fn remove_unnamed(file: &Path, config: &Config) {
+    let path = State::path(file);
+    let folder = crate::file::folder(&path);
+    crate::file::sweep(folder);
+    let Ok(naming) = naming(folder) else { return };
+    let is_left = |name: &str| {
+        let mut tunnels = config.peers.iter().flat_map(|peer| &peer.tunnels);
+        tunnels.any(|tunnel| is_ours(tunnel.name.as_str(), name)) && !naming.contains(name)
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_left) {
+            fault::point("removing a key file");
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The text of every file in `folder` that may name a key file: the configurations, also of other sites, and the states.
+fn naming(folder: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let may_name = path.extension().is_some_and(|end| end == "toml" || end == "json");
+        if may_name && fs::metadata(&path)?.is_file() {
+            text += &fs::read_to_string(&path)?;
+        }
+    }
+    Ok(text)
+}
+
+/// Removes the key files of a renewal that was given up, except those that the configuration names, and the file that
+/// was made for the other site, if it is still that of this renewal.
 pub fn remove_files(file: &Path, state: &State) -> Result<(), FilesError> {
     let path = State::path(file);
+    crate::file::sweep(crate::file::folder(&path));
     let read = fs::read_to_string(file);
     let text = read.map_err(|source| FilesError::Io { operation: "reading", path: file.to_owned(), source })?;
-    for name in state.parts.iter().flat_map(Part::files).filter(|name| !text.contains(&format!("\"{name}\""))) {
+    for name in state.parts.iter().flat_map(Part::files).filter(|name| !text.contains(*name)) {
         let path = path.with_file_name(name);
+        fault::point("removing a key file");
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(FilesError::Io { operation: "removing", path, source });
@@ -207,7 +250,19 @@ pub fn remove_files(file: &Path, state: &State) -> Result<(), FilesError> {
             _ => {}
         }
     }
+    if let Some(carried) = state.carried.as_ref().filter(|carried| is_of(carried, state.id)) {
+        let path = carried.clone();
+        fs::remove_file(carried).map_err(|source| FilesError::Io { operation: "removing", path, source })?;
+    }
     Ok(())
+}
+
+/// Whether the file is that of a renewal.
+fn is_of(path: &Path, id: u32) -> bool {
+    let Ok(file) = fs::File::open(path) else { return false };
+    let mut text = Zeroizing::new(String::with_capacity(MAX_EXCHANGE + 1));
+    let read = file.take(MAX_EXCHANGE as u64).read_to_string(&mut text);
+    read.is_ok() && Exchange::parse(&text).is_ok_and(|exchange| exchange.rotation.id == id)
 }
 
 #[cfg(test)]
@@ -298,7 +353,29 @@ mod tests {
         assert_eq!(abort(&file).unwrap().as_ref(), Some(&state));
         remove_files(&file, &state).unwrap();
         assert_eq!(sites.count("a"), 2);
+        assert!(!sites.path("for-b").exists(), "the secret file for the other site stays");
         assert_eq!(abort(&file).unwrap(), None);
+    }
+
+    #[test]
+    fn only_keys_that_nothing_names_are_removed() {
+        let sites = Sites::new();
+        let tunnel = &sites.a.peers[0].tunnels[0].name;
+        let key = |id: u32| key_file(tunnel.as_str(), id, "key");
+        for id in 1..=5 {
+            fs::write(sites.path("a").join(key(id)), "secret").unwrap();
+        }
+        fs::write(sites.path("a").join("mine.key"), "secret").unwrap();
+        // Quotes of the other kind, a path, another site's configuration, and another site's renewal.
+        let [file, other, state] =
+            ["ecmpvpn.toml", "other.toml", "other.rotation.json"].map(|name| sites.path("a").join(name));
+        fs::write(&file, format!("a = '{}'\nb = \"/etc/ecmpvpn/{}\"\n", key(1), key(2))).unwrap();
+        fs::write(other, format!("private_key_file = \"{}\"", key(3))).unwrap();
+        fs::write(state, format!("{{\"private_key_file\":\"{}\"}}", key(4))).unwrap();
+        remove_unnamed(&file, &sites.a);
+        let left: Vec<bool> = (1..=5).map(|id| sites.path("a").join(key(id)).exists()).collect();
+        assert_eq!(left, [true, true, true, true, false]);
+        assert!(sites.path("a/mine.key").exists());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::site::Site;
 use crate::config::{self, Edit, InterfaceName, PresharedKey, PrivateKey, PublicKey, TunnelKeys};
 use crate::dataplane::View;
 use crate::error::chain;
+use crate::fault;
 use crate::host;
 use crate::plan::{Plan, Tunnel};
 
@@ -79,6 +80,8 @@ impl Rotation {
     /// Reads which renewal is under way for the configuration at `file`, if any.
     pub fn load(file: &Path, site: &Site, handover: &Handover) -> Self {
         let path = State::path(file);
+        // Half files that a killed process left.
+        crate::file::sweep(crate::file::folder(&path));
         handover.forget();
         let mut rotation = Self {
             file: file.to_owned(),
@@ -100,6 +103,7 @@ impl Rotation {
 
     fn read(&mut self, site: &Site) -> anyhow::Result<Option<State>> {
         let Some(state) = State::read(&self.path)?.filter(|state| !state.is_done()) else { return Ok(None) };
+        files::remove_unnamed(&self.file, &site.config);
         let owner = fs::metadata(&self.file).map_or(0, |metadata| std::os::unix::fs::MetadataExt::uid(&metadata));
         let read = |name: &str| {
             config::read_secret(&self.path.with_file_name(name), owner, 4096)
@@ -228,7 +232,7 @@ impl Rotation {
                     return;
                 }
                 let Some(keys) = self.keys.get(&name) else { return };
-                let changed = change(site, &name, |tunnel| {
+                let changed = change(site, &self.handover, &name, |tunnel| {
                     tunnel.private_key = keys.private.as_ref().unwrap_or(&tunnel.private_key).clone();
                     tunnel.public_key = keys.public.unwrap_or(tunnel.public_key);
                     tunnel.preshared_key = Some(keys.preshared.clone());
@@ -337,6 +341,8 @@ impl Rotation {
     fn keep(&mut self, name: &InterfaceName, site: &mut Site) -> anyhow::Result<()> {
         let (edit, former) = self.edit(name)?;
         edit.save()?;
+        // The former text names keys that are not in use any more.
+        site.text.clear();
         if let Some(keys) = self.keys.get(name) {
             let mut tunnels = site.config.peers.iter_mut().flat_map(|peer| &mut peer.tunnels);
             if let Some(tunnel) = tunnels.find(|tunnel| tunnel.name == *name) {
@@ -345,13 +351,15 @@ impl Rotation {
                 tunnel.preshared_key = Some(keys.preshared.clone());
             }
         }
-        self.record_stage(name, Stage::Done);
+        // The stage comes last: until then the next `run` finds what a killed one has not removed.
         for file in former.iter().filter(|file| is_ours(name.as_str(), file)) {
             let path = self.path.with_file_name(file);
+            fault::point("removing a former key");
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!("removing the former key {}: {error}", path.display());
             }
         }
+        self.record_stage(name, Stage::Done);
         Ok(())
     }
 
@@ -359,7 +367,7 @@ impl Rotation {
     async fn restore(&self, name: &InterfaceName, site: &mut Site) {
         let former = Plan::new(&site.config, site.plan.backend).tunnels.into_iter().find(|tunnel| tunnel.name == *name);
         let Some(former) = former else { return };
-        let restored = change(site, name, |tunnel| {
+        let restored = change(site, &self.handover, name, |tunnel| {
             tunnel.private_key = former.private_key;
             tunnel.public_key = former.public_key;
             tunnel.preshared_key = former.preshared_key;
@@ -376,10 +384,12 @@ fn planned<'a>(site: &'a Site, name: &InterfaceName) -> Option<&'a Tunnel> {
 
 async fn change(
     site: &mut Site,
+    handover: &Handover,
     name: &InterfaceName,
     change: impl FnOnce(&mut Tunnel),
 ) -> Result<(), host::HostError> {
     let Some(tunnel) = site.plan.tunnels.iter_mut().find(|tunnel| tunnel.name == *name) else { return Ok(()) };
     change(tunnel);
+    handover.set_keys(tunnel);
     host::rekey_tunnel(site.links.userspace.as_mut(), tunnel).await
 }

@@ -2,15 +2,23 @@
 //! files, and has no secret itself.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
+
+use crate::file::Draft;
 
 /// State files of another version are refused.
 const VERSION: u32 = 1;
+
+/// How long to wait for another process that changes the state. It takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// This site's role in the renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +77,9 @@ pub struct State {
     pub stopped: Option<String>,
     /// The tunnels, in the order in which they are changed.
     pub parts: Vec<Part>,
+    /// At the leading site: the absolute path of the file for the other site.
+    #[serde(default)]
+    pub carried: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +106,7 @@ impl State {
     /// A renewal of which no tunnel is changed yet.
     pub fn new(id: u32, role: Role, peer: &str, parts: Vec<Part>) -> Self {
         let going = role == Role::Follows;
-        Self { version: VERSION, id, role, peer: peer.to_owned(), going, stopped: None, parts }
+        Self { version: VERSION, id, role, peer: peer.to_owned(), going, stopped: None, parts, carried: None }
     }
 
     /// Whether every tunnel has its new keys.
@@ -135,27 +146,19 @@ impl State {
     pub fn write(&self, path: &Path) -> Result<(), RotationStateError> {
         let write = || -> io::Result<()> {
             // A new file of this kind has mode 0600.
-            let mut file = NamedTempFile::new_in(folder(path))?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|error| error.error)?;
-            Ok(())
+            let mut draft = Draft::beside(path)?;
+            draft.write(&serde_json::to_vec_pretty(self)?)?;
+            draft.sync()?;
+            draft.replace(path)
         };
         write().map_err(|source| RotationStateError::Io { operation: "writing", path: path.to_owned(), source })
     }
 
-    /// Changes the state on disk, if there is one, under a lock. Returns the new state.
+    /// Changes the state on disk, if there is one, under a lock. Returns the new state. Waits for the lock at most
+    /// [`LOCK_PATIENCE`].
     pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Option<Self>, RotationStateError> {
-        let locked = || -> io::Result<File> {
-            let folder = File::open(folder(path))?;
-            flock(&folder, FlockOperation::LockExclusive)?;
-            Ok(folder)
-        };
-        let _lock = locked().map_err(|source| RotationStateError::Io {
-            operation: "locking",
-            path: path.to_owned(),
-            source,
-        })?;
+        let failed = |source| RotationStateError::Io { operation: "locking", path: path.to_owned(), source };
+        let Some(_lock) = lock(path).map_err(failed)? else { return Ok(None) };
         let Some(mut state) = Self::read(path)? else { return Ok(None) };
         change(&mut state);
         state.write(path)?;
@@ -163,9 +166,25 @@ impl State {
     }
 }
 
-/// The folder of a file; `.` if `path` has none.
-pub fn folder(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Locks the state file itself. Its folder is not locked: others may open that, and whoever can open it can hold a lock
+/// on it. `None`: there is no such file.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Each writer replaces the file. Then the lock is on a file that nobody reads any more.
+            Ok(()) if fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino())) => {
+                return Ok(Some(file));
+            }
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// The name of a key file that a renewal makes.
@@ -210,6 +229,28 @@ mod tests {
         fs::write(&path, "{").unwrap();
         assert!(State::read(&path).unwrap_err().to_string().contains("--abort"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// Finding A4: the folder was locked, which every user can do, and the daemon waited for ever.
+    #[test]
+    fn a_lock_on_the_folder_stops_nobody_and_a_lock_on_the_file_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = State::path(&folder.path().join("ecmpvpn.toml"));
+        State::new(7, Role::Leads, "site-b", vec![part("wg0")]).write(&path).unwrap();
+        let held = File::open(folder.path()).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        assert!(State::update(&path, |state| state.going = true).unwrap().unwrap().going);
+        let held = File::open(&path).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        assert!(State::update(&path, |_| {}).unwrap_err().to_string().starts_with("locking"));
+        drop(held);
+        // Each writer counts on what the one before it has written.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..25).for_each(|_| drop(State::update(&path, |state| state.id += 1).unwrap())));
+            }
+        });
+        assert_eq!(State::read(&path).unwrap().unwrap().id, 107);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use wireguard_control::{
 };
 
 use crate::config::{PrivateKey, PublicKey};
+use crate::fault;
 use crate::host::alteration::Part;
 use crate::plan::Tunnel;
 
@@ -189,8 +190,21 @@ pub fn last_handshake(name: &str) -> Option<Duration> {
     peers(name).ok()?.into_iter().filter_map(|peer| peer.last_handshake).min()
 }
 
+/// Time of the last handshake of a device's peer, by the wall clock as it was then. `None`: there was none, or the device
+/// cannot be read.
+///
+/// Blocks for a round trip to the kernel, in the calling thread's network namespace.
+pub fn last_handshake_at(name: &str) -> Option<SystemTime> {
+    let name: InterfaceName = name.parse().ok()?;
+    let device = Device::get(&name, Backend::Kernel).ok()?;
+    device.peers.iter().filter_map(|peer| peer.stats.last_handshake_time).max()
+}
+
 fn apply(update: &DeviceUpdate, name: &InterfaceName) -> io::Result<()> {
-    update.clone().apply(name, Backend::Kernel).map_err(|e| without_key_text(&e))
+    fault::point("WireGuard");
+    update.clone().apply(name, Backend::Kernel).map_err(|e| without_key_text(&e))?;
+    fault::point("WireGuard");
+    Ok(())
 }
 
 fn without_key_text(error: &io::Error) -> io::Error {

@@ -8,6 +8,7 @@ mod tun;
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use gotatun::device::{Device, DeviceBuilder, Error as DeviceError, Peer};
@@ -33,8 +34,33 @@ struct Running {
     tun: tun::Closed,
 }
 
+/// Number of tunnels that are being stopped.
+static STOPPING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a tunnel is being stopped. The library then logs errors of its own tasks that end.
+pub fn is_stopping() -> bool {
+    STOPPING.load(Ordering::Relaxed) > 0
+}
+
+/// Counts in [`STOPPING`] while it exists.
+struct Stopping;
+
+impl Stopping {
+    fn new() -> Self {
+        STOPPING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        STOPPING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Running {
     async fn stop(self) {
+        let _stopping = Stopping::new();
         self.device.stop().await;
         if !self.tun.wait().await {
             let name = self.tunnel.name;

@@ -2,14 +2,14 @@
 //! again. All of them stay, except where the configuration's own value has changed since it was last read.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use super::{Live, PolicyError};
 use crate::config::{Policy, Rule};
+use crate::file;
 use crate::plan::SteeringTable;
 use crate::plan::rules::canonical;
 
@@ -50,10 +50,7 @@ impl Applied {
 
     /// Writes the record for the next process.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        file::replace(path, &serde_json::to_vec(self)?)
     }
 
     /// `table` with the values that were last applied. Peers and tunnels that are new in `table` keep their values.

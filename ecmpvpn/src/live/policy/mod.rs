@@ -4,18 +4,14 @@
 
 pub mod drain;
 pub mod keep;
+pub mod lock;
 pub mod rules;
 pub mod show;
-
-use std::fs::File;
-use std::io;
-use std::path::PathBuf;
-
-use rustix::fs::{FlockOperation, flock};
 
 use crate::config::{InterfaceName, Policy};
 use crate::dataplane::{DataplaneError, Pins, RuleMaps, TunnelView, View};
 use crate::plan::rules::{TooManyRules, TunnelNames};
+use lock::{LockError, MapsLock};
 
 /// A change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +53,8 @@ pub enum PolicyError {
     /// Draining would leave nothing.
     #[error("{tunnel} is the only tunnel of {peer} that is up and takes new flows: they would have nowhere to go")]
     LastOpen { tunnel: String, peer: String },
-    #[error("locking {}", dir.display())]
-    Lock {
-        dir: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 impl PolicyError {
@@ -75,7 +67,7 @@ impl PolicyError {
             | Self::NoSuchRule { .. }
             | Self::NoSuchPin
             | Self::There { .. } => true,
-            Self::Dataplane(_) | Self::LastOpen { .. } | Self::Lock { .. } => false,
+            Self::Dataplane(_) | Self::LastOpen { .. } | Self::Lock(_) => false,
         }
     }
 }
@@ -86,7 +78,7 @@ pub struct Live {
     pub view: View,
     pub rule_maps: RuleMaps,
     names: TunnelNames,
-    _lock: File,
+    _lock: MapsLock,
 }
 
 impl Live {
@@ -95,12 +87,17 @@ impl Live {
     /// # Errors
     /// The site is not steered, or its maps cannot be opened.
     pub fn open(site: &str, pins: &Pins) -> Result<Self, PolicyError> {
+        // First of all: without pins this is the clearer error.
+        View::open(pins)?;
+        Self::with(site, pins, MapsLock::wait(pins)?)
+    }
+
+    /// Opens the maps of `site`, whose lock this process has.
+    ///
+    /// # Errors
+    /// As [`Live::open`].
+    pub fn with(site: &str, pins: &Pins, lock: MapsLock) -> Result<Self, PolicyError> {
         let view = View::open(pins)?;
-        let lock = File::open(pins.dir()).and_then(|dir| {
-            flock(&dir, FlockOperation::LockExclusive)?;
-            Ok(dir)
-        });
-        let lock = lock.map_err(|source| PolicyError::Lock { dir: pins.dir().to_owned(), source })?;
         let names = view.tunnel_names()?;
         Ok(Self { site: site.to_owned(), rule_maps: RuleMaps::open(pins)?, view, names, _lock: lock })
     }

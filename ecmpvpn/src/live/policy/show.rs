@@ -9,16 +9,17 @@ use crate::config::{Config, Policy};
 use crate::plan::rules::canonical;
 use crate::report::policy::{Peer, Report, Rule, Tunnel};
 
-/// The policy in force, and whether `config` agrees with it.
+/// The policy in force, and whether `config` agrees with it. Without a configuration nothing counts as saved.
 ///
 /// # Errors
 /// The maps cannot be read.
-pub fn report(live: &Live, config: &Config) -> Result<Report, PolicyError> {
+pub fn report(live: &Live, config: Option<&Config>) -> Result<Report, PolicyError> {
     let seen = live.view.tunnels()?;
     let names: BTreeMap<TunnelId, &str> = seen.iter().map(|tunnel| (tunnel.id, tunnel.name.as_str())).collect();
+    let default = config.map(|config| config.steering.policy);
     let mut peers = Vec::new();
     for (number, peer) in (0..).zip(live.view.peers()) {
-        let configured = config.peers.iter().find(|configured| configured.name == peer.name);
+        let configured = config.and_then(|config| config.peers.iter().find(|configured| configured.name == peer.name));
         let open = live.view.peer(number).map_or(0, |record| record.open.get());
         let tunnels = seen.iter().filter(|tunnel| tunnel.id.peer() == number).map(|tunnel| {
             let learned = tunnel.flags & tunnel_flags::AUTO_WEIGHT != 0;
@@ -40,15 +41,17 @@ pub fn report(live: &Live, config: &Config) -> Result<Report, PolicyError> {
                 saved: weight == Some((!learned).then_some(tunnel.weight)),
             }
         });
+        let in_force = peer.policy;
         peers.push(Peer {
             policy: peer.policy.map_or("unknown", Policy::as_str).to_owned(),
-            saved: configured.map(|peer| peer.policy.unwrap_or(config.steering.policy)) == peer.policy,
+            saved: configured.is_some_and(|peer| peer.policy.or(default) == in_force),
             tunnels: tunnels.collect(),
             name: peer.name,
         });
     }
-    let saved: Vec<_> = config.rules.iter().map(|rule| canonical(rule, live.names())).collect();
+    let saved: Vec<_> =
+        config.iter().flat_map(|config| &config.rules).map(|rule| canonical(rule, live.names())).collect();
     let rules =
         (1..).zip(live.rules()?).map(|(number, placed)| Rule::of(number, &placed.rule, saved.contains(&placed.rule)));
-    Ok(Report { site: config.site.name.clone(), peers, rules: rules.collect() })
+    Ok(Report { site: live.site.clone(), peers, rules: rules.collect(), is_compared: config.is_some() })
 }

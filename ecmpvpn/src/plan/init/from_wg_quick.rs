@@ -333,18 +333,33 @@ fn mtu(asked: &Request, files: &[File]) -> Result<u32, InitError> {
     }
 }
 
-/// A note for the settings in each file that the configuration has no key for.
+/// A note for the settings in each file that the configuration has no key for: why, and what to do instead.
 fn left_out(files: &[File]) -> Vec<String> {
+    const COMMANDS: &str = "`run` carries out no commands: put NAT, MSS clamping and firewall rules into this host's own \
+        firewall";
     let mut notes = Vec::new();
     for File { path, content, .. } in files {
-        let mut keys: Vec<String> =
-            content.interface.unused.iter().map(|(key, line)| format!("{key} (line {line})")).collect();
-        keys.extend(content.interface.fwmark.map(|_| "FwMark".to_owned()));
-        keys.extend((content.interface.table != Table::Auto).then(|| "Table".to_owned()));
-        keys.extend(content.peers[0].persistent_keepalive.map(|_| "PersistentKeepalive".to_owned()));
-        if !keys.is_empty() {
-            notes.push(format!("{} of {path} left out: `run` makes links and routes by itself", keys.join(", ")));
-        }
+        let lines = |wanted: &[&str]| -> Vec<String> {
+            let unused = content.interface.unused.iter().filter(|(key, _)| wanted.contains(key));
+            unused.map(|(key, line)| format!("{key} (line {line})")).collect()
+        };
+        let if_set = |is_set: bool, key: &str| -> Vec<String> { is_set.then(|| key.to_owned()).into_iter().collect() };
+        let notes_of: [(Vec<String>, &str); 6] = [
+            (lines(&["PreUp", "PostUp", "PreDown", "PostDown"]), COMMANDS),
+            (lines(&["DNS"]), "set the name server in this host's own resolver"),
+            (lines(&["SaveConfig"]), "`run` never writes its configuration"),
+            (
+                if_set(content.interface.fwmark.is_some(), "FwMark"),
+                "the tunnels' outer packets have no mark: match their UDP ports where rules matched the mark",
+            ),
+            (if_set(content.interface.table != Table::Auto, "Table"), "`run` makes links and routes by itself"),
+            (
+                if_set(content.peers[0].persistent_keepalive.is_some(), "PersistentKeepalive"),
+                "the probes of every tunnel keep NAT and firewalls open",
+            ),
+        ];
+        let said = notes_of.iter().filter(|(keys, _)| !keys.is_empty());
+        notes.extend(said.map(|(keys, why)| format!("{} of {path} left out: {why}", keys.join(", "))));
     }
     notes
 }

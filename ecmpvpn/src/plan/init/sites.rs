@@ -124,6 +124,15 @@ pub fn check_bond(
         Some(Members::Count(_)) if !addresses.is_empty() => Err(wrong(format!(
             "--{flag}-bond-address is for a bond that is made here: give --{flag}-members as names, or leave it out"
         ))),
+        Some(Members::Names(_)) if !addresses.iter().any(|net| net.addr() == endpoint) => {
+            let given: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            Err(wrong(format!(
+                "--{flag}-bond-address is {}, but outer packets leave from --{flag}-endpoint {endpoint}: give that address \
+                 with its prefix length, as {endpoint}/{}",
+                given.join(","),
+                if endpoint.is_ipv4() { 24 } else { 64 }
+            )))
+        }
         _ => Ok(()),
     }
 }

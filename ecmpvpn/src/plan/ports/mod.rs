@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 pub use configured::{LocalBond, configured};
-pub use request::{End, LOWEST_PORT, PortPair, RESERVED_PORTS, Request};
+pub use request::{End, HIGHEST_BASE_PORT, LOWEST_PORT, PortPair, RESERVED_PORTS, Request};
 pub use view::{Direction, Spread, View};
 
 use crate::config::{MAX_MEMBERS, MAX_TUNNELS_PER_PEER as MAX_TUNNELS};
@@ -69,6 +69,9 @@ pub enum PortError {
     /// One endpoint is IPv4 and the other is IPv6.
     #[error("planning between {0} and {1}: both endpoints must be IPv4, or both IPv6")]
     MixedFamilies(IpAddr, IpAddr),
+    /// Both endpoints are the same address.
+    #[error("planning between {0} and itself: give the addresses of two gateways")]
+    SameAddress(IpAddr),
     /// The base port is below [`LOWEST_PORT`].
     #[error("planning from base port {0}: choose {LOWEST_PORT} or more, ports below belong to well-known services")]
     BasePort(u16),

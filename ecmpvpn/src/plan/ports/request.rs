@@ -9,6 +9,9 @@ use crate::plan::bond_hash::{self, Macs};
 /// Lowest port that a plan uses. Ports below need a privilege and belong to well-known services.
 pub const LOWEST_PORT: u16 = 1024;
 
+/// Highest base port that a user may give: a plan looks for an even spread in the ports above it.
+pub const HIGHEST_BASE_PORT: u16 = u16::MAX - 1024;
+
 /// UDP ports that a plan never uses: network adapters and middleboxes parse their packets as a tunnel of another
 /// protocol, or expect replies of that protocol (IANA; the kernel's `udp_tunnel_nic` and VXLAN defaults).
 pub const RESERVED_PORTS: [u16; 11] = [1701, 2152, 3784, 3785, 4500, 4784, 4789, 5353, 6081, 6635, 8472];

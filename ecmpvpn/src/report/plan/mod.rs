@@ -5,7 +5,7 @@ mod json;
 mod peer;
 mod verdict;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use comfy_table::{Cell, CellAlignment, LineStyle, Row, Table, presets};
@@ -52,7 +52,8 @@ impl fmt::Display for Peer {
         writeln!(f, "{} {}", self.here, end(&self.request.a))?;
         writeln!(f, "{} {}", self.there, end(&self.request.b))?;
         writeln!(f, "{}", self.table())?;
-        write!(f, "{}", self.verdict())?;
+        let warning = if self.gains_nothing() { "WARNING: " } else { "" };
+        write!(f, "{warning}{}", self.verdict())?;
         [self.arrival_verdict(), self.replan_text()].iter().flatten().try_for_each(|text| write!(f, "\n{text}"))
     }
 }
@@ -88,6 +89,16 @@ impl Peer {
             better,
             arrivals: None,
         })
+    }
+
+    /// Whether all tunnels, of several, leave one end by the same member of several.
+    fn gains_nothing(&self) -> bool {
+        let on_one = |view: &&View| {
+            let tunnels = view.tunnels.len();
+            view.members > 1 && tunnels > 1 && view.max_min().is_some_and(|(max, _)| max == tunnels)
+        };
+        let [out, _, back, _] = &self.plan.views;
+        [out, back].iter().any(on_one)
     }
 
     /// The verdict, if tunnels share a member while another member has room, or other ports would be better.
@@ -131,8 +142,7 @@ impl Peer {
             row.add_cell(right_aligned(loads(view)));
         }
         if let Some(arrivals) = &self.arrivals {
-            let loads: Vec<String> = arrivals.measured.loads().iter().map(usize::to_string).collect();
-            row.add_cell(right_aligned(loads.join("/")));
+            row.add_cell(right_aligned(listed(&arrivals.measured.loads())));
         }
         table.add_row(row);
         table
@@ -170,11 +180,24 @@ fn member(view: &View, tunnel: usize) -> String {
 
 fn loads(view: &View) -> String {
     match &view.spread {
-        Spread::Known(loads) => loads.iter().map(usize::to_string).collect::<Vec<_>>().join("/"),
+        Spread::Known(loads) => listed(loads),
         Spread::OneOfThem(_) => format!("{} on one", view.tunnels.len()),
         Spread::Unknown(Unknown::NoMember) => "-".to_owned(),
         Spread::Unknown(_) => "?".to_owned(),
     }
+}
+
+/// The tunnels of each member. Of many members, how many have how many tunnels: a table must fit a terminal.
+fn listed(loads: &[usize]) -> String {
+    const FEW: usize = 8;
+    if loads.len() <= FEW {
+        return loads.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
+    }
+    let mut members: BTreeMap<usize, usize> = BTreeMap::new();
+    for load in loads {
+        *members.entry(*load).or_default() += 1;
+    }
+    members.iter().map(|(load, members)| format!("{load} on {members}")).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

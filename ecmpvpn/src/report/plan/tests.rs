@@ -67,7 +67,7 @@ fn the_recipe_with_equal_ports_as_a_table() {
     ];
     assert_eq!(lines[..expected.len()], expected, "{text}");
     let verdict = format!(
-        "all 3 tunnels share member 0: bonding gains nothing; use {}",
+        "WARNING: all 3 tunnels share member 0: bonding gains nothing; use {}",
         ports(&recipe().better.expect("equal ports are easily bettered"))
     );
     assert_eq!(lines[expected.len()..], [verdict], "{text}");
@@ -206,6 +206,17 @@ fn ports_that_cannot_be_improved_are_reported() {
         "{}",
         peer.verdict()
     );
+}
+
+#[test]
+fn many_members_fit_a_terminal() {
+    let mut asked = request((32, 32), (LAYER34, LAYER34));
+    asked.tunnels = 32;
+    let text = planned(asked).to_string();
+    // The last line is the verdict, a sentence.
+    let table = text.rsplit_once('\n').expect("a table").0;
+    assert!(table.lines().all(|line| line.trim_end().chars().count() <= 100), "{text}");
+    assert!(table.contains(" on ") && !text.contains("WARNING"), "{text}");
 }
 
 #[test]

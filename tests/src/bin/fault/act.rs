@@ -8,6 +8,7 @@ use crate::bounds::{self, Cost};
 use crate::edit;
 use crate::event::{Change, Event, Fault, SITES, Way};
 use crate::exchange::{Broken, Exchange, Invariant};
+use crate::hostile::Hostile;
 use crate::judge::{Explanations, Window};
 use crate::links::{Links, Turn};
 use crate::ports;
@@ -29,6 +30,7 @@ pub struct Actor<'a> {
     /// Whether a link is unplugged at present.
     pulled: bool,
     pub explanations: Explanations,
+    hostile: Hostile,
 }
 
 impl<'a> Actor<'a> {
@@ -40,6 +42,7 @@ impl<'a> Actor<'a> {
             starting: Vec::new(),
             pulled: false,
             explanations: Explanations::default(),
+            hostile: Hostile::default(),
         }
     }
 
@@ -118,6 +121,15 @@ impl<'a> Actor<'a> {
                 let address = self.stage.addresses[site];
                 lab.sites[site].gateway.ip(&format!("address del {address}/24 dev {BOND}"))?;
             }
+            Fault::Locks { site } => self.hostile.lock(&lab.sites[site])?,
+            Fault::Flood { site, flood, rate } => self.hostile.flood(lab, site, flood, rate)?,
+            Fault::Disturb { site, what } => {
+                let number = lab.sites[1 - site].number;
+                let prefixes = [format!("10.{number}.0.0/16"), format!("fd00:{number}::/48")];
+                for command in what.commands([&prefixes[0], &prefixes[1]]) {
+                    lab.sites[site].gateway.ip(&command)?;
+                }
+            }
             Fault::Sabotage { defect, site } => sabotage::begin(defect, self.stage, site)?,
         }
         Ok(None)
@@ -138,7 +150,9 @@ impl<'a> Actor<'a> {
             Fault::Kill { site } => self.start(&[site], false)?,
             Fault::Restart { site, .. } => self.start(&[site], true)?,
             Fault::PowerCut => self.start(&[0, 1], true)?,
-            Fault::Reload { .. } => {}
+            Fault::Reload { .. } | Fault::Disturb { .. } => {}
+            Fault::Locks { site } => self.hostile.unlock(&lab.sites[site]),
+            Fault::Flood { site, .. } => self.hostile.end_flood(site)?,
             Fault::Move { site } => self.readdress(site, false)?,
             Fault::Unaddress { site } => {
                 let address = self.stage.addresses[site];

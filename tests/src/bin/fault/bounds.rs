@@ -34,6 +34,9 @@ const STARTED_ANEW: Duration = Duration::from_millis(4_500);
 /// (drivers/net/wireguard/messages.h: `REKEY_TIMEOUT`, `REKEY_TIMEOUT_JITTER_MAX_JIFFIES`).
 const HANDSHAKE: Duration = Duration::from_millis(5_400);
 
+/// How soon `run` makes again what somebody else takes away (docs/operation.md).
+const MENDED: Duration = Duration::from_millis(300);
+
 /// What a fault may do to traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
@@ -70,7 +73,11 @@ pub fn cost(event: &Event) -> Cost {
         Fault::Delay { .. }
         | Fault::Kill { .. }
         | Fault::Reload { change: Change::Nothing | Change::Weight { .. } | Change::Prefix, .. }
+        | Fault::Locks { .. }
+        | Fault::Flood { .. }
         | Fault::Sabotage { .. } => Cost::Nothing,
+        // Until it is mended, packets of that site are refused, and not sent elsewhere.
+        Fault::Disturb { .. } => interruptions(MENDED, S),
         // Until its probes fail, the other site still sends through that tunnel, and loses what it sends
         // (docs/operation.md).
         Fault::Reload { change: Change::Tunnel | Change::Port { .. }, .. } => interruptions(FAILOVER, 2 * S),

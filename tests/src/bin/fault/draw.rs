@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use lab::hostile::Flood;
+
 use crate::bounds;
 use crate::defect::Defect;
-use crate::event::{Change, Event, Fault, LINKS, Way};
+use crate::event::{Change, Disturbance, Event, Fault, LINKS, Way};
 use crate::random::Random;
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
+/// A longer one would only take longer.
+const LONGEST_FLOOD: Duration = Duration::from_secs(4);
 
 pub struct Faults {
     pub random: Random,
@@ -32,9 +36,11 @@ enum Draw {
     Reload,
     Move,
     Unaddress,
+    Hostile,
+    Disturb,
 }
 
-const DRAWS: [(u64, Draw); 14] = [
+const DRAWS: [(u64, Draw); 16] = [
     (20, Draw::Cut),
     (6, Draw::CutAll),
     (12, Draw::Pull),
@@ -49,6 +55,8 @@ const DRAWS: [(u64, Draw); 14] = [
     (12, Draw::Reload),
     (6, Draw::Move),
     (4, Draw::Unaddress),
+    (8, Draw::Hostile),
+    (8, Draw::Disturb),
 ];
 
 impl Faults {
@@ -107,6 +115,8 @@ impl Faults {
             Draw::Reload => (Duration::ZERO, Fault::Reload { site, change: self.change() }),
             Draw::Move => (random.between(3 * S, 10 * S), Fault::Move { site }),
             Draw::Unaddress => (random.between_octaves(200 * MS, 12 * S), Fault::Unaddress { site }),
+            Draw::Hostile => (random.between_octaves(200 * MS, LONGEST_FLOOD), self.hostile()),
+            Draw::Disturb => (Duration::ZERO, Fault::Disturb { site, what: *random.pick(&Disturbance::ALL) }),
         };
         let event = Event { at, lasts, fault };
         let mut events = vec![event];
@@ -122,7 +132,24 @@ impl Faults {
             let after = self.random.between(500 * MS, 6 * S);
             events.push(Event { at: at.saturating_sub(before), lasts: before + lasts + after, fault });
         }
+        if !fault.is_hostile() && self.random.chance(25) {
+            let before = self.random.between(200 * MS, S);
+            let after = self.random.between(200 * MS, 2 * S);
+            let fault = self.hostile();
+            let lasts = (before + lasts + after).min(LONGEST_FLOOD);
+            events.push(Event { at: at.saturating_sub(before), lasts, fault });
+        }
         events
+    }
+
+    /// What a user without privilege tries.
+    fn hostile(&mut self) -> Fault {
+        let site = usize::from(self.random.index(2));
+        if self.random.chance(40) {
+            return Fault::Locks { site };
+        }
+        let rate = 1_000 * (1 + u16::from(self.random.index(10)));
+        Fault::Flood { site, flood: *self.random.pick(&Flood::ALL), rate }
     }
 
     /// Draws a failure of links, and an action at a site during it.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use lab::hostile::Flood;
+
 use crate::defect::Defect;
 
 /// Number of links between the sites.
@@ -59,7 +61,45 @@ pub enum Change {
     },
 }
 
-/// A failure, or an action of an operator.
+/// What another program of a gateway does to what `run` has made. Each has its commands for `ip`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    Down,
+    DownAndUp,
+    Route,
+    RouteV6,
+    Unreachable,
+}
+
+impl Disturbance {
+    pub const ALL: [Self; 5] = [Self::Down, Self::DownAndUp, Self::Route, Self::RouteV6, Self::Unreachable];
+
+    /// The commands at a site whose peer has these prefixes.
+    pub fn commands(self, [v4, v6]: [&str; 2]) -> Vec<String> {
+        let down = || "link set ecmp0 down".to_owned();
+        match self {
+            Self::Down => vec![down()],
+            Self::DownAndUp => vec![down(), "link set ecmp0 up".to_owned()],
+            Self::Route => vec![format!("route delete {v4} dev ecmp0")],
+            Self::RouteV6 => vec![format!("-6 route delete {v6} dev ecmp0")],
+            Self::Unreachable => vec![format!("route delete unreachable {v4}")],
+        }
+    }
+}
+
+impl fmt::Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "the steering device is set down",
+            Self::DownAndUp => "the steering device is set down and up",
+            Self::Route => "the steered IPv4 route is deleted",
+            Self::RouteV6 => "the steered IPv6 route is deleted",
+            Self::Unreachable => "the unreachable IPv4 route is deleted",
+        })
+    }
+}
+
+/// A failure, or an action of an operator or of another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// One link loses everything and keeps its carrier.
@@ -87,6 +127,12 @@ pub enum Fault {
     Move { site: usize },
     /// A gateway has no address on its bond for a while.
     Unaddress { site: usize },
+    /// A user without privilege of one gateway holds a lock on all that it may open.
+    Locks { site: usize },
+    /// A user without privilege of one gateway sends echo requests through all tunnels, at this rate a second.
+    Flood { site: usize, flood: Flood, rate: u16 },
+    /// Another program of a gateway disturbs what `run` has made, which mends it.
+    Disturb { site: usize, what: Disturbance },
     /// A defect that is introduced on purpose and must be found.
     Sabotage { defect: Defect, site: usize },
 }
@@ -108,6 +154,9 @@ impl Fault {
             Self::Reload { .. } => "reload",
             Self::Move { .. } => "endpoint moved",
             Self::Unaddress { .. } => "address removed",
+            Self::Locks { .. } => "locks of a user",
+            Self::Flood { .. } => "flood of a user",
+            Self::Disturb { .. } => "host disturbed",
             Self::Sabotage { .. } => "sabotage",
         }
     }
@@ -144,8 +193,25 @@ impl fmt::Display for Fault {
             }
             Self::Move { site } => write!(f, "{} moves to another address", SITES[*site]),
             Self::Unaddress { site } => write!(f, "{} loses its address", SITES[*site]),
+            Self::Locks { site } => write!(f, "a user of {} holds locks", SITES[*site]),
+            Self::Flood { site, flood, rate } => {
+                let what = match flood {
+                    Flood::Pings => "pings",
+                    Flood::Reports => "forged reports",
+                    Flood::Truncated => "truncated reports",
+                };
+                write!(f, "a user of {} sends {rate} {what} a second", SITES[*site])
+            }
+            Self::Disturb { site, what } => write!(f, "at {} {what}", SITES[*site]),
             Self::Sabotage { defect, site } => write!(f, "sabotage at {}: {}", SITES[*site], defect.describe()),
         }
+    }
+}
+
+impl Fault {
+    /// Whether the fault is a user without privilege who tries something, which must cost nothing.
+    pub fn is_hostile(self) -> bool {
+        matches!(self, Self::Locks { .. } | Self::Flood { .. })
     }
 }
 

@@ -16,8 +16,8 @@ use ecmpvpn_common::layout::{TunnelId, settings_flags};
 use lab::netns::Netns;
 use lab::sites::Lab;
 
-use crate::clear::Watch;
 use crate::ledger::{Arrival, Counts, Ledger};
+use lab::clear::Watch;
 
 /// Number of flows in each direction. Every fourth is IPv6.
 pub const FLOWS: usize = 16;

@@ -6,12 +6,12 @@
 
 mod act;
 mod bounds;
-mod clear;
 mod defect;
 mod draw;
 mod edit;
 mod event;
 mod exchange;
+mod hostile;
 mod judge;
 mod ledger;
 mod links;

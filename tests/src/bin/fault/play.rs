@@ -8,7 +8,6 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::act::Actor;
-use crate::clear;
 use crate::event::{Event, SITES};
 use crate::exchange::{Broken, Exchange, Invariant};
 use crate::judge::Verdict;
@@ -16,6 +15,7 @@ use crate::ledger::Outage;
 use crate::report::{self, Tally};
 use crate::schedule::Schedule;
 use crate::stage::Stage;
+use lab::clear;
 
 /// Time between two checks of the invariants.
 const LOOK: Duration = Duration::from_millis(200);

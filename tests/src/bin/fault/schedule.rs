@@ -86,7 +86,7 @@ mod tests {
     const FIVE_MINUTES: Duration = Duration::from_secs(300);
 
     fn is_over_others(event: &Event) -> bool {
-        matches!(event.fault, Fault::Loss { .. } | Fault::Delay { .. })
+        event.fault.is_hostile() || matches!(event.fault, Fault::Loss { .. } | Fault::Delay { .. })
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
                 assert!(event.at >= S && event.end() + bounds::recovery(event) <= FIVE_MINUTES, "{event:?}");
             }
         }
-        assert_eq!(kinds.len(), 13, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 
     #[test]

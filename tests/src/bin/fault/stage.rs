@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::dump::{Dump, idle_shared_things};
+use lab::hostile::{allow_ping, expose_configurations};
 use lab::sites::{Lab, Options, Running, Underlay};
 use rustix::process::Signal;
 
-use crate::clear::{Outer, Watch};
 use crate::exchange::Exchange;
 use crate::links::SOUND;
 use crate::ports;
 use crate::random::Random;
 use crate::schedule::Schedule;
+use lab::clear::{Outer, Watch};
 
 /// Name of the bond at both sites.
 pub const BOND: &str = "bond0";
@@ -67,6 +68,10 @@ impl Stage {
         let lab = Lab::new(options, binary)?;
         let addresses = [lab.sites[0].endpoint, lab.sites[1].endpoint];
         ensure!(addresses == endpoints, "the lab's endpoints are {addresses:?}");
+        expose_configurations(&lab)?;
+        for site in &lab.sites {
+            allow_ping(&site.gateway)?;
+        }
         let before = [lab.sites[0].dump()?, lab.sites[1].dump()?];
         let outer = Outer { network: OUTER, ports: ports.concat() };
         let watch = Arc::new(Watch::begin(lab.wires()?.namespace(), &outer)?);

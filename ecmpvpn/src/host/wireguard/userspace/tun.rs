@@ -16,6 +16,7 @@ use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use tokio::io::unix::AsyncFd;
 
 use crate::config::InterfaceName;
+use crate::fault;
 
 use super::error::UserspaceError;
 
@@ -39,6 +40,7 @@ impl Tun {
             .custom_flags(libc::O_NONBLOCK)
             .open("/dev/net/tun")
             .map_err(|source| UserspaceError::NoTun { name: name.clone(), source })?;
+        fault::point("making a TUN device");
         let queue = set_interface(&file, name).and_then(|()| register(file)).map_err(|source| {
             if source.raw_os_error() == Some(libc::EBUSY) {
                 UserspaceError::NameTaken { name: name.clone() }
@@ -46,6 +48,7 @@ impl Tun {
                 UserspaceError::Create { name: name.clone(), source }
             }
         })?;
+        fault::point("made a TUN device");
         Ok(Self { queue: Arc::new(queue), name: name.clone(), mtu })
     }
 

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
+use crate::netns::Netns;
 use anyhow::{Context as _, Result};
-use lab::netns::Netns;
 
 /// `ETH_P_ALL`, in network byte order.
 const ALL: u16 = 3_u16.to_be();
@@ -33,8 +33,13 @@ pub struct Watch {
 impl Watch {
     /// Watches all frames that enter at the wires' ends in the namespace `wires`.
     pub fn begin(wires: &Netns, outer: &Outer) -> Result<Self> {
+        Self::begin_at(wires, None, outer)
+    }
+
+    /// Watches the frames that enter `machine` at the device with this interface index; `None`: at every device.
+    pub fn begin_at(machine: &Netns, device: Option<u32>, outer: &Outer) -> Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let socket = wires.run(|| {
+        let socket = machine.run(|| {
             // With protocol 0, the socket receives nothing before the filter is attached.
             // SAFETY: `socket` takes no pointers.
             match unsafe { libc::socket(libc::AF_PACKET, kind, 0) } {
@@ -51,6 +56,7 @@ impl Watch {
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::c_ushort::try_from(libc::AF_PACKET).expect("17");
         address.sll_protocol = ALL;
+        address.sll_ifindex = device.map_or(Ok(0), i32::try_from).context("an interface index")?;
         let length = libc::socklen_t::try_from(size_of_val(&address)).expect("20");
         // SAFETY: the address lives until the call returns, and has the given length.
         let bound = unsafe { libc::bind(watch.socket.as_raw_fd(), (&raw const address).cast(), length) };
