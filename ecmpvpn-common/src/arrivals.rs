@@ -33,8 +33,10 @@ pub struct ArrivalCounters {
 
 /// Bits of the values in the map of members.
 pub mod member_flags {
-    /// ecmpvpn added the member's clsact qdisc.
+    /// ecmpvpn added the member's clsact qdisc, or was about to.
     pub const CLSACT_ADDED: u32 = 1 << 0;
+    /// The program is attached by clsact.
+    pub const ATTACHED: u32 = 1 << 1;
 }
 
 /// Maximum number of members that are followed at a time, of all bonds together.

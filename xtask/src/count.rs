@@ -3,16 +3,18 @@
 use std::ops::AddAssign;
 
 /// How many tests passed, failed and were skipped.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub passed: u64,
     pub failed: u64,
     pub skipped: u64,
+    /// What the runners said of the tests that failed, in whole lines.
+    pub failures: String,
 }
 
 impl Counts {
     /// One failure: a step that could not be carried out.
-    pub const FAILURE: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    pub const FAILURE: Self = Self { passed: 0, failed: 1, skipped: 0, failures: String::new() };
 
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`, the last line of libtest and libtest-mimic.
     fn parse(line: &str) -> Option<Self> {
@@ -21,7 +23,8 @@ impl Counts {
             let part = numbers.split(';').find_map(|part| part.trim().strip_suffix(what))?;
             part.trim().parse().ok()
         };
-        Some(Self { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+        let (passed, failed, skipped) = (number("passed")?, number("failed")?, number("ignored")?);
+        Some(Self { passed, failed, skipped, failures: String::new() })
     }
 }
 
@@ -30,6 +33,7 @@ impl AddAssign for Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures += &other.failures;
     }
 }
 
@@ -45,6 +49,8 @@ pub struct Watcher {
     counts: Counts,
     results: usize,
     line: Vec<u8>,
+    /// Between libtest's `failures:` and its result.
+    lists_failures: bool,
 }
 
 impl Watcher {
@@ -60,9 +66,16 @@ impl Watcher {
     }
 
     fn end_line(&mut self) {
-        if let Some(counts) = Counts::parse(&String::from_utf8_lossy(&self.line)) {
+        let line = String::from_utf8_lossy(&self.line);
+        if let Some(counts) = Counts::parse(&line) {
             self.counts += counts;
             self.results += 1;
+            self.lists_failures = false;
+        } else if line.trim() == "failures:" {
+            self.lists_failures = true;
+        } else if self.lists_failures {
+            self.counts.failures += &line;
+            self.counts.failures.push('\n');
         }
         self.line.clear();
     }
@@ -97,14 +110,21 @@ mod tests {
             "led; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\n",
             "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.0s",
         ];
-        assert_eq!(watch(&pieces, false), Counts { passed: 5, failed: 1, skipped: 1 });
+        assert_eq!(watch(&pieces, false), Counts { passed: 5, failed: 1, skipped: 1, failures: String::new() });
+    }
+
+    #[test]
+    fn what_is_said_of_failed_tests_is_kept() {
+        let output = "test a ... FAILED\n\nfailures:\n\n---- a ----\nlost\n\nfailures:\n    a\n\n\
+            test result: FAILED. 0 passed; 1 failed; 0 ignored\nbye\n";
+        assert_eq!(watch(&[output], false).failures, "\n---- a ----\nlost\n\n    a\n\n");
     }
 
     #[test]
     fn a_runner_without_a_result_or_with_a_bad_status_is_a_failure() {
         assert_eq!(watch(&["hello\n"], true), Counts::FAILURE);
         let passed = ["test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n"];
-        assert_eq!(watch(&passed, false), Counts { passed: 3, failed: 1, skipped: 0 });
-        assert_eq!(watch(&passed, true), Counts { passed: 3, failed: 0, skipped: 0 });
+        assert_eq!(watch(&passed, false), Counts { passed: 3, failed: 1, ..Counts::default() });
+        assert_eq!(watch(&passed, true), Counts { passed: 3, ..Counts::default() });
     }
 }

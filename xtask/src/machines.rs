@@ -120,7 +120,10 @@ fn try_faults(name: &str, words: &[&str]) -> Ran {
     };
     let (counts, output) = match run() {
         Ok((true, output)) => (Ok(Counts { passed: 1, ..Counts::default() }), output),
-        Ok((false, output)) => (Ok(Counts::FAILURE), output),
+        Ok((false, output)) => {
+            let failures = String::from_utf8_lossy(&output).into_owned();
+            (Ok(Counts { failures, ..Counts::FAILURE }), output)
+        }
         Err(error) => (Err(error.context("starting `xtask sim fault`")), Vec::new()),
     };
     Ran { name: name.to_owned(), counts, took: since.elapsed(), output }
@@ -195,7 +198,7 @@ mod tests {
         (result, runs)
     }
 
-    const PASSED: Counts = Counts { passed: 3, failed: 0, skipped: 0 };
+    const PASSED: Counts = Counts { passed: 3, failed: 0, skipped: 0, failures: String::new() };
 
     #[test]
     fn only_stale_code_in_an_emulated_machine_is_run_again() {

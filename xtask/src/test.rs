@@ -87,11 +87,13 @@ impl Tally {
     /// Adds a stage that has been run.
     fn add(&mut self, (name, result, took): Stage) -> bool {
         let counts = result.unwrap_or_else(|error| {
-            eprintln!("error: {name}: {error:#}");
-            Counts::FAILURE
+            let failures = format!("error: {name}: {error:#}\n");
+            eprint!("{failures}");
+            Counts { failures, ..Counts::FAILURE }
         });
+        let passed = counts.failed == 0;
         self.stages.push((name, counts, took));
-        counts.failed == 0
+        passed
     }
 
     /// Runs stages that add their own results. If `work` fails, that counts as a failure called `name`.
@@ -103,14 +105,17 @@ impl Tally {
         }
     }
 
-    /// Prints one line for each stage, and the sum; returns the exit status.
+    /// Prints why tests failed, one line for each stage, and the sum; returns the exit status.
     fn finish(self) -> i32 {
         let width = self.stages.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        for (name, counts, _) in self.stages.iter().filter(|(_, counts, _)| counts.failed > 0) {
+            println!("\n==> {name}: what failed\n{}", counts.failures.trim());
+        }
         println!();
         let mut sum = Counts::default();
-        for (name, counts, took) in &self.stages {
+        for (name, counts, took) in self.stages {
             println!("{name:width$}  {:7.1} s  {counts}", took.as_secs_f64());
-            sum += *counts;
+            sum += counts;
         }
         println!("{sum}");
         i32::from(sum.failed > 0 || sum.passed == 0)

@@ -11,7 +11,7 @@ use crate::commands::{Failure, count_of, print, warn};
 use crate::config::{self, Config, Peer};
 use crate::control::reload;
 use crate::control::rotate::files::{self, FilesError};
-use crate::control::rotate::record::{Role, RotationStateError, Stage, State};
+use crate::control::rotate::record::{Part, Role, RotationStateError, Stage, State};
 use crate::control::site::Paths;
 use crate::exit::Exit;
 use crate::host::RunDir;
@@ -20,6 +20,8 @@ use crate::host::RunDir;
 const LOOK: Duration = Duration::from_millis(200);
 /// A renewal without any progress for so long is no ordinary one: a tunnel takes some seconds.
 const STANDSTILL: Duration = Duration::from_secs(30);
+/// How long `--abort` waits for the tunnel whose keys are being changed: longer than `run` tries.
+const CURRENT: Duration = Duration::from_secs(40);
 
 impl From<FilesError> for Failure {
     fn from(error: FilesError) -> Self {
@@ -103,11 +105,16 @@ async fn apply(path: &Path, config: &Config, file: &Path) -> Result<(), Failure>
 }
 
 async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
-    let Some(state) = files::abort(path)? else {
+    let begun = finish_current(path, &config.site.name).await?;
+    let Some(mut state) = files::abort(path)? else {
         files::remove_unnamed(path, config);
         print(format_args!("no keys are being renewed"))?;
         return Ok(());
     };
+    // The parts that must not begin any more.
+    let dropped = begun.into_iter().flat_map(|begun| begun.parts);
+    let dropped: Vec<_> = dropped.filter(|part| state.part_mut(&part.tunnel).is_none()).collect();
+    state.parts.extend(dropped);
     // A tunnel that was being changed gets the keys of the configuration.
     reload(&config.site.name).await?;
     files::remove_files(path, &state)?;
@@ -120,6 +127,37 @@ async fn abort(path: &Path, config: &Config) -> Result<(), Failure> {
         print(format_args!("the former keys stay for {}: do the same at {}", tunnels(rest.len()), state.peer))?;
     }
     Ok(())
+}
+
+/// Lets the leading `run` finish the tunnel that it is changing, and begin no other one: between the confirmations of
+/// the two ends, the far end has the new keys for good. Returns the state as it was before.
+async fn finish_current(path: &Path, site: &str) -> Result<Option<State>, Failure> {
+    let file = State::path(path);
+    // A state that cannot be read is removed all the same.
+    let Ok(Some(begun)) = State::read(&file) else { return Ok(None) };
+    if begun.role == Role::Follows {
+        return Ok(Some(begun));
+    }
+    let mut now = State::update(&file, State::begin_no_more)?;
+    let (since, mut said) = (Instant::now(), false);
+    let changing = |state: &State| state.parts.iter().find(|part| part.stage == Stage::Changing).cloned();
+    while let Some(part) = now.as_ref().and_then(changing) {
+        let runs = RunDir::holder(&Paths::of(site).run_root, site).map_err(anyhow::Error::new)?.is_some();
+        if !runs || since.elapsed() > CURRENT {
+            warn(format_args!(
+                "{}: its keys were being changed: if it does not come back, `ecmpvpn rotate --status` at {} says which \
+                 keys it has there",
+                part.tunnel, begun.peer
+            ));
+            break;
+        }
+        if !std::mem::replace(&mut said, true) {
+            print(format_args!("{}: its keys are being changed: waiting until both sites agree", part.tunnel))?;
+        }
+        tokio::time::sleep(LOOK).await;
+        now = State::read(&file).ok().flatten();
+    }
+    Ok(Some(begun))
 }
 
 fn status(path: &Path, json: bool) -> Result<(), Failure> {
@@ -140,7 +178,10 @@ fn status(path: &Path, json: bool) -> Result<(), Failure> {
     let head = match (state.is_done(), state.role, state.going) {
         (true, ..) => "every tunnel has its new keys".to_owned(),
         (_, Role::Follows, _) => format!("follows {}: `ecmpvpn rotate` there continues", state.peer),
-        (_, Role::Leads, true) => "in progress".to_owned(),
+        (_, Role::Leads, true) => match &state.stopped {
+            Some(why) => format!("in progress, but {why}: `ecmpvpn rotate --abort` ends it"),
+            None => "in progress".to_owned(),
+        },
         (_, Role::Leads, false) => match &state.stopped {
             Some(why) => format!("stopped: {why}; `ecmpvpn rotate` continues, `ecmpvpn rotate --abort` gives up"),
             None => format!("prepared; when {} has the file, `ecmpvpn rotate` continues", state.peer),
@@ -192,7 +233,9 @@ async fn advance(path: &Path, config: &Config) -> Result<(), Failure> {
         let Some(now) = State::read(&file)? else {
             return Err(anyhow!("the renewal of keys was given up with --abort").into());
         };
-        for (part, before) in now.parts.iter().zip(&seen.parts).filter(|(part, before)| part.stage != before.stage) {
+        let before = |part: &Part| seen.parts.iter().find(|before| before.tunnel == part.tunnel);
+        let both = now.parts.iter().filter_map(|part| Some((part, before(part)?)));
+        for (part, before) in both.filter(|(part, before)| part.stage != before.stage) {
             let words = match (before.stage, part.stage) {
                 (_, Stage::Changing) => "both sites stop using it, and its keys are changed",
                 (_, Stage::Done) => "works with its new keys",

@@ -15,7 +15,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED, member_flags};
 use ecmpvpn_common::layout::{TunnelId, maps, programs, settings_flags};
 
-use super::attach::{add_clsact, attach_clsact, attach_tcx, detach_from, name_of, replace_clsact, replace_tcx};
+use super::attach::{
+    add_clsact, attach_clsact, attach_tcx, detach_from, has_clsact, name_of, replace_clsact, replace_tcx,
+};
 use super::clock::monotonic_ns;
 use super::error::os_error;
 use super::{DataplaneError, Device, Hook, Pins};
@@ -104,7 +106,11 @@ impl Arrivals {
             if followed.contains(&member.ifindex) {
                 // A reload may have added tunnels.
                 self.add_missing(tunnels, member.ifindex)?;
-                if self.hook == Hook::Tcx && !self.pins.member_link(member.ifindex).exists() {
+                let attached = match self.hook {
+                    Hook::Tcx => self.pins.member_link(member.ifindex).exists(),
+                    Hook::Clsact => self.flags(member.ifindex) & member_flags::ATTACHED != 0,
+                };
+                if !attached {
                     // A process that was killed had recorded it, and not attached to it yet.
                     self.attach(member)?;
                 }
@@ -182,12 +188,21 @@ impl Arrivals {
                 attach()
             }
             Hook::Clsact => {
-                if add_clsact(&member.name)? {
+                if !has_clsact(member.ifindex)? {
+                    // First, so that it is removed even if this process is killed as soon as it is there.
                     self.write_down(member.ifindex, member_flags::CLSACT_ADDED)?;
+                    add_clsact(&member.name)?;
                 }
-                attach_clsact(&mut program, &member.name, TcAttachType::Ingress)
+                if replace_clsact(&mut program, member.name.as_str(), TcAttachType::Ingress).is_err() {
+                    attach_clsact(&mut program, &member.name, TcAttachType::Ingress)?;
+                }
+                self.write_down(member.ifindex, self.flags(member.ifindex) | member_flags::ATTACHED)
             }
         }
+    }
+
+    fn flags(&self, ifindex: u32) -> u32 {
+        self.members.get(&ifindex, 0).unwrap_or(0)
     }
 
     fn write_down(&mut self, ifindex: u32, flags: u32) -> Result<(), DataplaneError> {
@@ -202,8 +217,9 @@ impl Arrivals {
                 Pins::forget(&self.pins.member_link(ifindex))?;
             }
             Hook::Clsact => {
-                let flags = self.members.get(&ifindex, 0).unwrap_or(0);
-                let added = flags & member_flags::CLSACT_ADDED != 0;
+                let added = self.flags(ifindex) & member_flags::CLSACT_ADDED;
+                self.write_down(ifindex, added)?;
+                let added = added != 0;
                 detach_from(ifindex, TcAttachType::Ingress, programs::ARRIVAL, added)?;
             }
         }

@@ -233,8 +233,13 @@ pub(super) fn detach_from(
     }
     if added {
         fault::point("deleting a clsact qdisc");
-        let deleted = delete_clsact(ifindex);
-        deleted.map_err(|error| DataplaneError::new(format!("deleting the clsact qdisc of {name}"), error))?;
+        match ask_about_clsact(ifindex, RTM_DELQDISC) {
+            // A process that was killed had recorded it, and not added it yet.
+            Err(error) if is_absent(&error) => {}
+            deleted => {
+                deleted.map_err(|error| DataplaneError::new(format!("deleting the clsact qdisc of {name}"), error))?;
+            }
+        }
     }
     Ok(())
 }
@@ -244,18 +249,36 @@ pub(super) fn name_of(ifindex: u32) -> Option<String> {
     rustix::net::netdevice::index_to_name(socket, ifindex).ok()
 }
 
-/// `RTM_DELQDISC` of the clsact qdisc. Source: `linux/rtnetlink.h`, `linux/pkt_sched.h`.
-fn delete_clsact(ifindex: u32) -> std::io::Result<()> {
-    const RTM_DELQDISC: u16 = 37;
+/// Whether the device has a clsact or ingress qdisc.
+pub(super) fn has_clsact(ifindex: u32) -> Result<bool, DataplaneError> {
+    match ask_about_clsact(ifindex, RTM_GETQDISC) {
+        Ok(()) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(DataplaneError::new(format!("looking for a clsact qdisc of device {ifindex}"), error)),
+    }
+}
+
+/// Whether the kernel refused because there is no such qdisc. Source: `tc_get_qdisc` in net/sched/sch_api.c: if there
+/// was one once, the placeholder that it left has another handle.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
+}
+
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
+
+/// Sends a request about the clsact qdisc of a device. Source: `linux/rtnetlink.h`, `linux/pkt_sched.h`.
+fn ask_about_clsact(ifindex: u32, request: u16) -> std::io::Result<()> {
     const REQUEST_AND_ACK: u16 = 0x1 | 0x4;
     const NLMSG_ERROR: u16 = 2;
+    const RTM_NEWQDISC: u16 = 36;
     const CLSACT_HANDLE: u32 = 0xffff_0000;
     const CLSACT_PARENT: u32 = 0xffff_fff1;
     const LENGTH: u32 = 36;
 
     let mut message = Vec::with_capacity(LENGTH as usize);
     message.extend(LENGTH.to_ne_bytes());
-    message.extend(RTM_DELQDISC.to_ne_bytes());
+    message.extend(request.to_ne_bytes());
     message.extend(REQUEST_AND_ACK.to_ne_bytes());
     for word in [1, 0, 0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0u32] {
         message.extend(word.to_ne_bytes());
@@ -264,11 +287,12 @@ fn delete_clsact(ifindex: u32) -> std::io::Result<()> {
     rustix::net::send(&socket, &message, SendFlags::empty())?;
     let mut reply = [0; 256];
     let (received, _) = rustix::net::recv(&socket, &mut reply[..], RecvFlags::empty())?;
-    if received < 20 || u16::from_ne_bytes([reply[4], reply[5]]) != NLMSG_ERROR {
-        return Err(std::io::ErrorKind::InvalidData.into());
-    }
-    match i32::from_ne_bytes([reply[16], reply[17], reply[18], reply[19]]) {
-        0 => Ok(()),
-        code => Err(std::io::Error::from_raw_os_error(-code)),
+    match u16::from_ne_bytes([reply[4], reply[5]]) {
+        RTM_NEWQDISC if received >= 16 => Ok(()),
+        NLMSG_ERROR if received >= 20 => match i32::from_ne_bytes([reply[16], reply[17], reply[18], reply[19]]) {
+            0 => Ok(()),
+            code => Err(std::io::Error::from_raw_os_error(-code)),
+        },
+        _ => Err(std::io::ErrorKind::InvalidData.into()),
     }
 }

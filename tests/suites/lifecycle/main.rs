@@ -45,6 +45,7 @@ fn main() {
         outlive::unconfirmed_and_killed_everything_is_undone,
         rotate::keys_are_renewed_without_a_lost_packet,
         rotate::renewing_that_does_not_work_is_undone,
+        rotate::renewing_that_is_given_up_in_the_midst_leaves_both_ends_alike,
         rotate::renewing_that_is_cut_off_goes_on,
         deleted::what_is_deleted_is_made_again,
         clear::nothing_leaves_in_the_clear_when_routes_go,

@@ -187,6 +187,40 @@ pub fn renewing_that_does_not_work_is_undone(kind: Kind) -> Result<()> {
     Ok(())
 }
 
+/// `--abort` while a tunnel is being changed: both ends agree about that one and about the others.
+pub fn renewing_that_is_given_up_in_the_midst_leaves_both_ends_alike(kind: Kind) -> Result<()> {
+    let lab = lab(kind, 3)?;
+    let [_a, _b] = lab.run()?;
+    std::thread::sleep(Duration::from_secs(1));
+    prepare_and_apply(&lab)?;
+    let code = std::thread::scope(|scope| -> Result<i32> {
+        let renewal = scope.spawn(|| lab.ecmpvpn(0, &["rotate"]));
+        let since = Instant::now();
+        while !status(&lab, 0)?["tunnels"].as_array().is_some_and(|all| all[0]["stage"] == "changing") {
+            ensure!(since.elapsed() < Duration::from_secs(30), "nothing is changed: {}", status(&lab, 0)?);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let given_up = rotate(&lab, 0, &["--abort"])?;
+        ensure!(given_up.contains("1 tunnel had new keys already"), "{given_up}");
+        ensure!(given_up.contains("stay for 2 tunnels"), "{given_up}");
+        Ok(renewal.join().expect("the thread has not panicked")?.0)
+    })?;
+    ensure!(code == 1, "`rotate` ended with {code}");
+    rotate(&lab, 1, &["--abort"])?;
+    b_is_up(&lab)?;
+    for site in [0, 1] {
+        let folder = lab.sites[site].config.parent().context("a folder")?;
+        let new = files(folder)?.into_iter().filter(|name| name.starts_with("wg0-")).count();
+        let others = files(folder)?.into_iter().filter(|name| name.starts_with("wg1-") || name.starts_with("wg2-"));
+        ensure!(new == 2 - site && others.count() == 0, "{:?}", files(folder)?);
+        // What the configuration names is what is in force: a reload changes nothing.
+        ensure!(lab.ecmpvpn(site, &["reload"])?.0 == 0);
+    }
+    b_is_up(&lab)?;
+    ensure!(TcpLoad::bytes(8, 50_000).run(lab.path_v4())?.received() == 400_000, "nothing gets through");
+    Ok(())
+}
+
 fn b_is_up(lab: &Lab) -> Result<()> {
     let since = Instant::now();
     loop {

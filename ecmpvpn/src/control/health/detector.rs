@@ -258,8 +258,10 @@ impl Tunnel {
         let Some(Sent { at: sent, .. }) = self.outstanding.remove(at) else { return };
         self.loss.push(false);
         self.chance.push(false);
+        // Before the first answer, probes wait for a handshake or are dropped for want of one: none of them is missed.
+        let from = if self.ever_answered() { sent } else { arrival };
         self.answered = Some(arrival);
-        self.evidence = self.evidence.max(sent);
+        self.evidence = self.evidence.max(from);
         match self.fresh_from {
             None => {
                 self.fresh_from = Some(arrival);

@@ -317,6 +317,9 @@ impl Probed {
             Transition::Up if std::mem::replace(&mut self.proved, true) => tracing::info!("{} is up again", self.name),
             Transition::Up => tracing::info!("{} is up", self.name),
             Transition::Withheld => tracing::info!("{} carries nothing while it is changed", self.name),
+            Transition::Down(Fault::Silent) if !self.tunnel.is_known_to_answer() => {
+                tracing::info!("{} is not used until it answers: another tunnel to that site does", self.name);
+            }
             Transition::Down(fault) => {
                 tracing::warn!("{} is down: {} ({})", self.name, describe(fault), describe_signs(signs));
             }

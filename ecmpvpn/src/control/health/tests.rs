@@ -381,6 +381,24 @@ fn probes_that_waited_for_a_handshake_do_not_count_as_round_trips() {
 }
 
 #[test]
+fn what_was_dropped_before_the_first_answer_does_not_make_a_tunnel_dead() {
+    // The far end appears after 15 s. WireGuard has kept one of the probes; the others found no room.
+    let begin = 15 * SECOND;
+    let scene = Scene {
+        there: Box::new(move |now| match now {
+            now if now >= begin => Some(MS),
+            now if now / (100 * MS) == 131 => Some(begin - now),
+            _ => None,
+        }),
+        far_reports: false,
+        ..Scene::default()
+    };
+    let (transitions, tunnel) = scene.play(30 * SECOND);
+    assert_eq!(transitions, []);
+    assert!(tunnel.ever_answered());
+}
+
+#[test]
 fn a_stalled_process_does_not_blame_the_tunnels() {
     let mut tunnel = Tunnel::new(DEFAULT, true, RoundTrip::default(), SECOND);
     let answer = |tunnel: &mut Tunnel, now: Nanos| {

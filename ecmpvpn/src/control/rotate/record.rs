@@ -111,7 +111,13 @@ impl State {
 
     /// Whether every tunnel has its new keys.
     pub fn is_done(&self) -> bool {
-        self.parts.iter().all(|part| part.stage == Stage::Done)
+        self.stopped.is_none() && self.parts.iter().all(|part| part.stage == Stage::Done)
+    }
+
+    /// Forgets the tunnels whose change has not begun. The renewal never counts as done then.
+    pub fn begin_no_more(&mut self) {
+        self.parts.retain(|part| part.stage != Stage::Waiting);
+        self.stopped = Some("it is being given up".to_owned());
     }
 
     pub fn part_mut(&mut self, tunnel: &str) -> Option<&mut Part> {
@@ -251,6 +257,17 @@ mod tests {
             }
         });
         assert_eq!(State::read(&path).unwrap().unwrap().id, 107);
+    }
+
+    #[test]
+    fn one_that_is_given_up_keeps_what_has_begun_and_is_never_done() {
+        let mut parts = ["wg0", "wg1", "wg2"].map(part);
+        (parts[0].stage, parts[1].stage) = (Stage::Done, Stage::Changing);
+        let mut state = State::new(7, Role::Leads, "site-b", parts.to_vec());
+        state.begin_no_more();
+        assert_eq!(state.parts, parts[..2]);
+        state.part_mut("wg1").unwrap().stage = Stage::Done;
+        assert!(!state.is_done());
     }
 
     #[test]
