@@ -196,11 +196,14 @@ pub fn another_user_stops_nothing(kind: Kind) -> Result<()> {
         }
         let operated = told.and_then(|()| operate(&lab, a, b));
         stop.store(true, Ordering::Relaxed);
-        for trouble in troubles {
-            let sent = trouble.join().map_err(|_| anyhow!("the user panicked"))??;
-            ensure!(operated.is_err() || sent > RATE, "only {sent} forged reports");
+        let ended: Vec<_> = troubles.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        // First of all: what the user did ends early if that failed.
+        operated?;
+        for trouble in ended {
+            let sent = trouble.map_err(|_| anyhow!("the user panicked"))??;
+            ensure!(sent > RATE, "only {sent} forged reports");
         }
-        operated
+        Ok(())
     })?;
     let left = before.wait_for_same(Duration::from_secs(5), || lab.sites[0].dump())?;
     ensure!(left.is_none(), "left at A:\n{}", left.unwrap_or_default());
