@@ -117,15 +117,17 @@ impl Dump {
         for (title, lines) in &mut self.sections {
             lines.retain(|line| !line.ends_with("/reload.json"));
             for line in lines.iter_mut() {
-                if title == "tcx programs" {
-                    let words: Vec<&str> = line.split(' ').collect();
-                    *line = words
-                        .iter()
-                        .enumerate()
-                        .filter(|(at, _)| *at != 2)
-                        .map(|(_, word)| *word)
-                        .collect::<Vec<_>>()
-                        .join(" ");
+                let words: Vec<&str> = line.split(' ').collect();
+                let number = if title == "tcx programs" {
+                    Some(2)
+                } else if title.contains(" filters of ") {
+                    words.iter().position(|word| *word == "id").map(|at| at + 1)
+                } else {
+                    None
+                };
+                if let Some(number) = number {
+                    let others = words.iter().enumerate().filter(|(at, _)| *at != number);
+                    *line = others.map(|(_, word)| *word).collect::<Vec<_>>().join(" ");
                 } else if let Ok(mut value) = serde_json::from_str(line) {
                     remove_keys(&mut value, &KEYS);
                     *line = value.to_string();

@@ -19,13 +19,15 @@ use lab::skip::{self, Tier};
 use lab::tests;
 
 const TIERS: [Tier; 2] = [Tier::Here, Tier::Simulated];
+/// For what is attached to bond members in another way where the kernel has no tcx.
+const TIERS_WITH_CLSACT: [Tier; 3] = [Tier::Here, Tier::Simulated, Tier::Clsact];
 
 type Test = (&'static str, fn(Kind) -> Result<()>);
 type Alone = (&'static str, fn() -> Result<()>);
 
 fn main() {
+    let attaching: &[Test] = &tests![operations::killed_while_it_comes_up];
     let each: &[Test] = &tests![
-        operations::killed_while_it_comes_up,
         operations::killed_while_it_adopts,
         operations::killed_while_it_reloads,
         operations::killed_while_it_stops,
@@ -35,6 +37,7 @@ fn main() {
     ];
     let mut trials = Vec::new();
     for kind in Kind::ALL {
+        trials.extend(attaching.iter().map(|(name, test)| kind.trial(&TIERS_WITH_CLSACT, name, *test)));
         trials.extend(each.iter().map(|(name, test)| kind.trial(&TIERS, name, *test)));
     }
     let alone: [Alone; 2] =
