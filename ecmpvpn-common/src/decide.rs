@@ -5,12 +5,13 @@
 //! gap, or when the tunnel is down, a tunnel is chosen again: the bucket's home under policy `hash`, a tunnel of the
 //! least loaded link under `flowlet` and `adaptive`. Under `spray` a tunnel is chosen for every packet, unless the
 //! daemon marked the bucket to stay whole. Under `adaptive` that is so only for buckets that the daemon marked to be
-//! sprayed.
+//! sprayed. Packets that must stay in order ([`Flow::ordered`]) are never sprayed, unless a rule with policy `spray`
+//! names their protocol; they are steered as under `flowlet`.
 
 use crate::account::{self, Sent};
 use crate::flow::mix;
-use crate::layout::{Bucket, Peer, Policy, Reason, Rule, TunnelId, bucket_flags, how, rule_flags, settings_flags};
-use crate::packet::{Packet, Parsed, Segments, parse, segments};
+use crate::layout::{Bucket, Peer, Policy, Reason, Rule, TunnelId, bucket_flags, bucket_seen, how, rule_flags, settings_flags};
+use crate::packet::{Packet, Parsed, Segments, parse, segments, tolerates_reordering};
 use crate::rendezvous::NONE;
 use crate::rules;
 use crate::tables::{Calls, Tables};
@@ -49,6 +50,8 @@ pub struct Flow {
     pub hash: u64,
     /// Number of the rule that the packet matches, or [`rules::NONE`].
     pub rule: u32,
+    /// Whether the packet must stay in order with the flow's others: its transport does not tolerate reordering.
+    pub ordered: bool,
 }
 
 /// Decides for a packet that is not a super-packet. Records in the packet's bucket which tunnel it takes, and counts it
@@ -91,7 +94,9 @@ pub fn classify<P: Packet + ?Sized, T: Calls + ?Sized>(
             hash = mix(hash ^ u64::from(rule + 1));
         }
     }
-    Ok(Flow { peer: number, hash, rule })
+    // What an ICMP error quotes counts no more, and a rule's key is that of the packet itself.
+    let ordered = !tolerates_reordering(parsed.transport.protocol, &parsed.key);
+    Ok(Flow { peer: number, hash, rule, ordered })
 }
 
 /// Chooses the tunnel of a flow's packet, and counts the packet there.
@@ -109,7 +114,7 @@ pub fn steer<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T) -> 
 /// As [`steer`].
 #[inline(always)]
 pub fn steer_at<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T, now: u64) -> Result<Steer, Reason> {
-    let size = u64::from(segments.packets) << 32 | u64::from(segments.bytes);
+    let size = u64::from(flow.ordered) << ORDERED_BIT | u64::from(segments.packets) << 32 | u64::from(segments.bytes);
     let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size, now))?;
     let id = TunnelId::new(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
@@ -149,15 +154,18 @@ const BAD_TABLE: u8 = 2;
 /// What [`choose`] returns if it cannot look up anything.
 pub const BAD_STATE: u64 = BAD_TABLE as u64;
 
+/// The bit of [`choose`]'s `size` that is set if the packet must stay in order. A packet has fewer than 2^31 segments.
+const ORDERED_BIT: u32 = 63;
+
 /// Chooses the tunnel for a packet of a flow. Returns it as [`Chosen`] packs it. `size` holds the number of the
-/// packet's segments in the upper half and its bytes in the lower half. In BPF this is a separate function, so that the
+/// packet's segments in the upper half, with [`ORDERED_BIT`], and its bytes in the lower half. In BPF this is a separate function, so that the
 /// verifier sees only a call on each of the many paths through the parser.
 #[inline(always)]
 pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, size: u64) -> u64 {
-    let segments = Segments { packets: (size >> 32) as u32, bytes: size as u32 };
+    let segments = Segments { packets: (size >> 32) as u32 & (u32::MAX >> 1), bytes: size as u32 };
     let bytes = segments.bytes;
     let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
-    let mut constraints = Constraints { policy: peer.policy(), usable: peer.live.get() };
+    let mut constraints = Constraints { policy: peer.policy(), usable: peer.live.get(), ordered: size >> ORDERED_BIT == 1 };
     if rule != rules::NONE {
         let Some(rule_record) = tables.rule(rule) else { return u64::from(BAD_TABLE) };
         constraints = constraints.under_rule(rule_record, tables.rule_tunnels(rule, number));
@@ -169,10 +177,8 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let bucket = hash as u32 & peer.bucket_mask;
     let index = peer.bucket_base.wrapping_add(bucket);
     let Some(record) = tables.bucket(index) else { return u64::from(BAD_TABLE) };
-    if rule != rules::NONE && record.ruled.get() == 0 {
-        record.ruled.set(1);
-    }
-    let sprayed = is_sprayed(constraints.policy, record.flags.get());
+    note(record, constraints.ordered, rule != rules::NONE);
+    let sprayed = is_sprayed(constraints.policy, record.flags.get()) && !constraints.ordered;
     let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
     // Queues are modelled packet by packet: a tick is too coarse for them.
     let Timing { at: now, stamp, idle } =
@@ -205,7 +211,18 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     Chosen { slot, bucket: index, how }.pack()
 }
 
-/// Whether a tunnel is chosen for each packet of a bucket.
+/// Keeps in the bucket what the daemon must know of its packets. Written only where it changes.
+#[inline(always)]
+pub(crate) fn note(record: &Bucket, ordered: bool, ruled: bool) {
+    const { assert!(bucket_seen::RULED == 1 && bucket_seen::ORDERED == 2) };
+    let before = record.seen.get();
+    let seen = before & bucket_seen::RULED | u8::from(ruled) | u8::from(ordered) << 1;
+    if seen != before {
+        record.seen.set(seen);
+    }
+}
+
+/// Whether a tunnel is chosen for each packet of a bucket. Packets that must stay in order are the exception.
 #[must_use]
 #[inline(always)]
 pub fn is_sprayed(policy: Policy, flags: u8) -> bool {
@@ -256,6 +273,8 @@ struct Constraints {
     policy: Policy,
     /// Tunnels that are up and that the packet may take, one bit per slot.
     usable: u32,
+    /// Whether the packet must stay in order.
+    ordered: bool,
 }
 
 impl Constraints {
@@ -265,8 +284,10 @@ impl Constraints {
     fn under_rule(self, rule: &Rule, allowed: u32) -> Self {
         let policy = rule.policy(self.policy);
         let allowed = self.usable & allowed;
-        let others_do = allowed == 0 && rule.flags.get() & rule_flags::PREFER != 0;
-        Self { policy, usable: if others_do { self.usable } else { allowed } }
+        let flags = rule.flags.get();
+        let others_do = allowed == 0 && flags & rule_flags::PREFER != 0;
+        let ordered = self.ordered && flags & rule_flags::SPRAY_ANY == 0;
+        Self { policy, usable: if others_do { self.usable } else { allowed }, ordered }
     }
 
     /// Tunnels that may take a new flow. Tunnels that are being drained are among them only if there is no other.

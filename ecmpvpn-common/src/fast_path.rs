@@ -49,7 +49,9 @@ pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
     } else {
         return None;
     };
-    steer(segments(transport), tables, &flow)
+    // They have ports, so this says it: see `tolerates_reordering`.
+    let ordered = transport.protocol != protocol::TCP;
+    steer(segments(transport), tables, &flow, ordered)
 }
 
 struct Flow<'a> {
@@ -62,7 +64,7 @@ struct Flow<'a> {
 /// Finds the packet's peer and flow. `key` has no ports yet.
 #[inline(always)]
 fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Option<Flow<'_>> {
-    if key.protocol != protocol::TCP && key.protocol != protocol::UDP {
+    if key.protocol != protocol::TCP && key.protocol != protocol::UDP || ports == 0 {
         return None;
     }
     let [a, b, c, d] = ports.to_ne_bytes();
@@ -77,7 +79,12 @@ fn classify<T: Tables + ?Sized>(mut key: FlowKey, ports: u32, tables: &T) -> Opt
 }
 
 #[inline(always)]
-fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> Option<Result<Steered, Reason>> {
+fn steer<T: Calls + ?Sized>(
+    segments: Segments,
+    tables: &T,
+    flow: &Flow<'_>,
+    ordered: bool,
+) -> Option<Result<Steered, Reason>> {
     let peer: &Peer = tables.peer(flow.peer)?;
     if peer.rules.get() != 0 {
         return None;
@@ -90,18 +97,19 @@ fn steer<T: Calls + ?Sized>(segments: Segments, tables: &T, flow: &Flow<'_>) -> 
     let policy = peer.policy();
     let lives = peer.live.get().checked_shr(slot).unwrap_or(0) & 1 == 1 && ifindex != 0;
     let mut now = 0;
-    if lives && !is_sprayed(policy, bucket.flags.get()) {
+    if lives && (ordered || !is_sprayed(policy, bucket.flags.get())) {
         let gap = peer.gap_ns.get();
         let timing = Timing::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
         if timing.idle < u64::from(gap) {
             bucket.last_ns.set(timing.stamp);
             bucket.bytes.set(bucket.bytes.get().wrapping_add(segments.bytes));
+            decide::note(bucket, ordered, false);
             let at_once = policy.sprays_all();
             record_sent(tables, id, timing.at, &Sent { segments, how: 0, expected: 0, at_once });
             return Some(Ok(Steered { steer: Steer { tunnel: id, ifindex, bucket: index, how: 0 }, stayed: true }));
         }
         now = timing.at;
     }
-    let flow = decide::Flow { peer: flow.peer, hash: flow.hash, rule: rules::NONE };
+    let flow = decide::Flow { peer: flow.peer, hash: flow.hash, rule: rules::NONE, ordered };
     Some(decide::steer_at(&flow, segments, tables, now).map(|steer| Steered { steer, stayed: false }))
 }

@@ -297,6 +297,17 @@ fn quoted<P: Packet + ?Sized>(packet: &P, family: u8, transport: Transport) -> O
     Some(FlowKey { flow_label: 0, ..key.reversed() })
 }
 
+/// Whether packets of this transport may arrive out of order, within bounds, and the flow is not slower for it: TCP
+/// alone, whose senders adapt to reordering (RFC 8985, section 6.2). QUIC and SCTP take three packets out of order for a
+/// loss (RFC 9002, section 6.1.1; RFC 9260, section 7.2.4), and what else uses UDP or ESP mostly does too. `protocol` is
+/// the packet's own, `key` its flow key. Fragments, whose keys have no ports, are not among them, and neither are ICMP errors that quote
+/// TCP.
+#[must_use]
+#[inline(always)]
+pub const fn tolerates_reordering(protocol: u8, key: &FlowKey) -> bool {
+    protocol == protocol::TCP && key.sport | key.dport != 0
+}
+
 /// The packets that a super-packet stands for, and their length on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
@@ -401,6 +412,26 @@ mod tests {
         error[48] = 8;
         let outer = parse(&error[..]).unwrap().outer();
         assert_eq!((outer.src[0].to_ne_bytes(), outer.protocol), ([10, 9, 9, 9], 1));
+    }
+
+    #[test]
+    fn only_whole_tcp_packets_tolerate_reordering() {
+        let tolerates = |packet: &[u8]| {
+            let parsed = parse(packet).unwrap();
+            tolerates_reordering(parsed.transport.protocol, &parsed.key)
+        };
+        assert!(tolerates(&tcp(false)));
+        for (byte, value) in [(9, 17), (9, 132), (9, 50), (6, 0x20), (7, 1)] {
+            let mut other = tcp(false);
+            other[byte] = value;
+            assert!(!tolerates(&other), "byte {byte} is {value}");
+        }
+        let mut error = tcp(false);
+        error.truncate(20);
+        error[9] = 1;
+        error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
+        error.extend(tcp(true));
+        assert!(!tolerates(&error), "an error that quotes TCP");
     }
 
     #[test]

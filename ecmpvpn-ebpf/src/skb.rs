@@ -1,5 +1,6 @@
 //! A packet's bytes, lengths and control words, from a `__sk_buff`.
 
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
@@ -133,10 +134,12 @@ impl Skb<'_> {
     /// Reads what is not in the linear part. `None` if the packet is too short.
     #[inline(always)]
     fn load_paged<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        let (to, length) = (ptr::from_mut(&mut words).cast(), 4 * N as u32);
-        // SAFETY: the helper writes `length` bytes, which is the size of `words`.
-        let failed = unsafe { bpf_skb_load_bytes(self.raw().cast(), self.base + offset, to, length) };
-        (failed == 0).then_some(words)
+        // Not zeroed: a call of `memset` would need a stack frame beside those of its callers, which are at the limit.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: the helper writes 4 * N bytes, which is the size of `words`.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.raw().cast(), self.base + offset, words.as_mut_ptr().cast(), 4 * N as u32) };
+        // SAFETY: the helper has written all of it.
+        (failed == 0).then(|| unsafe { words.assume_init() })
     }
 }

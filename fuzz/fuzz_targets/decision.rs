@@ -398,7 +398,7 @@ impl Site {
     fn assert_same_records(&self, other: &Self) {
         for (at, (a, b)) in self.buckets.iter().zip(&other.buckets).enumerate() {
             let record = |bucket: &Bucket| {
-                (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.flags.get(), bucket.ruled.get())
+                (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.flags.get(), bucket.seen.get())
             };
             assert_eq!(record(a), record(b), "bucket {at}");
         }

@@ -14,8 +14,8 @@ pub use names::{
     PEER_CACHE_WORDS, globals, maps, programs, test_run,
 };
 pub use records::{
-    Address, Bucket, Health, Load, Path, Peer, Policy, Settings, State, Tunnel, TunnelId, bucket_flags, settings_flags,
-    tunnel_flags,
+    Address, Bucket, Health, Load, Path, Peer, Policy, Settings, State, Tunnel, TunnelId, bucket_flags, bucket_seen,
+    settings_flags, tunnel_flags,
 };
 pub use rules::{PEERS_OWN, Rule, RuleSet, TunnelSet, rule_fields, rule_flags};
 

@@ -1,7 +1,7 @@
 //! Names and sizes of the maps, and names of the programs and their constants.
 
 /// Part of the path of the pins, so that the maps of one version are never used by another version.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 /// Maximum number of remote sites.
 pub const MAX_PEERS: u32 = 64;
 /// Maximum number of tunnels of one peer. Sets of tunnels fit into one word, one bit per tunnel.

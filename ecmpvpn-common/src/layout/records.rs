@@ -288,8 +288,8 @@ pub struct Bucket {
     pub home: Shared<u8>,
     /// Bits of [`bucket_flags`].
     pub flags: Shared<u8>,
-    /// The programs set it to 1 when a packet matches a rule. `run` sets it back to 0.
-    pub ruled: Shared<u8>,
+    /// Bits of [`bucket_seen`].
+    pub seen: Shared<u8>,
 }
 
 /// Bits of [`Bucket::flags`].
@@ -298,6 +298,15 @@ pub mod bucket_flags {
     pub const SPRAY: u8 = 1 << 0;
     /// The bucket's packets are not sprayed under policy `spray`.
     pub const WHOLE: u8 = 1 << 1;
+}
+
+/// Bits of [`Bucket::seen`]: what the programs saw of a bucket's packets.
+pub mod bucket_seen {
+    /// A packet matched a rule. `run` clears it.
+    pub const RULED: u8 = 1 << 0;
+    /// The last packet must stay in order, so it was not sprayed. Only of the last packet: an ICMP error that a flow is
+    /// answered with shares the flow's bucket, and must not stand for it.
+    pub const ORDERED: u8 = 1 << 1;
 }
 
 /// The link by which a tunnel's bytes leave the host, and how much is on its way there; see [`crate::load`]. Tunnels

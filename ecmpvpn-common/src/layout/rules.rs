@@ -30,6 +30,9 @@ impl Rule {
 pub mod rule_flags {
     /// If no allowed tunnel is up, the peer's other tunnels are used. Without this flag the packet is dropped then.
     pub const PREFER: u32 = 1 << 0;
+    /// The rule's policy is `spray`, and the rule names a protocol: its packets are sprayed whether or not the protocol
+    /// tolerates reordering.
+    pub const SPRAY_ANY: u32 = 1 << 1;
 }
 
 /// Tunnels that a rule allows for one peer's packets.

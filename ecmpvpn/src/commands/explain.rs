@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, anyhow};
-use ecmpvpn_common::layout::{Reason, TunnelId};
+use ecmpvpn_common::layout::{Policy, Reason, TunnelId};
 
 use crate::cli::policy::ExplainArgs;
 use crate::commands::{Failure, Wanted, print};
@@ -89,6 +89,7 @@ async fn report(
         tunnel: None,
         why: String::new(),
         why_text: String::new(),
+        not_sprayed: not_sprayed(answer, flow.proto),
         member: None,
         next_tunnel: None,
         next_member: None,
@@ -137,6 +138,21 @@ fn why(found: &Found) -> (String, String) {
         Why::Flowlet => ("flowlet", "the flow pauses, and this is the least loaded link"),
     };
     (word.to_owned(), text.to_owned())
+}
+
+/// Why the flow is never sprayed; `None` if it may be, or if its policy sprays nothing.
+fn not_sprayed(answer: &Answer, proto: u8) -> Option<String> {
+    let sprays = match answer.policy {
+        Policy::Spray | Policy::Adaptive => answer.ordered,
+        Policy::Hash | Policy::Flowlet => false,
+    };
+    let name = protocol_name(proto);
+    let name = if name.starts_with(|c: char| c.is_ascii_digit()) {
+        format!("protocol {name}")
+    } else {
+        name.to_uppercase()
+    };
+    sprays.then(|| format!("{name} does not tolerate reordering"))
 }
 
 fn refused(reason: Reason) -> &'static str {

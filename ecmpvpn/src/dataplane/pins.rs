@@ -238,8 +238,8 @@ mod tests {
 
     #[test]
     fn the_layout_version_is_in_the_path() {
-        assert_eq!(Pins::of("site-a").dir(), Path::new("/sys/fs/bpf/ecmpvpn/site-a/v4"));
-        assert_eq!(Pins::of("a.b").dir(), Path::new("/sys/fs/bpf/ecmpvpn/a+b/v4"));
+        assert_eq!(Pins::of("site-a").dir(), Path::new("/sys/fs/bpf/ecmpvpn/site-a/v5"));
+        assert_eq!(Pins::of("a.b").dir(), Path::new("/sys/fs/bpf/ecmpvpn/a+b/v5"));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 
 use std::net::IpAddr;
 
-use ecmpvpn_common::decide::{Verdict, decide, is_sprayed};
+use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::flow::{FlowKey, mix};
-use ecmpvpn_common::layout::{Bucket, Policy, Reason, TunnelId, how, rule_flags::PREFER, settings_flags};
-use ecmpvpn_common::packet::{Packet, parse};
+use ecmpvpn_common::layout::{Bucket, Policy, Reason, TunnelId, how, rule_flags, settings_flags};
+use ecmpvpn_common::packet::{Packet, parse, tolerates_reordering};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::tables::Tables as _;
 
@@ -45,6 +45,8 @@ pub struct Answer {
     pub rule: Option<u32>,
     /// The rule's policy if it has one, else the peer's.
     pub policy: Policy,
+    /// Whether the flow's packets must stay in order: they are not sprayed, whatever the policy.
+    pub ordered: bool,
     /// Hash of the flow key and of the rule.
     pub hash: u64,
     /// The tunnel, or why there is none.
@@ -155,6 +157,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         peer: None,
         rule: None,
         policy: Policy::Hash,
+        ordered: false,
         hash: 0,
         verdict: Err(Reason::NotIp),
     };
@@ -171,9 +174,13 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
     };
     answer.policy = record.policy();
     answer.rule = Some(first(&tables, &parsed.outer(), marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
+    answer.ordered = !tolerates_reordering(parsed.transport.protocol, &parsed.key);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
-        answer.policy = tables.rule(rule).map_or(answer.policy, |rule| rule.policy(answer.policy));
+        if let Some(record) = tables.rule(rule) {
+            answer.policy = record.policy(answer.policy);
+            answer.ordered &= record.flags.get() & rule_flags::SPRAY_ANY == 0;
+        }
     }
     answer.verdict = match decide(probe, &tables) {
         Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Err(reason),
@@ -205,10 +212,10 @@ fn why(tables: &Snapshot<'_>, answer: &Answer, tunnel: TunnelId, bucket: &Bucket
     let (peer, slot) = (tunnel.peer(), tunnel.slot());
     let (live, open) = tables.peer(peer).map_or((0, 0), |record| (record.live.get(), record.open.get()));
     let allowed = answer.rule.map_or(u32::MAX, |rule| tables.rule_tunnels(rule, peer));
-    let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & PREFER != 0);
+    let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & rule_flags::PREFER != 0);
     let (home, current) = (u32::from(bucket.home.get()), u32::from(bucket.tunnel.get()));
     let is_ranked = answer.policy.is_by_rank();
-    if is_sprayed(answer.policy, bucket.flags.get()) {
+    if how & how::SPRAYED != 0 {
         Why::Sprayed
     } else if pins && has(allowed, slot) {
         Why::Pinned

@@ -117,7 +117,10 @@ impl RuleTables {
 
     /// Adds what applies to the packets of a rule: policy, flags, allowed tunnels, and the peers.
     fn add(&mut self, Placed { bit, rule }: &Placed, names: &TunnelNames) {
-        let flags = if rule.pin { rule_flags::PREFER } else { 0 };
+        let pin = if rule.pin { rule_flags::PREFER } else { 0 };
+        // Whoever names the protocol of what is to be sprayed has asked for it.
+        let sprays_any = rule.policy == Some(Policy::Spray) && rule.proto.is_some();
+        let flags = pin | if sprays_any { rule_flags::SPRAY_ANY } else { 0 };
         self.records[*bit as usize] = (rule.policy.map_or(PEERS_OWN, Policy::number), flags);
         for (peer, names) in names.iter().enumerate() {
             let is_allowed =

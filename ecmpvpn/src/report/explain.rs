@@ -34,6 +34,8 @@ pub struct Report {
     pub why: String,
     /// `why` as a sentence.
     pub why_text: String,
+    /// Why the flow is never sprayed, although its policy sprays flows; `null` if it may be.
+    pub not_sprayed: Option<String>,
     /// The port that the tunnel's outer packets leave by, as predicted. Empty if it cannot be predicted.
     pub member: Option<String>,
     /// The tunnel that would be chosen if `tunnel` failed.
@@ -73,6 +75,9 @@ impl fmt::Display for Report {
         };
         line("tunnel", &format!("{tunnel}{}", member(&self.member)))?;
         line("why", &self.why_text)?;
+        if let Some(reason) = &self.not_sprayed {
+            line("spray", &format!("not sprayed: {reason}"))?;
+        }
         match &self.next_tunnel {
             Some(next) => write!(f, "{:<8} {next}{}", "if down", member(&self.next_member)),
             None => write!(f, "{:<8} no tunnel is left for it: its packets would be dropped", "if down"),

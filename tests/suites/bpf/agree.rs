@@ -7,7 +7,7 @@ use ecmpvpn::config::{InterfaceName, Policy, Rule};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, how};
+use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, bucket_seen, how, rule_flags};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::parse;
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -184,6 +184,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
     ];
     let mut random = Random(42);
     let (mut seen, mut ways, mut met, mut ruled, mut fast) = (BTreeMap::new(), BTreeMap::new(), 0, 0, [0, 0]);
+    let (mut ordered, mut asked) = (0, 0);
     let mut recent: Vec<Vec<u8>> = vec![vec![0x45]; 64];
     for (seed, hash_fields, symmetric) in configurations {
         let table = table(seed);
@@ -225,6 +226,7 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
             rig.mark = random.of(&[0, 0, 1, 7]);
             let (bpf, host) = (rig.egress(&packet, (0, 0))?, model.outcome(&packet, rig.mark));
             met += usize::from(rule_of(&model, &packet, rig.mark).is_some());
+            asked += usize::from(may_be_sprayed(&model, &packet, rig.mark, bpf)?);
             ensure!(bpf == host, "packet {round} of seed {seed}: BPF {bpf:?}, host {host:?}: {packet:02x?}");
             let kind = match bpf {
                 Outcome::Steered { tunnel, how, .. } => {
@@ -236,13 +238,15 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
             *seen.entry(kind).or_insert(0) += 1;
         }
         the_records_agree(&rig, &model)?;
-        ruled += rig.view.buckets(0).iter().filter(|bucket| bucket.ruled.get() != 0).count();
+        ruled += rig.view.buckets(0).iter().filter(|bucket| bucket.seen.get() & bucket_seen::RULED != 0).count();
+        ordered += rig.view.buckets(0).iter().filter(|bucket| bucket.seen.get() & bucket_seen::ORDERED != 0).count();
         (0..2).for_each(|way| fast[way] += rig.fast[way]);
     }
     println!("{PACKETS} packets: {seen:?}; how: {ways:?}; {met} met a rule; fast path (chose, stayed): {fast:?}");
     ensure!(fast.iter().all(|packets| *packets > 500), "hardly any packet took the fast path: {fast:?}");
     ensure!(met > 1000, "hardly any packet met a rule");
     ensure!((1..=met).contains(&ruled), "{ruled} buckets are marked for the rules that {met} packets met");
+    ensure!(ordered > 1000 && asked > 100, "{ordered} buckets must stay in order, {asked} packets sprayed by a rule");
     // The generator must reach every result that a packet alone can cause.
     for kind in ["tunnel 0", "tunnel 1", "tunnel 2", "tunnel 32", "tunnel 33", "not_ip", "truncated", "multicast"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 100), "hardly any packet met {kind}: {seen:?}");
@@ -255,6 +259,17 @@ pub fn bpf_and_host_agree() -> anyhow::Result<()> {
     }
     ensure!(!seen.contains_key("bad_table"), "{seen:?}");
     Ok(())
+}
+
+/// Checks that a sprayed packet is TCP, or that its rule names its protocol. Returns whether a rule asked for it.
+fn may_be_sprayed(model: &Model, packet: &[u8], mark: u32, found: Outcome) -> anyhow::Result<bool> {
+    let Outcome::Steered { how: how::SPRAYED, .. } = found else { return Ok(false) };
+    let parsed = parse(packet).map_err(|reason| anyhow::anyhow!("sprayed, and refused as {}", reason.name()))?;
+    let is_tcp = parsed.transport.protocol == TCP && parsed.key.sport | parsed.key.dport != 0;
+    let rule = rule_of(model, packet, mark).and_then(|rule| model.rule(rule));
+    let asked = rule.is_some_and(|rule| rule.flags.get() & rule_flags::SPRAY_ANY != 0);
+    ensure!(is_tcp || asked, "sprayed, and no TCP: {packet:02x?}");
+    Ok(!is_tcp)
 }
 
 /// The first rule that a packet matches.
@@ -370,7 +385,7 @@ fn the_records_agree(rig: &Rig, model: &Model) -> anyhow::Result<()> {
     }
     for (index, bucket) in (0..).zip(rig.view.buckets(0).iter().chain(rig.view.buckets(1))) {
         let words =
-            |bucket: &Bucket| (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.ruled.get());
+            |bucket: &Bucket| (bucket.last_ns.get(), bucket.bytes.get(), bucket.tunnel.get(), bucket.seen.get());
         let (bpf, host) = (words(bucket), words(model.bucket_record(index)));
         ensure!(bpf == host, "bucket {index}: BPF {bpf:?}, host {host:?}");
     }

@@ -1,11 +1,12 @@
 //! Moves busy buckets off an overloaded link, and lets a large flow use several links if they would idle otherwise.
-//! Buckets whose flows match a rule are left to the programs.
+//! Buckets whose flows match a rule are left to the programs. Buckets whose packets must stay in order are moved, and
+//! never sprayed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ecmpvpn_common::decide::is_sprayed;
-use ecmpvpn_common::layout::{Bucket, Load, Peer, Policy, TunnelId, bucket_flags};
+use ecmpvpn_common::layout::{Bucket, Load, Peer, Policy, TunnelId, bucket_flags, bucket_seen};
 use ecmpvpn_common::load::COST_BITS;
 
 use super::elephants::{BucketTraffic, Elephants, Round, State};
@@ -60,6 +61,15 @@ struct LastSeen {
     rate: f64,
     /// For how many more rounds its flows count as matching a rule.
     ruled: u8,
+    /// Whether its last packet had to stay in order, one bit a round, the last round lowest.
+    ordered: u8,
+}
+
+impl LastSeen {
+    /// Whether most packets must stay in order: those of two of the last three rounds.
+    fn is_ordered(&self) -> bool {
+        (self.ordered & 0b111).count_ones() >= 2
+    }
 }
 
 /// A bucket that carried traffic recently.
@@ -69,6 +79,8 @@ struct Carried {
     rate: f64,
     /// Whether a flow in it matches a rule.
     ruled: bool,
+    /// Whether its packets must stay in order.
+    ordered: bool,
 }
 
 /// The links of all peers.
@@ -143,14 +155,14 @@ impl Flows {
         for number in &peers {
             let Some(peer) = view.peer(*number) else { continue };
             links.open(*number, peer.live.get() & peer.open.get());
-            for Carried { bucket, rate, ruled } in self.read(*number, view.buckets(*number), elapsed) {
+            for Carried { bucket, rate, ruled, ordered } in self.read(*number, view.buckets(*number), elapsed) {
                 let record = &view.buckets(*number)[bucket as usize];
                 let slot = u32::from(record.tunnel.get());
                 if let Some(link) = links.places.get(&TunnelId::new(*number, slot)).copied() {
-                    links.add(link, rate, !ruled && is_sprayed(peer.policy(), record.flags.get()));
+                    links.add(link, rate, !ruled && !ordered && is_sprayed(peer.policy(), record.flags.get()));
                     // A rule may require its flows to stay on their tunnel.
                     if rate >= SLIGHT && !ruled {
-                        busy.entry(*number).or_default().push(Busy { bucket, link, rate });
+                        busy.entry(*number).or_default().push(Busy { bucket, link, rate, ordered });
                     }
                 }
             }
@@ -167,7 +179,8 @@ impl Flows {
                 Policy::Hash | Policy::Flowlet => continue,
             }
             // A sprayed bucket uses all links already.
-            busy.retain(|busy| !is_sprayed(policy, view.buckets(number)[busy.bucket as usize].flags.get()));
+            let flags = |busy: &Busy| view.buckets(number)[busy.bucket as usize].flags.get();
+            busy.retain(|busy| busy.ordered || !is_sprayed(policy, flags(busy)));
             for found in rebalance::moves(&links.links, &busy) {
                 let Some(slot) = links.slot_on(found.to, number, usable) else { continue };
                 tracing::debug!(
@@ -206,7 +219,8 @@ impl Flows {
         };
         let elephants = self.elephants.entry(number).or_default();
         let mut flags = BTreeMap::new();
-        for Busy { bucket, link, rate } in busy.iter().filter(|_| judges).copied() {
+        let candidates = |busy: &&Busy| judges && !busy.ordered;
+        for Busy { bucket, link, rate, .. } in busy.iter().filter(candidates).copied() {
             let seen = BucketTraffic { rate, link_load: links.links[link].load };
             let mark = match elephants.next(bucket, seen, round) {
                 Some(State::Sprayed { .. }) => bucket_flags::SPRAY,
@@ -215,7 +229,7 @@ impl Flows {
             };
             flags.insert(bucket, mark);
         }
-        elephants.retain(|bucket| busy.iter().any(|busy| busy.bucket == bucket));
+        elephants.retain(|bucket| busy.iter().any(|busy| busy.bucket == bucket && !busy.ordered));
         for (bucket, record) in (0..).zip(view.buckets(number)) {
             let (old, new) = (record.flags.get(), flags.get(&bucket).copied().unwrap_or(0));
             if old != new {
@@ -248,13 +262,16 @@ impl Flows {
             known.bytes = bytes;
             known.rate += FRESH * (if first { 0.0 } else { rate } - known.rate);
             known.ruled = known.ruled.saturating_sub(1);
-            if bucket.ruled.get() != 0 {
+            let seen = bucket.seen.get();
+            known.ordered = known.ordered << 1 | u8::from(seen & bucket_seen::ORDERED != 0);
+            if seen & bucket_seen::RULED != 0 {
                 // The next packet that matches a rule sets it again.
-                bucket.ruled.set(0);
+                bucket.seen.set(seen & !bucket_seen::RULED);
                 known.ruled = RULED;
             }
             if known.rate > 1.0 {
-                carried.push(Carried { bucket: number, rate: known.rate, ruled: known.ruled > 0 });
+                let (ruled, ordered) = (known.ruled > 0, known.is_ordered());
+                carried.push(Carried { bucket: number, rate: known.rate, ruled, ordered });
             }
         }
         carried

@@ -32,6 +32,8 @@ pub struct Busy {
     pub link: usize,
     /// Bytes a second.
     pub rate: f64,
+    /// Whether its packets must stay in order, so that it is never sprayed.
+    pub ordered: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +54,7 @@ pub fn moves(links: &[Link], busy: &[Busy]) -> Vec<Move> {
     let mut moves = Vec::new();
     while moves.len() < MAX_MOVES {
         let Some((at, to)) = best(&links, &busy) else { break };
-        let Busy { bucket, link: from, rate } = busy[at];
+        let Busy { bucket, link: from, rate, .. } = busy[at];
         links[from].load -= rate * links[from].cost;
         links[to].load += rate * links[to].cost;
         // A bucket moves once a round.
@@ -96,7 +98,7 @@ mod tests {
         let mut busy = Vec::new();
         for (link, flows) in links.iter().enumerate() {
             for rate in *flows {
-                busy.push(Busy { bucket: u32::try_from(busy.len()).unwrap(), link, rate: *rate });
+                busy.push(Busy { bucket: u32::try_from(busy.len()).unwrap(), link, rate: *rate, ordered: false });
             }
         }
         let links = links.iter().map(|flows| Link { load: flows.iter().sum(), cost: 1.0, open: true }).collect();
@@ -135,7 +137,7 @@ mod tests {
     fn links_of_unequal_rate_fill_alike() {
         let (mut links, _) = on(&[&[], &[]]);
         (links[0].cost, links[1].cost) = (1.0, 4.0);
-        let busy: Vec<Busy> = (0..10).map(|bucket| Busy { bucket, link: 1, rate: 0.1 }).collect();
+        let busy: Vec<Busy> = (0..10).map(|bucket| Busy { bucket, link: 1, rate: 0.1, ordered: false }).collect();
         links[1].load = 4.0;
         let moves = moves(&links, &busy);
         let kept = 10 - moves.len();

@@ -8,7 +8,7 @@ use ecmpvpn_common::flow::{fields, mix};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel, TunnelCounters,
-    TunnelId, how,
+    TunnelId, bucket_flags, bucket_seen, how,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::Packet;
@@ -21,6 +21,8 @@ use super::paths::Placed;
 
 const BUCKETS: u32 = BUCKETS_PER_PEER;
 const MS: u64 = 1_000_000;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// A site with one peer, and one tunnel for each link.
 struct Site {
@@ -163,7 +165,7 @@ impl Records for Site {
     }
 }
 
-/// A UDP datagram of a flow; only its headers exist.
+/// A TCP segment of a flow, or a UDP datagram; only its headers exist.
 struct Datagram {
     bytes: [u8; 28],
     length: u32,
@@ -172,11 +174,17 @@ struct Datagram {
 impl Datagram {
     fn new(flow: u32, length: u32) -> Self {
         let mut bytes = [0; 28];
-        (bytes[0], bytes[9]) = (0x45, 17);
+        (bytes[0], bytes[9]) = (0x45, TCP);
         bytes[12..16].copy_from_slice(&(0x0a01_0000 + flow).to_be_bytes());
         bytes[16..20].copy_from_slice(&[10, 20, 0, 1]);
         bytes[20..24].copy_from_slice(&[0x10, 0, 0x20, 0]);
         Self { bytes, length }
+    }
+
+    fn udp(flow: u32, length: u32) -> Self {
+        let mut datagram = Self::new(flow, length);
+        datagram.bytes[9] = UDP;
+        datagram
     }
 }
 
@@ -301,7 +309,7 @@ fn only_flows_that_meet_no_rule_are_moved() {
             for bucket in busy {
                 let record = &site.buckets[bucket];
                 record.bytes.set(record.bytes.get().wrapping_add(300_000));
-                record.ruled.set(u8::from(ruled.contains(&bucket)));
+                record.seen.set(u8::from(ruled.contains(&bucket)) * bucket_seen::RULED);
             }
             flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
         }
@@ -352,4 +360,79 @@ fn a_sprayed_flow_fills_links_by_their_rates_and_arrives_in_order() {
     println!("sprayed: {late} of 20,000 overtaken by over 0.1 ms, slow link {:.1}% of the bytes", share * 100.0);
     assert!(late < 200, "{late} of 20,000 were overtaken");
     assert!((0.07..0.14).contains(&share), "{share}");
+}
+
+/// The slots that one flow takes in this many packets, a millisecond apart, and whether one was sprayed.
+fn slots_of(site: &Site, packet: &Datagram, packets: u32) -> (u32, bool) {
+    let (mut slots, mut sprayed) = (0, false);
+    for _ in 0..packets {
+        site.now.set(site.now.get() + MS);
+        let Verdict::Steer(steer) = decide(packet, site) else { panic!("not steered") };
+        slots |= 1 << steer.tunnel.slot();
+        sprayed |= steer.how & how::SPRAYED != 0;
+    }
+    (slots, sprayed)
+}
+
+#[test]
+fn what_does_not_tolerate_reordering_is_not_sprayed() {
+    let marked = |policy, flags| {
+        let site = Site::new(policy, &[10_000_000; 3], 1);
+        site.buckets.iter().for_each(|bucket| bucket.flags.set(flags));
+        site
+    };
+    for (policy, flags) in [(Policy::Spray, 0), (Policy::Adaptive, bucket_flags::SPRAY)] {
+        let (slots, sprayed) = slots_of(&marked(policy, flags), &Datagram::new(1, 1_400), 100);
+        assert!(sprayed && slots == 0b111, "TCP under {policy:?}: {slots:#b}");
+        let site = marked(policy, flags);
+        let (slots, sprayed) = slots_of(&site, &Datagram::udp(1, 1_400), 100);
+        assert!(!sprayed && slots.count_ones() == 1, "UDP under {policy:?}: {slots:#b}");
+        // As under `flowlet`: after a pause it takes another link if its own is busier.
+        let load = &site.loads[slots.trailing_zeros() as usize];
+        ecmpvpn_common::load::charge(load, site.now.get(), 1_000_000, 0);
+        site.now.set(site.now.get() + 60 * MS);
+        let Verdict::Steer(steer) = decide(&Datagram::udp(1, 1_400), &site) else { panic!("not steered") };
+        assert!(steer.how == how::FLOWLET && slots >> steer.tunnel.slot() & 1 == 0, "{steer:?}");
+    }
+}
+
+#[test]
+fn a_large_flow_that_must_stay_in_order_is_left_whole_and_the_others_leave_it() {
+    let rounds = |ordered: u8| {
+        let site = Site::new(Policy::Adaptive, &[10_000_000; 3], 1);
+        // One flow fills its link, and two small ones share it.
+        let (large, small) = (3usize, [30usize, 300]);
+        [large, small[0], small[1]].map(|bucket| site.buckets[bucket].tunnel.set(0));
+        site.buckets[large].seen.set(ordered);
+        let mut flows = Flows::default();
+        for _ in 0..6 {
+            for (bucket, bytes) in [(large, 1_200_000), (small[0], 60_000), (small[1], 60_000)] {
+                let record = &site.buckets[bucket];
+                record.bytes.set(record.bytes.get().wrapping_add(bytes));
+            }
+            flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
+        }
+        let moved = small.iter().filter(|bucket| site.buckets[**bucket].tunnel.get() != 0).count();
+        (site.buckets[large].flags.get(), moved)
+    };
+    assert_eq!(rounds(0).0, bucket_flags::SPRAY, "it would be sprayed");
+    assert_eq!(rounds(bucket_seen::ORDERED), (0, 2));
+}
+
+#[test]
+fn a_stray_packet_does_not_stand_for_its_bucket() {
+    let site = Site::new(Policy::Adaptive, &[10_000_000; 3], 1);
+    let mut flows = Flows::default();
+    let mut round = |ordered: bool| {
+        let record = &site.buckets[3];
+        // Sprayed, it is faster.
+        let bytes = if record.flags.get() == 0 { 1_200_000 } else { 3_300_000 };
+        record.bytes.set(record.bytes.get().wrapping_add(bytes));
+        record.seen.set(u8::from(ordered) * bucket_seen::ORDERED);
+        flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
+        record.flags.get()
+    };
+    (0..3).for_each(|_| drop(round(false)));
+    assert_eq!([true, false, false].map(&mut round), [bucket_flags::SPRAY; 3]);
+    assert_eq!([true, true, true].map(&mut round), [bucket_flags::SPRAY, 0, 0]);
 }

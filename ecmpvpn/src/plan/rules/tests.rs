@@ -299,3 +299,17 @@ fn a_different_list_is_put_in_beside_the_rules_in_force() {
     let both = steps(&now, &rules(100..140)).unwrap();
     assert_eq!((both[0].len(), both.last().unwrap().len()), (0, 40));
 }
+
+#[test]
+fn spraying_another_protocol_than_tcp_has_to_be_asked_for() {
+    let flags = |proto, policy, pin| {
+        let (src_ports, dst_ports, tunnels) = (vec![], vec![], vec![]);
+        let (src, dst, dscp, fwmark) = (None, None, None, None);
+        let rule = Rule { src, dst, proto, src_ports, dst_ports, dscp, fwmark, policy, tunnels, pin };
+        RuleTables::of(&[Placed { bit: 3, rule }], &names()).records[3].1
+    };
+    assert_eq!(flags(Some(17), Some(Policy::Spray), false), rule_flags::SPRAY_ANY);
+    assert_eq!(flags(None, Some(Policy::Spray), false), 0, "no protocol named");
+    assert_eq!(flags(Some(17), None, false), 0, "the peer's policy");
+    assert_eq!(flags(Some(17), Some(Policy::Adaptive), true), rule_flags::PREFER);
+}
