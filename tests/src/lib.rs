@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod changes;
 pub mod clear;
+pub mod comparison;
 pub mod dump;
 pub mod hostile;
 pub mod interrupt;
@@ -15,6 +16,7 @@ pub mod log;
 pub mod names;
 pub mod netns;
 pub mod packet;
+pub mod quantiles;
 pub mod sites;
 pub mod skip;
 pub mod stalls;

@@ -18,6 +18,7 @@ use crate::vm::run::Request;
 use long::Long;
 use programs::{Kept, LIMIT, Place, Profile, build, built, finish};
 use results::Results;
+use simulated::Bench;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,15 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// One flow of TCP, QUIC, RTP-like UDP and WireGuard inside, compared with one tunnel; in simulated time
+    Transport {
+        /// Simulations side by side, before all other options [default: as many as there are CPUs]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        jobs: Option<u16>,
+        /// Passed to the measuring program: --profile NAME, --transport NAME, --seeds A..B…; -- --help shows them all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 /// `cargo xtask bench`; returns the exit status.
@@ -58,6 +68,7 @@ pub fn main(args: Args) -> Result<i32> {
         }
         What::Long(what) => long::run(what),
         What::Goodput { place, options } => goodput(place, options),
+        What::Transport { jobs, options } => transport(jobs, &options),
     }
 }
 
@@ -67,6 +78,17 @@ fn here(program: Cmd, results: &mut Results) -> Result<i32> {
     let mut child =
         program.into_inner().stdout(Stdio::piped()).spawn().with_context(|| format!("starting `{line}`"))?;
     finish(&mut child, results).with_context(|| format!("reading from `{line}`"))
+}
+
+fn transport(jobs: Option<u16>, options: &[String]) -> Result<i32> {
+    const NAME: &str = "ecmpvpn-transport";
+    build(&[Part::Lab, Part::Sim], Profile::Release, &["ecmpvpn", NAME])?;
+    let programs = Kept::of(&[&built("ecmpvpn", Profile::Release), &built(NAME, Profile::Release)])?;
+    simulated::measure(
+        &Bench { programs: &programs, name: NAME, options },
+        jobs,
+        &mut Results::new("transport", options)?,
+    )
 }
 
 fn goodput(place: Place, options: Vec<String>) -> Result<i32> {
@@ -83,7 +105,9 @@ fn goodput(place: Place, options: Vec<String>) -> Result<i32> {
         return here(Cmd::root(bench).arg("--ecmpvpn").arg(program).args(&options), &mut results);
     }
     let Some(series) = place.kernel else {
-        return simulated::goodput(&Kept::of(&[&program, &bench])?, &options, &mut results);
+        let programs = Kept::of(&[&program, &bench])?;
+        let bench = Bench { programs: &programs, name: "ecmpvpn-bench", options: &options };
+        return simulated::measure(&bench, None, &mut results);
     };
     let inside = |name: &str| PathBuf::from("/usr/local/bin").join(name);
     let words = ["ecmpvpn-bench", "--ecmpvpn", "/usr/local/bin/ecmpvpn"].map(str::to_owned);

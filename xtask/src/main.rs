@@ -71,6 +71,7 @@ enum Task {
         cargo xtask bench micro\n  \
         cargo xtask bench goodput\n  \
         cargo xtask bench goodput --case adaptive --runs 1 --seconds 6\n  \
+        cargo xtask bench transport --profile equal --transport quic --seeds 1..3\n  \
         cargo xtask bench cycles --cycles 20")]
     Bench(bench::Args),
     /// Feed arbitrary bytes to everything that parses foreign input, each target for some seconds

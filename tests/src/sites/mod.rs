@@ -15,7 +15,9 @@
 mod bypass;
 mod config;
 mod hole;
+mod inner;
 mod lab;
+mod plain;
 mod process;
 mod underlay;
 
@@ -33,6 +35,7 @@ use crate::topology::Wires;
 use crate::traffic::{Path, wait_for_reply};
 
 pub use hole::Hole;
+pub use inner::InnerTunnel;
 pub use lab::{DeviceCounters, Lab, LabTunnel, Options, Site, Underlay};
 pub use process::{Batch, Running, binary};
 
@@ -150,17 +153,7 @@ impl Lab {
         let patience = Duration::from_secs(60);
         let wait = || -> Result<()> {
             self.wait_until_reachable(patience)?;
-            let start = Instant::now();
-            for site in 0..2 {
-                while self.stats(site)?["tunnels"]
-                    .as_array()
-                    .is_none_or(|all| all.iter().any(|one| one["state"] == "down"))
-                {
-                    ensure!(start.elapsed() < patience, "a tunnel of {} stays down", self.sites[site].name);
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            }
-            Ok(())
+            (0..2).try_for_each(|site| self.wait_until_none_is_down(site, patience))
         };
         wait().map_err(|error| {
             let outputs = running.iter_mut().enumerate().map(|(site, run)| {
@@ -169,6 +162,16 @@ impl Lab {
             });
             error.context(outputs.collect::<String>())
         })
+    }
+
+    /// Waits until a site reports no tunnel as down.
+    pub fn wait_until_none_is_down(&self, site: usize, patience: Duration) -> Result<()> {
+        let start = Instant::now();
+        while self.stats(site)?["tunnels"].as_array().is_none_or(|all| all.iter().any(|one| one["state"] == "down")) {
+            ensure!(start.elapsed() < patience, "a tunnel of {} stays down", self.sites[site].name);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     /// Runs `ecmpvpn ARGUMENTS… -c FILE` at one site. Returns its exit code, standard output and standard error.

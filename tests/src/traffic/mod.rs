@@ -1,8 +1,11 @@
-//! Generates traffic between two namespaces: TCP, UDP and ping. It is counted at both ends and bounded in time.
+//! Generates traffic between two namespaces: TCP, QUIC, UDP and ping. It is counted at both ends and bounded in time.
 //!
 //! A socket belongs to the namespace of the thread that made it. Any other thread may use it afterwards.
 
 mod icmp;
+mod order;
+mod quic;
+mod rtp;
 mod short;
 mod stream;
 mod tcp;
@@ -23,6 +26,9 @@ use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket
 use crate::netns::Netns;
 
 pub use icmp::{PingReport, ping, wait_for_reply};
+pub use order::Order;
+pub use quic::{CongestionControl, QuicLoad, QuicReport};
+pub use rtp::{Delays, RtpLoad, RtpReport};
 pub use short::ShortLoad;
 pub use stream::{Outage, Stream, StreamReport};
 pub use tcp::{LOOK, TcpFlow, TcpLoad, TcpReport, Until, connect_all};

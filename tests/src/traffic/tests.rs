@@ -107,3 +107,38 @@ fn flows_of_a_timetable_come_and_go_when_they_should() {
     let error = Timetable { flows, window: Duration::ZERO..Duration::ZERO, look: LOOK }.run().unwrap_err();
     assert!(format!("{error:#}").contains("198.51.100.1"), "{error:#}");
 }
+
+#[test]
+fn one_quic_flow_arrives_whole_with_each_congestion_control() {
+    let pair = Pair::new();
+    for end in [&pair.a, &pair.b] {
+        end.tc("qdisc replace dev v0 root tbf rate 50mbit burst 16384 limit 312500").unwrap();
+    }
+    for congestion in [CongestionControl::Cubic, CongestionControl::Bbr, CongestionControl::NewReno] {
+        for path in [pair.v4(), pair.v6()] {
+            let [begin, from, end] = [0, 200, 600].map(Duration::from_millis);
+            let report = QuicLoad { congestion, begin, end, window: from..end }.run(path).unwrap();
+            // How much it is depends on the machine. Simulated time shows that a flow fills its link.
+            assert!(report.window_bytes > 0 && report.sent >= report.window_bytes, "{congestion:?}: {report:?}");
+            assert!(report.packets > report.sent / 1_500 && report.source.ip() == path.source, "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_paced_stream_is_counted_and_timed() {
+    let pair = Pair::new();
+    for path in [pair.v4(), pair.v6()] {
+        let [begin, from, end] = [50, 100, 300].map(Duration::from_millis);
+        let load = RtpLoad { payload: 1_200, rate: 20.0, begin, end, window: from..end };
+        let report = load.run(path).unwrap();
+        // 20 Mbit/s are 2,083 datagrams a second.
+        assert!((300..=521).contains(&report.sent), "{report:?}");
+        assert_eq!((report.order.received, report.order.duplicated), (report.sent, 0));
+        assert!(report.loss() == 0.0 && report.out_of_order() < 0.05, "{report:?}");
+        assert_eq!(report.window_received, report.window_sent);
+        assert!((10.0..25.0).contains(&report.goodput()), "{}", report.goodput());
+        let Delays { least, median, p99, greatest } = report.delays;
+        assert!(Duration::ZERO < least && least <= median && median <= p99 && p99 <= greatest, "{report:?}");
+    }
+}

@@ -2,6 +2,9 @@
 //! packets. Simulated time has no noise, so the bounds are tight.
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
+mod pair;
+mod transports;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::thread::sleep;
@@ -12,11 +15,10 @@ use lab::netns::Netns;
 use lab::sites::{Lab, Options, Underlay, binary};
 use lab::skip::{self, Feature, Tier, requires};
 use lab::tests;
-use lab::topology::{Network, Quality, Sketch, Wires, shaper};
+use lab::topology::{Network, Quality, Sketch, Wires};
 use lab::traffic::{Path, TcpLoad, UdpLoad, ping};
+use pair::{A, B, Pair};
 
-const A: Ipv4Addr = Ipv4Addr::new(10, 2, 3, 4);
-const B: Ipv4Addr = Ipv4Addr::new(10, 2, 3, 5);
 const DELAY: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -34,39 +36,12 @@ fn main() {
         lacp_passes_a_delay,
         several_sites_with_several_gateways_are_joined,
         both_ends_started_at_once_connect,
+        transports::a_quic_flow_fills_a_link_with_each_congestion_control,
+        transports::a_paced_stream_is_timed_and_its_order_counted,
+        transports::a_tunnel_between_hosts_carries_tcp,
     ];
     let features = [Feature::WireGuard, Feature::Bonding];
     skip::run(tests.iter().map(|(name, test)| requires(&TIERS, &features, name, *test)));
-}
-
-/// Two namespaces, joined by one wire.
-struct Pair {
-    ends: [Netns; 2],
-    wires: Wires,
-}
-
-impl Pair {
-    fn new(quality: Quality, rate: Option<f64>) -> Result<Self> {
-        let mut pair = Self { ends: [Netns::new("a")?, Netns::new("b")?], wires: Wires::new("wires")? };
-        pair.wires.join([("u0", &pair.ends[0]), ("u0", &pair.ends[1])], [quality; 2])?;
-        for (end, address) in pair.ends.iter().zip([A, B]) {
-            end.apply("ip", &[format!("address add {address}/24 dev u0"), "link set u0 up".to_owned()])?;
-            if let Some(rate) = rate {
-                end.tc(&format!("qdisc replace dev u0 root {}", shaper(rate, None)))?;
-            }
-        }
-        // Resolves the neighbours before anything is measured.
-        ensure!(pair.ping(3)?.answered() == 3, "the pair is not joined");
-        Ok(pair)
-    }
-
-    fn path(&self) -> Path<'_> {
-        Path { from: &self.ends[0], source: A.into(), to: &self.ends[1], destination: B.into() }
-    }
-
-    fn ping(&self, count: u16) -> Result<lab::traffic::PingReport> {
-        ping(&self.ends[0], A.into(), B.into(), count, 56, Duration::from_secs(1))
-    }
 }
 
 fn a_link_has_its_rate() -> Result<()> {

@@ -1,4 +1,4 @@
-//! Goodput in simulated time. Each repetition is a separate simulation; as many run side by side as there are CPUs.
+//! Measurements in simulated time. Each repetition is a separate simulation; as many run side by side as there are CPUs.
 //! Random numbers come from the repetition's seed, so the same seed gives the same figures.
 
 use std::io::Write as _;
@@ -48,22 +48,35 @@ struct Done<'a> {
     seconds: f64,
 }
 
-/// Runs the measurements that the options select, in simulations; returns the exit status.
-pub fn goodput(programs: &Kept, options: &[String], results: &mut Results) -> Result<i32> {
-    let bench = |mode: &str| {
-        let words = ["--simulated", "--mode", mode];
-        Cmd::new(programs.path("ecmpvpn-bench")).args(words).args(options)
-    };
-    if options.iter().any(|option| option == "--help" || option == "-h") {
-        return Ok(bench("list").status()?.code().unwrap_or(1));
+/// A program that measures in simulations: `--mode list` prints its jobs, `--only JOB` runs one, and `--mode report`
+/// combines the results of all.
+pub struct Bench<'a> {
+    pub programs: &'a Kept,
+    pub name: &'a str,
+    /// Options for that program.
+    pub options: &'a [String],
+}
+
+impl Bench<'_> {
+    fn command(&self, mode: &str) -> Cmd {
+        Cmd::new(self.programs.path(self.name)).args(["--simulated", "--mode", mode]).args(self.options)
     }
-    let jobs = bench("list").output()?.lines().map(Job::of).collect::<Result<Vec<_>>>()?;
+}
+
+/// Runs the measurements that the options select, in simulations; returns the exit status. `at_once` is how many run side
+/// by side, if not as many as there are CPUs.
+pub fn measure(bench: &Bench<'_>, at_once: Option<u16>, results: &mut Results) -> Result<i32> {
+    if bench.options.iter().any(|option| option == "--help" || option == "-h") {
+        return Ok(bench.command("list").status()?.code().unwrap_or(1));
+    }
+    let jobs = bench.command("list").output()?.lines().map(Job::of).collect::<Result<Vec<_>>>()?;
     crate::setup::simulation(SERIES)?;
-    let cpus = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    let cpus = || thread::available_parallelism().map_or(1, usize::from);
+    let cpus = at_once.map_or_else(cpus, usize::from).min(jobs.len());
     let step = sh::step(format!("{} simulations, {cpus} side by side", jobs.len()));
     let (mut repetitions, mut failed) = (Vec::new(), 0);
     let mut so_far = 0;
-    side_by_side::run(jobs.iter().collect(), cpus, |job| simulate(programs, options, job), &mut |done| {
+    side_by_side::run(jobs.iter().collect(), cpus, |job| simulate(bench, job), &mut |done| {
         let Done { job, lines, seconds } = done;
         so_far += 1;
         let lines = lines.inspect_err(|error| sh::note(format!("{}: {error:#}", job.name)));
@@ -84,21 +97,21 @@ pub fn goodput(programs: &Kept, options: &[String], results: &mut Results) -> Re
         Ok(())
     })?;
     step.done("");
-    let status = report(bench("report"), &repetitions, results)?;
+    let status = report(bench.command("report"), &repetitions, results)?;
     ensure!(failed == 0, "{failed} of {} simulations failed, see above", jobs.len());
     Ok(status)
 }
 
-fn simulate<'a>(programs: &Kept, options: &[String], job: &'a Job) -> Done<'a> {
-    let (bench, program) = (programs.path("ecmpvpn-bench"), programs.path("ecmpvpn"));
-    let words = [&bench, "--simulated", "--ecmpvpn", &program, "--only", &job.name];
+fn simulate<'a>(bench: &Bench<'_>, job: &'a Job) -> Done<'a> {
+    let (measuring, program) = (bench.programs.path(bench.name), bench.programs.path("ecmpvpn"));
+    let words = [&measuring, "--simulated", "--ecmpvpn", &program, "--only", &job.name];
     let request = Request {
         series: SERIES,
         clock: Clock::Simulated { seed: job.seed },
         memory_mib: 2048,
         timeout: LIMIT,
         env: Vec::new(),
-        command: words.into_iter().map(str::to_owned).chain(options.iter().cloned()).collect(),
+        command: words.into_iter().map(str::to_owned).chain(bench.options.iter().cloned()).collect(),
     };
     let since = Instant::now();
     let (mut lines, mut found) = (Lines::default(), Vec::new());

@@ -9,9 +9,9 @@ use lab::traffic::{Path, TimedFlow, Timetable};
 use serde_json::{Value, json};
 
 use crate::arguments::{Arguments, Ends};
-use crate::comparison::{Comparison, Counters};
 use crate::draw;
 use crate::series::{RowSpec, Series};
+use lab::comparison::{Comparison, Counters};
 
 /// The result of one transfer.
 #[derive(Clone, Debug, PartialEq)]

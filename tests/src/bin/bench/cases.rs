@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::arguments::{Arguments, Case};
-use crate::comparison::{Links, MEMBERS, Method, PAUSE};
 use crate::series::{Coming, RowSpec, Series, Stage};
 use crate::target::Target;
+use lab::comparison::{Links, MEMBERS, Method, PAUSE};
 
 /// Rate of the published recipe, Mbit/s. There, 10 flows reached 890 Mbit/s over one tunnel and 1,620 over three.
 const RECIPE_RATE: f64 = 1_000.0;
@@ -73,7 +73,7 @@ struct Make<'a> {
 
 impl Make<'_> {
     fn links(&self) -> Links {
-        Links::alike(self.arguments, self.rate)
+        Links::alike(self.arguments.simulated, self.rate)
     }
 
     fn series(&self, title: &str, stages: Vec<Stage>) -> Series {
@@ -187,7 +187,11 @@ impl Make<'_> {
             rows.extend([one_tunnel(flows, None), ecmp(flows)]);
             rows.extend([ours("adaptive", flows, None), ours("spray", flows, None)]);
         }
-        self.one_stage(&format!("lossy, {loss}% lost in each direction"), Links { loss, ..self.links() }, rows)
+        self.one_stage(
+            &format!("lossy, {loss}% lost in each direction"),
+            Links { losses: vec![loss; usize::from(MEMBERS)], ..self.links() },
+            rows,
+        )
     }
 
     fn passing(&self) -> Series {
@@ -207,7 +211,13 @@ impl Make<'_> {
         );
         let mut rows = vec![one_tunnel(3, None)];
         rows.extend([1, 3, 4, 6, 12].iter().flat_map(|flows| [ecmp(*flows), ours("adaptive", *flows, None)]));
-        let links = Links { rates, delays: delays.clone(), jitter: *jitter, loss: *loss, ..self.links() };
+        let links = Links {
+            rates,
+            delays: delays.clone(),
+            jitter: *jitter,
+            losses: vec![*loss; usize::from(MEMBERS)],
+            ..self.links()
+        };
         Series { title, ..self.one_stage("", links, rows) }
     }
 }

@@ -11,8 +11,8 @@ use lab::traffic::{ShortLoad, UdpLoad};
 use serde_json::{Value, json};
 
 use crate::arguments::Arguments;
-use crate::comparison::{Comparison, Links, PAUSE};
 use crate::report::{self, number, verdict};
+use lab::comparison::{Comparison, Links, PAUSE};
 
 /// Number of changes in a run, and the time over which they are spread.
 const CHANGES: u32 = 100;
@@ -63,7 +63,7 @@ struct Sample {
 pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{CHANGES} changes of policy under TCP and UDP load");
     eprintln!("==> {title}: building two sites");
-    let links = Links::alike(arguments, arguments.rate());
+    let links = Links::alike(arguments.simulated, arguments.rate());
     let comparison = Comparison::new(program, arguments.policy("adaptive"), &links, "")?;
     let mut table = report::table(&["run", "changes took", "datagrams", "lost", "dropped by the links", "target"]);
     let mut rows = Vec::new();

@@ -10,8 +10,8 @@ use lab::traffic::{TcpLoad, UdpLoad};
 use serde_json::json;
 
 use crate::arguments::Arguments;
-use crate::comparison::{Comparison, Counters, Links, Method, PAUSE};
 use crate::report::{self, number, verdict};
+use lab::comparison::{Comparison, Counters, Links, Method, PAUSE};
 
 /// Additional delay of the second tunnel, milliseconds.
 const DELAY_MS: f64 = 5.0;
@@ -69,7 +69,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
          slower by {DELAY_MS} ms, policy {policy}"
     );
     eprintln!("==> {title}: building two sites");
-    let links = Links { delays: vec![0.0, DELAY_MS, 0.0], ..Links::alike(arguments, arguments.rate()) };
+    let links = Links { delays: vec![0.0, DELAY_MS, 0.0], ..Links::alike(arguments.simulated, arguments.rate()) };
     let comparison = Comparison::new(program, policy, &links, &arguments.extra)?;
     let seconds = arguments.seconds.unwrap_or(SECONDS);
     // The first two show what the lab itself does to the order, the last one what the policy adds.

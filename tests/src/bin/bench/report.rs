@@ -7,9 +7,9 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use crate::bulk::{Repetition, Sample};
-use crate::comparison::{Counters, Method};
-use crate::quantiles::{SHARES, quantiles};
 use crate::series::{RowSpec, Series};
+use lab::comparison::{Counters, Method};
+use lab::quantiles::{SHARES, quantiles};
 
 /// Begin of the line with JSON, which `cargo xtask bench` collects.
 const JSON: &str = "@json ";

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::comparison::{Links, Method};
 use crate::draw::{self, Drawn};
 use crate::target::Target;
+use lab::comparison::{Links, Method};
 
 /// When flows begin and end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,9 +14,9 @@ use lab::traffic::{LOOK, ShortLoad, connect_all};
 use serde_json::json;
 
 use crate::arguments::Arguments;
-use crate::comparison::{Comparison, Counters, Links, MEMBERS, Method, PAUSE};
-use crate::quantiles::spread;
 use crate::report::{self, number, verdict};
+use lab::comparison::{Comparison, Counters, Links, MEMBERS, Method, PAUSE};
+use lab::quantiles::spread;
 
 /// Number of transfers in a run, and bytes of each.
 const TRANSFERS: usize = 200;
@@ -49,7 +49,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{TRANSFERS} transfers of {BYTES} bytes over three busy tunnels, policy {policy}");
     eprintln!("==> {title}: building two sites");
     let rate = arguments.rate();
-    let comparison = Comparison::new(program, policy, &Links::alike(arguments, rate), &arguments.extra)?;
+    let comparison = Comparison::new(program, policy, &Links::alike(arguments.simulated, rate), &arguments.extra)?;
     let methods = [Method::Ecmp, Method::Ecmpvpn];
     let mut samples = methods.map(|_| Vec::new());
     let runs = arguments.runs(RUNS);

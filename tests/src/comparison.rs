@@ -5,16 +5,15 @@ use std::path::Path as FsPath;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::netns::Netns;
-use lab::sites::{Lab, Options, Running, Underlay};
-use lab::skip::Feature;
-use lab::topology::Quality;
-use lab::traffic::{Path, TcpLoad};
 use serde_json::Value;
 
-use crate::arguments::Arguments;
+use crate::netns::Netns;
+use crate::sites::{Lab, Options, Running, Underlay};
+use crate::skip::Feature;
+use crate::topology::Quality;
+use crate::traffic::{Path, TcpLoad};
 
-/// Number of members of the bond, and of tunnels.
+/// Number of members of the bond, and of tunnels, unless the links say otherwise.
 pub const MEMBERS: u8 = 3;
 /// The first UDP port of the recipe, at both ends. With the addresses of a lab, the bond then puts all tunnels on one
 /// member.
@@ -22,6 +21,8 @@ const PORT: u16 = 5_000;
 /// How long all links are filled before the first measurement, seconds. The policies learn what the links carry.
 const WARM_UP: f64 = 1.5;
 const WARM_UP_FLOWS: usize = 12;
+/// How long a site may take until its tunnels carry traffic.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A way to carry the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,64 +52,87 @@ impl Method {
 /// Properties of the links.
 #[derive(Clone, Debug)]
 pub struct Links {
-    /// Rate of each tunnel's link in each direction, 10^6 bits a second.
+    /// Rate of each tunnel's link in each direction, 10^6 bits a second. There are as many links as rates.
     pub rates: Vec<f64>,
     /// Additional delay of each tunnel in each direction, compared with the fastest one, milliseconds. Empty: all are
     /// alike.
     pub delays: Vec<f64>,
     /// Random variation of the delay, up and down, milliseconds.
     pub jitter: f64,
-    /// Lost packets in each direction, percent.
-    pub loss: f64,
+    /// Packets that each tunnel's link loses in each direction, percent. Empty: none.
+    pub losses: Vec<f64>,
     /// Delay of a link in each direction. `None`: the ports are joined directly.
     pub wire: Option<Duration>,
     /// Whether each tunnel has the same port at both ends.
     pub equal_ports: bool,
+    /// Whether site B is a gateway without ecmpvpn.
+    pub plain_far_end: bool,
 }
 
 impl Links {
-    /// Links that all have the same rate.
-    pub fn alike(arguments: &Arguments, rate: f64) -> Self {
+    /// [`MEMBERS`] links that all have the same rate, with a delay if time is simulated.
+    pub fn alike(simulated: bool, rate: f64) -> Self {
         // Fast links have a delay as between sites in one town, because a longer delay would need large windows.
         let delay = Duration::from_micros(if rate < 500.0 { 2_000 } else { 500 });
         Self {
             rates: vec![rate; usize::from(MEMBERS)],
             delays: Vec::new(),
             jitter: 0.0,
-            loss: 0.0,
-            wire: arguments.simulated.then_some(delay),
+            losses: Vec::new(),
+            wire: simulated.then_some(delay),
             equal_ports: false,
+            plain_far_end: false,
         }
     }
 
     /// Delay, jitter and loss of a tunnel's link.
     fn quality(&self, wire: Duration, tunnel: usize) -> Quality {
-        let more = self.delays.get(tunnel).copied().unwrap_or(0.0);
+        let of = |each: &[f64]| each.get(tunnel).copied().unwrap_or(0.0);
         let milliseconds = |time: f64| Duration::from_secs_f64(time / 1e3);
-        Quality { delay: wire + milliseconds(more), jitter: milliseconds(self.jitter), loss: self.loss }
+        Quality {
+            delay: wire + milliseconds(of(&self.delays)),
+            jitter: milliseconds(self.jitter),
+            loss: of(&self.losses),
+        }
     }
 }
 
-/// Two sites, with `ecmpvpn run` at both.
+/// Two sites, with `ecmpvpn run` at both, or at A only if the links say so.
+#[derive(Debug)]
 pub struct Comparison {
     pub lab: Lab,
     policy: Cell<&'static str>,
-    _running: [Running; 2],
+    running: Vec<Running>,
 }
 
 impl Comparison {
     /// Builds the sites, starts ecmpvpn, and lets it learn what the links carry.
+    ///
+    /// # Errors
+    /// The sites cannot be built, or no traffic flows between them.
     pub fn new(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
+        let comparison = Self::cold(program, policy, links, extra)?;
+        TcpLoad::timed(WARM_UP_FLOWS, WARM_UP)
+            .run(comparison.lab.path_of_gateways_v4())
+            .context("filling the links")?;
+        Ok(comparison)
+    }
+
+    /// As [`Comparison::new`], but ecmpvpn does not know yet what the links carry.
+    ///
+    /// # Errors
+    /// The sites cannot be built, or no traffic flows between them.
+    pub fn cold(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
         let real = [Feature::WireGuard, Feature::Bonding].iter().all(|feature| feature.missing().is_none());
         let (underlay, backend) = if real { (Underlay::Bonded, "kernel") } else { (Underlay::Routed, "userspace") };
         let options = Options {
             underlay,
             backend,
             policy,
-            members: MEMBERS,
-            tunnels: usize::from(MEMBERS),
+            members: u8::try_from(links.rates.len())?,
+            tunnels: links.rates.len(),
             wires: links.wire.map(Quality::delayed),
-            ports: links.equal_ports.then(|| (PORT..).take(usize::from(MEMBERS)).map(|port| [port; 2]).collect()),
+            ports: links.equal_ports.then(|| (PORT..).take(links.rates.len()).map(|port| [port; 2]).collect()),
             extra: extra.to_owned(),
             ..Options::default()
         };
@@ -131,21 +155,32 @@ impl Comparison {
                 lab.wires()?.set_all(&[(tunnel.members[0], 0, quality), (tunnel.members[1], 1, quality)])?;
             }
         }
-        let running = lab.run()?;
-        lab.shape_each(&of_members(&lab, links)?)?;
+        let running = if links.plain_far_end {
+            lab.plain(1)?;
+            let mut near = lab.start(0)?;
+            near.wait_until_up()?;
+            lab.wait_until_reachable(PATIENCE)?;
+            lab.wait_until_none_is_down(0, PATIENCE)?;
+            vec![near]
+        } else {
+            lab.run()?.into()
+        };
+        lab.shape_each(&of_members(&lab, links))?;
         if links.wire.is_none() {
             without_wires(&lab, links)?;
         }
-        TcpLoad::timed(WARM_UP_FLOWS, WARM_UP).run(lab.path_of_gateways_v4()).context("filling the links")?;
-        Ok(Self { lab, policy: Cell::new(policy), _running: running })
+        Ok(Self { lab, policy: Cell::new(policy), running })
     }
 
-    /// Sets the policy at both sites.
+    /// Sets the policy at the sites that run ecmpvpn.
+    ///
+    /// # Errors
+    /// A site refuses.
     pub fn set_policy(&self, policy: &'static str) -> Result<()> {
         if self.policy.replace(policy) == policy {
             return Ok(());
         }
-        for site in [0, 1] {
+        for site in 0..self.running.len() {
             let (code, _, complaint) = self.lab.ecmpvpn(site, &["policy", "set", policy])?;
             ensure!(code == 0, "`ecmpvpn policy set {policy}` ended with {code}: {complaint}");
         }
@@ -153,6 +188,9 @@ impl Comparison {
     }
 
     /// Runs `work` while the method `who` carries the traffic.
+    ///
+    /// # Errors
+    /// Routes cannot be set, or `work` fails.
     pub fn with<T>(&self, who: Method, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let tunnels: Vec<usize> = match who {
             Method::OneTunnel => vec![0],
@@ -167,15 +205,14 @@ impl Comparison {
 }
 
 /// The rate of each member, such that the tunnels' links have the rates of `links`.
-fn of_members(lab: &Lab, links: &Links) -> Result<Vec<f64>> {
-    ensure!(links.rates.len() == usize::from(MEMBERS), "--rates has {} numbers, not {MEMBERS}", links.rates.len());
+fn of_members(lab: &Lab, links: &Links) -> Vec<f64> {
     let mut rates = links.rates.clone();
     if !links.equal_ports {
         for (tunnel, rate) in lab.tunnels.iter().zip(&links.rates) {
             rates[usize::from(tunnel.members[0])] = *rate;
         }
     }
-    Ok(rates)
+    rates
 }
 
 /// Adds delay and loss at the tunnel devices of site A. They act before the tunnel, so that the shaper of the member
@@ -215,6 +252,9 @@ pub struct Counters {
 
 impl Counters {
     /// Reads the counters for traffic over `path`.
+    ///
+    /// # Errors
+    /// A counter is missing.
     pub fn read(lab: &Lab, path: Path<'_>) -> Result<Self> {
         let a = &lab.sites[0];
         let sent = lab.tunnels.iter().map(|tunnel| Ok(a.device(&tunnel.name)?.tx_bytes)).collect::<Result<_>>()?;
@@ -233,6 +273,7 @@ impl Counters {
     }
 
     /// The difference since `before`.
+    #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {
             sent: self.sent.iter().zip(&before.sent).map(|(now, then)| now - then).collect(),
