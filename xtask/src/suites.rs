@@ -138,7 +138,7 @@ mod tests {
             .unwrap();
         stages.sort_by(|a, b| a.0.cmp(&b.0));
         let counts = Counts { passed: 2, skipped: 1, ..Counts::default() };
-        assert_eq!(stages, [("a".to_owned(), counts), ("b".to_owned(), counts)]);
+        assert_eq!(stages, [("a".to_owned(), counts.clone()), ("b".to_owned(), counts)]);
     }
 
     #[test]

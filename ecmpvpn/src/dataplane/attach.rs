@@ -258,7 +258,7 @@ pub(super) fn has_clsact(ifindex: u32) -> Result<bool, DataplaneError> {
     }
 }
 
-/// Whether the kernel refused because there is no such qdisc. Source: `tc_get_qdisc` in net/sched/sch_api.c: if there
+/// Whether the kernel refused because there is no such qdisc. Source: `tc_get_qdisc` in `net/sched/sch_api.c`: if there
 /// was one once, the placeholder that it left has another handle.
 fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
