@@ -8,6 +8,7 @@ mod broken;
 mod output;
 mod policy;
 mod stage;
+mod transports;
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
@@ -30,7 +31,7 @@ const NOT_EMULATED: [Tier; 2] = [Tier::Here, Tier::Simulated];
 type Test = (&'static str, fn(Kind) -> Result<()>);
 
 fn main() {
-    let tests: [(&[Tier], &[Test]); 2] = [
+    let tests: [(&[Tier], &[Test]); 3] = [
         (
             &TIERS,
             &tests![
@@ -53,6 +54,7 @@ fn main() {
                 policy::no_packet_is_lost_by_policy_changes,
             ],
         ),
+        (&[Tier::Simulated], &tests![transports::one_quic_flow_is_no_slower_than_over_one_tunnel]),
     ];
     let userspace: &[Test] = &tests![the_lab_puts_tunnels_on_links_as_a_bond_would];
     let mut trials = Vec::new();
