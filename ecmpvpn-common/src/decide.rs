@@ -10,7 +10,11 @@
 
 use crate::account::{self, Sent};
 use crate::flow::mix;
-use crate::layout::{Bucket, Peer, Policy, Reason, Rule, TunnelId, bucket_flags, bucket_seen, how, rule_flags, settings_flags};
+use crate::layout::{
+    BUCKETS_PER_PEER, Bucket, MAX_PEERS, Peer, Policy, Reason, Rule, TunnelId, bucket_flags, bucket_seen, how,
+    peer_flags, rule_flags, settings_flags,
+};
+use crate::order;
 use crate::packet::{Packet, Parsed, Segments, parse, segments, tolerates_reordering};
 use crate::rendezvous::NONE;
 use crate::rules;
@@ -29,6 +33,8 @@ pub struct Steer {
     pub bucket: u32,
     /// Bits of [`how`].
     pub how: u32,
+    /// Send time of a stamped packet; see [`crate::order`].
+    pub time: u16,
 }
 
 /// What happens to a packet.
@@ -50,8 +56,11 @@ pub struct Flow {
     pub hash: u64,
     /// Number of the rule that the packet matches, or [`rules::NONE`].
     pub rule: u32,
-    /// Whether the packet must stay in order with the flow's others: its transport does not tolerate reordering.
+    /// Whether the packet must stay in order with the flow's others: its transport does not tolerate reordering, and the
+    /// far end does not restore it.
     pub ordered: bool,
+    /// Whether the packet is stamped if it is sprayed, for the far end to restore the order.
+    pub stamps: bool,
 }
 
 /// Decides for a packet that is not a super-packet. Records in the packet's bucket which tunnel it takes, and counts it
@@ -94,9 +103,10 @@ pub fn classify<P: Packet + ?Sized, T: Calls + ?Sized>(
             hash = mix(hash ^ u64::from(rule + 1));
         }
     }
+    let stamps = peer.flags.get() & peer_flags::STAMP != 0 && order::carrier(packet).is_some();
     // What an ICMP error quotes counts no more, and a rule's key is that of the packet itself.
-    let ordered = !tolerates_reordering(parsed.transport.protocol, &parsed.key);
-    Ok(Flow { peer: number, hash, rule, ordered })
+    let ordered = !stamps && !tolerates_reordering(parsed.transport.protocol, &parsed.key);
+    Ok(Flow { peer: number, hash, rule, ordered, stamps })
 }
 
 /// Chooses the tunnel of a flow's packet, and counts the packet there.
@@ -114,11 +124,12 @@ pub fn steer<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T) -> 
 /// As [`steer`].
 #[inline(always)]
 pub fn steer_at<T: Calls + ?Sized>(flow: &Flow, segments: Segments, tables: &T, now: u64) -> Result<Steer, Reason> {
-    let size = u64::from(flow.ordered) << ORDERED_BIT | u64::from(segments.packets) << 32 | u64::from(segments.bytes);
+    let bits = u64::from(flow.ordered) << ORDERED_BIT | u64::from(flow.stamps) << STAMPS_BIT;
+    let size = bits | u64::from(segments.packets) << 32 | u64::from(segments.bytes);
     let chosen = Chosen::unpack(tables.choose(flow.peer, flow.hash, flow.rule, size, now))?;
     let id = TunnelId::new(flow.peer, chosen.slot & (u32::BITS - 1));
     let tunnel = tables.tunnel(id).filter(|tunnel| tunnel.ifindex != 0).ok_or(Reason::BadTable)?;
-    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how })
+    Ok(Steer { tunnel: id, ifindex: tunnel.ifindex, bucket: chosen.bucket, how: chosen.how, time: chosen.time })
 }
 
 /// Result of [`choose`]. It is packed into one word, because BPF functions return no more.
@@ -127,21 +138,25 @@ struct Chosen {
     slot: u32,
     bucket: u32,
     how: u32,
+    time: u16,
 }
 
 impl Chosen {
     #[inline(always)]
     fn pack(self) -> u64 {
-        u64::from(self.bucket) << 32 | u64::from(self.slot & 0xff) << 16 | u64::from(self.how & 0xff) << 8
+        const { assert!(MAX_PEERS * BUCKETS_PER_PEER <= 1 << 24) };
+        let slot = u64::from(self.slot & 0xff) << 32;
+        u64::from(self.bucket) << 40 | slot | u64::from(self.how & 0xff) << 24 | u64::from(self.time) << 8
     }
 
     #[inline(always)]
     fn unpack(word: u64) -> Result<Self, Reason> {
         match word as u8 {
             0 => Ok(Self {
-                slot: (word >> 16) as u32 & 0xff,
-                bucket: (word >> 32) as u32,
-                how: (word >> 8) as u32 & 0xff,
+                slot: (word >> 32) as u32 & 0xff,
+                bucket: (word >> 40) as u32,
+                how: (word >> 24) as u32 & 0xff,
+                time: (word >> 8) as u16,
             }),
             NO_LIVE_TUNNEL => Err(Reason::NoLiveTunnel),
             _ => Err(Reason::BadTable),
@@ -154,18 +169,21 @@ const BAD_TABLE: u8 = 2;
 /// What [`choose`] returns if it cannot look up anything.
 pub const BAD_STATE: u64 = BAD_TABLE as u64;
 
-/// The bit of [`choose`]'s `size` that is set if the packet must stay in order. A packet has fewer than 2^31 segments.
+/// The bit of [`choose`]'s `size` that is set if the packet must stay in order. A packet has fewer than 2^30 segments.
 const ORDERED_BIT: u32 = 63;
+/// The bit that is set if the packet is stamped when it is sprayed.
+const STAMPS_BIT: u32 = 62;
 
 /// Chooses the tunnel for a packet of a flow. Returns it as [`Chosen`] packs it. `size` holds the number of the
-/// packet's segments in the upper half, with [`ORDERED_BIT`], and its bytes in the lower half. In BPF this is a separate function, so that the
+/// packet's segments in the upper half, with [`ORDERED_BIT`] and [`STAMPS_BIT`], and its bytes in the lower half. In BPF this is a separate function, so that the
 /// verifier sees only a call on each of the many paths through the parser.
 #[inline(always)]
 pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, size: u64) -> u64 {
-    let segments = Segments { packets: (size >> 32) as u32 & (u32::MAX >> 1), bytes: size as u32 };
+    let segments = Segments { packets: (size >> 32) as u32 & (u32::MAX >> 2), bytes: size as u32 };
     let bytes = segments.bytes;
     let Some(peer) = tables.peer(number) else { return u64::from(BAD_TABLE) };
-    let mut constraints = Constraints { policy: peer.policy(), usable: peer.live.get(), ordered: size >> ORDERED_BIT == 1 };
+    let mut constraints =
+        Constraints { policy: peer.policy(), usable: peer.live.get(), ordered: size >> ORDERED_BIT == 1 };
     if rule != rules::NONE {
         let Some(rule_record) = tables.rule(rule) else { return u64::from(BAD_TABLE) };
         constraints = constraints.under_rule(rule_record, tables.rule_tunnels(rule, number));
@@ -180,10 +198,17 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     note(record, constraints.ordered, rule != rules::NONE);
     let sprayed = is_sprayed(constraints.policy, record.flags.get()) && !constraints.ordered;
     let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
+    let last = record.last_ns.get();
     // Queues are modelled packet by packet: a tick is too coarse for them.
-    let Timing { at: now, stamp, idle } =
-        Timing::now(tables, if sprayed { 0 } else { tick }, peer.gap_ns.get(), record.last_ns.get());
-    record.last_ns.set(stamp);
+    let Timing { at: now, stamp, idle } = Timing::now(tables, if sprayed { 0 } else { tick }, peer.gap_ns.get(), last);
+    let (mut time, mut stamped) = (0, 0);
+    if sprayed && size >> STAMPS_BIT & 1 == 1 {
+        let at = order::next(now, last);
+        (time, stamped) = (order::time_of(at), how::STAMPED);
+        record.last_ns.set(at + (u64::from(segments.packets) << order::UNIT_BITS));
+    } else {
+        record.last_ns.set(stamp);
+    }
     record.bytes.set(record.bytes.get().wrapping_add(bytes));
 
     let current = u32::from(record.tunnel.get());
@@ -191,7 +216,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let (mut slot, mut how, mut is_new) = (current, 0, false);
     if sprayed {
         slot = tables.earliest_delivery(number, bucket, constraints.preferred(peer), now, bytes);
-        how = how::SPRAYED;
+        how = how::SPRAYED | stamped;
     } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
         slot = reselect(tables, number, peer, &constraints, bucket, record, now, idle);
         is_new = idle >= FORGOTTEN_NS || slot != current;
@@ -208,7 +233,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let expected = if is_new { peer.expected_bytes.get() } else { 0 };
     let at_once = sprayed || is_new || constraints.policy.sprays_all();
     account::record_sent(tables, TunnelId::new(number, slot), now, &Sent { segments, how, expected, at_once });
-    Chosen { slot, bucket: index, how }.pack()
+    Chosen { slot, bucket: index, how, time }.pack()
 }
 
 /// Keeps in the bucket what the daemon must know of its packets. Written only where it changes.

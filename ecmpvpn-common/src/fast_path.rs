@@ -7,7 +7,8 @@
 use crate::account::{Sent, record_sent};
 use crate::decide::{self, Steer, Timing, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Address, Peer, Reason, Settings, TunnelId, settings_flags};
+use crate::layout::{Address, Peer, Reason, Settings, TunnelId, peer_flags, settings_flags};
+use crate::order::Carrier;
 use crate::packet::{Packet, Segments, Transport, protocol};
 use crate::rules;
 use crate::tables::{Calls, Tables};
@@ -30,6 +31,7 @@ pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
 ) -> Option<Result<Steered, Reason>> {
     let [first, second, third, fourth, fifth, sixth] = packet.peek(0)?;
     let [version, ..] = first.to_ne_bytes();
+    let carrier = Carrier::of([first, second]);
     // Each family is handled separately up to its hash: together they would need more registers than BPF has.
     let (flow, transport) = if version == 0x45 {
         let [_, _, flags, offset] = second.to_ne_bytes();
@@ -50,8 +52,8 @@ pub fn try_decide<P: Packet + ?Sized, T: Calls + ?Sized>(
         return None;
     };
     // They have ports, so this says it: see `tolerates_reordering`.
-    let ordered = transport.protocol != protocol::TCP;
-    steer(segments(transport), tables, &flow, ordered)
+    let tolerant = transport.protocol == protocol::TCP;
+    steer(segments(transport), tables, &flow, tolerant, carrier)
 }
 
 struct Flow<'a> {
@@ -83,12 +85,20 @@ fn steer<T: Calls + ?Sized>(
     segments: Segments,
     tables: &T,
     flow: &Flow<'_>,
-    ordered: bool,
+    tolerant: bool,
+    carrier: Option<Carrier>,
 ) -> Option<Result<Steered, Reason>> {
     let peer: &Peer = tables.peer(flow.peer)?;
     if peer.rules.get() != 0 {
         return None;
     }
+    let flags = peer.flags.get();
+    // The caller of `decide` removes a made-up mark.
+    if flags & peer_flags::UNMARK != 0 && carrier.is_some_and(Carrier::is_marked) {
+        return None;
+    }
+    let stamps = flags & peer_flags::STAMP != 0 && carrier.is_some();
+    let ordered = !stamps && !tolerant;
     let index = peer.bucket_base.wrapping_add(flow.hash as u32 & peer.bucket_mask);
     let bucket = tables.bucket(index)?;
     let slot = u32::from(bucket.tunnel.get());
@@ -106,10 +116,13 @@ fn steer<T: Calls + ?Sized>(
             decide::note(bucket, ordered, false);
             let at_once = policy.sprays_all();
             record_sent(tables, id, timing.at, &Sent { segments, how: 0, expected: 0, at_once });
-            return Some(Ok(Steered { steer: Steer { tunnel: id, ifindex, bucket: index, how: 0 }, stayed: true }));
+            return Some(Ok(Steered {
+                steer: Steer { tunnel: id, ifindex, bucket: index, how: 0, time: 0 },
+                stayed: true,
+            }));
         }
         now = timing.at;
     }
-    let flow = decide::Flow { peer: flow.peer, hash: flow.hash, rule: rules::NONE, ordered };
+    let flow = decide::Flow { peer: flow.peer, hash: flow.hash, rule: rules::NONE, ordered, stamps };
     Some(decide::steer_at(&flow, segments, tables, now).map(|steer| Steered { steer, stayed: false }))
 }

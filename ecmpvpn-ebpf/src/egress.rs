@@ -9,11 +9,13 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use ecmpvpn_common::decide::{Steer, classify, steer};
 use ecmpvpn_common::fast_path::{Steered, try_decide};
-use ecmpvpn_common::layout::{Reason, test_run};
+use ecmpvpn_common::layout::{Reason, how, peer_flags, test_run};
+use ecmpvpn_common::order::{Carrier, carrier};
 use ecmpvpn_common::packet::{Parsed, Segments, parse};
+use ecmpvpn_common::tables::Tables as _;
 
 use crate::bench::vary;
-use crate::maps::{Maps, count_reason};
+use crate::maps::{Maps, count_order, count_reason};
 use crate::skb::{Skb, describes_choice};
 
 /// What the parser found in a packet on this CPU. The stack has no room for it.
@@ -61,8 +63,32 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
     let Some(found) = FOUND.get_ptr_mut(0).and_then(|found| unsafe { found.as_mut() }) else { return TC_ACT_UNSPEC };
     match classify(&mut found.parsed, &skb, &maps).and_then(|flow| steer(&flow, found.segments, &maps)) {
-        Ok(steer) => redirect(&skb, &steer),
+        Ok(steer) => {
+            if steer.how & how::STAMPED == 0 {
+                unmark(&skb, &maps, &steer);
+            }
+            redirect(&skb, &steer)
+        }
         Err(reason) => refuse(&context, &skb, reason.into()),
+    }
+}
+
+/// Removes a mark that the packet's sender has made up, if the far end would take it for a stamped packet's.
+#[inline(always)]
+fn unmark(skb: &Skb<'_>, maps: &Maps<'_>, steer: &Steer) {
+    if maps.peer(steer.tunnel.peer()).is_some_and(|peer| peer.flags.get() & peer_flags::UNMARK != 0)
+        && let Some(carrier) = carrier(skb).filter(|carrier| Carrier::is_marked(*carrier))
+    {
+        skb.write(carrier, carrier.unmarked());
+    }
+}
+
+/// Stamps a sprayed packet with its send time.
+#[inline(always)]
+fn stamp(skb: &Skb<'_>, steer: &Steer) {
+    if let Some(carrier) = carrier(skb) {
+        skb.write(carrier, carrier.stamped(steer.time));
+        count_order(steer.tunnel.peer(), |counters| counters.stamped += 1);
     }
 }
 
@@ -92,6 +118,9 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
         skb.set_cb(test_run::TUNNEL, steer.tunnel.number() + 1);
         skb.set_cb(test_run::BUCKET, steer.bucket);
         skb.set_cb(test_run::HOW, steer.how);
+    }
+    if steer.how & how::STAMPED != 0 {
+        stamp(skb, steer);
     }
     // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(steer.ifindex, 0) as i32 }

@@ -12,8 +12,8 @@ use ecmpvpn_common::arrivals::{Arrival, ArrivalCounters, MAX_FOLLOWED};
 use ecmpvpn_common::flow::IPV4;
 use ecmpvpn_common::layout;
 use ecmpvpn_common::layout::{
-    Address, Bucket, Health, Load, Path, Peer, Rule, RuleSet, Settings, State, Tunnel, TunnelCounters, TunnelId,
-    TunnelSet,
+    Address, Bucket, Health, Load, Order, OrderCounters, Path, Peer, Rule, RuleSet, Settings, State, Tunnel,
+    TunnelCounters, TunnelId, TunnelSet,
 };
 use ecmpvpn_common::peer_cache;
 use ecmpvpn_common::tables::Tables;
@@ -52,6 +52,18 @@ static ARRIVALS: PerCpuHashMap<Arrival, ArrivalCounters> = PerCpuHashMap::with_m
 #[map]
 static MEMBERS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FOLLOWED, BPF_F_NO_PREALLOC);
 
+#[map]
+static ORDER_COUNTS: PerCpuArray<OrderCounters> = PerCpuArray::with_max_entries(layout::MAX_PEERS, 0);
+
+/// Applies `change` to this CPU's counters of a peer's packets in order.
+#[inline(always)]
+pub fn count_order(peer: u32, change: impl FnOnce(&mut OrderCounters)) {
+    // SAFETY: only this CPU writes to its copy, and TC programs do not interrupt one another on a CPU.
+    if let Some(counters) = ORDER_COUNTS.get_ptr_mut(peer).and_then(|counters| unsafe { counters.as_mut() }) {
+        change(counters);
+    }
+}
+
 /// The maps, as the decision sees them.
 pub struct Maps<'a> {
     state: &'a State,
@@ -60,6 +72,13 @@ pub struct Maps<'a> {
 }
 
 impl Maps<'_> {
+    /// How packets that arrive from a peer are put back in order.
+    #[inline(always)]
+    pub fn order(&self, peer: u32) -> &Order {
+        const { assert!(layout::MAX_PEERS.is_power_of_two()) };
+        &self.state.orders[(peer & (layout::MAX_PEERS - 1)) as usize]
+    }
+
     /// `now` is the reading of the clock, or 0 to ask the kernel. The state always exists, but the verifier does not
     /// know that.
     #[inline(always)]

@@ -6,9 +6,12 @@ use core::ptr;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes,
+};
 use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::layout::test_run;
+use ecmpvpn_common::order::Carrier;
 use ecmpvpn_common::packet::{MAX_LOAD_OFFSET, Packet, Segments, Transport, segments};
 
 /// See `ecmpvpn_common::layout::globals::TEST_RUN`. The verifier knows the value and removes code that it makes
@@ -97,6 +100,48 @@ impl<'a> Skb<'a> {
     }
 }
 
+/// `BPF_F_RECOMPUTE_CSUM` and `BPF_SKB_TSTAMP_DELIVERY_MONO`, include/uapi/linux/bpf.h.
+const RECOMPUTE_CSUM: u64 = 1;
+const DELIVERY_MONO: u32 = 1;
+/// `struct iphdr::check`, offset in bytes.
+const IPV4_CHECKSUM: u32 = 10;
+
+impl Skb<'_> {
+    /// Writes a changed `word` of the network header, and mends the header's checksum. Pointers into the packet are
+    /// invalid afterwards.
+    #[inline(always)]
+    pub fn write(&self, carrier: Carrier, word: u32) {
+        let from = ptr::from_ref(&word).cast();
+        if carrier.is_v4 {
+            let (old, new) = (u64::from(carrier.word), u64::from(word));
+            // SAFETY: the helpers check the offsets, and the reference is valid. A change of the checksum evens out a
+            // change of the word, so the sum of all bytes is the same.
+            unsafe {
+                if bpf_skb_store_bytes(self.raw(), self.base + 4, from, 4, 0) == 0 {
+                    bpf_l3_csum_replace(self.raw(), self.base + IPV4_CHECKSUM, old, new, 4);
+                }
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_skb_store_bytes(self.raw(), self.base, from, 4, RECOMPUTE_CSUM) };
+        }
+    }
+
+    /// Makes the packet one that an Ethernet device sends at `time`, nanoseconds of the monotonic clock. Returns whether
+    /// that succeeded.
+    #[inline(always)]
+    pub fn postpone(&self, time: u64) -> bool {
+        if is_test_run() {
+            return true;
+        }
+        // SAFETY: the helpers take numbers only.
+        unsafe {
+            bpf_skb_set_tstamp(self.raw(), time, DELIVERY_MONO) == 0
+                && bpf_skb_change_head(self.raw(), test_run::ETHERNET_HEADER, 0) == 0
+        }
+    }
+}
+
 impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
@@ -137,8 +182,9 @@ impl Skb<'_> {
         // Not zeroed: a call of `memset` would need a stack frame beside those of its callers, which are at the limit.
         let mut words = MaybeUninit::<[u32; N]>::uninit();
         // SAFETY: the helper writes 4 * N bytes, which is the size of `words`.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.raw().cast(), self.base + offset, words.as_mut_ptr().cast(), 4 * N as u32) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.raw().cast(), self.base + offset, words.as_mut_ptr().cast(), 4 * N as u32)
+        };
         // SAFETY: the helper has written all of it.
         (failed == 0).then(|| unsafe { words.assume_init() })
     }

@@ -8,6 +8,8 @@ pub mod how {
     pub const FLOWLET: u32 = 1 << 1;
     /// The tunnel was chosen for this packet alone.
     pub const SPRAYED: u32 = 1 << 2;
+    /// The sprayed packet is stamped with its send time.
+    pub const STAMPED: u32 = 1 << 3;
 }
 
 /// One CPU's counters of one tunnel.
@@ -44,6 +46,29 @@ impl core::ops::AddAssign for TunnelCounters {
         self.flowlet_moves += other.flowlet_moves;
         self.failover_moves += other.failover_moves;
         self.sprayed_packets += other.sprayed_packets;
+    }
+}
+
+/// One CPU's counters of the packets of one peer that are, or were to be, put back in order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OrderCounters {
+    /// Sent with a stamp; a super-packet counts as one.
+    pub stamped: u64,
+    /// Arrived with a stamp, and held until their time.
+    pub restored: u64,
+    /// Arrived with a stamp after their time, and passed on at once.
+    pub late: u64,
+    /// Arrived with a stamp and a delay beyond the bound, and passed on at once.
+    pub given_up: u64,
+}
+
+impl core::ops::AddAssign for OrderCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.stamped += other.stamped;
+        self.restored += other.restored;
+        self.late += other.late;
+        self.given_up += other.given_up;
     }
 }
 

@@ -8,14 +8,14 @@ mod names;
 mod records;
 mod rules;
 
-pub use counters::{REASONS, Reason, TunnelCounters, how};
+pub use counters::{OrderCounters, REASONS, Reason, TunnelCounters, how};
 pub use names::{
     BUCKETS_PER_PEER, LAYOUT_VERSION, MAX_PEERS, MAX_RULE_PREFIXES, MAX_RULES, MAX_TUNNELS, MAX_TUNNELS_PER_PEER,
     PEER_CACHE_WORDS, globals, maps, programs, test_run,
 };
 pub use records::{
-    Address, Bucket, Health, Load, Path, Peer, Policy, Settings, State, Tunnel, TunnelId, bucket_flags, bucket_seen,
-    settings_flags, tunnel_flags,
+    Address, Bucket, Health, Load, Order, Path, Peer, Policy, Settings, State, Tunnel, TunnelId, bucket_flags,
+    bucket_seen, peer_flags, settings_flags, tunnel_flags,
 };
 pub use rules::{PEERS_OWN, Rule, RuleSet, TunnelSet, rule_fields, rule_flags};
 
@@ -32,7 +32,9 @@ const _: () = {
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Health>() == 40);
     assert!(size_of::<TunnelCounters>() == 64);
-    assert!(size_of::<State>() == 48 + 16 + 8 + 256 * 8 + 64 * 112 + 2048 * (40 + 56 + 8));
+    assert!(size_of::<Order>() == 64);
+    assert!(size_of::<OrderCounters>() == 32);
+    assert!(size_of::<State>() == 48 + 16 + 8 + 256 * 8 + 64 * (112 + 64) + 2048 * (40 + 56 + 8));
     assert!(Policy::ALL.len() == 4, "`Policy::of_bits` looks at two bits");
     assert!(PEER_CACHE_WORDS.is_power_of_two());
     assert!(BUCKETS_PER_PEER.is_power_of_two());
@@ -45,6 +47,7 @@ mod pod {
     #![allow(clippy::undocumented_unsafe_blocks, reason = "the module says it once for all")]
     unsafe impl aya::Pod for super::Address {}
     unsafe impl aya::Pod for super::TunnelCounters {}
+    unsafe impl aya::Pod for super::OrderCounters {}
 }
 
 #[cfg(test)]

@@ -47,8 +47,10 @@ pub mod maps {
     pub const ARRIVALS: &str = "ARRIVALS";
     /// Hash from a followed member's interface index to [`crate::arrivals::member_flags`]. The programs do not use it.
     pub const MEMBERS: &str = "MEMBERS";
+    /// Per-CPU array of [`crate::layout::OrderCounters`], indexed by peer number.
+    pub const ORDER_COUNTS: &str = "ORDER_COUNTS";
     /// All pinned maps.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         STATE,
         PREFIXES,
         TUNNEL_IDS,
@@ -64,6 +66,7 @@ pub mod maps {
         RULE_TUNNELS,
         ARRIVALS,
         MEMBERS,
+        ORDER_COUNTS,
     ];
 }
 
@@ -89,6 +92,8 @@ pub mod globals {
     /// In test runs: number of flows, at most 2^24. Each repetition turns the packet into one of the next flow. 0: the
     /// packet is not changed.
     pub const FLOWS: &str = "FLOWS";
+    /// 1: the kernel lets programs set delivery times (`bpf_skb_set_tstamp`, Linux 5.18), so order can be restored.
+    pub const RESTORES: &str = "RESTORES";
 }
 
 /// Words of `skb->cb` to which a test run writes its choice.
@@ -105,6 +110,10 @@ pub mod test_run {
     pub const REASON: usize = 3;
     /// 1: the packet was steered by [`crate::fast_path`]. 2: the same, and the bucket kept its tunnel.
     pub const FAST_PATH: usize = 4;
+    /// Of a marked packet that arrives: 1: held until its time, 2: late, 3: given up.
+    pub const RELEASE: usize = 0;
+    /// How long it is held, nanoseconds.
+    pub const HELD: usize = 1;
 }
 
 /// Number of tunnel ids.

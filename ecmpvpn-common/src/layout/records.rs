@@ -78,6 +78,8 @@ pub struct State {
     pub loads: [Load; MAX_TUNNELS as usize],
     /// Links of the peers, [`MAX_TUNNELS_PER_PEER`] entries per peer.
     pub paths: [Path; MAX_TUNNELS as usize],
+    /// How arriving packets are put back in order, by peer number.
+    pub orders: [Order; MAX_PEERS as usize],
 }
 
 /// Settings that apply to all peers.
@@ -153,10 +155,44 @@ pub struct Peer {
     pub rules: Shared<u64>,
     /// Bytes that a new flow is expected to send soon.
     pub expected_bytes: Shared<u32>,
+    /// Bits of [`peer_flags`].
+    pub flags: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 9],
+    pub padding: [u32; 8],
     /// Padded with zeros.
     pub name: [u8; 32],
+}
+
+/// Bits of [`Peer::flags`].
+pub mod peer_flags {
+    /// Sprayed packets are stamped: the far end restores their order. Then they may be of any transport.
+    pub const STAMP: u32 = 1 << 0;
+    /// Packets that are not stamped lose the mark of stamped ones, if their sender has made it up.
+    pub const UNMARK: u32 = 1 << 1;
+}
+
+/// How the packets that arrive from a peer are put back in order; see [`crate::order`].
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// Interface index of the device that holds packets until their time; 0: marked packets pass as they are.
+    pub device: Shared<u32>,
+    /// Longest hold, in units of [`crate::order::UNIT_BITS`].
+    pub bound: Shared<u32>,
+    /// Begin of the present window, in the same units.
+    pub since: Shared<u32>,
+    /// Highest delay of the present window in the upper half, lowest delay in the lower half.
+    pub present: Shared<u32>,
+    /// The same of the window before.
+    pub former: Shared<u32>,
+    /// Packets in succession whose delays were beyond the bound.
+    pub strays: Shared<u32>,
+    /// What is added to the send time, in the same units, modulo 2^16.
+    pub added: Shared<u32>,
+    /// When that was last changed, in the same units.
+    pub slowed: Shared<u32>,
+    /// Zero.
+    pub padding: [u32; 8],
 }
 
 impl Peer {

@@ -90,6 +90,7 @@ async fn report(
         why: String::new(),
         why_text: String::new(),
         not_sprayed: not_sprayed(answer, flow.proto),
+        restored: answer.stamped,
         member: None,
         next_tunnel: None,
         next_member: None,
@@ -147,11 +148,8 @@ fn not_sprayed(answer: &Answer, proto: u8) -> Option<String> {
         Policy::Hash | Policy::Flowlet => false,
     };
     let name = protocol_name(proto);
-    let name = if name.starts_with(|c: char| c.is_ascii_digit()) {
-        format!("protocol {name}")
-    } else {
-        name.to_uppercase()
-    };
+    let name =
+        if name.starts_with(|c: char| c.is_ascii_digit()) { format!("protocol {name}") } else { name.to_uppercase() };
     sprays.then(|| format!("{name} does not tolerate reordering"))
 }
 

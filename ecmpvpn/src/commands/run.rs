@@ -28,6 +28,9 @@ pub fn confine(path: &Path) -> Result<(), Failure> {
     if config.bond.is_some() {
         host::load_bonding();
     }
+    if config.steering.restore_order {
+        host::holding::load_driver();
+    }
     let site = &config.site.name;
     let run_root = Paths::of(site).run_root;
     let journal = RunDir::journal_path_of(&run_root, site);

@@ -18,8 +18,8 @@ use super::values::{
 };
 use super::{
     BackendChoice, Bond, BondMode, Config, Health, InterfaceName, KeyError, LacpRate, MAX_MEMBERS, MAX_PEERS,
-    MAX_PREFIXES_PER_PEER, MAX_TUNNELS_PER_PEER, Metrics, Peer, Policy, PrivateKey, PublicKey, RemoteBond, Site,
-    Steering, Tunnel, XmitHashPolicy, rules,
+    MAX_PREFIXES_PER_PEER, MAX_RESTORE_MS, MAX_TUNNELS_PER_PEER, Metrics, Peer, Policy, PrivateKey, PublicKey,
+    RESTORE_MS, RemoteBond, Site, Steering, Tunnel, XmitHashPolicy, rules,
 };
 
 /// Returns the content of a key file, given its name in the configuration.
@@ -118,7 +118,17 @@ fn bond(section: &Section<'_>, claims: &mut Claims) -> Option<Bond> {
 
 /// The default seed comes from `own_key`: it differs between VPNs, and is the same at each start.
 fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims) -> Option<Steering> {
-    let known = ["device", "policy", "backend", "mtu", "seed", "flowlet_gap_us", "spray_elephants"];
+    let known = [
+        "device",
+        "policy",
+        "backend",
+        "mtu",
+        "seed",
+        "flowlet_gap_us",
+        "spray_elephants",
+        "restore_order",
+        "restore_ms",
+    ];
     let empty = DeTable::new();
     let section = match top.table("steering", "[steering]", &known) {
         Some(section) => section,
@@ -141,6 +151,8 @@ fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims)
         mtu: section.or("mtu", 1420, number(1280..=9000)),
         flowlet_gap_us: section.or("flowlet_gap_us", None, flowlet_gap),
         spray_elephants: section.or("spray_elephants", true, boolean),
+        restore_order: section.or("restore_order", false, boolean),
+        restore_ms: section.or("restore_ms", RESTORE_MS, number(1..=MAX_RESTORE_MS)),
         seed: seed.or_else(default_seed)?,
     })
 }

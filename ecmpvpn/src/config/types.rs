@@ -54,6 +54,9 @@ impl fmt::Debug for InterfaceName {
 pub const MAX_PEERS: usize = 64;
 /// Maximum number of tunnels to one remote site.
 pub const MAX_TUNNELS_PER_PEER: usize = 32;
+/// Default and highest value of [`Steering::restore_ms`].
+pub const RESTORE_MS: u32 = 50;
+pub const MAX_RESTORE_MS: u32 = 100;
 /// Maximum number of steered prefixes of one remote site.
 pub const MAX_PREFIXES_PER_PEER: usize = 1024;
 /// Maximum number of port ranges in one list of a rule.
@@ -194,6 +197,11 @@ pub struct Steering {
     pub flowlet_gap_us: Option<u32>,
     /// Whether policy `adaptive` may spread a flow that fills its link over several links.
     pub spray_elephants: bool,
+    /// Whether sprayed flows are put back in order where they arrive: by this end what the far ends spray, and by the far
+    /// ends what this end sprays.
+    pub restore_order: bool,
+    /// Longest time that a packet is held for that, milliseconds.
+    pub restore_ms: u32,
 }
 
 /// How a flow's tunnel is chosen.

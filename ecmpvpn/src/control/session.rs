@@ -117,6 +117,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     announce(&site);
     let _watchdog = notify::Watchdog::start();
     let handover = Handover::default();
+    hold_packets(&mut site, &handover).await;
     let mut rotation = Rotation::load(&options.file, &site, &handover);
     let (mut repair, mut names, mut reloads) = (Repair::default(), NameWatcher::default(), Reloads::default());
     // Probing goes on while tunnels are changed: it leaves out only those that change.
@@ -180,6 +181,22 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             Ok(())
         }
         Err(error) => give_up(run_dir, &site.journal, error),
+    }
+}
+
+/// Makes the device that holds packets until their time, if order is to be restored. Without it everything else works.
+async fn hold_packets(site: &mut Site, handover: &Handover) {
+    if !site.config.steering.restore_order {
+        return;
+    }
+    let made = if dataplane::restores() {
+        host::holding::ensure(&site.plan, &mut site.journal).await.map_err(|error| chain(&error))
+    } else {
+        Err("its programs cannot set the time at which a packet leaves (from Linux 5.18)".to_owned())
+    };
+    match made {
+        Ok(ifindex) => handover.set_holding(ifindex),
+        Err(why) => tracing::info!("this host does not restore the order of sprayed packets that arrive: {why}"),
     }
 }
 

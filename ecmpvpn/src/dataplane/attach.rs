@@ -244,6 +244,11 @@ pub(super) fn detach_from(
     Ok(())
 }
 
+/// Whether there is an interface with this index.
+pub fn device_exists(ifindex: u32) -> bool {
+    ifindex != 0 && name_of(ifindex).is_some()
+}
+
 pub(super) fn name_of(ifindex: u32) -> Option<String> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     rustix::net::netdevice::index_to_name(socket, ifindex).ok()

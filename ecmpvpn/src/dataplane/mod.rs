@@ -25,10 +25,11 @@ mod weights;
 use std::collections::BTreeMap;
 
 pub use arrivals::{ArrivalView, Arrivals, OuterTunnel};
+pub use attach::device_exists;
 pub use clock::{boot_time_ns, monotonic_ns};
 pub use device::{Device, Hook};
 pub use error::DataplaneError;
-pub use object::{Loaded, Options, TestRun, tick_ns};
+pub use object::{Loaded, Options, TestRun, restores, tick_ns};
 pub use pins::Pins;
 pub use rules::RuleMaps;
 pub use snapshot::Snapshot;

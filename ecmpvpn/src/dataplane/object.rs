@@ -4,7 +4,8 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::maps::{Map, MapData};
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{ProgramError, ProgramType, SchedClassifier};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use ecmpvpn_common::arrivals::MAX_FOLLOWED;
 use ecmpvpn_common::flow::fields;
@@ -87,6 +88,7 @@ impl Loaded {
             ebpf: EbpfLoader::new()
                 .override_global(globals::TEST_RUN, &(options.test_run as u8), true)
                 .override_global(globals::FLOWS, &options.flows, true)
+                .override_global(globals::RESTORES, &u8::from(restores()), false)
                 .override_global(LOG_LEVEL, if options.log { &u8::MAX } else { &0 }, true)
                 // Room for what a reload may add. The kernel allocates the memory per entry.
                 .map_max_entries(maps::PREFIXES, PREFIXES)
@@ -205,6 +207,8 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
     let (test_run, level) = (options.test_run as u8, if options.log { u8::MAX } else { 0 });
     let mut loader = EbpfLoader::new();
     loader.override_global(globals::TEST_RUN, &test_run, true).override_global(LOG_LEVEL, &level, true);
+    let restores = u8::from(restores());
+    loader.override_global(globals::RESTORES, &restores, false);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.path(name));
     }
@@ -220,6 +224,11 @@ pub(super) fn replace_programs(pins: &Pins, options: &Options) -> Result<Program
         pinned.map_err(|error| DataplaneError::new(format!("pinning {name} at {}", path.display()), error))?;
     }
     Programs::named(pins, NEXT)
+}
+
+/// Whether programs may set the time at which a packet leaves (from Linux 5.18): needed to restore order.
+pub fn restores() -> bool {
+    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_skb_set_tstamp).unwrap_or(false)
 }
 
 /// Period of the kernel's tick, nanoseconds: the resolution of the coarse monotonic clock.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
-    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Path, Peer, Reason, Settings, State, Tunnel, TunnelCounters, TunnelId,
-    maps, settings_flags,
+    Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Order, OrderCounters, Path, Peer, Reason, Settings, State, Tunnel,
+    TunnelCounters, TunnelId, maps, settings_flags,
 };
 use ecmpvpn_common::shared::Whole;
 
@@ -18,6 +18,7 @@ use crate::config::Policy;
 pub struct View {
     counters: PerCpuArray<MapData, TunnelCounters>,
     reasons: PerCpuArray<MapData, u64>,
+    order_counts: PerCpuArray<MapData, OrderCounters>,
     state: Mapped<State>,
     buckets: Mapped<Bucket>,
     health: Mapped<Health>,
@@ -80,6 +81,7 @@ impl View {
         Ok(Self {
             counters: per_cpu(maps::COUNTERS)?.try_into().map_err(typed(maps::COUNTERS))?,
             reasons: per_cpu(maps::REASONS)?.try_into().map_err(typed(maps::REASONS))?,
+            order_counts: per_cpu(maps::ORDER_COUNTS)?.try_into().map_err(typed(maps::ORDER_COUNTS))?,
             state: mapped::state(data)?,
             buckets: Mapped::new(maps::BUCKETS, &data(maps::BUCKETS)?)?,
             health: Mapped::new(maps::HEALTH, &data(maps::HEALTH)?)?,
@@ -231,6 +233,24 @@ impl View {
     /// A remote site's record, by number; its shared words may be set.
     pub fn peer(&self, peer: u32) -> Option<&Peer> {
         self.state.peers().get(peer as usize)
+    }
+
+    /// How packets that arrive from a peer are put back in order; its words may be set.
+    pub fn order(&self, peer: u32) -> Option<&Order> {
+        self.peer(peer)?;
+        self.state.state().orders.get(peer as usize)
+    }
+
+    /// Counters of a peer's packets in order, summed over all CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn order_counters(&self, peer: u32) -> Result<OrderCounters, DataplaneError> {
+        let cpus = self.order_counts.get(&peer, 0);
+        let cpus = cpus.map_err(|error| DataplaneError::new("reading map ORDER_COUNTS", error))?;
+        let mut sum = OrderCounters::default();
+        cpus.iter().for_each(|cpu| sum += *cpu);
+        Ok(sum)
     }
 
     /// A tunnel's load; its words may be set.

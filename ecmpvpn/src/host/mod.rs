@@ -20,6 +20,7 @@ mod device;
 mod error;
 pub mod events;
 pub mod firewall;
+pub mod holding;
 pub mod journal;
 pub mod links;
 pub mod managed;

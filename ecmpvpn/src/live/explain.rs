@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ecmpvpn_common::decide::{Verdict, decide};
 use ecmpvpn_common::flow::{FlowKey, mix};
-use ecmpvpn_common::layout::{Bucket, Policy, Reason, TunnelId, how, rule_flags, settings_flags};
+use ecmpvpn_common::layout::{Bucket, Policy, Reason, TunnelId, how, peer_flags, rule_flags, settings_flags};
+use ecmpvpn_common::order::carrier;
 use ecmpvpn_common::packet::{Packet, parse, tolerates_reordering};
 use ecmpvpn_common::rules::{NONE, first, marks};
 use ecmpvpn_common::tables::Tables as _;
@@ -47,6 +48,8 @@ pub struct Answer {
     pub policy: Policy,
     /// Whether the flow's packets must stay in order: they are not sprayed, whatever the policy.
     pub ordered: bool,
+    /// Whether the far end restores the order of the flow's packets if they are sprayed.
+    pub stamped: bool,
     /// Hash of the flow key and of the rule.
     pub hash: u64,
     /// The tunnel, or why there is none.
@@ -110,7 +113,8 @@ impl Probe {
         let bytes = match (flow.src, flow.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let [high, low] = (length + 20).to_be_bytes();
-                let head = [0x45, flow.dscp << 2, high, low, 0, 0, 0, 0, 64, flow.proto, 0, 0];
+                // It must not be fragmented, as what most hosts send.
+                let head = [0x45, flow.dscp << 2, high, low, 0, 0, 0x40, 0, 64, flow.proto, 0, 0];
                 [&head[..], &src.octets(), &dst.octets(), &payload].concat()
             }
             (src, dst) => {
@@ -158,6 +162,7 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
         rule: None,
         policy: Policy::Hash,
         ordered: false,
+        stamped: false,
         hash: 0,
         verdict: Err(Reason::NotIp),
     };
@@ -174,7 +179,8 @@ pub fn ask(pins: &Pins, view: &View, rules: &RuleMaps, probe: &Probe) -> Result<
     };
     answer.policy = record.policy();
     answer.rule = Some(first(&tables, &parsed.outer(), marks(probe), record.rules.get())).filter(|rule| *rule != NONE);
-    answer.ordered = !tolerates_reordering(parsed.transport.protocol, &parsed.key);
+    answer.stamped = record.flags.get() & peer_flags::STAMP != 0 && carrier(probe).is_some();
+    answer.ordered = !answer.stamped && !tolerates_reordering(parsed.transport.protocol, &parsed.key);
     if let Some(rule) = answer.rule {
         answer.hash = mix(answer.hash ^ u64::from(rule + 1));
         if let Some(record) = tables.rule(rule) {
@@ -212,7 +218,8 @@ fn why(tables: &Snapshot<'_>, answer: &Answer, tunnel: TunnelId, bucket: &Bucket
     let (peer, slot) = (tunnel.peer(), tunnel.slot());
     let (live, open) = tables.peer(peer).map_or((0, 0), |record| (record.live.get(), record.open.get()));
     let allowed = answer.rule.map_or(u32::MAX, |rule| tables.rule_tunnels(rule, peer));
-    let pins = answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & rule_flags::PREFER != 0);
+    let pins =
+        answer.rule.and_then(|rule| tables.rule(rule)).is_some_and(|rule| rule.flags.get() & rule_flags::PREFER != 0);
     let (home, current) = (u32::from(bucket.home.get()), u32::from(bucket.tunnel.get()));
     let is_ranked = answer.policy.is_by_rank();
     if how & how::SPRAYED != 0 {

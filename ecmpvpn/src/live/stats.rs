@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use ecmpvpn_common::layout::Health;
+use ecmpvpn_common::layout::{Health, peer_flags};
 
 use crate::config::{Config, Policy};
-use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, Pins, TunnelView, View, boot_time_ns};
+use crate::dataplane::{ArrivalView, Arrivals, DataplaneError, PeerView, Pins, TunnelView, View, boot_time_ns};
 use crate::host::HostError;
 use crate::host::Netlink;
 use crate::host::links::{Link, Links};
@@ -15,7 +15,7 @@ use crate::host::wireguard::kernel;
 use crate::plan::Backend;
 use crate::plan::measured;
 use crate::plan::ports::PortError;
-use crate::report::stats::{Balance, Member, Report, RxMember, Tunnel};
+use crate::report::stats::{Balance, Member, Order, Report, RxMember, Tunnel};
 
 /// The data to show cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,7 @@ pub async fn report(site: &str, config: Option<&Config>, pins: &Pins, netlink: &
         }
         tunnels.push(tunnel);
     }
+    let order = order(&view)?;
     let reasons = view.reasons()?;
     let named = |counts: Vec<(&str, u64)>| counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
     Ok(Report {
@@ -70,10 +71,28 @@ pub async fn report(site: &str, config: Option<&Config>, pins: &Pins, netlink: &
         hook: view.hook().to_string(),
         balance: Balance::of(tunnels.iter().map(|tunnel| (tunnel.tx_bytes, tunnel.weight))),
         tunnels,
+        order,
         members: members.into_values().collect(),
         not_steered: named(reasons.not_steered),
         dropped: named(reasons.dropped),
     })
+}
+
+/// How packets are put back in order, for each peer.
+fn order(view: &View) -> Result<Vec<Order>, DataplaneError> {
+    let of = |(number, peer): (u32, PeerView)| {
+        let counters = view.order_counters(number)?;
+        Ok(Order {
+            peer: peer.name,
+            restored_there: view.peer(number).is_some_and(|peer| peer.flags.get() & peer_flags::STAMP != 0),
+            restored_here: view.order(number).is_some_and(|order| order.device.get() != 0),
+            stamped: counters.stamped,
+            restored: counters.restored,
+            late: counters.late,
+            given_up: counters.given_up,
+        })
+    };
+    (0..).zip(view.peers()).map(of).collect()
 }
 
 fn tunnel_report(seen: &TunnelView, peers: &[String], links: &Links) -> Tunnel {

@@ -19,6 +19,8 @@ pub fn changed(old: &Config, new: &Config) -> Vec<String> {
     differs(a.seed != b.seed, "seed in [steering] changed");
     differs(a.flowlet_gap_us != b.flowlet_gap_us, "flowlet_gap_us in [steering] changed");
     differs(a.spray_elephants != b.spray_elephants, "spray_elephants in [steering] changed");
+    differs(a.restore_order != b.restore_order, "restore_order in [steering] changed");
+    differs(a.restore_ms != b.restore_ms, "restore_ms in [steering] changed");
     for (a, b) in old.peers.iter().zip(&new.peers) {
         found.extend(of_peer((old, a), (new, b)));
     }

@@ -303,6 +303,8 @@ pub(crate) mod tests {
                 seed: 7,
                 flowlet_gap_us: None,
                 spray_elephants: true,
+                restore_order: true,
+                restore_ms: config::RESTORE_MS,
             },
             peers: vec![Peer {
                 name: "site-b".into(),

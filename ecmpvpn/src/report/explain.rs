@@ -36,6 +36,9 @@ pub struct Report {
     pub why_text: String,
     /// Why the flow is never sprayed, although its policy sprays flows; `null` if it may be.
     pub not_sprayed: Option<String>,
+    /// Whether the other site restores the order of the flow's packets if they are sprayed, as long as they must not be
+    /// fragmented.
+    pub restored: bool,
     /// The port that the tunnel's outer packets leave by, as predicted. Empty if it cannot be predicted.
     pub member: Option<String>,
     /// The tunnel that would be chosen if `tunnel` failed.
@@ -77,6 +80,9 @@ impl fmt::Display for Report {
         line("why", &self.why_text)?;
         if let Some(reason) = &self.not_sprayed {
             line("spray", &format!("not sprayed: {reason}"))?;
+        }
+        if self.restored {
+            line("order", "the other site restores it if the flow is sprayed")?;
         }
         match &self.next_tunnel {
             Some(next) => write!(f, "{:<8} {next}{}", "if down", member(&self.next_member)),

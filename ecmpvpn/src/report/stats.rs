@@ -23,6 +23,8 @@ pub struct Report {
     /// The interfaces that carry the tunnels' outer packets.
     pub members: Vec<Member>,
     pub balance: Balance,
+    /// How sprayed packets are put back in order, for each remote site.
+    pub order: Vec<Order>,
     /// Packets that the program passed on without steering them, by name of the reason.
     pub not_steered: BTreeMap<String, u64>,
     /// Packets that the program dropped, by name of the reason.
@@ -87,6 +89,25 @@ pub struct Tunnel {
     pub changed_s: i64,
     /// Seconds since the last WireGuard handshake; -1 if there was none.
     pub last_handshake_s: i64,
+}
+
+/// How sprayed packets to and from one remote site are put back in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Order {
+    /// Name of the remote site.
+    pub peer: String,
+    /// Whether the remote site restores the order of what this one sprays, now.
+    pub restored_there: bool,
+    /// Whether this site restores the order of what the remote site sprays, now.
+    pub restored_here: bool,
+    /// Sprayed packets that were sent with their send time; a GSO packet counts as one.
+    pub stamped: u64,
+    /// Packets that arrived with their send time, and were held until their turn.
+    pub restored: u64,
+    /// Packets that arrived with their send time when later ones may have passed already.
+    pub late: u64,
+    /// Packets that arrived with their send time, and a delay that differs too much from the others'.
+    pub given_up: u64,
 }
 
 /// What arrived from a tunnel on one port.
@@ -172,6 +193,15 @@ impl fmt::Display for Report {
         writeln!(f, "fullest tunnel: {:.2} times the mean", self.balance.max_over_mean)?;
         if !self.members.is_empty() {
             writeln!(f, "{}", self.member_table())?;
+        }
+        for order in self.order.iter().filter(|order| order.stamped + order.restored + order.late + order.given_up > 0)
+        {
+            let Order { peer, stamped, restored, late, given_up, .. } = order;
+            writeln!(
+                f,
+                "order, {peer}: sent {stamped} stamped; of those that arrived {restored} in turn, {late} late, \
+                 {given_up} given up"
+            )?;
         }
         for (title, counts) in [("not steered", &self.not_steered), ("dropped", &self.dropped)] {
             let shown: Vec<String> =
@@ -332,6 +362,7 @@ mod tests {
             }],
             members: vec![Member { name: "eno1".into(), tx_bytes: 1, rx_bytes: 2, ..Member::default() }],
             balance: Balance { max_over_mean: 1.0 },
+            order: vec![Order { peer: "site-b".into(), stamped: 7, restored: 5, ..Order::default() }],
             not_steered: BTreeMap::from([("no_peer".into(), 3), ("not_ip".into(), 0)]),
             dropped: BTreeMap::new(),
         }
@@ -354,6 +385,9 @@ mod tests {
         }
         for key in ["name", "tx_bytes", "rx_bytes", "arrived_packets", "arrived_bytes"] {
             assert!(json["members"][0].get(key).is_some(), "{key}");
+        }
+        for key in ["peer", "restored_there", "restored_here", "stamped", "restored", "late", "given_up"] {
+            assert!(json["order"][0].get(key).is_some(), "{key}");
         }
         assert!(json["balance"]["max_over_mean"].is_f64());
     }

@@ -7,7 +7,9 @@ use ecmpvpn::config::{InterfaceName, Policy, Rule};
 use ecmpvpn::dataplane::{Options, RuleMaps};
 use ecmpvpn::plan::rules::{Placed, TunnelNames, canonical, steps};
 use ecmpvpn_common::flow::{fields, mix};
-use ecmpvpn_common::layout::{BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, bucket_seen, how, rule_flags};
+use ecmpvpn_common::layout::{
+    BUCKETS_PER_PEER, Bucket, Load, Reason, TunnelId, bucket_flags, bucket_seen, how, peer_flags, rule_flags,
+};
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::packet::parse;
 use ecmpvpn_common::rules::{NONE, first, marks};
@@ -343,8 +345,10 @@ fn shake(random: &mut Random, rig: &Rig, model: &Model, steady: bool) -> anyhow:
         [100_000, 5_000_000, 50_000_000, 500_000_000]
     };
     let (policy, gap) = (random.of(&[0, 1, 2, 3]), random.of(&gaps));
+    let flags = random.of(&[0, 0, peer_flags::UNMARK, peer_flags::UNMARK | peer_flags::STAMP]);
     for peer in [rig.view.peer(peer).context("a peer")?, model.peer_record(peer)] {
         peer.policy.set(policy);
+        peer.flags.set(flags);
         peer.gap_ns.set(gap);
     }
     for peer in [rig.view.peer(number).context("a peer")?, model.peer_record(number)] {

@@ -9,6 +9,7 @@ mod cases;
 mod explain;
 mod lifecycle;
 mod model;
+mod order;
 mod rig;
 
 use lab::skip::{self, Feature, Tier, requires};
@@ -29,6 +30,9 @@ fn main() {
                 agree::bpf_and_host_agree,
                 explain::explained_is_where_it_goes,
                 explain::a_made_up_quote_passes_no_rule,
+                order::sprayed_packets_are_stamped,
+                order::made_up_marks_are_removed,
+                order::stamped_packets_are_held_as_calculated,
                 lifecycle::the_largest_table_fits,
                 lifecycle::masked_logging_is_pruned,
             ],

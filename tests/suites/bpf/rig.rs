@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
 use aya::programs::{TestRun as _, TestRunOptions};
 use ecmpvpn::config::{InterfaceName, Policy};
 use ecmpvpn::dataplane::{Loaded, Options, Pins, TestRun, View};
@@ -18,6 +19,9 @@ pub enum Outcome {
     /// Left to the steering device, for the reason with this number.
     Refused(u32),
 }
+
+/// What a test run returns, the words of `skb->cb`, and the packet from its network header on.
+type Run = (u32, [u32; 5], Vec<u8>);
 
 /// A separate bpffs, so that the host's is not touched.
 pub struct Bpffs {
@@ -83,6 +87,9 @@ pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
     names.zip(FIRST_IFINDEX..).collect()
 }
 
+/// `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h.
+const REDIRECT: u32 = 7;
+
 /// Programs loaded for test runs.
 pub struct Rig {
     loaded: Loaded,
@@ -120,9 +127,20 @@ impl Rig {
 
     /// Runs the egress program on a packet that begins with its network header.
     pub fn egress(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<Outcome> {
-        const REDIRECT: u32 = 7;
+        Ok(self.sent(packet, gso)?.0)
+    }
+
+    /// As [`Self::egress`]; also returns the packet as it leaves.
+    pub fn sent(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<(Outcome, Vec<u8>)> {
         const UNSPEC: u32 = u32::MAX;
-        let (returned, cb) = self.run(programs::EGRESS, packet, gso)?;
+        let (returned, cb, out) = self.run(programs::EGRESS, packet, gso)?;
+        let outcome = self.outcome(returned, cb)?;
+        ensure!(returned != UNSPEC || out == packet, "a packet that is not steered was changed");
+        Ok((outcome, out))
+    }
+
+    fn outcome(&mut self, returned: u32, cb: [u32; 5]) -> anyhow::Result<Outcome> {
+        const UNSPEC: u32 = u32::MAX;
         match (returned, cb[test_run::TUNNEL]) {
             (REDIRECT, tunnel @ 1..) => {
                 match cb[test_run::FAST_PATH] {
@@ -136,12 +154,19 @@ impl Rig {
         }
     }
 
+    /// Runs the ingress program on a packet that may be stamped. Returns what [`test_run::RELEASE`] and
+    /// [`test_run::HELD`] say, whether it was redirected, and the packet as it goes on.
+    pub fn arrived(&mut self, packet: &[u8]) -> anyhow::Result<(u32, u32, bool, Vec<u8>)> {
+        let (returned, cb, out) = self.run(programs::INGRESS, packet, (0, 0))?;
+        Ok((cb[test_run::RELEASE], cb[test_run::HELD], returned == REDIRECT, out))
+    }
+
     /// Runs the ingress program. The device is loopback, whose index is 1.
     pub fn ingress(&mut self, packet: &[u8], gso: (u32, u32)) -> anyhow::Result<u32> {
         Ok(self.run(programs::INGRESS, packet, gso)?.0)
     }
 
-    fn run(&mut self, program: &str, packet: &[u8], (size, segs): (u32, u32)) -> anyhow::Result<(u32, [u32; 5])> {
+    fn run(&mut self, program: &str, packet: &[u8], (size, segs): (u32, u32)) -> anyhow::Result<Run> {
         /// Size of `struct __sk_buff`, and offsets of its fields. Source: linux/bpf.h.
         const CONTEXT: usize = 192;
         const MARK: usize = 8;
@@ -160,14 +185,18 @@ impl Rig {
         context[GSO_SEGS..][..4].copy_from_slice(&segs.to_ne_bytes());
         context[GSO_SIZE..][..4].copy_from_slice(&size.to_ne_bytes());
         let mut out = [0; CONTEXT];
+        let mut changed = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(&frame),
             ctx_in: Some(&context),
             ctx_out: Some(&mut out),
+            data_out: Some(&mut changed),
             ..TestRunOptions::default()
         };
         let result = self.loaded.program_mut(program)?.test_run(options)?;
         let word = |i: usize| u32::from_ne_bytes(out[CB + 4 * i..][..4].try_into().expect("four bytes"));
-        Ok((result.return_value, [word(0), word(1), word(2), word(3), word(4)]))
+        changed.truncate(result.data_size_out as usize);
+        changed.drain(..test_run::ETHERNET_HEADER as usize);
+        Ok((result.return_value, [word(0), word(1), word(2), word(3), word(4)], changed))
     }
 }

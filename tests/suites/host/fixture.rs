@@ -102,6 +102,8 @@ impl Fixture {
                 seed: 7,
                 flowlet_gap_us: None,
                 spray_elephants: true,
+                restore_order: true,
+                restore_ms: 50,
             },
             peers: vec![Peer {
                 name: "site-b".into(),

@@ -129,11 +129,17 @@ impl Dialogue {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use super::super::ordering::Ordering;
     use super::*;
     use crate::config::PrivateKey;
 
     const RECEIVED: Received = Received { count: 5, age: Some(0) };
-    const NOTHING: PeerMessage = PeerMessage { asks: false, has_left: false, rotation: 0 };
+    const NOTHING: PeerMessage = PeerMessage {
+        asks: false,
+        has_left: false,
+        rotation: 0,
+        ordering: Ordering { offers: false, acts: false, ready: false },
+    };
 
     /// The keys of both ends of a tunnel with the number `tunnel`.
     fn keys([a, b]: &[PrivateKey; 2], tunnel: u8) -> [Keys; 2] {

@@ -2,9 +2,11 @@
 //! changed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::ordering::Ordering;
 use super::seal::Keys;
 use crate::config::InterfaceName;
 use crate::plan::Tunnel;
@@ -21,6 +23,8 @@ pub struct PeerMessage {
     pub has_left: bool,
     /// The id of the key rotation that this end has new keys for; 0: none.
     pub rotation: u32,
+    /// What this end does for the order of sprayed packets.
+    pub ordering: Ordering,
 }
 
 #[derive(Debug, Default)]
@@ -36,12 +40,25 @@ struct Exchanged {
 
 /// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
 #[derive(Clone, Debug, Default)]
-pub struct Handover(Arc<Mutex<BTreeMap<InterfaceName, Exchanged>>>);
+pub struct Handover {
+    tunnels: Arc<Mutex<BTreeMap<InterfaceName, Exchanged>>>,
+    /// Interface index of the device that holds packets until their time; 0: there is none.
+    holding: Arc<AtomicU32>,
+}
 
 impl Handover {
+    /// Sets the device that holds packets until their time, for order to be restored; 0: there is none.
+    pub fn set_holding(&self, ifindex: u32) {
+        self.holding.store(ifindex, Relaxed);
+    }
+
+    pub(super) fn holding(&self) -> u32 {
+        self.holding.load(Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InterfaceName, Exchanged>> {
         // A panic cannot leave a record half changed.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tunnels.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn with_record<T>(&self, tunnel: &InterfaceName, change: impl FnOnce(&mut Exchanged) -> T) -> T {
@@ -102,11 +119,12 @@ impl Handover {
     }
 
     /// The message to send with the next probe.
-    pub(super) fn own_message(&self, tunnel: &InterfaceName, has_left: bool) -> PeerMessage {
+    pub(super) fn own_message(&self, tunnel: &InterfaceName, has_left: bool, ordering: Ordering) -> PeerMessage {
         self.with_record(tunnel, |exchanged| PeerMessage {
             asks: exchanged.asks,
             has_left,
             rotation: exchanged.rotation,
+            ordering,
         })
     }
 

@@ -19,6 +19,7 @@ mod handover;
 mod handshake_tests;
 mod nanos;
 mod neighbour;
+mod ordering;
 mod probed;
 mod prober;
 mod remedy;

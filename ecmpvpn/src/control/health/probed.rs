@@ -13,6 +13,7 @@ use super::estimate::RoundTrip;
 use super::handover::Handover;
 use super::nanos::{MICROSECOND, MILLISECOND, Nanos};
 use super::neighbour::NextHop;
+use super::ordering::Ordering;
 use super::seal::Keys;
 use super::socket::{Clocks, Socket};
 use super::stamp::Stamp;
@@ -65,6 +66,10 @@ pub(super) struct Probed {
     pub(super) tunnel: Tunnel,
     pub(super) watchdog: Watchdog,
     handover: Handover,
+    /// What this end tells the far end about the order of packets.
+    pub(super) says: Ordering,
+    /// What the far end has said about it since the prober last looked.
+    pub(super) heard: Option<Ordering>,
     handshake_at: Nanos,
     stamp: Stamp,
     /// When this end starts another handshake because there has been none yet. `None`: this end does not do that, or
@@ -129,6 +134,8 @@ impl Probed {
             lead_at: (leads && in_kernel).then(|| first + LEAD + random() % LEAD_SCATTER),
             lead_after: LEAD,
             handover: handover.clone(),
+            says: Ordering::default(),
+            heard: None,
             handshake_at: first + HANDSHAKES,
             stamp: Stamp::default(),
         })
@@ -250,6 +257,7 @@ impl Probed {
                 }
                 Some(Heard::Report(received, message)) => {
                     self.tunnel.reported(received, arrival);
+                    self.heard = Some(message.ordering);
                     self.handover.on_message(&self.name, Some(message));
                 }
                 None => {}
@@ -287,7 +295,7 @@ impl Probed {
     fn send(&mut self, sequence: u16, time: Nanos, has_left: bool) {
         // A probe that the tunnel itself prevents counts as sent and lost.
         let Some(socket) = &self.socket else { return };
-        let message = self.handover.own_message(&self.name, has_left);
+        let message = self.handover.own_message(&self.name, has_left, self.says);
         let message = self.dialogue.request(sequence, self.tunnel.report(time), message, time, random);
         // The error may belong to an earlier probe, and be reported only now: try once more.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };

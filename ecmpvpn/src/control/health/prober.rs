@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use ecmpvpn_common::layout::peer_flags;
+use ecmpvpn_common::order::{MAX_BOUND_NS, UNIT_BITS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -11,11 +13,12 @@ use tokio::sync::oneshot;
 use super::detector::{Others, Settings, Tunnel};
 use super::handover::Handover;
 use super::nanos::{MILLISECOND, Nanos, SECOND};
+use super::ordering::{Agreed, Agreement};
 use super::probed::Probed;
 use super::socket::Clocks;
 use super::watchdog::{Remedy, Request};
 use crate::config::{Config, InterfaceName};
-use crate::dataplane::View;
+use crate::dataplane::{View, device_exists};
 use crate::plan::{self, Backend, Plan};
 
 /// When to warn that no tunnel of a site has ever answered.
@@ -31,6 +34,8 @@ pub(super) struct Aim {
     peers: Vec<String>,
     tunnels: Vec<plan::Tunnel>,
     backend: Backend,
+    /// Longest time that a packet is held for its order, nanoseconds; 0: order is not restored.
+    hold: Nanos,
 }
 
 impl Aim {
@@ -44,6 +49,7 @@ impl Aim {
             peers: plan.table.peers.iter().map(|peer| peer.name.clone()).collect(),
             tunnels: plan.tunnels.clone(),
             backend: plan.backend,
+            hold: if config.steering.restore_order { Nanos::from(config.steering.restore_ms) * MILLISECOND } else { 0 },
         }
     }
 }
@@ -71,6 +77,14 @@ pub(super) struct Prober {
     /// Names of the remote sites.
     peers: Vec<String>,
     tunnels: Vec<Probed>,
+    /// By peer.
+    agreements: Vec<Agreement>,
+    /// What is in force, by peer.
+    agreed: Vec<Agreed>,
+    hold: Nanos,
+    interval: Nanos,
+    /// The device that holds packets, and when it was last seen.
+    holding: (u32, Nanos),
     asks: UnboundedSender<Ask>,
     orders: Receiver<Order>,
     handover: Handover,
@@ -93,6 +107,11 @@ impl Prober {
             view,
             peers: Vec::new(),
             tunnels: Vec::new(),
+            agreements: Vec::new(),
+            agreed: Vec::new(),
+            hold: 0,
+            interval: 0,
+            holding: (0, 0),
             asks,
             orders,
             handover: handover.clone(),
@@ -106,7 +125,9 @@ impl Prober {
 
     /// Probes the tunnels of `aim`, and no others. A tunnel that was not probed has the state that the map says.
     fn follow(&mut self, aim: Aim) {
-        let Aim { settings, peers, tunnels, backend } = aim;
+        let Aim { settings, peers, tunnels, backend, hold } = aim;
+        (self.hold, self.interval) = (hold, settings.interval);
+        self.agreements.resize(peers.len(), Agreement::default());
         let in_kernel = backend == Backend::Kernel;
         let live = self.view.peers();
         let now = Clocks::read().monotonic;
@@ -164,6 +185,7 @@ impl Prober {
                     // Only resets the counter.
                     let _ = rustix::io::read(wake, &mut [0_u8; 8]);
                     if !self.obey() {
+                        self.stop_stamping();
                         return;
                     }
                     ready = vec![true; self.tunnels.len()];
@@ -203,6 +225,7 @@ impl Prober {
     fn step(&mut self, ready: &[bool]) -> (Nanos, Nanos) {
         let mut next = Nanos::MAX;
         let mut clocks = Clocks::read();
+        self.agree(clocks.monotonic);
         for (at, ready) in ready.iter().enumerate() {
             if *ready || clocks.monotonic >= self.tunnels[at].wake {
                 let peer = self.tunnels[at].id.peer();
@@ -214,7 +237,13 @@ impl Prober {
                 };
                 let alternative = rest.clone().any(Tunnel::live);
                 self.tunnels[at].look_at_handshake(&self.view, self.ahead, clocks);
+                self.tunnels[at].says = self.agreed.get(peer as usize).map(|agreed| agreed.says).unwrap_or_default();
                 self.tunnels[at].step(&self.view, others, alternative, clocks);
+                if let (Some(far), Some(agreement)) =
+                    (self.tunnels[at].heard.take(), self.agreements.get_mut(peer as usize))
+                {
+                    agreement.hear(far, clocks.monotonic);
+                }
                 self.tunnels[at].confirm_next_hop(self.ahead, clocks.monotonic);
                 self.apply_remedy(at, alternative, clocks.monotonic);
                 clocks = Clocks::read();
@@ -223,6 +252,48 @@ impl Prober {
         }
         self.warn_of_silence(clocks.monotonic);
         (next, clocks.monotonic)
+    }
+
+    /// Decides for each peer what this end does for the order of sprayed packets, and writes it to the maps.
+    fn agree(&mut self, time: Nanos) {
+        let device = self.handover.holding();
+        if self.holding.0 != device || time.saturating_sub(self.holding.1) >= SECOND {
+            // A program that redirects to a device that is gone loses the packets.
+            self.holding = (if device_exists(device) { device } else { 0 }, time);
+        }
+        let device = self.holding.0;
+        let first = self.agreed.len() != self.agreements.len();
+        self.agreed.resize(self.agreements.len(), Agreed::default());
+        for (number, agreement) in (0..).zip(&self.agreements) {
+            let now = agreement.state(self.hold > 0, device != 0, time, self.interval);
+            let before = std::mem::replace(&mut self.agreed[number as usize], now);
+            let (Some(peer), Some(order)) = (self.view.peer(number), self.view.order(number)) else { continue };
+            let bound = self.hold.min(MAX_BOUND_NS) >> UNIT_BITS;
+            order.bound.set(u32::try_from(bound).unwrap_or(u32::MAX));
+            // An earlier process may have left the far end stamping: then its first message decides.
+            if now.restores || !first && before.restores || device == 0 {
+                order.device.set(if now.restores { device } else { 0 });
+            }
+            peer.flags.set_bits(peer_flags::UNMARK, now.unmarks);
+            peer.flags.set_bits(peer_flags::STAMP, now.stamps);
+            if now.stamps != before.stamps {
+                let name = self.peers.get(number as usize).map_or("", String::as_str);
+                if now.stamps {
+                    tracing::info!("{name} restores the order of packets: flows of any transport may be sprayed to it");
+                } else {
+                    tracing::info!("{name} restores the order of packets no more: only TCP is sprayed to it");
+                }
+            }
+        }
+    }
+
+    /// Without this process nobody would notice that the far end restores no more.
+    fn stop_stamping(&self) {
+        for number in (0..).take(self.agreements.len()) {
+            if let Some(peer) = self.view.peer(number) {
+                peer.flags.set_bits(peer_flags::STAMP, false);
+            }
+        }
     }
 
     fn apply_remedy(&mut self, at: usize, others: bool, time: Nanos) {

@@ -7,6 +7,7 @@
 
 use super::handover::PeerMessage;
 use super::nanos::{MILLISECOND, Nanos};
+use super::ordering::Ordering;
 use super::seal::TAG;
 
 /// Identifies the payload and its version. Up to version 2 it had four more letters.
@@ -18,6 +19,10 @@ const SEALED: usize = LENGTH - TAG;
 
 const ASKS: u32 = 1;
 const HAS_LEFT: u32 = 2;
+/// The bits of [`Ordering`]. Former versions write zeros here, and do not look at them.
+const OFFERS: u32 = 1 << 4;
+const ACTS: u32 = 1 << 5;
+const READY: u32 = 1 << 6;
 /// The upper 16 bits of the flags word: how long ago the last packet came, in milliseconds plus one; 0: not known.
 const AGE_SHIFT: u32 = 16;
 
@@ -72,6 +77,9 @@ pub fn request(probe: Probe, seal: impl FnOnce(&[u8]) -> [u8; TAG]) -> [u8; LENG
     message[12..20].copy_from_slice(&secret.to_be_bytes());
     let milliseconds = |age: Nanos| u32::try_from(age.div_ceil(MILLISECOND) + 1).unwrap_or(u32::MAX).min(0xffff);
     let flags = if peer_message.asks { ASKS } else { 0 } | if peer_message.has_left { HAS_LEFT } else { 0 };
+    let Ordering { offers, acts, ready } = peer_message.ordering;
+    let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
+    let flags = flags | bit(offers, OFFERS) | bit(acts, ACTS) | bit(ready, READY);
     let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | flags;
     message[20..24].copy_from_slice(&flags.to_be_bytes());
     message[24..28].copy_from_slice(&peer_message.rotation.to_be_bytes());
@@ -104,7 +112,12 @@ pub fn parse(packet: &[u8]) -> Option<Message<'_>> {
         sequence: u16_at(6),
         secret: u64::from(u32_at(12)) << 32 | u64::from(u32_at(16)),
         received: Received { count: u32_at(28).into(), age },
-        peer_message: PeerMessage { asks: flags & ASKS != 0, has_left: flags & HAS_LEFT != 0, rotation: u32_at(24) },
+        peer_message: PeerMessage {
+            asks: flags & ASKS != 0,
+            has_left: flags & HAS_LEFT != 0,
+            rotation: u32_at(24),
+            ordering: Ordering { offers: flags & OFFERS != 0, acts: flags & ACTS != 0, ready: flags & READY != 0 },
+        },
     };
     Some(Message { kind, probe, sealed: &message[4..SEALED], tag: message.last_chunk()? })
 }
@@ -132,7 +145,12 @@ mod tests {
         sequence: 300,
         secret: 0xdead_beef_0123_4567,
         received: Received { count: 0xffff_fffe, age: Some(7 * MILLISECOND) },
-        peer_message: PeerMessage { asks: true, has_left: false, rotation: 0x1234_5678 },
+        peer_message: PeerMessage {
+            asks: true,
+            has_left: false,
+            rotation: 0x1234_5678,
+            ordering: Ordering { offers: true, acts: false, ready: true },
+        },
     };
 
     /// The packet as a raw socket delivers it.

@@ -256,6 +256,8 @@ pub fn steering(mtu: u32, seed: u64) -> Steering {
         seed,
         flowlet_gap_us: None,
         spray_elephants: true,
+        restore_order: false,
+        restore_ms: crate::config::RESTORE_MS,
     }
 }
 

@@ -1,0 +1,422 @@
+//! Restores the order of sprayed packets at the far gateway.
+//!
+//! The near gateway stamps each sprayed packet with its send time, in header fields that carry no meaning: the
+//! identification of an IPv4 packet that must not be fragmented (RFC 6864, section 4), or the flow label of IPv6. A mark
+//! says that it did so: the reserved bit beside the fragment offset, or the first digit of the flow label. Inside the
+//! tunnel only: the far gateway removes both. It holds each packet until the slowest tunnel in use would have delivered
+//! it too, so that packets leave in the order of their send times.
+//!
+//! There is no state for each flow. The clocks of the gateways need not agree: only differences of delays count.
+
+use crate::layout::Order;
+use crate::packet::{Packet, protocol::AH};
+
+/// Times in packets are in units of 2^`UNIT_BITS` nanoseconds, modulo 2^16 (0.27 s). A super-packet's segments have
+/// consecutive times, because segmentation counts the identification up (`inet_gso_segment()`, `net/ipv4/af_inet.c`).
+pub const UNIT_BITS: u32 = 12;
+/// How far a bucket's send times may be ahead of the clock, nanoseconds: packets that follow one another more closely
+/// than a unit get a unit each.
+pub const MAX_AHEAD_NS: u64 = 8_000_000;
+/// Longest hold that can be configured, nanoseconds: differences of delays must fit into half of the times' range.
+pub const MAX_BOUND_NS: u64 = 100_000_000;
+/// The highest delay counts for this long at least, and for twice as long at most. Units; a quarter of a second.
+const WINDOW: u32 = 1 << 16;
+/// After this time without a packet, nothing is known about the delays. Units; 17 s.
+const FORGOTTEN: u32 = 64 * WINDOW;
+/// This many packets in succession whose delays differ by more than the bound show that a clock has jumped.
+const STRAYS: u32 = 64;
+/// Added to the highest delay, beside an eighth of the difference to the lowest one. Units; 66 us.
+const MARGIN: u16 = 16;
+/// What is added to the send time decreases by one unit in 2^`SLOW_BITS` units at most. If it changed faster than the
+/// packets were sent, a later packet could leave before an earlier one.
+const SLOW_BITS: u32 = 9;
+
+/// A time in units, as packets have it: modulo 2^16.
+#[must_use]
+#[inline(always)]
+pub const fn time_of(now_ns: u64) -> u16 {
+    (now_ns >> UNIT_BITS) as u16
+}
+
+/// The send time of a packet that is sent at `now`, nanoseconds of the monotonic clock. `last`: when the bucket's last
+/// packet was sent, or the end of the times that its segments have.
+#[inline(always)]
+pub(crate) fn next(now: u64, last: u64) -> u64 {
+    let most = now + MAX_AHEAD_NS;
+    let at = if last > now { last } else { now };
+    if at > most { most } else { at }
+}
+
+/// The word of a network header that can carry a stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// In network byte order.
+    pub word: u32,
+    pub is_v4: bool,
+}
+
+/// Reserved bit of IPv4's fragment field, as a word with identification and fragment field.
+const V4_MARK: u32 = u32::from_be(0x8000);
+const V4_DONT_FRAGMENT: u32 = u32::from_be(0x4000);
+/// More fragments, and the offset.
+const V4_FRAGMENT: u32 = u32::from_be(0x3fff);
+const V4_TIME: u32 = u32::from_be(0xffff_0000);
+/// First digit of the flow label.
+const V6_MARK: u32 = u32::from_be(0x000e_0000);
+const V6_DIGIT: u32 = u32::from_be(0x000f_0000);
+const V6_LABEL: u32 = u32::from_be(0x000f_ffff);
+
+impl Carrier {
+    /// From the first two words of a packet. `None`: the packet can carry no stamp.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of([first, second]: [u32; 2]) -> Option<Self> {
+        let [version, ..] = first.to_ne_bytes();
+        match version >> 4 {
+            4 if second & (V4_DONT_FRAGMENT | V4_FRAGMENT) == V4_DONT_FRAGMENT => {
+                Some(Self { word: second, is_v4: true })
+            }
+            6 => Some(Self { word: first, is_v4: false }),
+            _ => None,
+        }
+    }
+
+    /// Offset of the word from the network header.
+    #[must_use]
+    #[inline(always)]
+    pub const fn offset(self) -> u32 {
+        if self.is_v4 { 4 } else { 0 }
+    }
+
+    /// Whether the packet is marked.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_marked(self) -> bool {
+        if self.is_v4 { self.word & V4_MARK != 0 } else { self.word & V6_DIGIT == V6_MARK }
+    }
+
+    /// The send time of a marked packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn time(self) -> u16 {
+        let word = u32::from_be(self.word);
+        if self.is_v4 { (word >> 16) as u16 } else { word as u16 }
+    }
+
+    /// The word with mark and send time.
+    #[must_use]
+    #[inline(always)]
+    pub const fn stamped(self, time: u16) -> u32 {
+        if self.is_v4 {
+            self.word & !V4_TIME | ((time as u32) << 16).to_be() | V4_MARK
+        } else {
+            self.word & !V6_LABEL | (time as u32).to_be() | V6_MARK
+        }
+    }
+
+    /// The word of a stamped packet without mark and time.
+    #[must_use]
+    #[inline(always)]
+    pub const fn restored(self) -> u32 {
+        if self.is_v4 { self.word & !(V4_TIME | V4_MARK) } else { self.word & !V6_LABEL }
+    }
+
+    /// The word without a mark that the packet's sender made up. A flow label becomes another one, the same for all of
+    /// the flow's packets.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unmarked(self) -> u32 {
+        if self.is_v4 { self.word & !V4_MARK } else { self.word ^ u32::from_be(0x0008_0000) }
+    }
+}
+
+/// What becomes of a marked packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// At this time, nanoseconds of the monotonic clock.
+    At(u64),
+    /// At once: later packets may have left already.
+    Late,
+    /// At once: its delay differs from the others' by more than the bound.
+    GivenUp,
+}
+
+/// The higher of two delays, which differ by less than half of the range.
+#[inline(always)]
+const fn higher(a: u16, b: u16) -> u16 {
+    if a.wrapping_sub(b).cast_signed() < 0 { b } else { a }
+}
+
+#[inline(always)]
+const fn lower(a: u16, b: u16) -> u16 {
+    if a.wrapping_sub(b).cast_signed() < 0 { a } else { b }
+}
+
+/// Highest and lowest delay of a window.
+#[derive(Clone, Copy)]
+struct Delays {
+    highest: u16,
+    lowest: u16,
+}
+
+impl Delays {
+    #[inline(always)]
+    const fn one(delay: u16) -> Self {
+        Self { highest: delay, lowest: delay }
+    }
+
+    #[inline(always)]
+    const fn unpack(word: u32) -> Self {
+        Self { highest: (word >> 16) as u16, lowest: word as u16 }
+    }
+
+    #[inline(always)]
+    const fn pack(self) -> u32 {
+        (self.highest as u32) << 16 | self.lowest as u32
+    }
+
+    #[inline(always)]
+    const fn with(self, other: Self) -> Self {
+        Self { highest: higher(self.highest, other.highest), lowest: lower(self.lowest, other.lowest) }
+    }
+}
+
+/// Says when a marked packet that was sent at `time` and arrived at `now`, nanoseconds of the monotonic clock, leaves.
+/// Several CPUs write to `order` without a lock: a lost update makes one packet's delay count a window less.
+#[inline(always)]
+pub fn release(order: &Order, now: u64, time: u16) -> Release {
+    let at = (now >> UNIT_BITS) as u32;
+    // One-way delay, plus the difference of the two clocks.
+    let delay = time_of(now).wrapping_sub(time);
+    let age = at.wrapping_sub(order.since.get());
+    let mut present = Delays::unpack(order.present.get());
+    let mut former = Delays::unpack(order.former.get());
+    if age >= FORGOTTEN {
+        (present, former) = (Delays::one(delay), Delays::one(delay));
+    } else if age >= WINDOW {
+        (former, present) = (present, Delays::one(delay));
+    }
+    let both = present.with(former);
+    let beyond = i32::from(delay.wrapping_sub(both.highest).cast_signed()).unsigned_abs();
+    let bound = order.bound.get();
+    if beyond > bound {
+        let strays = order.strays.get();
+        order.strays.set(strays.wrapping_add(1));
+        if strays >= STRAYS {
+            begin(order, at, delay);
+        }
+        return Release::GivenUp;
+    }
+    order.strays.set(0);
+    if age >= WINDOW {
+        order.since.set(at);
+        order.former.set(former.pack());
+    }
+    let seen = present.with(Delays::one(delay)).pack();
+    if age >= WINDOW || seen != present.pack() {
+        order.present.set(seen);
+    }
+    let both = both.with(Delays::one(delay));
+    let target = both.highest.wrapping_add(both.highest.wrapping_sub(both.lowest) / 8).wrapping_add(MARGIN);
+    let mut added = if age >= FORGOTTEN { target } else { order.added.get() as u16 };
+    let above = added.wrapping_sub(target).cast_signed();
+    let due = at.wrapping_sub(order.slowed.get()) >> SLOW_BITS;
+    let hold = added.wrapping_sub(delay).cast_signed();
+    if hold < 0 || age >= FORGOTTEN {
+        added = target;
+    } else if above > 0 && due > 0 {
+        let above = u32::from(above.cast_unsigned());
+        added = added.wrapping_sub(if due < above { due } else { above } as u16);
+    }
+    if u32::from(added) != order.added.get() || above <= 0 {
+        order.added.set(added.into());
+        order.slowed.set(at);
+    }
+    if hold < 0 {
+        return Release::Late;
+    }
+    let hold = u32::from(hold.cast_unsigned());
+    let hold = if hold > bound { bound } else { hold };
+    // In whole units: packets with the same time leave in the order of their arrival.
+    Release::At((now >> UNIT_BITS << UNIT_BITS) + (u64::from(hold) << UNIT_BITS))
+}
+
+/// Forgets all delays but this one.
+#[inline(always)]
+fn begin(order: &Order, at: u32, delay: u16) {
+    let delays = Delays::one(delay).pack();
+    order.present.set(delays);
+    order.former.set(delays);
+    order.added.set(delay.wrapping_add(MARGIN).into());
+    order.slowed.set(at);
+    order.since.set(at);
+    order.strays.set(0);
+}
+
+/// The carrier of a packet. IPv4's authentication header covers the identification (RFC 4302, section 3.3.3.1.1.1), so
+/// such a packet has none.
+#[inline(always)]
+pub fn carrier<P: Packet + ?Sized>(packet: &P) -> Option<Carrier> {
+    // The linear part has at least the network header of what the kernel routes.
+    let [first, second, third] = packet.peek(0)?;
+    let [_, protocol, ..] = third.to_ne_bytes();
+    Carrier::of([first, second]).filter(|carrier| !carrier.is_v4 || protocol != AH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::shared::Shared;
+
+    const MS: u64 = 1_000_000;
+    const UNIT: u64 = 1 << UNIT_BITS;
+
+    fn order() -> Order {
+        Order { bound: Shared::new((50 * MS / UNIT) as u32), ..Order::default() }
+    }
+
+    fn held(order: &Order, sent: u64, delay: u64) -> Release {
+        release(order, sent + delay, time_of(sent))
+    }
+
+    #[test]
+    fn packets_leave_as_they_were_sent() {
+        // Three tunnels of 2, 7 and 12 ms, taken in turn; the clocks differ by any amount.
+        for offset in [0u64, 123_456_789, 100 * MS, 268 * MS] {
+            let order = order();
+            let mut left: Vec<(u64, u64)> = Vec::new();
+            let mut arrivals: Vec<(u64, u64)> = (0..20_000u64)
+                .map(|packet| {
+                    let sent = 50_000 * MS + packet * 40_000;
+                    (sent + [2, 7, 12][packet as usize % 3] * MS + offset, sent)
+                })
+                .collect();
+            arrivals.sort_unstable();
+            for (now, sent) in arrivals {
+                match release(&order, now, time_of(sent)) {
+                    Release::At(at) => {
+                        assert!(at + UNIT > now && at - now < 14 * MS, "held for {}", at - now);
+                        left.push((at, sent));
+                    }
+                    Release::Late => left.push((now, sent)),
+                    Release::GivenUp => panic!("given up"),
+                }
+            }
+            left.sort_by_key(|(at, _)| *at);
+            let overtaken = left.windows(2).filter(|pair| pair[0].1 > pair[1].1).count();
+            // Until the slowest tunnel has delivered once.
+            assert!(overtaken < 500, "{overtaken} with an offset of {offset}");
+            let later = left.windows(2).skip(1_000).filter(|pair| pair[0].1 > pair[1].1).count();
+            assert_eq!(later, 0, "offset {offset}");
+        }
+    }
+
+    #[test]
+    fn a_slow_tunnel_that_is_left_is_forgotten_slowly() {
+        let order = order();
+        held(&order, 0, 20 * MS);
+        for packet in 0..200 {
+            held(&order, packet * 5 * MS, 2 * MS);
+        }
+        assert!(matches!(held(&order, 1_000 * MS, 2 * MS), Release::At(at) if at - 1_002 * MS > 10 * MS));
+        for packet in 200..4_000 {
+            held(&order, packet * 5 * MS, 2 * MS);
+        }
+        assert!(matches!(held(&order, 20_000 * MS, 2 * MS), Release::At(at) if at - 20_002 * MS < MS / 10));
+    }
+
+    #[test]
+    fn delays_that_vary_change_no_order() {
+        // Two tunnels whose delays swing by 2 ms in different times, 40 us between two packets.
+        let order = order();
+        let swing = |at: u64, period: u64| {
+            let place = at % period;
+            (if place < period / 2 { place } else { period - place }) * 4 * MS / period
+        };
+        let mut arrivals: Vec<(u64, u64)> = (0..100_000u64)
+            .map(|packet| {
+                let sent = 50_000 * MS + packet * 40_000;
+                let delay =
+                    if packet % 2 == 0 { 2 * MS + swing(sent, 700 * MS) } else { 8 * MS + swing(sent, 1_100 * MS) };
+                (sent + delay, sent)
+            })
+            .collect();
+        arrivals.sort_unstable();
+        let mut left: Vec<(u64, u64)> = arrivals
+            .iter()
+            .map(|(now, sent)| match release(&order, *now, time_of(*sent)) {
+                Release::At(at) => (at, *sent),
+                Release::Late | Release::GivenUp => (*now, *sent),
+            })
+            .collect();
+        left.sort_by_key(|(at, _)| *at);
+        let (mut highest, mut overtaken) = (0, 0);
+        for (_, sent) in left.iter().skip(30_000) {
+            overtaken += u32::from(*sent < highest);
+            highest = highest.max(*sent);
+        }
+        assert!(overtaken < 100, "{overtaken} of 70,000");
+    }
+
+    #[test]
+    fn a_pause_does_not_make_it_forget() {
+        let order = order();
+        held(&order, 0, 2 * MS);
+        held(&order, 0, 12 * MS);
+        let Release::At(at) = held(&order, 3_000 * MS, 2 * MS) else { panic!("late") };
+        assert!((3_012 * MS..3_014 * MS).contains(&at), "{at}");
+    }
+
+    #[test]
+    fn nothing_is_held_longer_than_the_bound() {
+        let order = order();
+        held(&order, 0, 2 * MS);
+        assert_eq!(held(&order, 0, 60 * MS), Release::GivenUp);
+        held(&order, 10 * MS, 51 * MS);
+        let Release::At(at) = held(&order, 80 * MS, 2 * MS) else { panic!("late") };
+        assert!(at <= 132 * MS, "{at}");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_is_followed() {
+        let order = order();
+        for packet in 0..100 {
+            held(&order, packet * MS, 2 * MS);
+        }
+        let given_up = (100..300).filter(|packet| held(&order, packet * MS, 102 * MS) == Release::GivenUp).count();
+        assert_eq!(given_up as u32, STRAYS + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_stamp_is_read_back_and_leaves_nothing(words in any::<[u32; 2]>(), is_v4 in any::<bool>(), time in any::<u16>()) {
+            let [first, second] = words;
+            let first = if is_v4 { first & !0xff | 0x45 } else { first & !0xf0 | 0x60 };
+            let second = if is_v4 { second & !V4_FRAGMENT & !V4_MARK | V4_DONT_FRAGMENT } else { second };
+            let carrier = Carrier::of([first, second]).unwrap();
+            let stamped = Carrier { word: carrier.stamped(time), ..carrier };
+            prop_assert!(stamped.is_marked());
+            prop_assert_eq!(stamped.time(), time);
+            let restored = Carrier { word: stamped.restored(), ..carrier };
+            prop_assert!(!restored.is_marked());
+            prop_assert_eq!(restored.word, carrier.restored());
+            let unmarked = Carrier { word: stamped.unmarked(), ..carrier };
+            prop_assert!(!unmarked.is_marked());
+            // All else stays: flags, version and traffic class.
+            let others = if is_v4 { V4_DONT_FRAGMENT | V4_FRAGMENT } else { !V6_LABEL };
+            prop_assert_eq!(restored.word & others, carrier.word & others);
+        }
+    }
+
+    #[test]
+    fn fragments_and_what_may_be_fragmented_carry_no_stamp() {
+        for fragment in [0u32, 0x2000, 0x4001, 0x6000] {
+            assert_eq!(Carrier::of([0x45, fragment.to_be()]), None, "{fragment:#x}");
+        }
+        assert_eq!(Carrier::of([0x55, 0x4000u32.to_be()]), None);
+    }
+}
