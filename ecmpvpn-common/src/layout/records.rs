@@ -187,12 +187,16 @@ pub struct Order {
     pub former: Shared<u32>,
     /// Packets in succession whose delays were beyond the bound.
     pub strays: Shared<u32>,
-    /// What is added to the send time, in the same units, modulo 2^16.
+    /// When the present stretch of send times begins, in the same units, by the clock of this host.
+    pub stretch: Shared<u32>,
+    /// What is added to the send times at the stretch's begin in the upper half, and at its end in the lower half, in
+    /// the same units, modulo 2^16.
     pub added: Shared<u32>,
-    /// When that was last changed, in the same units.
-    pub slowed: Shared<u32>,
+    /// What was added at the begin of the stretch before in the lower half. In the upper half, the delay by which send
+    /// times are converted to the clock of this host.
+    pub before: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 8],
+    pub padding: [u32; 7],
 }
 
 impl Peer {

@@ -5,6 +5,7 @@
 mod blackhole;
 mod flood;
 mod forged;
+mod order;
 mod replayed;
 mod soak;
 mod spoofed;
@@ -42,6 +43,7 @@ fn main() {
     // Elsewhere, two processes do not begin at the same instant.
     let together: &[Test] = &tests![together::ends_that_start_together_connect_at_once];
     let simulated = [Tier::Simulated, Tier::Clsact];
+    let ordered: &[Test] = &tests![order::a_sprayed_udp_flow_arrives_in_order];
     let mut trials = Vec::new();
     for (kind, tests) in [(Kind::Userspace, each), (Kind::Kernel, each), (Kind::Kernel, kernel)] {
         trials.extend(tests.iter().map(|(name, test)| kind.trial(&TIERS, name, *test)));
@@ -50,5 +52,6 @@ fn main() {
         trials.extend(anywhere.iter().map(|(name, test)| kind.trial(&[Tier::Here, Tier::Simulated], name, *test)));
     }
     trials.extend(together.iter().map(|(name, test)| Kind::Kernel.trial(&simulated, name, *test)));
+    trials.extend(ordered.iter().map(|(name, test)| Kind::Kernel.trial(&simulated, name, *test)));
     skip::run(trials);
 }

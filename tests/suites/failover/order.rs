@@ -1,0 +1,104 @@
+//! One UDP flow over all tunnels: in order if the far end restores it, else whole on one tunnel.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::changes::policy;
+use lab::kind::Kind;
+use lab::sites::{Lab, Options, binary};
+use lab::topology::Quality;
+use lab::traffic::{UdpLoad, UdpReport};
+use serde_json::Value;
+
+use super::stage::of_tunnels;
+
+/// Rate of a link, 10^6 bits a second, and what its wire delays, milliseconds.
+const RATE: f64 = 100.0;
+const DELAYS: [u64; 3] = [2, 5, 9];
+/// 80% of the three links.
+const LOAD: UdpLoad = UdpLoad { flows: 1, packets: 60_000, payload: 1300, rate: 0.8 * 3.0 * RATE * 1300.0 / 1400.0 };
+
+fn order(lab: &Lab, site: usize) -> Result<Value> {
+    Ok(lab.stats(site)?["order"][0].clone())
+}
+
+fn wait_until(lab: &Lab, restores: bool) -> Result<()> {
+    let start = Instant::now();
+    while order(lab, 0)?["restored_there"] != restores || order(lab, 1)?["restored_here"] != restores {
+        ensure!(start.elapsed() < Duration::from_secs(10), "{:#}, {:#}", order(lab, 0)?, order(lab, 1)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Sends the load. Returns the report and the packets of each tunnel.
+fn sent(lab: &Lab) -> Result<(UdpReport, Vec<i64>)> {
+    let before = of_tunnels(&lab.stats(0)?, "tx_packets")?;
+    let report = LOAD.run(lab.path_v4())?;
+    let after = of_tunnels(&lab.stats(0)?, "tx_packets")?;
+    Ok((report, after.iter().zip(before).map(|(after, before)| after - before).collect()))
+}
+
+fn share(report: &UdpReport) -> f64 {
+    f64::from(report.reordered()) / f64::from(report.received().max(1))
+}
+
+pub fn a_sprayed_udp_flow_arrives_in_order(kind: Kind) -> Result<()> {
+    let quality = |ms: u64| Quality::delayed(Duration::from_millis(ms));
+    let options = Options { policy: "spray", wires: Some(quality(DELAYS[0])), ..kind.options() };
+    let lab = Lab::new(options, &binary()?)?;
+    lab.shape(RATE)?;
+    let wires = (0u8..).zip(DELAYS).flat_map(|(wire, ms)| [0, 1].map(|end| (wire, end, quality(ms))));
+    lab.wires()?.set_all(&wires.collect::<Vec<_>>())?;
+    for site in &lab.sites {
+        let text = fs::read_to_string(&site.config)?;
+        let on = text.replacen("restore_order = false", "restore_order = true", 1);
+        ensure!(text != on, "the switch is not where it was:\n{text}");
+        fs::write(&site.config, on)?;
+    }
+    let mut running = lab.run()?;
+    wait_until(&lab, true)?;
+    let before = order(&lab, 1)?;
+    let (report, packets) = sent(&lab)?;
+    let after = order(&lab, 1)?;
+    println!(
+        "restored: {} of {} out of order, {} lost, tunnels {packets:?}; {before} to {after}",
+        report.reordered(),
+        report.received(),
+        report.sent() - report.received()
+    );
+    ensure!(report.received() == report.sent(), "{} lost", report.sent() - report.received());
+    ensure!(report.reordered() == 0, "{:.3}% out of order", share(&report) * 100.0);
+    ensure!(packets.iter().all(|packets| *packets > 6_000), "not over all tunnels: {packets:?}");
+    let gained = |field: &str| -> Result<u64> {
+        let count = |value: &Value| value[field].as_u64().with_context(|| format!("no {field}"));
+        Ok(count(&after)? - count(&before)?)
+    };
+    let (restored, late, given_up) = (gained("restored")?, gained("late")?, gained("given_up")?);
+    ensure!(restored + late + given_up >= 59_000, "{restored} restored, {late} late, {given_up} given up");
+    ensure!(late * 100 < restored && given_up == 0, "{restored} restored, {late} late, {given_up} given up");
+
+    // The far end is switched off: the flow stays whole, unless a rule asks for more.
+    let far = &lab.sites[1].config;
+    let text = fs::read_to_string(far)?;
+    let off = text.replacen("restore_order = true", "restore_order = false", 1);
+    ensure!(text != off, "the switch is not where it was:\n{text}");
+    fs::write(far, off)?;
+    let (code, _, complaint) = lab.ecmpvpn(1, &["reload"])?;
+    ensure!(code == 0, "`reload` ended with {code}: {complaint}");
+    wait_until(&lab, false)?;
+    let (report, packets) = sent(&lab)?;
+    println!("switched off: {} of {} out of order, tunnels {packets:?}", report.reordered(), report.received());
+    ensure!(packets.iter().filter(|packets| **packets > 1_000).count() == 1, "not on one tunnel: {packets:?}");
+    ensure!(report.reordered() == 0, "{} out of order on one tunnel", report.reordered());
+
+    policy(&lab, &["rule", "add", "--proto", "udp", "--policy", "spray"])?;
+    let (report, packets) = sent(&lab)?;
+    println!("not restored: {} of {} out of order, tunnels {packets:?}", report.reordered(), report.received());
+    ensure!(share(&report) > 0.3, "only {:.3}% out of order", share(&report) * 100.0);
+    for run in &mut running {
+        ensure!(run.output().contains("restores the order"), "{}", run.output());
+    }
+    Ok(())
+}
