@@ -276,7 +276,8 @@ const fn halves(word: u32) -> (u16, u16) {
 #[inline(always)]
 fn between(begin: u16, end: u16, place: u32) -> u16 {
     let rise = i32::from(end.wrapping_sub(begin).cast_signed());
-    begin.wrapping_add(((rise * (place & (2 * STRETCH - 1)).cast_signed()) >> STRETCH_BITS) as u16)
+    let risen = (rise * (place & (2 * STRETCH - 1)).cast_signed()) >> STRETCH_BITS;
+    begin.wrapping_add(risen.cast_unsigned() as u16)
 }
 
 /// Adds the same to all send times from now on.

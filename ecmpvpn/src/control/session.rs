@@ -20,7 +20,7 @@ use super::rotate::{self, Rotation};
 use super::site::{Paths, SessionError, Site};
 use super::{members, notify, steer};
 use crate::config::{Config, InterfaceName};
-use crate::dataplane::{self, Device, View};
+use crate::dataplane::{self, Device, Hook, View};
 use crate::error::chain;
 use crate::host::run_dir::{Holder, RunDirError};
 use crate::host::{self, HostLinks, Journal, Owned, RunDir};
@@ -189,10 +189,11 @@ async fn hold_packets(site: &mut Site, handover: &Handover) {
     if !site.config.steering.restore_order {
         return;
     }
-    let made = if dataplane::restores() {
+    let by_tcx = View::open(&site.paths.pins).is_ok_and(|view| view.hook() == Hook::Tcx);
+    let made = if by_tcx && dataplane::restores() {
         host::holding::ensure(&site.plan, &mut site.journal).await.map_err(|error| chain(&error))
     } else {
-        Err("its programs cannot set the time at which a packet leaves (from Linux 5.18)".to_owned())
+        Err("its kernel has no tcx (from Linux 6.6)".to_owned())
     };
     match made {
         Ok(ifindex) => handover.set_holding(ifindex),

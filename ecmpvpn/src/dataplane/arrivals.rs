@@ -188,7 +188,7 @@ impl Arrivals {
                 attach()
             }
             Hook::Clsact => {
-                if !has_clsact(member.ifindex)? {
+                if !has_clsact(member)? {
                     // First, so that it is removed even if this process is killed as soon as it is there.
                     self.write_down(member.ifindex, member_flags::CLSACT_ADDED)?;
                     add_clsact(&member.name)?;

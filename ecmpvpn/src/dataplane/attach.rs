@@ -27,9 +27,8 @@ pub fn attach(
     pins: &Pins,
     steering: &Device,
     table: &SteeringTable,
-    hook: Option<Hook>,
+    hook: Hook,
 ) -> Result<Hook, DataplaneError> {
-    let hook = hook.map_or_else(|| probe(&steering.name), Ok)?;
     // The tunnels come first: once the steering device steers, the answers must be counted.
     for (peer, row) in (0..).zip(&table.peers) {
         for (slot, (name, _)) in (0..).zip(&row.tunnels) {
@@ -55,9 +54,18 @@ pub fn attach(
         }
         Hook::Clsact => {
             let added = add_clsact(&steering.name)?;
-            mark_settings(loaded, settings_flags::CLSACT | if added { settings_flags::CLSACT_ADDED } else { 0 })?;
+            mark_settings(loaded, if added { settings_flags::CLSACT_ADDED } else { 0 })?;
             attach_clsact(loaded.program_mut(programs::EGRESS)?, &steering.name, TcAttachType::Egress)?;
         }
+    }
+    Ok(hook)
+}
+
+/// How to attach: as `asked`, or as the kernel can. Records it in the settings.
+pub fn choose(loaded: &Loaded, steering: &Device, asked: Option<Hook>) -> Result<Hook, DataplaneError> {
+    let hook = asked.map_or_else(|| probe(&steering.name), Ok)?;
+    if hook == Hook::Clsact {
+        mark_settings(loaded, settings_flags::CLSACT)?;
     }
     Ok(hook)
 }
@@ -194,7 +202,6 @@ fn mark_settings(loaded: &Loaded, flags: u32) -> Result<(), DataplaneError> {
 }
 
 fn mark_tunnel(loaded: &Loaded, id: TunnelId) -> Result<(), DataplaneError> {
-    mark_settings(loaded, settings_flags::CLSACT)?;
     let state = Mapped::<State>::new(maps::STATE, loaded.array_data(maps::STATE)?)?;
     let record = &state.state().tunnels[id.index()];
     record.set(Tunnel { flags: record.get().flags | tunnel_flags::CLSACT_ADDED, ..record.get() });
@@ -255,11 +262,11 @@ pub(super) fn name_of(ifindex: u32) -> Option<String> {
 }
 
 /// Whether the device has a clsact or ingress qdisc.
-pub(super) fn has_clsact(ifindex: u32) -> Result<bool, DataplaneError> {
-    match ask_about_clsact(ifindex, RTM_GETQDISC) {
+pub(super) fn has_clsact(device: &Device) -> Result<bool, DataplaneError> {
+    match ask_about_clsact(device.ifindex, RTM_GETQDISC) {
         Ok(()) => Ok(true),
         Err(error) if is_absent(&error) => Ok(false),
-        Err(error) => Err(DataplaneError::new(format!("looking for a clsact qdisc of device {ifindex}"), error)),
+        Err(error) => Err(DataplaneError::new(format!("looking for a clsact qdisc of {}", device.name), error)),
     }
 }
 

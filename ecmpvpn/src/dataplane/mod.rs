@@ -54,8 +54,10 @@ pub fn start(
     options: &Options,
 ) -> Result<Hook, DataplaneError> {
     let mut loaded = Loaded::new(table, steering.ifindex, tunnels, options)?;
+    // Before the pins: whoever finds them must know how to attach what a killed process has not attached.
+    let hook = attach::choose(&loaded, steering, options.hook)?;
     pins.create()?;
-    let started = loaded.pin(pins).and_then(|()| attach::attach(&mut loaded, pins, steering, table, options.hook));
+    let started = loaded.pin(pins).and_then(|()| attach::attach(&mut loaded, pins, steering, table, hook));
     if started.is_err() {
         // The first failure is what the caller needs to know.
         if let Err(error) = remove(pins) {

@@ -87,7 +87,7 @@ pub fn ifindexes(table: &SteeringTable) -> BTreeMap<InterfaceName, u32> {
     names.zip(FIRST_IFINDEX..).collect()
 }
 
-/// `TC_ACT_REDIRECT`, include/uapi/linux/pkt_cls.h.
+/// `TC_ACT_REDIRECT`, `include/uapi/linux/pkt_cls.h`.
 const REDIRECT: u32 = 7;
 
 /// Programs loaded for test runs.
