@@ -193,8 +193,10 @@ impl Arrivals {
                     self.write_down(member.ifindex, member_flags::CLSACT_ADDED)?;
                     add_clsact(&member.name)?;
                 }
-                if replace_clsact(&mut program, member.name.as_str(), TcAttachType::Ingress).is_err() {
-                    attach_clsact(&mut program, &member.name, TcAttachType::Ingress)?;
+                match attach_clsact(&mut program, &member.name, TcAttachType::Ingress) {
+                    // A process that was killed had attached it, and not recorded that yet.
+                    Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
+                    attached => attached?,
                 }
                 self.write_down(member.ifindex, self.flags(member.ifindex) | member_flags::ATTACHED)
             }
