@@ -102,11 +102,21 @@ fn apply(
         fault::point("map write: dropping tunnels");
         maps.drop_tunnels(number, &rows, pins)?;
         for row in &rows {
+            if hook == Hook::Tcx && !row.same_device {
+                // The slot had another device. If this process is killed, its link must not pass for the new one's.
+                Pins::forget(&pins.tunnel_link(TunnelId::new(number, row.slot)))?;
+            }
             fault::point("map write: a tunnel");
             maps.write_row(number, row)?;
         }
-        for row in rows.iter().filter(|row| row.record.ifindex != 0 && (replaced || !row.same_device)) {
+        for row in rows.iter().filter(|row| row.record.ifindex != 0) {
             let pin = pins.tunnel_link(TunnelId::new(number, row.slot));
+            // A process that was killed may have written the record and not attached yet. With clsact nothing shows
+            // that: attaching again replaces the program by itself.
+            let is_attached = row.same_device && hook == Hook::Tcx && pin.exists();
+            if is_attached && !replaced {
+                continue;
+            }
             let device = &peer.tunnels[row.slot as usize].0;
             let attached = attach_again(hook, &mut programs.ingress, device, false, &pin, row.same_device)?;
             maps.note_qdisc(TunnelId::new(number, row.slot), attached);
