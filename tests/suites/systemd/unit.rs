@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::kind::Kind;
@@ -177,6 +177,12 @@ pub fn the_process_is_confined(kind: Kind) -> Result<()> {
     ensure!(bounding == BTreeSet::from(["cap_bpf", "cap_net_admin", "cap_net_raw", "cap_perfmon"]), "{bounding:?}");
     machine.assert_properties(&[("NoNewPrivileges", "yes"), ("LimitCORE", "0"), ("UMask", "0077")])?;
     let process = machine.process()?;
+    // The probing thread starts a moment after systemd has heard that the site is up.
+    let since = Instant::now();
+    while fs::read_dir(process.join("task"))?.count() < 3 {
+        ensure!(since.elapsed() < Duration::from_secs(5), "it has fewer than three threads");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let mut threads = 0;
     for task in fs::read_dir(process.join("task"))? {
         // A thread may have ended since.
