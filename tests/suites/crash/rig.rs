@@ -200,8 +200,10 @@ impl Rig {
         let mut policy: Value = serde_json::from_str(&text)?;
         for tunnel in policy["peers"].as_array_mut().into_iter().flatten() {
             for tunnel in tunnel["tunnels"].as_array_mut().into_iter().flatten() {
-                // Flows move buckets.
-                tunnel.as_object_mut().map(|tunnel| tunnel.remove("buckets"));
+                // Flows move buckets. The link depends on the members that the bond uses just then.
+                for field in ["buckets", "link"] {
+                    tunnel.as_object_mut().map(|tunnel| tunnel.remove(field));
+                }
             }
         }
         Ok(policy)
