@@ -52,14 +52,14 @@ fn renew(rig: &Rig, running: Option<Running>) -> Result<Option<Running>> {
     Ok(Some(running))
 }
 
-/// The state of the renewal, as JSON.
-fn status(rig: &Rig, site: usize) -> Result<Value> {
-    let mut state: Value = serde_json::from_str(&rotate(rig, site, &["--status", "--json"])?)?;
-    Ok(state["rotation"].take())
+fn is_done(rig: &Rig, site: usize) -> Result<bool> {
+    let state: Value = serde_json::from_str(&rotate(rig, site, &["--status", "--json"])?)?;
+    let rotation = &state["rotation"];
+    ensure!(rotation["stopped"].is_null() || rotation["done"] == true, "the renewal has stopped: {rotation}");
+    Ok(rotation["done"] == true)
 }
 
-/// The renewal goes on by itself when `run` is started again, also after a `down`. If a tunnel does not answer in time,
-/// since its ends tried their keys in turn, it has its former keys, and `rotate` continues.
+/// The renewal goes on by itself when `run` is started again, also after a `down`.
 fn goes_on(rig: &Rig, state: &State, after: After) -> Result<()> {
     if after == After::Down {
         rig.down()?;
@@ -68,22 +68,8 @@ fn goes_on(rig: &Rig, state: &State, after: After) -> Result<()> {
     // The next `run` removes half files.
     let running = rig.up().context("`run` after the kill")?;
     let since = Instant::now();
-    let mut continued = false;
-    loop {
-        let states = [status(rig, 0)?, status(rig, 1)?];
-        if states.iter().all(|state| state["done"] == true) {
-            break;
-        }
+    while !(is_done(rig, 0)? && is_done(rig, 1)?) {
         ensure!(since.elapsed() < PATIENCE, "the renewal does not end:\n{}", running.output());
-        if !states[0]["stopped"].is_null() {
-            let stopped = &states[0];
-            ensure!(!std::mem::replace(&mut continued, true), "stopped again: {stopped}\n{}", running.output());
-            eprintln!("  continued by hand: {stopped}");
-            let has_former = |tunnel: &Value| tunnel["stage"] != "changing";
-            ensure!(stopped["tunnels"].as_array().is_some_and(|all| all.iter().all(has_former)), "{stopped}");
-            rig.answers()?;
-            rotate(rig, 0, &[])?;
-        }
         std::thread::sleep(Duration::from_millis(100));
     }
     rig.assert_state(state).with_context(|| format!("A:\n{}", running.output()))?;

@@ -61,20 +61,30 @@ enum Phase {
 pub struct Lead {
     phase: Phase,
     since: Duration,
+    began: Duration,
+    begun: bool,
 }
 
 impl Lead {
-    /// Begins at `now`; `has_new`: the tunnel has its new keys already.
-    pub fn new(now: Duration, has_new: bool) -> Self {
-        Self { phase: if has_new { Phase::Changed } else { Phase::Ready }, since: now }
+    /// Begins at `now`. `has_new`: the tunnel has its new keys already. `begun`: an earlier process has begun to change
+    /// it, so that the far end may have the new keys already.
+    pub fn new(now: Duration, has_new: bool, begun: bool) -> Self {
+        Self { phase: if has_new { Phase::Changed } else { Phase::Ready }, since: now, began: now, begun }
     }
 
     /// Says what to do at `now`. The caller must do it.
     pub fn poll(&mut self, now: Duration, seen: Observation) -> Action {
         let waited = now.saturating_sub(self.since);
         let (next, todo) = match self.phase {
-            // An earlier change may have been interrupted, so that only the far end has the new keys.
-            Phase::Ready if !seen.live && waited >= SETTLE => (Phase::Changed, Action::Change),
+            // The far end may have the new keys.
+            Phase::Ready if !seen.live && self.begun && waited >= SETTLE => (Phase::Changed, Action::Change),
+            // The far end has the former keys, like this one: they are not why it is silent. After a start, a tunnel
+            // takes some seconds to answer.
+            Phase::Ready if !seen.live && !self.begun => {
+                self.since = now;
+                let gave_up = now.saturating_sub(self.began) >= ANSWER;
+                return if gave_up { Action::Stop("it does not answer with its present keys") } else { Action::Wait };
+            }
             Phase::Ready if seen.live && seen.others && seen.far_ready => (Phase::Leaving, Action::Leave),
             Phase::Ready if waited >= READY && !seen.others => {
                 return Action::Stop("no other tunnel to that site is up, so that its traffic would be interrupted");
@@ -96,7 +106,7 @@ impl Lead {
             }
             _ => return Action::Wait,
         };
-        *self = Self { phase: next, since: now };
+        *self = Self { phase: next, since: now, ..*self };
         todo
     }
 }
@@ -115,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_tunnel_is_left_by_both_before_it_is_changed_and_kept_when_it_answers() {
-        let mut lead = Lead::new(ms(0), false);
+        let mut lead = Lead::new(ms(0), false, false);
         assert_eq!(lead.poll(ms(1), KEPT), Action::Wait);
         assert_eq!(lead.poll(ms(100), FINE), Action::Leave);
         // Only one end has stopped using it.
@@ -134,19 +144,19 @@ mod tests {
         for (seen, why) in
             [(KEPT, "does not have the new keys"), (Observation { others: false, ..FINE }, "no other tunnel")]
         {
-            let mut lead = Lead::new(ms(0), false);
+            let mut lead = Lead::new(ms(0), false, false);
             assert_eq!(lead.poll(ms(9_999), seen), Action::Wait);
             let Action::Stop(message) = lead.poll(ms(10_000), seen) else { panic!() };
             assert!(message.contains(why), "{message}");
         }
-        let mut lead = Lead::new(ms(0), false);
+        let mut lead = Lead::new(ms(0), false, false);
         assert_eq!(lead.poll(ms(0), FINE), Action::Leave);
         assert!(matches!(lead.poll(ms(5_000), Observation { live: false, ..FINE }), Action::Stop(_)));
     }
 
     #[test]
     fn what_does_not_come_back_has_its_former_keys_again() {
-        let mut lead = Lead::new(ms(0), false);
+        let mut lead = Lead::new(ms(0), false, false);
         lead.poll(ms(0), FINE);
         lead.poll(ms(1), LEFT);
         assert_eq!(lead.poll(ms(301), LEFT), Action::Change);
@@ -156,11 +166,25 @@ mod tests {
 
     #[test]
     fn one_that_was_cut_off_goes_on_with_the_new_keys() {
-        let mut lead = Lead::new(ms(0), false);
+        let mut lead = Lead::new(ms(0), false, true);
         let dead = Observation { live: false, others: true, far_ready: false, far_left: false };
         assert_eq!(lead.poll(ms(299), dead), Action::Wait);
         assert_eq!(lead.poll(ms(300), dead), Action::Change);
         assert_eq!(lead.poll(ms(400), KEPT), Action::Keep);
-        assert_eq!(Lead::new(ms(0), true).poll(ms(1), KEPT), Action::Keep);
+        assert_eq!(Lead::new(ms(0), true, true).poll(ms(1), KEPT), Action::Keep);
+    }
+
+    #[test]
+    fn one_that_has_not_answered_yet_keeps_its_keys() {
+        let dead = Observation { live: false, others: true, far_ready: false, far_left: false };
+        let mut lead = Lead::new(ms(0), false, false);
+        assert_eq!(lead.poll(ms(300), dead), Action::Wait);
+        assert_eq!(lead.poll(ms(15_000), dead), Action::Wait);
+        // The time for the far end's answer begins when the tunnel is up.
+        assert_eq!(lead.poll(ms(15_100), Observation { live: true, ..dead }), Action::Wait);
+        assert_eq!(lead.poll(ms(15_200), FINE), Action::Leave);
+        let mut lead = Lead::new(ms(0), false, false);
+        assert_eq!(lead.poll(ms(19_999), dead), Action::Wait);
+        assert!(matches!(lead.poll(ms(20_000), dead), Action::Stop(_)));
     }
 }

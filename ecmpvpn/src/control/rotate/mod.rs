@@ -158,7 +158,7 @@ impl Rotation {
             let next = state.parts.iter().find(|part| part.stage != Stage::Done)?;
             let name = InterfaceName::new(&next.tunnel).ok()?;
             let has_new = self.keys.get(&name).is_some_and(|keys| keys.are_those_of(site, &name));
-            self.lead = Some((name, Lead::new(now, has_new)));
+            self.lead = Some((name, Lead::new(now, has_new, next.stage == Stage::Changing)));
         }
         let id = self.state.as_ref()?.id;
         let (name, lead) = self.lead.as_mut()?;
