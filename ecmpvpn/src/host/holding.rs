@@ -4,9 +4,6 @@
 //! (`net/sched/sch_fq.c`). `ifb` then gives the packet back to the device that it arrived on, past the TC programs
 //! (`drivers/net/ifb.c`): rules, reverse path filter and statistics see it arrive there.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
@@ -17,6 +14,7 @@ use super::device::New;
 use super::error::{During as _, HostError};
 use super::journal::Journal;
 use super::netlink::Netlink;
+use super::preflight;
 use super::record::Undo;
 use super::sysctl;
 use crate::config::InterfaceName;
@@ -38,14 +36,9 @@ fn name(steering: &InterfaceName) -> String {
     name
 }
 
-/// Loads the driver. If the kernel itself loaded it, it would also make ifb0 and ifb1. Ignores failures: the driver may
-/// be built in, there may be no modprobe, and `run` gives up `CAP_SYS_MODULE` early.
+/// Loads the driver. If the kernel itself loaded it, it would also make ifb0 and ifb1.
 pub fn load_driver() {
-    if !Path::new("/sys/module/ifb").exists() {
-        let mut modprobe = Command::new("modprobe");
-        modprobe.args(["ifb", "numifbs=0"]);
-        let _ = modprobe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    }
+    preflight::load_driver("ifb", "numifbs=0");
 }
 
 /// Makes the device, or uses the one that an earlier run has left. Returns its interface index.

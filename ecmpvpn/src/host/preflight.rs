@@ -189,13 +189,18 @@ fn check_tun() -> Result<(), Lacks> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(Lacks::Tun)
 }
 
-/// Loads the bonding driver. If the kernel itself loaded it, it would also make a bond0. Ignores failures: the driver
-/// may be built in, there may be no modprobe, and `run` gives up `CAP_SYS_MODULE` early. [`preflight`] finds out whether
+/// Loads the bonding driver. If the kernel itself loaded it, it would also make a bond0. [`preflight`] finds out whether
 /// a bond can be made.
 pub fn load_bonding() {
-    if !Path::new("/sys/module/bonding").exists() {
+    load_driver("bonding", "max_bonds=0");
+}
+
+/// Loads a driver with an option. Ignores failures: the driver may be built in, there may be no modprobe, and `run`
+/// gives up `CAP_SYS_MODULE` early.
+pub(super) fn load_driver(name: &str, option: &str) {
+    if !Path::new("/sys/module").join(name).exists() {
         let mut modprobe = Command::new("modprobe");
-        modprobe.args(["bonding", "max_bonds=0"]);
+        modprobe.args([name, option]);
         let _ = modprobe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
