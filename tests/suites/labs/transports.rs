@@ -44,8 +44,9 @@ pub fn a_paced_stream_is_timed_and_its_order_counted() -> Result<()> {
     let report = load.run(pair.path())?;
     ensure!(report.order.received == 1_000, "{report:?}");
     let (order, delays) = (&report.order, report.delays);
-    // Ten datagrams are sent during the range of the delays, so that none is overtaken by more than that.
-    ensure!(order.reordered > 300 && (3..=10).contains(&order.extent), "{report:?}");
+    // The first that overtakes a datagram arrives less than 10 ms before it, which is the range of the delays. What
+    // arrives in such a time was sent during 20 ms, one each millisecond.
+    ensure!(order.reordered > 300 && (3..20).contains(&order.extent), "{report:?}");
     ensure!(order.beyond_threshold > 100 && order.beyond_threshold < order.reordered, "{report:?}");
     let ms = Duration::from_millis;
     ensure!(delays.least >= ms(5) && delays.greatest < ms(16) && delays.p99 > ms(14), "{report:?}");
