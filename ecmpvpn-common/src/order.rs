@@ -221,7 +221,11 @@ pub fn release(order: &Order, now: u64, time: u16) -> Release {
         order.present.set(seen);
     }
     let both = both.with(Delays::one(delay));
-    let target = both.highest.wrapping_add(both.highest.wrapping_sub(both.lowest) / 8).wrapping_add(MARGIN);
+    // The slowest tunnel counts although nothing came over it for a while: a flow that grows will use it.
+    let spread = order.spread.get();
+    let spread = if spread > bound { bound } else { spread };
+    let highest = higher(both.highest, both.lowest.wrapping_add(spread as u16));
+    let target = highest.wrapping_add(highest.wrapping_sub(both.lowest) / 8).wrapping_add(MARGIN);
     let hold = added(order, at, delay, target, age >= FORGOTTEN).wrapping_sub(delay).cast_signed();
     if hold < 0 {
         // It shows that more must be added, at once.
@@ -408,6 +412,24 @@ mod tests {
             highest = highest.max(*sent);
         }
         assert_eq!(overtaken, 0, "of 70,000");
+    }
+
+    #[test]
+    fn a_slow_tunnel_that_is_not_used_yet_is_waited_for() {
+        let order = Order { spread: Shared::new((10 * MS / UNIT) as u32), ..order() };
+        let begin = 20_000 * MS;
+        let left = |packet: u64| match held(&order, begin + packet * 5 * MS, 2 * MS) {
+            Release::At(at) => at - begin - packet * 5 * MS,
+            other => panic!("{other:?}"),
+        };
+        // Also after long.
+        let delays: Vec<u64> = (0..400).map(left).collect();
+        assert!(delays.iter().all(|delay| (12 * MS..14 * MS).contains(delay)), "{delays:?}");
+        assert!(matches!(held(&order, begin + 2_000 * MS, 12 * MS), Release::At(_)));
+        // Never longer than the bound, whatever the probes say.
+        order.spread.set(u32::MAX);
+        let Release::At(at) = held(&order, begin + 2_005 * MS, 2 * MS) else { panic!("late") };
+        assert!(at <= begin + 2_057 * MS, "{at}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::netns::Netns;
-use crate::sites::{Lab, Options, Running, Underlay};
+use crate::sites::{Lab, Options, Overrides, Running, Underlay};
 use crate::skip::Feature;
 use crate::topology::Quality;
 use crate::traffic::{Path, TcpLoad};
@@ -110,8 +110,8 @@ impl Comparison {
     ///
     /// # Errors
     /// The sites cannot be built, or no traffic flows between them.
-    pub fn new(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
-        let comparison = Self::cold(program, policy, links, extra)?;
+    pub fn new(program: &FsPath, policy: &'static str, links: &Links, overrides: &Overrides) -> Result<Self> {
+        let comparison = Self::cold(program, policy, links, overrides)?;
         TcpLoad::timed(WARM_UP_FLOWS, WARM_UP)
             .run(comparison.lab.path_of_gateways_v4())
             .context("filling the links")?;
@@ -122,7 +122,7 @@ impl Comparison {
     ///
     /// # Errors
     /// The sites cannot be built, or no traffic flows between them.
-    pub fn cold(program: &FsPath, policy: &'static str, links: &Links, extra: &str) -> Result<Self> {
+    pub fn cold(program: &FsPath, policy: &'static str, links: &Links, overrides: &Overrides) -> Result<Self> {
         let real = [Feature::WireGuard, Feature::Bonding].iter().all(|feature| feature.missing().is_none());
         let (underlay, backend) = if real { (Underlay::Bonded, "kernel") } else { (Underlay::Routed, "userspace") };
         let options = Options {
@@ -133,7 +133,7 @@ impl Comparison {
             tunnels: links.rates.len(),
             wires: links.wire.map(Quality::delayed),
             ports: links.equal_ports.then(|| (PORT..).take(links.rates.len()).map(|port| [port; 2]).collect()),
-            extra: extra.to_owned(),
+            overrides: overrides.clone(),
             ..Options::default()
         };
         let lab = Lab::new(options, program)?;
@@ -248,6 +248,11 @@ pub struct Counters {
     pub out_of_order: u64,
     /// Buckets that the program moved at a flowlet gap, and while busy.
     pub moves: [u64; 2],
+    /// Packets that site B put back in order, that came too late for it, and that it gave up. 0 if it does not restore
+    /// the order.
+    pub restored: [u64; 3],
+    /// Packets that the queues of each gateway dropped.
+    pub dropped: [u64; 2],
 }
 
 impl Counters {
@@ -263,12 +268,17 @@ impl Counters {
             let tunnels = stats["tunnels"].as_array().into_iter().flatten();
             tunnels.filter_map(|tunnel: &Value| tunnel[field].as_u64()).sum()
         };
+        // A site without ecmpvpn has no such counters.
+        let far = lab.stats(1).unwrap_or_default();
+        let restored = ["restored", "late", "given_up"].map(|field| far["order"][0][field].as_u64().unwrap_or(0));
         Ok(Self {
             sent,
             retransmitted: kernel_counter(path.from, "snmp", "Tcp:", "RetransSegs")?,
             segments: kernel_counter(path.to, "snmp", "Tcp:", "InSegs")?,
             out_of_order: kernel_counter(path.to, "netstat", "TcpExt:", "TCPOFOQueue")?,
             moves: [moves("flowlet_moves"), moves("rebalance_moves")],
+            restored,
+            dropped: [dropped(&a.gateway)?, dropped(&lab.sites[1].gateway)?],
         })
     }
 
@@ -281,6 +291,8 @@ impl Counters {
             segments: self.segments - before.segments,
             out_of_order: self.out_of_order - before.out_of_order,
             moves: [self.moves[0] - before.moves[0], self.moves[1] - before.moves[1]],
+            restored: [0, 1, 2].map(|at| self.restored[at] - before.restored[at]),
+            dropped: [0, 1].map(|at| self.dropped[at] - before.dropped[at]),
         }
     }
 
@@ -290,6 +302,12 @@ impl Counters {
         #[expect(clippy::cast_precision_loss, reason = "shown as whole percents")]
         self.sent.iter().map(|sent| *sent as f64 / sum as f64 * 100.0).collect()
     }
+}
+
+/// Packets that the queues of a namespace dropped since they were made.
+fn dropped(ns: &Netns) -> Result<u64> {
+    let queues: Value = serde_json::from_str(&ns.query("tc", "-s -j qdisc show")?)?;
+    Ok(queues.as_array().into_iter().flatten().filter_map(|queue| queue["drops"].as_u64()).sum())
 }
 
 /// Reads a kernel counter of a namespace from `/proc/net/FILE`. Its lines come in pairs: names and values.

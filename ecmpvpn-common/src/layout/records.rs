@@ -195,8 +195,10 @@ pub struct Order {
     /// What was added at the begin of the stretch before in the lower half. In the upper half, the delay by which send
     /// times are converted to the clock of this host.
     pub before: Shared<u32>,
+    /// How much longer the slowest tunnel takes than the fastest when nothing waits, in the same units. From the probes.
+    pub spread: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 7],
+    pub padding: [u32; 6],
 }
 
 impl Peer {

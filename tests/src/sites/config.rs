@@ -43,8 +43,11 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     for (end, site) in lab.sites.iter_mut().enumerate() {
         site.config = output.join(&site.name).join("ecmpvpn.toml");
         let mut text = fs::read_to_string(&site.config)?;
-        for (key, desired) in [("policy", lab.options.policy), ("backend", lab.options.backend)] {
-            text = with_key(&text, key, desired)
+        let overrides = &lab.options.overrides;
+        let words = [("policy", lab.options.policy), ("backend", lab.options.backend)];
+        let words = words.map(|(key, word)| (key.to_owned(), format!("\"{word}\"")));
+        for (key, value) in words.iter().chain(&overrides.keys) {
+            text = with_key(&text, key, value)
                 .with_context(|| format!("`init` did not write exactly one {key}:\n{text}"))?;
         }
         let probes = "interval_ms = 100";
@@ -53,7 +56,7 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
         if let Some(ports) = &lab.options.ports {
             text = with_ports(&text, ports, end);
         }
-        fs::write(&site.config, text + "\n" + &lab.options.extra)?;
+        fs::write(&site.config, text + "\n" + &overrides.extra)?;
         let config = config::load(&site.config).map_err(|e| anyhow::anyhow!("{e}"))?;
         site.addresses = config.site.addresses.iter().map(ipnet::IpNet::addr).collect();
         configs.push(config);
@@ -62,10 +65,10 @@ pub(super) fn generate(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// `text` with another value in its line `key = …`. `None` unless there is exactly one such line.
+/// `text` with another value, in TOML, in its line `key = …`. `None` unless there is exactly one such line.
 fn with_key(text: &str, key: &str, value: &str) -> Option<String> {
     let is_key = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == key);
-    let lines = text.lines().map(|line| if is_key(line) { format!("{key} = \"{value}\"") } else { line.to_owned() });
+    let lines = text.lines().map(|line| if is_key(line) { format!("{key} = {value}") } else { line.to_owned() });
     (text.lines().filter(|line| is_key(line)).count() == 1).then(|| lines.collect::<Vec<_>>().join("\n"))
 }
 

@@ -46,8 +46,24 @@ pub struct Options {
     pub ports: Option<Vec<[u16; 2]>>,
     /// `health.interval_ms`
     pub probe_ms: u32,
-    /// TOML text that is appended to both configurations.
+    /// What differs from the configurations that `init` writes.
+    pub overrides: Overrides,
+}
+
+/// Changes of both sites' configurations.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// Another value, in TOML, for a key that `init` writes once in both configurations, as `restore_order=true`
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub keys: Vec<(String, String)>,
+    /// TOML text that is appended to both configurations, as `[[rule]]…`
+    #[arg(long, default_value = "", value_name = "TOML")]
     pub extra: String,
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
 impl Default for Options {
@@ -63,7 +79,7 @@ impl Default for Options {
             wires: None,
             ports: None,
             probe_ms: 100,
-            extra: String::new(),
+            overrides: Overrides::default(),
         }
     }
 }

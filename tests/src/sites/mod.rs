@@ -36,7 +36,7 @@ use crate::traffic::{Path, wait_for_reply};
 
 pub use hole::Hole;
 pub use inner::InnerTunnel;
-pub use lab::{DeviceCounters, Lab, LabTunnel, Options, Site, Underlay};
+pub use lab::{DeviceCounters, Lab, LabTunnel, Options, Overrides, Site, Underlay};
 pub use process::{Batch, Running, binary};
 
 impl Lab {

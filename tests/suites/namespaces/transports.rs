@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use lab::comparison::{Comparison, Links, Method};
 use lab::interrupt;
 use lab::kind::Kind;
-use lab::sites::binary;
+use lab::sites::{Overrides, binary};
 use lab::traffic::{CongestionControl, QuicLoad};
 
 /// Rate of each link, Mbit/s.
@@ -18,7 +18,7 @@ const LEAST: f64 = 0.97;
 pub fn one_quic_flow_is_no_slower_than_over_one_tunnel(_: Kind) -> Result<()> {
     // Jitter is what sprayed packets overtake each other by.
     let links = Links { rates: vec![RATE; 2], delays: vec![5.0; 2], jitter: 5.0, ..Links::alike(true, RATE) };
-    let comparison = Comparison::new(&binary()?, "adaptive", &links, "")?;
+    let comparison = Comparison::new(&binary()?, "adaptive", &links, &Overrides::default())?;
     let [begin, from, end] = [0, 2_000, 4_000].map(Duration::from_millis);
     let load = QuicLoad { congestion: CongestionControl::Cubic, begin, end, window: from..end };
     let goodput = |method| {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use ecmpvpn_common::layout::{TunnelId, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
+use ecmpvpn_common::order::UNIT_BITS;
 
 use super::error::SteerError;
 use super::paths::{self, Placed};
@@ -165,19 +166,25 @@ impl Underlay {
         }
     }
 
-    /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, and how long a flow must pause
-    /// so that no packet overtakes another one when it moves.
+    /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, how long a flow must pause so
+    /// that no packet overtakes another one when it moves, and for what difference packets that arrive must be held.
     pub fn set_gaps(&self, config: &Config, view: &View) {
         for number in (0..).take(config.peers.len()) {
             let of_peer = || self.placed.iter().filter(|tunnel| tunnel.id.peer() == number);
             let trips: Vec<RoundTrip> = of_peer().filter_map(|tunnel| round_trip(view, tunnel.id)).collect();
             let quickest = trips.iter().map(|trip| trip.least).min().unwrap_or_default();
+            // Assume that half of a difference is on the way there, and half on the way back.
+            let beyond = |trip: &RoundTrip| trip.least.saturating_sub(quickest).as_nanos() / 2;
             for tunnel in of_peer() {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
-                    // Assume that half of the difference is on the way there.
-                    load.delay_ns
-                        .set(u32::try_from(trip.least.saturating_sub(quickest).as_nanos() / 2).unwrap_or(u32::MAX));
+                    load.delay_ns.set(u32::try_from(beyond(&trip)).unwrap_or(u32::MAX));
                 }
+            }
+            if let (Some(peer), Some(order)) = (view.peer(number), view.order(number)) {
+                let lives = |tunnel: &&Placed| peer.live.get() >> tunnel.id.slot() & 1 == 1;
+                let alive = of_peer().filter(lives).filter_map(|tunnel| round_trip(view, tunnel.id));
+                let spread = alive.map(|trip| beyond(&trip)).max().unwrap_or_default() >> UNIT_BITS;
+                order.spread.set(u32::try_from(spread).unwrap_or(u32::MAX));
             }
             if config.steering.flowlet_gap_us.is_none()
                 && let Some(peer) = view.peer(number)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use ecmpvpn::config::Policy;
+use lab::sites::Overrides;
 
 /// A case that can be measured separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,9 +111,8 @@ pub struct Arguments {
     /// With --case custom: random variation of each packet's delay, up and down, milliseconds
     #[arg(long, default_value_t = 0.0, value_name = "MS")]
     pub jitter: f64,
-    /// TOML text that is appended to both configurations, as `[[rule]]…`
-    #[arg(long, default_value = "", value_name = "TOML")]
-    pub extra: String,
+    #[command(flatten)]
+    pub overrides: Overrides,
     /// Leave kernel ECMP out
     #[arg(long)]
     pub without_ecmp: bool,

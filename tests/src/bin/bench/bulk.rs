@@ -42,7 +42,7 @@ impl Series {
         for stage in &self.stages {
             eprintln!("==> {}: building two sites", self.title);
             let policy = stage.rows.iter().map(|row| row.policy).find(|policy| !policy.is_empty());
-            let comparison = Comparison::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.extra)?;
+            let comparison = Comparison::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.overrides)?;
             for repetition in &mut repetitions {
                 for row in &stage.rows {
                     interrupt::check()?;
@@ -123,7 +123,7 @@ impl Sample {
     }
 
     fn json(&self) -> Value {
-        let Counters { sent, retransmitted, segments, out_of_order, moves } = &self.gained;
+        let Counters { sent, retransmitted, segments, out_of_order, moves, restored, dropped } = &self.gained;
         json!({
             "goodput_mbps": self.goodput,
             "tunnel_bytes": sent,
@@ -131,18 +131,22 @@ impl Sample {
             "segments": segments,
             "out_of_order": out_of_order,
             "moves": moves,
+            "restored": restored,
+            "dropped": dropped,
         })
     }
 
     fn of_json(json: &Value) -> Option<Self> {
         let count = |value: &Value| value.as_u64();
-        let moves: Vec<u64> = json["moves"].as_array()?.iter().map(count).collect::<Option<_>>()?;
+        let counts = |field: &str| json[field].as_array()?.iter().map(count).collect::<Option<Vec<u64>>>();
         let gained = Counters {
-            sent: json["tunnel_bytes"].as_array()?.iter().map(count).collect::<Option<_>>()?,
+            sent: counts("tunnel_bytes")?,
             retransmitted: count(&json["retransmitted"])?,
             segments: count(&json["segments"])?,
             out_of_order: count(&json["out_of_order"])?,
-            moves: moves.try_into().ok()?,
+            moves: counts("moves")?.try_into().ok()?,
+            restored: counts("restored")?.try_into().ok()?,
+            dropped: counts("dropped")?.try_into().ok()?,
         };
         Some(Self { goodput: json["goodput_mbps"].as_f64()?, gained })
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::interrupt;
-use lab::sites::Lab;
+use lab::sites::{Lab, Overrides};
 use lab::traffic::{ShortLoad, UdpLoad};
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{CHANGES} changes of policy under TCP and UDP load");
     eprintln!("==> {title}: building two sites");
     let links = Links::alike(arguments.simulated, arguments.rate());
-    let comparison = Comparison::new(program, arguments.policy("adaptive"), &links, "")?;
+    let comparison = Comparison::new(program, arguments.policy("adaptive"), &links, &Overrides::default())?;
     let mut table = report::table(&["run", "changes took", "datagrams", "lost", "dropped by the links", "target"]);
     let mut rows = Vec::new();
     for run in 1..=arguments.runs(RUNS) {

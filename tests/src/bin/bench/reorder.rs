@@ -70,7 +70,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     );
     eprintln!("==> {title}: building two sites");
     let links = Links { delays: vec![0.0, DELAY_MS, 0.0], ..Links::alike(arguments.simulated, arguments.rate()) };
-    let comparison = Comparison::new(program, policy, &links, &arguments.extra)?;
+    let comparison = Comparison::new(program, policy, &links, &arguments.overrides)?;
     let seconds = arguments.seconds.unwrap_or(SECONDS);
     // The first two show what the lab itself does to the order, the last one what the policy adds.
     let methods = [Method::OneTunnel, Method::Ecmp, Method::Ecmpvpn];

@@ -49,7 +49,7 @@ pub fn measure(arguments: &Arguments, program: &Path) -> Result<()> {
     let title = format!("{TRANSFERS} transfers of {BYTES} bytes over three busy tunnels, policy {policy}");
     eprintln!("==> {title}: building two sites");
     let rate = arguments.rate();
-    let comparison = Comparison::new(program, policy, &Links::alike(arguments.simulated, rate), &arguments.extra)?;
+    let comparison = Comparison::new(program, policy, &Links::alike(arguments.simulated, rate), &arguments.overrides)?;
     let methods = [Method::Ecmp, Method::Ecmpvpn];
     let mut samples = methods.map(|_| Vec::new());
     let runs = arguments.runs(RUNS);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 use ecmpvpn::config::Policy;
+use lab::sites::Overrides;
 
 use crate::job::Job;
 use crate::profile::Profile;
@@ -46,9 +47,8 @@ pub struct Arguments {
     /// Do not fill the links beforehand: ecmpvpn does not know yet what they carry
     #[arg(long)]
     pub cold: bool,
-    /// TOML text that is appended to both configurations, as `[[rule]]…`
-    #[arg(long, default_value = "", value_name = "TOML")]
-    pub extra: String,
+    #[command(flatten)]
+    pub overrides: Overrides,
     /// Time is simulated. It always is: on a real CPU the figures mean nothing
     #[arg(long, hide = true)]
     pub simulated: bool,

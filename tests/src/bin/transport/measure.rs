@@ -26,7 +26,7 @@ pub fn measure(arguments: &Arguments, program: &Path, job: Job) -> Result<Measur
     eprintln!("==> {}: building two sites", job.profile.title());
     let links = job.profile.links();
     let build = if arguments.cold { Comparison::cold } else { Comparison::new };
-    let comparison = build(program, FIRST, &links, &arguments.extra)?;
+    let comparison = build(program, FIRST, &links, &arguments.overrides)?;
     let mut samples = Vec::new();
     for transport in &arguments.transport {
         let mut methods = vec![(ONE_TUNNEL, Method::OneTunnel)];
@@ -66,6 +66,14 @@ fn sample(
     let mut figures = comparison.with(method, || carry(comparison, job, transport, times))?;
     let gained = Counters::read(lab, lab.path_v4())?.since(&before);
     figures.extend((0..).zip(gained.shares()).map(|(tunnel, share)| (format!("tunnel{tunnel}_percent"), share)));
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let mut extend = |name: &str, count: u64| figures.insert(name.to_owned(), count as f64);
+    for (name, count) in ["restored", "late", "given_up"].iter().zip(gained.restored) {
+        extend(name, count);
+    }
+    for (name, count) in ["dropped_near", "dropped_far"].iter().zip(gained.dropped) {
+        extend(name, count);
+    }
     Ok(Sample { transport, method: name.to_owned(), figures })
 }
 
