@@ -18,6 +18,7 @@ use crate::order;
 use crate::packet::{Packet, Parsed, Segments, parse, segments, tolerates_reordering};
 use crate::rendezvous::NONE;
 use crate::rules;
+use crate::select::{SLOT_BITS, SLOT_MASK};
 use crate::tables::{Calls, Tables};
 
 /// A bucket without a packet for this long is taken to hold a new flow: its former tunnel does not count. Nanoseconds.
@@ -33,7 +34,7 @@ pub struct Steer {
     pub bucket: u32,
     /// Bits of [`how`].
     pub how: u32,
-    /// Send time of a stamped packet; see [`crate::order`].
+    /// Stamp of a stamped packet; see [`crate::order`].
     pub time: u16,
 }
 
@@ -200,23 +201,19 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let tick = tables.settings().map_or(0, |settings| settings.tick_ns);
     let last = record.last_ns.get();
     // Queues are modelled packet by packet: a tick is too coarse for them.
-    let Timing { at: now, stamp, idle } = Timing::now(tables, if sprayed { 0 } else { tick }, peer.gap_ns.get(), last);
-    let (mut time, mut stamped) = (0, 0);
-    if sprayed && size >> STAMPS_BIT & 1 == 1 {
-        let at = order::next(now, last);
-        (time, stamped) = (order::time_of(at), how::STAMPED);
-        record.last_ns.set(at + (u64::from(segments.packets) << order::UNIT_BITS));
-    } else {
-        record.last_ns.set(stamp);
-    }
+    let stamps = size >> STAMPS_BIT & 1 == 1 && (sprayed || record.flags.get() & bucket_flags::STAMP != 0);
+    let tick = if sprayed || stamps { 0 } else { tick };
+    let Timing { at: now, stamp, idle } = Timing::now(tables, tick, peer.gap_ns.get(), last);
     record.bytes.set(record.bytes.get().wrapping_add(bytes));
 
     let current = u32::from(record.tunnel.get());
     let lives = constraints.usable.checked_shr(current).unwrap_or(0) & 1 == 1;
     let (mut slot, mut how, mut is_new) = (current, 0, false);
+    let mut delivery = 0;
     if sprayed {
-        slot = tables.earliest_delivery(number, bucket, constraints.preferred(peer), now, bytes);
-        how = how::SPRAYED | stamped;
+        let earliest = tables.earliest_delivery(number, bucket, constraints.preferred(peer), now, bytes);
+        (slot, delivery) = (earliest as u32 & SLOT_MASK, earliest >> SLOT_BITS);
+        how = how::SPRAYED;
     } else if !lives || idle >= u64::from(peer.gap_ns.get()) {
         slot = reselect(tables, number, peer, &constraints, bucket, record, now, idle);
         is_new = idle >= FORGOTTEN_NS || slot != current;
@@ -224,8 +221,16 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
             how = if lives && !constraints.policy.is_by_rank() { how::FLOWLET } else { how::FAILOVER };
         }
     }
-    if slot == NONE {
+    if slot >= u32::BITS {
         return u64::from(BAD_TABLE);
+    }
+    let mut time = 0u32;
+    if stamps {
+        let former = TunnelId::new(number, current & (u32::BITS - 1));
+        time = tables.stamp(index, former, now, delivery, segments.packets);
+        how |= how::STAMPED;
+    } else {
+        record.last_ns.set(stamp);
     }
     if slot != current {
         record.tunnel.set(slot as u8);
@@ -233,7 +238,7 @@ pub fn choose<T: Calls + ?Sized>(tables: &T, number: u32, hash: u64, rule: u32, 
     let expected = if is_new { peer.expected_bytes.get() } else { 0 };
     let at_once = sprayed || is_new || constraints.policy.sprays_all();
     account::record_sent(tables, TunnelId::new(number, slot), now, &Sent { segments, how, expected, at_once });
-    Chosen { slot, bucket: index, how, time }.pack()
+    Chosen { slot, bucket: index, how, time: time as u16 }.pack()
 }
 
 /// Keeps in the bucket what the daemon must know of its packets. Written only where it changes.

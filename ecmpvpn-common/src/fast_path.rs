@@ -7,7 +7,7 @@
 use crate::account::{Sent, record_sent};
 use crate::decide::{self, Steer, Timing, is_sprayed};
 use crate::flow::{FlowKey, IPV4, IPV6, fields};
-use crate::layout::{Address, Peer, Reason, Settings, TunnelId, peer_flags, settings_flags};
+use crate::layout::{Address, Peer, Reason, Settings, TunnelId, bucket_flags, peer_flags, settings_flags};
 use crate::order::Carrier;
 use crate::packet::{Packet, Segments, Transport, protocol};
 use crate::rules;
@@ -107,7 +107,8 @@ fn steer<T: Calls + ?Sized>(
     let policy = peer.policy();
     let lives = peer.live.get().checked_shr(slot).unwrap_or(0) & 1 == 1 && ifindex != 0;
     let mut now = 0;
-    if lives && (ordered || !is_sprayed(policy, bucket.flags.get())) {
+    let flags = bucket.flags.get();
+    if lives && (ordered || flags & bucket_flags::STAMP == 0 && !is_sprayed(policy, flags)) {
         let gap = peer.gap_ns.get();
         let timing = Timing::now(tables, flow.settings.tick_ns, gap, bucket.last_ns.get());
         if timing.idle < u64::from(gap) {

@@ -3,7 +3,7 @@
 use crate::flow::FlowKey;
 use crate::layout::TunnelId;
 use crate::tables::{Calls, Tables};
-use crate::{account, decide, rules, select};
+use crate::{account, decide, order, rules, select};
 
 /// Tables of the host implement this trait to get [`Calls`].
 pub trait Inline: Tables {}
@@ -37,7 +37,11 @@ impl<T: Inline + ?Sized> Calls for T {
         select::least_loaded(self, peer, bucket, candidates, now, current)
     }
 
-    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u32 {
+    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u64 {
         select::earliest_delivery(self, peer, bucket, candidates, now, bytes)
+    }
+
+    fn stamp(&self, bucket: u32, former: TunnelId, now: u64, delivery: u64, packets: u32) -> u32 {
+        order::stamp(self, bucket, former, now, delivery, packets)
     }
 }

@@ -60,6 +60,14 @@ pub fn queued_ns(load: &Load, now: u64) -> u64 {
     at_most(positive(load.free_ns.get().wrapping_sub(now)), MAX_QUEUE_NS)
 }
 
+/// How long the delivery of `bytes` would take, if they were sent at `now`, beyond what the peer's fastest tunnel takes
+/// when nothing waits, nanoseconds.
+#[must_use]
+#[inline(always)]
+pub fn delivery_ns(load: &Load, now: u64, bytes: u32) -> u64 {
+    queued_ns(load, now) + time_of(load, bytes) + u64::from(load.delay_ns.get())
+}
+
 /// Time when the link would be free for another packet that is sent at `now`, nanoseconds of the monotonic clock.
 #[must_use]
 #[inline(always)]

@@ -38,7 +38,8 @@ pub fn least_loaded<T: Calls + ?Sized>(
 }
 
 /// The slot among `candidates` that would deliver `bytes` first ("earliest delivery path first"), by the modelled
-/// queue, rate and delay of each link. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC
+/// queue, rate and delay of each link: in the lowest 8 bits, all ones for none. Above them, how long the delivery takes
+/// beyond what the fastest tunnel takes when nothing waits, nanoseconds. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC
 /// 2002.
 ///
 /// Where rates are overestimated, all queues look empty. Then the lower level decides, which distributes the bytes
@@ -51,9 +52,22 @@ pub fn earliest_delivery<T: Calls + ?Sized>(
     candidates: u32,
     now: u64,
     bytes: u32,
-) -> u32 {
+) -> u64 {
     let first = tables.cheapest_link(peer, bucket, candidates, now, bytes);
-    slot_of(tables, peer, bucket, candidates, first)
+    let slot = slot_of(tables, peer, bucket, candidates, first);
+    first >> PLACE_BITS << SLOT_BITS | u64::from(slot & SLOT_MASK)
+}
+
+/// Bits of the slot in the result of [`earliest_delivery`].
+pub const SLOT_BITS: u32 = 8;
+pub const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+
+/// How long the delivery of `bytes` by a tunnel's link would take beyond what the fastest tunnel takes when nothing
+/// waits, nanoseconds.
+#[inline(always)]
+pub fn delivery<T: Tables + ?Sized>(tables: &T, id: TunnelId, now: u64, bytes: u32) -> u64 {
+    let load = tables.load(id).and_then(|load| tables.load(load.link()));
+    load.map_or(0, |load| load::delivery_ns(load, now, bytes))
 }
 
 /// The lowest rank among a peer's links. A rank is the cost from [`rank`], with the link's place in the low bits.
@@ -100,7 +114,7 @@ fn rank<T: Tables + ?Sized>(tables: &T, path: Option<&Path>, candidates: u32, no
     let level = load::level(load, now);
     let mut cost = level;
     if bytes != 0 {
-        cost = load::queued_ns(load, now) + load::time_of(load, bytes) + u64::from(load.delay_ns.get());
+        cost = load::delivery_ns(load, now, bytes);
         cost += level >> LEVEL_SHARE_BITS;
     }
     let leaving = u64::from(path.tunnels.get() & candidates);

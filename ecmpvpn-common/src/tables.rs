@@ -70,5 +70,8 @@ pub trait Calls: Tables {
     fn least_loaded(&self, peer: u32, bucket: u32, candidates: u32, now: u64, current: u32) -> u32;
 
     /// See [`crate::select::earliest_delivery`].
-    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u32;
+    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u64;
+
+    /// See [`crate::order::stamp`].
+    fn stamp(&self, bucket: u32, former: TunnelId, now: u64, delivery: u64, packets: u32) -> u32;
 }

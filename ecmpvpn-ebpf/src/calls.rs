@@ -6,7 +6,7 @@ use ecmpvpn_common::flow::FlowKey;
 use ecmpvpn_common::layout::TunnelId;
 use ecmpvpn_common::rendezvous::NONE;
 use ecmpvpn_common::tables::Calls;
-use ecmpvpn_common::{account, decide, rules, select};
+use ecmpvpn_common::{account, decide, order, rules, select};
 
 use crate::maps::Maps;
 
@@ -47,8 +47,13 @@ impl Calls for Maps<'_> {
     }
 
     #[inline(always)]
-    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u32 {
+    fn earliest_delivery(&self, peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u64 {
         ecmpvpn_earliest_delivery(peer, bucket, candidates, now, bytes)
+    }
+
+    #[inline(always)]
+    fn stamp(&self, bucket: u32, former: TunnelId, now: u64, delivery: u64, packets: u32) -> u32 {
+        ecmpvpn_stamp(bucket, former.number(), now, delivery, packets)
     }
 }
 
@@ -101,6 +106,13 @@ extern "C" fn ecmpvpn_least_loaded(peer: u32, bucket: u32, candidates: u32, now:
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn ecmpvpn_earliest_delivery(peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u32 {
-    Maps::at(now).map_or(NONE, |maps| select::earliest_delivery(&maps, peer, bucket, candidates, now, bytes))
+extern "C" fn ecmpvpn_earliest_delivery(peer: u32, bucket: u32, candidates: u32, now: u64, bytes: u32) -> u64 {
+    Maps::at(now).map_or(NONE.into(), |maps| select::earliest_delivery(&maps, peer, bucket, candidates, now, bytes))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_stamp(bucket: u32, former: u32, now: u64, delivery: u64, packets: u32) -> u32 {
+    let former = TunnelId::from_number(former);
+    Maps::at(now).map_or(0, |maps| order::stamp(&maps, bucket, former, now, delivery, packets))
 }

@@ -166,6 +166,11 @@ impl Comparison {
             lab.run()?.into()
         };
         lab.shape_each(&of_members(&lab, links))?;
+        if links.wire.is_some() {
+            // Until LACP had put all members to use, tunnels left by other members. Their least round trips count for
+            // up to 20 s.
+            std::thread::sleep(Duration::from_secs(20));
+        }
         if links.wire.is_none() {
             without_wires(&lab, links)?;
         }

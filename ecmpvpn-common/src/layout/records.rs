@@ -192,11 +192,10 @@ pub struct Order {
     /// What is added to the send times at the stretch's begin in the upper half, and at its end in the lower half, in
     /// the same units, modulo 2^16.
     pub added: Shared<u32>,
-    /// What was added at the begin of the stretch before in the lower half. In the upper half, the delay by which send
-    /// times are converted to the clock of this host.
+    /// The same of the stretch before.
     pub before: Shared<u32>,
-    /// How much longer the slowest tunnel takes than the fastest when nothing waits, in the same units. From the probes.
-    pub spread: Shared<u32>,
+    /// The delay by which stamps are converted to the clock of this host, in the same units, modulo 2^16.
+    pub reference: Shared<u32>,
     /// Zero.
     pub padding: [u32; 6],
 }
@@ -340,6 +339,9 @@ pub mod bucket_flags {
     pub const SPRAY: u8 = 1 << 0;
     /// The bucket's packets are not sprayed under policy `spray`.
     pub const WHOLE: u8 = 1 << 1;
+    /// The bucket's packets are stamped although they are not sprayed: they will be soon, or were until now. So none
+    /// overtakes another at the change.
+    pub const STAMP: u8 = 1 << 2;
 }
 
 /// Bits of [`Bucket::seen`]: what the programs saw of a bucket's packets.

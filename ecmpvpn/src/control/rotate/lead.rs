@@ -15,6 +15,9 @@ const READY: Duration = Duration::from_secs(10);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long to wait, when both have stopped, for packets that are still in the tunnel.
 const SETTLE: Duration = Duration::from_millis(300);
+/// How long a tunnel whose change was cut off may take to answer with its former keys: as long as WireGuard waits before
+/// it repeats a handshake.
+const DOUBT: Duration = Duration::from_secs(5);
 /// How long the tunnel may take to answer with its new keys. WireGuard repeats a handshake that came too early after 5
 /// s.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -76,8 +79,8 @@ impl Lead {
     pub fn poll(&mut self, now: Duration, seen: Observation) -> Action {
         let waited = now.saturating_sub(self.since);
         let (next, todo) = match self.phase {
-            // The far end may have the new keys.
-            Phase::Ready if !seen.live && self.begun && waited >= SETTLE => (Phase::Changed, Action::Change),
+            // The far end may have the new keys, or the former ones still.
+            Phase::Ready if !seen.live && self.begun && waited >= DOUBT => (Phase::Changed, Action::Change),
             // The far end has the former keys, like this one: they are not why it is silent. After a start, a tunnel
             // takes some seconds to answer.
             Phase::Ready if !seen.live && !self.begun => {
@@ -168,10 +171,18 @@ mod tests {
     fn one_that_was_cut_off_goes_on_with_the_new_keys() {
         let mut lead = Lead::new(ms(0), false, true);
         let dead = Observation { live: false, others: true, far_ready: false, far_left: false };
-        assert_eq!(lead.poll(ms(299), dead), Action::Wait);
-        assert_eq!(lead.poll(ms(300), dead), Action::Change);
-        assert_eq!(lead.poll(ms(400), KEPT), Action::Keep);
+        assert_eq!(lead.poll(ms(4_999), dead), Action::Wait);
+        assert_eq!(lead.poll(ms(5_000), dead), Action::Change);
+        assert_eq!(lead.poll(ms(5_400), KEPT), Action::Keep);
         assert_eq!(Lead::new(ms(0), true, true).poll(ms(1), KEPT), Action::Keep);
+    }
+
+    #[test]
+    fn one_that_was_cut_off_before_the_far_end_changed_begins_again() {
+        let mut lead = Lead::new(ms(0), false, true);
+        let dead = Observation { live: false, others: true, far_ready: true, far_left: false };
+        assert_eq!(lead.poll(ms(3_000), dead), Action::Wait);
+        assert_eq!(lead.poll(ms(3_100), FINE), Action::Leave);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use ecmpvpn_common::layout::{TunnelId, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
-use ecmpvpn_common::order::UNIT_BITS;
 
 use super::error::SteerError;
 use super::paths::{self, Placed};
@@ -158,6 +157,8 @@ impl Underlay {
         }
         for queues in peers.values() {
             for (link, by) in queue::corrections(queues, &mut self.drifts) {
+                let Queue { reckoned, real } = queues[&link];
+                tracing::trace!(?link, reckoned, real, by, rate = self.inner_rate(link), "queue of a link, ns");
                 if let Some(load) = view.load(link) {
                     // Add the difference: packets may have arrived meanwhile.
                     load.free_ns.set(free_at(load, now).saturating_add_signed(by));
@@ -166,8 +167,8 @@ impl Underlay {
         }
     }
 
-    /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, how long a flow must pause so
-    /// that no packet overtakes another one when it moves, and for what difference packets that arrive must be held.
+    /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, and how long a flow must pause
+    /// so that no packet overtakes another one when it moves.
     pub fn set_gaps(&self, config: &Config, view: &View) {
         for number in (0..).take(config.peers.len()) {
             let of_peer = || self.placed.iter().filter(|tunnel| tunnel.id.peer() == number);
@@ -179,12 +180,6 @@ impl Underlay {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
                     load.delay_ns.set(u32::try_from(beyond(&trip)).unwrap_or(u32::MAX));
                 }
-            }
-            if let (Some(peer), Some(order)) = (view.peer(number), view.order(number)) {
-                let lives = |tunnel: &&Placed| peer.live.get() >> tunnel.id.slot() & 1 == 1;
-                let alive = of_peer().filter(lives).filter_map(|tunnel| round_trip(view, tunnel.id));
-                let spread = alive.map(|trip| beyond(&trip)).max().unwrap_or_default() >> UNIT_BITS;
-                order.spread.set(u32::try_from(spread).unwrap_or(u32::MAX));
             }
             if config.steering.flowlet_gap_us.is_none()
                 && let Some(peer) = view.peer(number)
