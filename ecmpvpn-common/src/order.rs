@@ -251,7 +251,11 @@ pub fn release(order: &Order, now: u64, time: u16) -> Release {
         order.present.set(seen);
     }
     let both = both.with(Delays::one(delay));
-    let target = both.highest.wrapping_add(both.highest.wrapping_sub(both.lowest) / 8).wrapping_add(MARGIN);
+    // The delays of the first packets do not show yet how much they vary.
+    let spread = order.spread.get();
+    let spread = if spread > bound { bound } else { spread };
+    let highest = higher(both.highest, both.lowest.wrapping_add(spread as u16));
+    let target = highest.wrapping_add(highest.wrapping_sub(both.lowest) / 8).wrapping_add(MARGIN);
     let hold = added(order, at, delay, target, age >= FORGOTTEN).wrapping_sub(delay).cast_signed();
     if hold < 0 {
         if place(order, at, delay) >= 0 {
@@ -426,6 +430,18 @@ mod tests {
         assert!(waits[199] < MS / 10, "{}", waits[199]);
         // Never by more than an eighth of the time between two packets, so that none overtakes the one before.
         assert!(waits.windows(2).all(|pair| pair[0] < pair[1] + 5 * MS / 8 + 2 * UNIT), "{waits:?}");
+    }
+
+    #[test]
+    fn delays_that_are_known_to_vary_are_waited_for_from_the_first_packet_on() {
+        let order = Order { spread: Shared::new((10 * MS / UNIT) as u32), ..order() };
+        let begin = 20_000 * MS;
+        assert!(matches!(held(&order, begin, 2 * MS), Release::At(at) if at > begin + 12 * MS));
+        assert!(matches!(held(&order, begin + MS, 12 * MS), Release::At(_)));
+        // Never longer than the bound, whatever the probes say.
+        order.spread.set(u32::MAX);
+        let Release::At(at) = held(&order, begin + 500 * MS, 2 * MS) else { panic!("late") };
+        assert!(at <= begin + 552 * MS, "{at}");
     }
 
     #[test]

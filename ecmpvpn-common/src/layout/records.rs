@@ -196,8 +196,10 @@ pub struct Order {
     pub before: Shared<u32>,
     /// The delay by which stamps are converted to the clock of this host, in the same units, modulo 2^16.
     pub reference: Shared<u32>,
+    /// How much the delays of the tunnels vary although nothing waits, in the same units. From the probes.
+    pub spread: Shared<u32>,
     /// Zero.
-    pub padding: [u32; 6],
+    pub padding: [u32; 5],
 }
 
 impl Peer {

@@ -73,6 +73,16 @@ impl Elephants {
         next
     }
 
+    /// Whether a flow of which nothing was decided yet should be sprayed.
+    pub fn should_begin(&self, bucket: u32, seen: BucketTraffic, round: Round) -> bool {
+        !self.0.contains_key(&bucket) && matches!(next(None, seen, round), Some(State::Sprayed { .. }))
+    }
+
+    /// Begins to spray a flow. `rate`: bytes a second.
+    pub fn begin(&mut self, bucket: u32, rate: f64) {
+        self.0.insert(bucket, State::Sprayed { rounds: 0, before: rate });
+    }
+
     /// Forgets flows that are gone.
     pub fn retain(&mut self, mut is_there: impl FnMut(u32) -> bool) {
         self.0.retain(|bucket, _| is_there(*bucket));
@@ -83,7 +93,8 @@ fn next(state: Option<State>, seen: BucketTraffic, round: Round) -> Option<State
     let share = seen.rate / (round.capacity * round.load).max(1.0);
     match state {
         Some(State::Sprayed { rounds, before }) if !round.sprays => {
-            if share < FITS || seen.rate < NOT_FULL * round.capacity {
+            // In its first round its mean rate is still that of the time before.
+            if rounds > 0 && (share < FITS || seen.rate < NOT_FULL * round.capacity) {
                 None
             } else if rounds + 1 == TRIAL.0 && seen.rate < TRIAL.1 * before {
                 Some(State::Barred(BARRED))

@@ -40,6 +40,8 @@ impl Records for View {
     }
 }
 
+/// Two looks that are further apart show no rates.
+const MAX_LOOK: Duration = Duration::from_millis(300);
 /// For how many rounds a bucket stays in place after its last packet that matched a rule: until its smoothed rate is
 /// forgotten.
 const RULED: u8 = 8;
@@ -51,6 +53,16 @@ pub struct Flows {
     peers: BTreeMap<u32, Vec<LastSeen>>,
     /// By peer.
     elephants: BTreeMap<u32, Elephants>,
+    /// By peer: the byte counters of its buckets at the last look.
+    looks: BTreeMap<u32, Look>,
+}
+
+/// The last look for large flows.
+#[derive(Debug, Default)]
+struct Look {
+    bytes: Vec<u32>,
+    /// Buckets that should be sprayed if the next look finds the same.
+    noticed: Vec<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -201,6 +213,59 @@ impl Flows {
         }
     }
 
+    /// Looks for flows that fill their links while others idle, and begins to spray those that two looks in succession
+    /// found. So a large flow need not wait for some rounds until its smoothed rate shows it. Stamps its packets from
+    /// the first look on, so that the far end knows the tunnels' delays when it is sprayed.
+    pub fn look(&mut self, view: &impl Records, placed: &[Placed], elapsed: Duration) {
+        let mut peers: Vec<u32> = placed.iter().map(|tunnel| tunnel.id.peer()).collect();
+        peers.dedup();
+        for number in peers {
+            let Some(peer) = view.peer(number).filter(|peer| peer.policy() == Policy::Adaptive) else { continue };
+            let buckets = view.buckets(number);
+            let bytes: Vec<u32> = buckets.iter().map(|bucket| bucket.bytes.get()).collect();
+            let last = self.looks.remove(&number).unwrap_or_default();
+            let mut look = Look { noticed: Vec::new(), bytes };
+            // Rates of a longer time would hide that a flow has become large only now.
+            if last.bytes.len() == look.bytes.len() && elapsed < MAX_LOOK {
+                let mut links = Links::new(view, placed);
+                links.open(number, peer.live.get() & peer.open.get());
+                let seconds = elapsed.as_secs_f64().max(0.001);
+                let changed = (0..).zip(look.bytes.iter().zip(&last.bytes)).filter(|(_, (now, before))| now != before);
+                let known = self.peers.get(&number).filter(|known| known.len() == buckets.len());
+                let mut carried = Vec::new();
+                for (bucket, (now, before)) in changed {
+                    let record = &buckets[bucket as usize];
+                    let rate = f64::from(now.wrapping_sub(*before)) / seconds;
+                    let id = TunnelId::new(number, record.tunnel.get().into());
+                    let Some(link) = links.places.get(&id).copied() else { continue };
+                    links.add(link, rate, is_sprayed(Policy::Adaptive, record.flags.get()));
+                    let ruled = known.is_some_and(|known| known[bucket as usize].ruled > 0);
+                    if !ruled && record.seen.get() & (bucket_seen::RULED | bucket_seen::ORDERED) == 0 {
+                        carried.push((bucket, link, rate));
+                    }
+                }
+                let round = links.round(false);
+                let elephants = self.elephants.entry(number).or_default();
+                for (bucket, link, rate) in carried {
+                    let seen = BucketTraffic { rate, link_load: links.links[link].load };
+                    let flags = &buckets[bucket as usize].flags;
+                    if !elephants.should_begin(bucket, seen, round) {
+                        continue;
+                    }
+                    if last.noticed.contains(&bucket) {
+                        elephants.begin(bucket, rate);
+                        flags.set(bucket_flags::SPRAY | bucket_flags::STAMP);
+                        tracing::debug!("bucket {bucket} of peer {number}, {:.0} kbit/s, is sprayed", rate * 8.0 / 1e3);
+                    } else {
+                        look.noticed.push(bucket);
+                        flags.set(flags.get() | bucket_flags::STAMP);
+                    }
+                }
+            }
+            self.looks.insert(number, look);
+        }
+    }
+
     /// Marks the buckets of a peer that are sprayed or kept whole against the default of its policy.
     fn mark(
         &mut self,
@@ -232,8 +297,14 @@ impl Flows {
         elephants.retain(|bucket| busy.iter().any(|busy| busy.bucket == bucket && !busy.ordered));
         for (bucket, record) in (0..).zip(view.buckets(number)) {
             let (old, new) = (record.flags.get(), flags.get(&bucket).copied().unwrap_or(0));
-            if old != new {
-                record.flags.set(new);
+            // Packets that were sprayed until now may still be held at the far end: for a round, the next ones are
+            // stamped too, and do not overtake them.
+            let stamps = (old | new) & bucket_flags::SPRAY != 0;
+            let (before, stamp) = (old & !bucket_flags::STAMP, if stamps { bucket_flags::STAMP } else { 0 });
+            if old != new | stamp {
+                record.flags.set(new | stamp);
+            }
+            if before != new {
                 let rate = busy.iter().find(|busy| busy.bucket == bucket).map_or(0.0, |busy| busy.rate);
                 tracing::debug!(
                     "bucket {bucket} of peer {number}, {:.0} kbit/s, is {}: links are {:.0}% used",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use ecmpvpn_common::layout::{TunnelId, tunnel_flags};
 use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
+use ecmpvpn_common::order::UNIT_BITS;
 
 use super::error::SteerError;
 use super::paths::{self, Placed};
@@ -42,6 +43,8 @@ pub struct Underlay {
     last: Option<Instant>,
     /// By the tunnel whose record stands for the link.
     drifts: BTreeMap<TunnelId, Drift>,
+    /// How much each peer's delays vary although nothing waits.
+    spreads: BTreeMap<u32, Duration>,
 }
 
 impl Underlay {
@@ -102,6 +105,13 @@ impl Underlay {
             self.write_queues(view);
         }
         Ok(traffic)
+    }
+
+    /// Whether some links are full, and others are not.
+    pub fn is_uneven(&self) -> bool {
+        let mut busy = self.rates.values().map(Rate::is_busy);
+        let first = busy.next();
+        busy.any(|busy| Some(busy) != first)
     }
 
     fn level_out(&mut self) {
@@ -169,7 +179,7 @@ impl Underlay {
 
     /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, and how long a flow must pause
     /// so that no packet overtakes another one when it moves.
-    pub fn set_gaps(&self, config: &Config, view: &View) {
+    pub fn set_gaps(&mut self, config: &Config, view: &View) {
         for number in (0..).take(config.peers.len()) {
             let of_peer = || self.placed.iter().filter(|tunnel| tunnel.id.peer() == number);
             let trips: Vec<RoundTrip> = of_peer().filter_map(|tunnel| round_trip(view, tunnel.id)).collect();
@@ -180,6 +190,14 @@ impl Underlay {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
                     load.delay_ns.set(u32::try_from(beyond(&trip)).unwrap_or(u32::MAX));
                 }
+            }
+            if let (Some(peer), Some(order)) = (view.peer(number), view.order(number)) {
+                let lives = |tunnel: &&Placed| peer.live.get() >> tunnel.id.slot() & 1 == 1;
+                let alive: Vec<RoundTrip> =
+                    of_peer().filter(lives).filter_map(|tunnel| round_trip(view, tunnel.id)).collect();
+                let spread = spread(self.spreads.get(&number).copied(), &alive);
+                self.spreads.insert(number, spread);
+                order.spread.set(u32::try_from(spread.as_nanos() >> UNIT_BITS).unwrap_or(u32::MAX));
             }
             if config.steering.flowlet_gap_us.is_none()
                 && let Some(peer) = view.peer(number)
@@ -236,6 +254,14 @@ fn gap(trips: &[RoundTrip], tick: Duration) -> Duration {
     }
 }
 
+/// How much one-way delays vary although nothing waits. Queues make round trips vary too: so it follows them at once
+/// when they vary less, and slowly when they vary more. `before`: the result of the last round, a second ago.
+fn spread(before: Option<Duration>, trips: &[RoundTrip]) -> Duration {
+    // If each way's delay is evenly distributed, a round trip's mean deviation is a third of the width.
+    let now = 3 * trips.iter().map(|trip| trip.jitter).max().unwrap_or_default();
+    before.map_or(now, |before| now.min(before * 21 / 20 + Duration::from_micros(10)))
+}
+
 /// The share of inner packets in the bytes sent between two readings; `None` if nothing was sent.
 fn inner_share(before: &[TunnelView], after: &[TunnelView]) -> Option<f64> {
     let sum = |tunnels: &[TunnelView]| {
@@ -285,5 +311,19 @@ mod tests {
         assert_eq!(gap_of(&[trip(10, 10, 0)]), *GAP.start());
         assert_eq!(gap_of(&[trip(10, 2000, 9)]), *GAP.end());
         assert_eq!(gap(&[trip(10, 10, 0)], Duration::from_millis(4)), Duration::from_millis(4));
+    }
+
+    #[test]
+    fn what_delays_vary_by_is_that_of_quiet_times() {
+        let ms = Duration::from_millis;
+        assert_eq!(spread(None, &[trip(10, 10, 0), trip(10, 12, 3)]), ms(9));
+        assert_eq!(spread(None, &[]), ms(0));
+        // A queue for five seconds counts for little, and its end counts at once.
+        let mut now = Some(ms(9));
+        for _ in 0..5 {
+            now = Some(spread(now, &[trip(10, 50, 20)]));
+        }
+        assert!(now.is_some_and(|now| now < ms(12)), "{now:?}");
+        assert_eq!(spread(now, &[trip(10, 12, 3)]), ms(9));
     }
 }

@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(50);
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How often links are looked up again and buckets are moved.
 const ROUND: Duration = Duration::from_secs(1);
+/// How often large flows are looked for while some links are full and others are not.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Keeps the maps up to date. Never returns: a failure is logged once, and tried again.
 pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
@@ -56,10 +58,13 @@ async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> 
     let mut queues = Queues::open().map_err(SteerError::Socket)?;
     let mut underlay = Underlay::default();
     let mut flows = Flows::default();
-    let mut round = Instant::now();
+    let (mut round, mut look) = (Instant::now(), Instant::now());
     underlay.look_up(config, &view, &netlink).await?;
     loop {
         let traffic = underlay.read_rates(&view, &mut queues)?;
+        if config.steering.spray_elephants && underlay.is_uneven() && look.elapsed() >= LOOK {
+            flows.look(&view, underlay.placed(), std::mem::replace(&mut look, Instant::now()).elapsed());
+        }
         if round.elapsed() >= ROUND {
             let elapsed = round.elapsed();
             round = Instant::now();

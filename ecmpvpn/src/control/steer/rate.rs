@@ -61,12 +61,13 @@ pub struct Rate {
     readings: [f64; SETTLED],
     taken: usize,
     last: Option<Reading>,
+    busy: bool,
 }
 
 impl Rate {
     /// A link with this nominal speed, bits a second, and no readings.
     pub fn nominal(bits_per_second: u64) -> Self {
-        Self { bits_per_second: bits_per_second as f64, readings: [0.0; SETTLED], taken: 0, last: None }
+        Self { bits_per_second: bits_per_second as f64, readings: [0.0; SETTLED], taken: 0, last: None, busy: false }
     }
 
     /// Adds a reading, taken `elapsed` after the last one.
@@ -77,8 +78,8 @@ impl Rate {
             return;
         }
         let rate = 8.0 * (reading.sent - last.sent) as f64 / seconds;
-        let busy = last.waiting >= BUSY_BYTES && reading.waiting >= BUSY_BYTES;
-        if busy || self.is_measured() && rate > FASTER * self.bits_per_second {
+        self.busy = last.waiting >= BUSY_BYTES && reading.waiting >= BUSY_BYTES;
+        if self.busy || self.is_measured() && rate > FASTER * self.bits_per_second {
             self.readings[self.taken % SETTLED] = rate;
             self.taken += 1;
             let mut readings = self.readings;
@@ -96,6 +97,11 @@ impl Rate {
     /// Whether the link was ever busy. If not, the rate is the nominal one.
     pub fn is_measured(&self) -> bool {
         self.taken > 0
+    }
+
+    /// Whether packets waited for the link all the time between the last two readings.
+    pub fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Bytes sent in total at the last reading.

@@ -22,6 +22,7 @@ use super::paths::Placed;
 const BUCKETS: u32 = BUCKETS_PER_PEER;
 const MS: u64 = 1_000_000;
 const TCP: u8 = 6;
+const SPRAYED: u8 = bucket_flags::SPRAY | bucket_flags::STAMP;
 const UDP: u8 = 17;
 
 /// A site with one peer, and one tunnel for each link.
@@ -417,7 +418,7 @@ fn a_large_flow_that_must_stay_in_order_is_left_whole_and_the_others_leave_it() 
         let moved = small.iter().filter(|bucket| site.buckets[**bucket].tunnel.get() != 0).count();
         (site.buckets[large].flags.get(), moved)
     };
-    assert_eq!(rounds(0).0, bucket_flags::SPRAY, "it would be sprayed");
+    assert_eq!(rounds(0).0, SPRAYED, "it would be sprayed");
     assert_eq!(rounds(bucket_seen::ORDERED), (0, 2));
 }
 
@@ -437,6 +438,42 @@ fn a_stray_packet_does_not_stand_for_its_bucket() {
     for _ in 0..3 {
         round(false);
     }
-    assert_eq!([true, false, false].map(&mut round), [bucket_flags::SPRAY; 3]);
-    assert_eq!([true, true, true].map(&mut round), [bucket_flags::SPRAY, 0, 0]);
+    assert_eq!([true, false, false].map(&mut round), [SPRAYED; 3]);
+    // For a round after it is not sprayed any more, it is stamped.
+    assert_eq!([true, true, true].map(&mut round), [SPRAYED, bucket_flags::STAMP, 0]);
+}
+
+#[test]
+fn a_flow_that_fills_its_link_is_sprayed_from_the_second_look_on() {
+    const FULL: u32 = 1_250_000;
+    // The flow's rates from look to look, and its flags after each.
+    let flags = |ordered: u8, rates: &[u32], others: u32| {
+        let site = Site::new(Policy::Adaptive, &[10_000_000; 3], 1);
+        for (bucket, tunnel) in [(3, 0), (30, 1), (300, 2)] {
+            site.buckets[bucket].tunnel.set(tunnel);
+        }
+        site.buckets[3].seen.set(ordered);
+        let mut flows = Flows::default();
+        flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
+        let mut flags = Vec::new();
+        for rate in rates {
+            for (bucket, rate) in [(3, *rate), (30, others), (300, others)] {
+                let record = &site.buckets[bucket];
+                record.bytes.set(record.bytes.get().wrapping_add(rate / 10));
+            }
+            flows.look(&site, &site.placed(), Duration::from_millis(100));
+            flags.push(site.buckets[3].flags.get());
+        }
+        // The next round has seen little of it, and leaves it.
+        flows.rebalance(&site, &site.placed(), Duration::from_secs(1), true);
+        assert_eq!(site.buckets[3].flags.get() & bucket_flags::SPRAY, flags.last().unwrap() & bucket_flags::SPRAY);
+        flags
+    };
+    assert_eq!(flags(0, &[FULL; 4], 0), [0, bucket_flags::STAMP, SPRAYED, SPRAYED]);
+    assert_eq!(flags(0, &[FULL; 4], FULL), [0; 4], "all links are full");
+    assert_eq!(flags(bucket_seen::ORDERED, &[FULL; 4], 0), [0; 4]);
+    assert_eq!(flags(bucket_seen::RULED, &[FULL; 4], 0), [0; 4]);
+    // A burst is not noticed twice.
+    let burst = flags(0, &[0, FULL, FULL / 4, 0, FULL, 0], 0);
+    assert!(burst.iter().all(|flags| flags & bucket_flags::SPRAY == 0), "{burst:?}");
 }

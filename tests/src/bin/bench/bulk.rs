@@ -42,7 +42,8 @@ impl Series {
         for stage in &self.stages {
             eprintln!("==> {}: building two sites", self.title);
             let policy = stage.rows.iter().map(|row| row.policy).find(|policy| !policy.is_empty());
-            let comparison = Comparison::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.overrides)?;
+            let comparison =
+                Comparison::new(program, policy.unwrap_or("adaptive"), &stage.links, &arguments.overrides)?;
             for repetition in &mut repetitions {
                 for row in &stage.rows {
                     interrupt::check()?;
@@ -173,8 +174,13 @@ mod tests {
 
     #[test]
     fn repetitions_survive_the_way_through_json() {
-        let gained =
-            Counters { sent: vec![1, 2, u64::MAX], retransmitted: 3, segments: 4, out_of_order: 5, moves: [6, 7] };
+        let gained = Counters {
+            sent: vec![1, 2, u64::MAX],
+            retransmitted: 3,
+            moves: [6, 7],
+            dropped: [8, 9],
+            ..Counters::default()
+        };
         let sample = Sample { goodput: 274.123_456_789_012_3, gained };
         let repetition = Repetition { number: 2, seed: 9, samples: vec![sample.clone(), sample] };
         let text = repetition.json("main").to_string();
