@@ -1,12 +1,16 @@
 //! Restores the order of sprayed packets at the far gateway.
 //!
-//! The near gateway stamps each sprayed packet with its send time, in header fields that carry no meaning: the
-//! identification of an IPv4 packet that must not be fragmented (RFC 6864, section 4), or the flow label of IPv6. A mark
-//! says that it did so: the reserved bit beside the fragment offset, or the first digit of the flow label. Inside the
-//! tunnel only: the far gateway removes both. It holds each packet until the slowest tunnel in use would have delivered
-//! it too, so that packets leave in the order of their send times.
+//! The near gateway stamps each sprayed packet with the time when it is expected to arrive, in header fields that carry
+//! no meaning: the identification of an IPv4 packet that must not be fragmented (RFC 6864, section 4), or the flow label
+//! of IPv6. A mark says that it did so: the reserved bit beside the fragment offset, or the first digit of the flow
+//! label. Inside the tunnel only: the far gateway removes both. It holds each packet until its stamp, plus the largest
+//! error that stamps had lately, so that packets leave in the order of their stamps. A flow's stamps only rise.
 //!
-//! There is no state for each flow. The clocks of the gateways need not agree: only differences of delays count.
+//! A stamp of the send time would do too, but then each packet would have to wait for the slowest tunnel, and for the
+//! longest queue: and whenever queues grow, packets come too late.
+//!
+//! There is no state for each flow. The clocks of the gateways need not agree. Below, the *delay* of a packet is its
+//! arrival by the clock of this host less its stamp by that of the other: only differences of delays count.
 
 use crate::layout::{Order, TunnelId};
 use crate::packet::{Packet, protocol::AH};
