@@ -214,7 +214,18 @@ impl Rig {
         self.answers()?;
         // The link watch and duplicate address detection have ended then.
         std::thread::sleep(Duration::from_secs(2));
-        Ok(State { policy: self.policy()?, dump: self.dump()? })
+        // A tunnel whose handshake crosses with the far end's may be down for a moment.
+        let since = Instant::now();
+        loop {
+            let policy = self.policy()?;
+            let mut tunnels =
+                policy["peers"].as_array().into_iter().flatten().flat_map(|peer| peer["tunnels"].as_array());
+            if tunnels.all(|tunnels| tunnels.iter().all(|tunnel| tunnel["live"] == true)) {
+                return Ok(State { policy, dump: self.dump()? });
+            }
+            ensure!(since.elapsed() < ANSWER, "not all tunnels are up: {policy}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Checks that the running site is the one of an undisturbed `run`.
@@ -222,10 +233,10 @@ impl Rig {
         self.answers()?;
         let difference = state.dump.wait_for_same(SETTLE, || self.dump())?;
         ensure!(difference.is_none(), "not as without the kill:\n{}", difference.unwrap_or_default());
-        // A tunnel whose handshake crosses with the far end's may be down for a moment.
         let since = Instant::now();
         loop {
             let policy = self.policy()?;
+            // As in `state`, a tunnel may be down for a moment.
             if policy == state.policy {
                 return Ok(());
             }

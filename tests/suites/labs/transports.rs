@@ -18,10 +18,11 @@ pub fn a_quic_flow_fills_a_link_with_each_congestion_control() -> Result<()> {
     for congestion in [CongestionControl::Cubic, CongestionControl::Bbr, CongestionControl::NewReno] {
         let [begin, from, end] = [0, 1_000, 2_000].map(Duration::from_millis);
         let report = QuicLoad { congestion, begin, end, window: from..end }.run(pair.path())?;
-        // With packets of 1,452 bytes, at least 1,420 of the 1,494 bytes that the shaper counts for a frame are payload.
-        // BBR loses half of its packets here. What is read then comes in jumps, and it may keep to smaller packets,
-        // because its probes for the MTU are lost too.
-        let range = if congestion == CongestionControl::Bbr { 0.8..1.1 } else { 0.93..0.96 };
+        // With packets of 1,452 bytes, at least 1,420 of the 1,494 bytes that the shaper counts for a frame are payload:
+        // 0.95. What follows a lost packet is read together once that has come again: in the window there may be more or
+        // less of it than was sent, by as much as the queue holds, 5% of the window. BBR loses half of its packets here,
+        // and may keep to smaller packets, because its probes for the MTU are lost too.
+        let range = if congestion == CongestionControl::Bbr { 0.8..1.1 } else { 0.90..1.01 };
         let goodput = report.goodput();
         ensure!(range.contains(&(goodput / RATE)), "{congestion:?}: {goodput:.2} Mbit/s, {report:?}");
         ensure!(report.mtu > 1_300, "{congestion:?}: {report:?}");
