@@ -219,7 +219,7 @@ impl Rig {
         loop {
             let policy = self.policy()?;
             let mut tunnels =
-                policy["peers"].as_array().into_iter().flatten().flat_map(|peer| peer["tunnels"].as_array());
+                policy["peers"].as_array().into_iter().flatten().filter_map(|peer| peer["tunnels"].as_array());
             if tunnels.all(|tunnels| tunnels.iter().all(|tunnel| tunnel["live"] == true)) {
                 return Ok(State { policy, dump: self.dump()? });
             }

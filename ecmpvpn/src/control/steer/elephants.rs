@@ -49,13 +49,21 @@ pub enum State {
     Sprayed {
         /// For how many rounds already.
         rounds: u32,
-        /// Its rate before it was sprayed, bytes a second.
+        /// What its link carried of it before it was sprayed, bytes a second.
         before: f64,
     },
     /// As its policy says, for this many more rounds: spraying it gained nothing.
     Barred(u32),
     /// Kept whole, although its policy sprays.
     Whole,
+}
+
+impl State {
+    /// The state of a flow that is sprayed from now on. A full link drops what is beyond its rate, so that spraying is a
+    /// gain even if the flow sends no more than before.
+    fn sprayed(seen: BucketTraffic) -> Self {
+        Self::Sprayed { rounds: 0, before: seen.rate / seen.link_load.max(1.0) }
+    }
 }
 
 /// The states of a peer's flows, by bucket.
@@ -78,9 +86,9 @@ impl Elephants {
         !self.0.contains_key(&bucket) && matches!(next(None, seen, round), Some(State::Sprayed { .. }))
     }
 
-    /// Begins to spray a flow. `rate`: bytes a second.
-    pub fn begin(&mut self, bucket: u32, rate: f64) {
-        self.0.insert(bucket, State::Sprayed { rounds: 0, before: rate });
+    /// Begins to spray a flow.
+    pub fn begin(&mut self, bucket: u32, seen: BucketTraffic) {
+        self.0.insert(bucket, State::sprayed(seen));
     }
 
     /// Forgets flows that are gone.
@@ -105,7 +113,7 @@ fn next(state: Option<State>, seen: BucketTraffic, round: Round) -> Option<State
         Some(State::Barred(rounds)) if !round.sprays && rounds > 0 => Some(State::Barred(rounds - 1)),
         Some(State::Whole) if round.sprays => (share <= TOO_MUCH && round.load >= BUSY.1).then_some(State::Whole),
         _ if round.sprays => (share < FITS && round.load >= BUSY.0).then_some(State::Whole),
-        _ => (share > TOO_MUCH && seen.link_load >= FULL).then_some(State::Sprayed { rounds: 0, before: seen.rate }),
+        _ => (share > TOO_MUCH && seen.link_load >= FULL).then_some(State::sprayed(seen)),
     }
 }
 
@@ -145,6 +153,16 @@ mod tests {
         elephants.next(1, traffic_of(0.95e6), round(1e6, false));
         let state = elephants.next(1, traffic_of(0.95e6), round(1e6, false));
         assert!(matches!(state, Some(State::Sprayed { .. })), "another trial, {state:?}");
+    }
+
+    #[test]
+    fn what_a_full_link_dropped_is_a_gain() {
+        // A flow that sends 2.5 times what a link carries, whatever arrives.
+        let mut elephants = Elephants::default();
+        for at in 0..3 * BARRED {
+            let state = elephants.next(1, traffic_of(2.5e6), round(2.5e6, false));
+            assert!(matches!(state, Some(State::Sprayed { .. })), "round {at}: {state:?}");
+        }
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Flows {
                         continue;
                     }
                     if last.noticed.contains(&bucket) {
-                        elephants.begin(bucket, rate);
+                        elephants.begin(bucket, seen);
                         flags.set(bucket_flags::SPRAY | bucket_flags::STAMP);
                         tracing::debug!("bucket {bucket} of peer {number}, {:.0} kbit/s, is sprayed", rate * 8.0 / 1e3);
                     } else {

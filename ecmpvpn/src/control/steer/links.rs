@@ -22,6 +22,8 @@ use crate::live::stats::outer_endpoints;
 const NOMINAL: u64 = 1_000_000_000;
 /// Approximate WireGuard, UDP, IP and link-layer headers and padding of one packet, bytes.
 const OVERHEAD: f64 = 84.0;
+/// A shaper's burst, and packets that are still being encrypted, bytes.
+const SWING: u64 = 32_768;
 /// Bounds of an automatic flowlet gap.
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(500);
 /// The automatic flowlet gap while round trips are not known.
@@ -162,12 +164,13 @@ impl Underlay {
                 let waiting = f64::from(rate.waiting()) * self.inner_share;
                 let real = (waiting as u64 * u64::from(load.cost.get())) >> COST_BITS;
                 let reckoned = free_at(load, now) - now;
-                peers.entry(tunnel.id.peer()).or_default().insert(tunnel.id, Queue { reckoned, real });
+                let swing = (SWING * u64::from(load.cost.get())) >> COST_BITS;
+                peers.entry(tunnel.id.peer()).or_default().insert(tunnel.id, Queue { reckoned, real, swing });
             }
         }
         for queues in peers.values() {
             for (link, by) in queue::corrections(queues, &mut self.drifts) {
-                let Queue { reckoned, real } = queues[&link];
+                let Queue { reckoned, real, .. } = queues[&link];
                 tracing::trace!(?link, reckoned, real, by, rate = self.inner_rate(link), "queue of a link, ns");
                 if let Some(load) = view.load(link) {
                     // Add the difference: packets may have arrived meanwhile.

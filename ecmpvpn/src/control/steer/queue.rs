@@ -17,6 +17,8 @@ pub struct Queue {
     pub reckoned: u64,
     /// From the bytes that wait.
     pub real: u64,
+    /// By how much `real` may be off: the time that a shaper's burst and packets that are still being encrypted take.
+    pub swing: u64,
 }
 
 impl Queue {
@@ -56,15 +58,36 @@ impl Drift {
 
 /// How much to change the estimate of each link that a peer's flows choose from, nanoseconds. The error that all links
 /// share is corrected at once, so that a rate that is wrong for all does not add up. The error of one link against the
-/// others is corrected once it is certain. If a single link jumped with each reading, sprayed flows would rush to it,
-/// and their packets would overtake each other.
+/// others is corrected once it is certain, or at once if it is beyond what readings vary by. If a single link jumped with
+/// each reading, sprayed flows would rush to it, and their packets would overtake each other.
 pub fn corrections(queues: &BTreeMap<TunnelId, Queue>, drifts: &mut BTreeMap<TunnelId, Drift>) -> Vec<(TunnelId, i64)> {
-    let common = queues.values().map(Queue::error).sum::<f64>() / queues.len().max(1) as f64;
+    let middle = median(queues.values().map(Queue::error).collect());
+    let is_alike = |queue: &&Queue| (queue.error() - middle).abs() <= 2.0 * queue.swing as f64;
+    let alike: Vec<f64> = queues.values().filter(is_alike).map(Queue::error).collect();
+    let common = alike.iter().sum::<f64>() / alike.len().max(1) as f64;
     let correction = |(link, queue): (&TunnelId, &Queue)| {
-        let own = drifts.entry(*link).or_default().add_reading(queue.error() - common);
-        (*link, -((common + own).min(queue.reckoned as f64) as i64))
+        let drift = drifts.entry(*link).or_default();
+        let error = if is_alike(&queue) {
+            common + drift.add_reading(queue.error() - common)
+        } else {
+            // The link dropped packets, or its rate is wrong.
+            *drift = Drift::default();
+            queue.error()
+        };
+        (*link, -(error.min(queue.reckoned as f64) as i64))
     };
     queues.iter().map(correction).collect()
+}
+
+/// The middle value, or the mean of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.len() % 2, values.get(middle)) {
+        (1, Some(value)) => *value,
+        (_, Some(value)) => values[middle - 1].midpoint(*value),
+        (_, None) => 0.0,
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +97,7 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn queues(pairs: &[(u64, u64)]) -> BTreeMap<TunnelId, Queue> {
-        let queue = |(reckoned, real): &(u64, u64)| Queue { reckoned: reckoned * MS, real: real * MS };
+        let queue = |(reckoned, real): &(u64, u64)| Queue { reckoned: reckoned * MS, real: real * MS, swing: 26 * MS };
         (0..).map(TunnelId::from_number).zip(pairs.iter().map(queue)).collect()
     }
 
@@ -111,6 +134,14 @@ mod tests {
             correct(&mut now, &mut drifts);
         }
         assert!(now.values().all(|queue| queue.reckoned.abs_diff(queue.real) < MS), "{now:?}");
+    }
+
+    #[test]
+    fn what_is_beyond_all_swings_goes_at_once() {
+        let mut drifts = BTreeMap::new();
+        assert_eq!(correct(&mut queues(&[(120, 50), (0, 0), (0, 0)]), &mut drifts), [50 * MS, 0, 0]);
+        assert_eq!(correct(&mut queues(&[(180, 50), (0, 0)]), &mut drifts), [50 * MS, 0]);
+        assert_eq!(correct(&mut queues(&[(180, 50)]), &mut drifts), [50 * MS]);
     }
 
     /// Queues of 50 ms whose readings vary by up to 13 ms, a burst of 16 kB at 10 Mbit/s. One is really 10 ms longer.
