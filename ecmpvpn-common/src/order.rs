@@ -25,7 +25,7 @@ pub const UNIT_BITS: u32 = 12;
 pub const MAX_AHEAD_NS: u64 = 60_000_000;
 /// Longest hold that can be configured, nanoseconds: differences of delays must fit into half of the times' range.
 pub const MAX_BOUND_NS: u64 = 100_000_000;
-/// The highest delay counts for this long at least, and for twice as long at most. Units; 1.07 s.
+/// The highest delay counts for this long at least, and for twice as long at most. Units; a quarter of a second.
 const WINDOW: u32 = 1 << 16;
 /// After this time without a packet, nothing is known about the delays. Units; 17 s.
 const FORGOTTEN: u32 = 64 * WINDOW;
@@ -33,7 +33,7 @@ const FORGOTTEN: u32 = 64 * WINDOW;
 const STRAYS: u32 = 64;
 /// Added to the highest delay, beside an eighth of the difference to the lowest one. Units; 66 us.
 const MARGIN: u16 = 16;
-/// A stretch of send times is 2^`STRETCH_BITS` units long, 34 ms. Within a stretch, what is added to the send times
+/// A stretch of stamps is 2^`STRETCH_BITS` units long, 34 ms. Within a stretch, what is added to the stamps
 /// changes along a straight line. So packets keep their order while it changes, whatever the order in which they
 /// arrive. Two stretches are kept: packets of the slowest tunnel may belong to the one before.
 const STRETCH_BITS: u32 = 13;
@@ -133,7 +133,7 @@ impl Carrier {
         if self.is_v4 { self.word & V4_MARK != 0 } else { self.word & V6_DIGIT == V6_MARK }
     }
 
-    /// The send time of a marked packet.
+    /// The stamp of a marked packet.
     #[must_use]
     #[inline(always)]
     pub const fn time(self) -> u16 {
@@ -141,7 +141,7 @@ impl Carrier {
         if self.is_v4 { (word >> 16) as u16 } else { word as u16 }
     }
 
-    /// The word with mark and send time.
+    /// The word with mark and stamp.
     #[must_use]
     #[inline(always)]
     pub const fn stamped(self, time: u16) -> u32 {
@@ -273,7 +273,7 @@ pub fn release(order: &Order, now: u64, time: u16) -> Release {
     Release::At((now >> UNIT_BITS << UNIT_BITS) + (u64::from(hold) << UNIT_BITS))
 }
 
-/// What is added to the send time of a packet with this delay that arrives at `at`. Begins a new stretch if it is due:
+/// What is added to the stamp of a packet with this delay that arrives at `at`. Begins a new stretch if it is due:
 /// `target` is what should be added at its end. `anew`: nothing is known yet.
 #[inline(always)]
 fn added(order: &Order, at: u32, delay: u16, target: u16, anew: bool) -> u16 {
@@ -302,8 +302,8 @@ fn added(order: &Order, at: u32, delay: u16, target: u16, anew: bool) -> u16 {
     line(next, place - STRETCH.cast_signed())
 }
 
-/// A packet was late: adds `target` to the send times from now on, and begins a new stretch. Packets that were sent
-/// before one that would arrive at `at` with the `lowest` delay keep what is added to them: others of them may have left
+/// A packet was late: adds `target` to the stamps from now on, and begins a new stretch. Packets with earlier
+/// stamps than one that would arrive at `at` with the `lowest` delay keep what is added to them: others of them may have left
 /// already, and adding more would put them behind these.
 #[inline(always)]
 fn add_more(order: &Order, at: u32, lowest: u16, target: u16) {
@@ -316,10 +316,10 @@ fn add_more(order: &Order, at: u32, lowest: u16, target: u16) {
     order.stretch.set(order.stretch.get().wrapping_add(place.cast_unsigned()));
 }
 
-/// Where the send time of a packet with this delay that arrives at `at` is in the present stretch.
+/// Where the stamp of a packet with this delay that arrives at `at` is in the present stretch.
 #[inline(always)]
 fn place(order: &Order, at: u32, delay: u16) -> i32 {
-    // The send time by the clock of this host.
+    // The stamp by the clock of this host.
     let beyond = i32::from(delay.wrapping_sub(order.reference.get() as u16).cast_signed());
     at.wrapping_sub(beyond.cast_unsigned()).wrapping_sub(order.stretch.get()).cast_signed()
 }
@@ -338,7 +338,7 @@ fn line(ends: u32, place: i32) -> u16 {
     begin.wrapping_add(risen.cast_unsigned() as u16)
 }
 
-/// Adds the same to all send times from now on.
+/// Adds the same to all stamps from now on.
 #[inline(always)]
 fn start(order: &Order, at: u32, added: u16) {
     order.added.set(word(added, added));
@@ -382,6 +382,19 @@ mod tests {
 
     fn order() -> Order {
         Order { bound: Shared::new((50 * MS / UNIT) as u32), ..Order::default() }
+    }
+
+    /// When packets leave, and when they were sent, in the order in which they leave. `arrivals`: when they arrive, and
+    /// when they were sent.
+    fn left(order: &Order, arrivals: &mut [(u64, u64)]) -> Vec<(u64, u64)> {
+        arrivals.sort_unstable();
+        let leave = |(now, sent): &(u64, u64)| match release(order, *now, time_of(*sent)) {
+            Release::At(at) => (at, *sent),
+            Release::Late | Release::GivenUp => (*now, *sent),
+        };
+        let mut left: Vec<(u64, u64)> = arrivals.iter().map(leave).collect();
+        left.sort_by_key(|(at, _)| *at);
+        left
     }
 
     fn held(order: &Order, sent: u64, delay: u64) -> Release {
@@ -458,15 +471,7 @@ mod tests {
                 (sent + if packet % 2 == 1 && packet >= 1_000 { 5 * MS } else { 2 * MS }, sent)
             })
             .collect();
-        arrivals.sort_unstable();
-        let mut left: Vec<(u64, u64)> = arrivals
-            .iter()
-            .map(|(now, sent)| match release(&order, *now, time_of(*sent)) {
-                Release::At(at) => (at, *sent),
-                Release::Late | Release::GivenUp => (*now, *sent),
-            })
-            .collect();
-        left.sort_by_key(|(at, _)| *at);
+        let left = left(&order, &mut arrivals);
         let overtaken: Vec<u64> = left.windows(2).filter(|pair| pair[0].1 > pair[1].1).map(|pair| pair[1].1).collect();
         // Only those that were on their way when the first one was late: 3 ms of packets, each second one.
         assert!(overtaken.len() <= 38 + 2, "{}", overtaken.len());
@@ -489,15 +494,7 @@ mod tests {
                 (sent + delay, sent)
             })
             .collect();
-        arrivals.sort_unstable();
-        let mut left: Vec<(u64, u64)> = arrivals
-            .iter()
-            .map(|(now, sent)| match release(&order, *now, time_of(*sent)) {
-                Release::At(at) => (at, *sent),
-                Release::Late | Release::GivenUp => (*now, *sent),
-            })
-            .collect();
-        left.sort_by_key(|(at, _)| *at);
+        let left = left(&order, &mut arrivals);
         let (mut highest, mut overtaken) = (0, 0);
         for (_, sent) in left.iter().skip(30_000) {
             overtaken += u32::from(*sent < highest);

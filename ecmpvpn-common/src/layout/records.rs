@@ -187,9 +187,9 @@ pub struct Order {
     pub former: Shared<u32>,
     /// Packets in succession whose delays were beyond the bound.
     pub strays: Shared<u32>,
-    /// When the present stretch of send times begins, in the same units, by the clock of this host.
+    /// When the present stretch of stamps begins, in the same units, by the clock of this host.
     pub stretch: Shared<u32>,
-    /// What is added to the send times at the stretch's begin in the upper half, and at its end in the lower half, in
+    /// What is added to the stamps at the stretch's begin in the upper half, and at its end in the lower half, in
     /// the same units, modulo 2^16.
     pub added: Shared<u32>,
     /// The same of the stretch before.
