@@ -12,7 +12,7 @@ const fn package(name: &'static str, brings: &'static str) -> Package {
     Package { name, brings }
 }
 
-/// To compile the program: aws-lc-sys, which the userspace backend uses, is in C.
+/// To compile the program: ring, which the userspace backend uses, is partly in C.
 pub const BUILD: &[Package] = &[package("gcc", "cc"), package("libc6-dev", "/usr/include/stdlib.h")];
 
 /// To build two sites out of network namespaces and drive traffic through them.

@@ -18,7 +18,7 @@ use crate::{build_ebpf, fuzz, lint, machines};
 
 /// How many suites run at a time on the running kernel. They wait most of the time, and their sites have different
 /// names.
-const TOGETHER: usize = 2;
+const TOGETHER: usize = 3;
 
 /// Stages that can be run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
