@@ -38,7 +38,8 @@ pub fn least_loaded<T: Calls + ?Sized>(
 }
 
 /// The slot among `candidates` that would deliver `bytes` first ("earliest delivery path first"), by the modelled
-/// queue, rate and delay of each link: in the lowest 8 bits, all ones for none. Above them, how long the delivery takes
+/// queue, rate and delay of each link, among links that lose packets only if it gains [`Load::loss_ns`] at least: in
+/// the lowest 8 bits, all ones for none. Above them, how long the delivery takes
 /// beyond what the fastest tunnel takes when nothing waits, nanoseconds. Source: Chebrolu, Rao, "Communication using multiple wireless interfaces", WCNC
 /// 2002.
 ///
@@ -55,7 +56,10 @@ pub fn earliest_delivery<T: Calls + ?Sized>(
 ) -> u64 {
     let first = tables.cheapest_link(peer, bucket, candidates, now, bytes);
     let slot = slot_of(tables, peer, bucket, candidates, first);
-    first >> PLACE_BITS << SLOT_BITS | u64::from(slot & SLOT_MASK)
+    let link = tables.load(TunnelId::new(peer, slot & (u32::BITS - 1))).and_then(|load| tables.load(load.link()));
+    // A packet is not later because it may be lost.
+    let loss = link.map_or(0, |load| u64::from(load.loss_ns.get()));
+    (first >> PLACE_BITS).saturating_sub(loss) << SLOT_BITS | u64::from(slot & SLOT_MASK)
 }
 
 /// Bits of the slot in the result of [`earliest_delivery`].
@@ -114,7 +118,7 @@ fn rank<T: Tables + ?Sized>(tables: &T, path: Option<&Path>, candidates: u32, no
     let level = load::level(load, now);
     let mut cost = level;
     if bytes != 0 {
-        cost = load::delivery_ns(load, now, bytes);
+        cost = load::delivery_ns(load, now, bytes) + u64::from(load.loss_ns.get());
         cost += level >> LEVEL_SHARE_BITS;
     }
     let leaving = u64::from(path.tunnels.get() & candidates);

@@ -378,8 +378,11 @@ pub struct Load {
     pub weighted_cost: Shared<u32>,
     /// How much longer the tunnel's path takes than the peer's fastest path, nanoseconds.
     pub delay_ns: Shared<u32>,
-    /// Zero.
-    pub padding: [u32; 2],
+    /// Share of the packets sent to the tunnel that were lost on the way, millionths. Of the tunnel itself, also if it
+    /// shares another record.
+    pub loss_ppm: Shared<u32>,
+    /// How long packets rather wait for other links than use this one, which loses packets, nanoseconds.
+    pub loss_ns: Shared<u32>,
 }
 
 impl Load {

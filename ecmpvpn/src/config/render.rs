@@ -81,7 +81,7 @@ fn render_steering(out: &mut Text, steering: &Steering) {
         Some(gap) => out.key("flowlet_gap_us", gap, ""),
     }
     out.key("spray_elephants", steering.spray_elephants, "adaptive may put one flow onto several ports");
-    out.key("restore_order", steering.restore_order, "experimental, at both sites: sprayed flows arrive in order");
+    out.key("restore_order", steering.restore_order, "at both sites: sprayed flows of any transport arrive in order");
     out.key("restore_ms", steering.restore_ms, "a packet is held no longer for that");
 }
 

@@ -151,7 +151,7 @@ fn steering(top: &Section<'_>, own_key: Option<&PublicKey>, claims: &mut Claims)
         mtu: section.or("mtu", 1420, number(1280..=9000)),
         flowlet_gap_us: section.or("flowlet_gap_us", None, flowlet_gap),
         spray_elephants: section.or("spray_elephants", true, boolean),
-        restore_order: section.or("restore_order", false, boolean),
+        restore_order: section.or("restore_order", true, boolean),
         restore_ms: section.or("restore_ms", RESTORE_MS, number(1..=MAX_RESTORE_MS)),
         seed: seed.or_else(default_seed)?,
     })

@@ -54,8 +54,8 @@ impl fmt::Debug for InterfaceName {
 pub const MAX_PEERS: usize = 64;
 /// Maximum number of tunnels to one remote site.
 pub const MAX_TUNNELS_PER_PEER: usize = 32;
-/// Default and highest value of [`Steering::restore_ms`].
-pub const RESTORE_MS: u32 = 50;
+/// Default of [`Steering::restore_ms`], and its highest value.
+pub const RESTORE_MS: u32 = 100;
 pub const MAX_RESTORE_MS: u32 = 100;
 /// Maximum number of steered prefixes of one remote site.
 pub const MAX_PREFIXES_PER_PEER: usize = 1024;

@@ -4,6 +4,7 @@ pub mod confirm;
 pub mod down;
 pub mod firewall;
 pub mod health;
+mod holding;
 mod log_once;
 mod members;
 mod notify;

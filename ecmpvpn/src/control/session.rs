@@ -12,6 +12,7 @@ use super::confirm::Confirmation;
 use super::down::undo;
 use super::firewall;
 use super::health::{Handover, Health};
+use super::holding::Holding;
 use super::reconcile::{self, NotTakenOver};
 use super::reload::Reloads;
 use super::repair::{Damage, Repair};
@@ -20,7 +21,7 @@ use super::rotate::{self, Rotation};
 use super::site::{Paths, SessionError, Site};
 use super::{members, notify, steer};
 use crate::config::{Config, InterfaceName};
-use crate::dataplane::{self, Device, Hook, View};
+use crate::dataplane::{self, Device, View};
 use crate::error::chain;
 use crate::host::run_dir::{Holder, RunDirError};
 use crate::host::{self, HostLinks, Journal, Owned, RunDir};
@@ -71,6 +72,8 @@ enum Event {
     TakeBack,
     Rotate(rotate::Step),
     Damaged(Damage),
+    /// The device that holds packets must be made or removed.
+    Hold,
     Moved(resolve::AddressChange),
 }
 
@@ -117,7 +120,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
     announce(&site);
     let _watchdog = notify::Watchdog::start();
     let handover = Handover::default();
-    hold_packets(&mut site, &handover).await;
+    let mut holding = Holding::begin(&mut site, &handover).await;
     let mut rotation = Rotation::load(&options.file, &site, &handover);
     let (mut repair, mut names, mut reloads) = (Repair::default(), NameWatcher::default(), Reloads::default());
     // Probing goes on while tunnels are changed: it leaves out only those that change.
@@ -135,6 +138,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             step = rotation.next_step(&site) => Ok(Event::Rotate(step)),
             moved = names.address_change(&site) => Ok(Event::Moved(moved)),
             damage = repair.damage(&site) => Ok(Event::Damaged(damage)),
+            () = holding.is_due(&site) => Ok(Event::Hold),
         };
         match event {
             Ok(Event::Reload) => {
@@ -154,6 +158,7 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             }
             Ok(Event::Rotate(step)) => rotation.act(step, &mut site).await,
             Ok(Event::Moved(moved)) => names.follow(moved, &mut site, &mut health).await,
+            Ok(Event::Hold) => holding.keep(&mut site).await,
             Ok(Event::Damaged(damage)) => repair.mend(&damage, &mut site, &mut health).await,
             Err(error) => break Err(error),
         }
@@ -181,23 +186,6 @@ pub async fn run(config: Config, paths: &Paths, options: &Options) -> Result<(),
             Ok(())
         }
         Err(error) => give_up(run_dir, &site.journal, error),
-    }
-}
-
-/// Makes the device that holds packets until their time, if order is to be restored. Without it everything else works.
-async fn hold_packets(site: &mut Site, handover: &Handover) {
-    if !site.config.steering.restore_order {
-        return;
-    }
-    let by_tcx = View::open(&site.paths.pins).is_ok_and(|view| view.hook() == Hook::Tcx);
-    let made = if by_tcx && dataplane::restores() {
-        host::holding::ensure(&site.plan, &mut site.journal).await.map_err(|error| chain(&error))
-    } else {
-        Err("its kernel has no tcx (from Linux 6.6)".to_owned())
-    };
-    match made {
-        Ok(ifindex) => handover.set_holding(ifindex),
-        Err(why) => tracing::info!("this host does not restore the order of sprayed packets that arrive: {why}"),
     }
 }
 

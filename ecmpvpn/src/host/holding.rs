@@ -78,6 +78,27 @@ pub async fn ensure(plan: &Plan, journal: &mut Journal) -> Result<u32, HostError
     }
 }
 
+/// Whether the device with this index is there and up. A packet that is redirected to another one is lost.
+pub async fn works(index: u32) -> bool {
+    let Ok(netlink) = Netlink::open() else { return true };
+    netlink.link_at(index).await.is_ok_and(|link| link.is_some_and(|link| link.up && link.is(&InfoKind::Ifb)))
+}
+
+/// Removes the device, if there is one.
+///
+/// # Errors
+/// It cannot be looked up or deleted, or the journal cannot be written.
+pub async fn remove(plan: &Plan, journal: &mut Journal) -> Result<(), HostError> {
+    let netlink = Netlink::open()?;
+    let (name, alias) = (name(&plan.steering.name), Plan::link_alias(&plan.site));
+    let there = netlink.link(&name).await.during(|| format!("looking {name} up"))?;
+    if let Some(link) = there.filter(|link| link.is(&InfoKind::Ifb) && link.alias.as_deref() == Some(&alias)) {
+        netlink.delete_link(link.ifindex).await.during(|| format!("deleting {name}"))?;
+    }
+    let is_it = |undo: &Undo| matches!(undo, Undo::DeleteLink { link, .. } if link.name == name);
+    Ok(journal.forget(is_it)?)
+}
+
 /// `fq` as the root queueing discipline.
 fn queue(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or_default());

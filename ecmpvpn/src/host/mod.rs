@@ -30,6 +30,7 @@ mod member_routes;
 pub mod netlink;
 mod next_hop;
 mod owned;
+pub mod packets;
 mod preflight;
 pub mod privilege;
 pub mod queues;

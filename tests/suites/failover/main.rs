@@ -43,7 +43,10 @@ fn main() {
     // Elsewhere, two processes do not begin at the same instant.
     let together: &[Test] = &tests![together::ends_that_start_together_connect_at_once];
     let simulated = [Tier::Simulated, Tier::Clsact];
-    let ordered: &[Test] = &tests![order::a_sprayed_udp_flow_arrives_in_order];
+    let ordered: &[Test] = &tests![
+        order::a_sprayed_udp_flow_arrives_in_order,
+        order::the_device_that_holds_packets_follows_the_configuration,
+    ];
     let mut trials = Vec::new();
     for (kind, tests) in [(Kind::Userspace, each), (Kind::Kernel, each), (Kind::Kernel, kernel)] {
         trials.extend(tests.iter().map(|(name, test)| kind.trial(&TIERS, name, *test)));

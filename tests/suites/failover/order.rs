@@ -51,12 +51,6 @@ pub fn a_sprayed_udp_flow_arrives_in_order(kind: Kind) -> Result<()> {
     lab.shape(RATE)?;
     let wires = (0u8..).zip(DELAYS).flat_map(|(wire, ms)| [0, 1].map(|end| (wire, end, quality(ms))));
     lab.wires()?.set_all(&wires.collect::<Vec<_>>())?;
-    for site in &lab.sites {
-        let text = fs::read_to_string(&site.config)?;
-        let on = text.replacen("restore_order = false", "restore_order = true", 1);
-        ensure!(text != on, "the switch is not where it was:\n{text}");
-        fs::write(&site.config, on)?;
-    }
     let mut running = lab.run()?;
     wait_until(&lab, true)?;
     let before = order(&lab, 1)?;
@@ -80,14 +74,7 @@ pub fn a_sprayed_udp_flow_arrives_in_order(kind: Kind) -> Result<()> {
     ensure!(late * 100 < restored && given_up == 0, "{restored} restored, {late} late, {given_up} given up");
 
     // The far end is switched off: the flow stays whole, unless a rule asks for more.
-    let far = &lab.sites[1].config;
-    let text = fs::read_to_string(far)?;
-    let off = text.replacen("restore_order = true", "restore_order = false", 1);
-    ensure!(text != off, "the switch is not where it was:\n{text}");
-    fs::write(far, off)?;
-    let (code, _, complaint) = lab.ecmpvpn(1, &["reload"])?;
-    ensure!(code == 0, "`reload` ended with {code}: {complaint}");
-    wait_until(&lab, false)?;
+    switch_far(&lab, false)?;
     let (report, packets) = sent(&lab)?;
     println!("switched off: {} of {} out of order, tunnels {packets:?}", report.reordered(), report.received());
     ensure!(packets.iter().filter(|packets| **packets > 1_000).count() == 1, "not on one tunnel: {packets:?}");
@@ -100,5 +87,72 @@ pub fn a_sprayed_udp_flow_arrives_in_order(kind: Kind) -> Result<()> {
     for run in &mut running {
         ensure!(run.output().contains("restores the order"), "{}", run.output());
     }
+    Ok(())
+}
+
+/// Writes `restore_order` to the far site's configuration, reloads it, and waits until both sites go by it.
+fn switch_far(lab: &Lab, on: bool) -> Result<()> {
+    let far = &lab.sites[1].config;
+    let text = fs::read_to_string(far)?;
+    let changed = text.replacen(&format!("restore_order = {}", !on), &format!("restore_order = {on}"), 1);
+    ensure!(text != changed, "the switch is not where it was:\n{text}");
+    fs::write(far, changed)?;
+    let (code, _, complaint) = lab.ecmpvpn(1, &["reload"])?;
+    ensure!(code == 0, "`reload` ended with {code}: {complaint}");
+    wait_until(lab, on)
+}
+
+/// The device that holds packets: its index and whether it is up. `None`: it is not there.
+fn holding(lab: &Lab) -> Result<Option<(u64, bool)>> {
+    let links: Value = serde_json::from_str(&lab.sites[1].gateway.query("ip", "-j link show type ifb")?)?;
+    let link = &links[0];
+    if link["ifname"] != "ecmp0o" {
+        return Ok(None);
+    }
+    let is_up = link["flags"].as_array().is_some_and(|flags| flags.contains(&"UP".into()));
+    Ok(link["ifindex"].as_u64().map(|index| (index, is_up)))
+}
+
+fn wait_for(lab: &Lab, what: &str, is_so: impl Fn(Option<(u64, bool)>) -> bool) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let found = holding(lab)?;
+        if is_so(found) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(20), "{what}: {found:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The device that holds packets is made and removed by `reload`, and made again when somebody else takes it away. What
+/// arrives meanwhile is not lost for longer than a look takes.
+pub fn the_device_that_holds_packets_follows_the_configuration(kind: Kind) -> Result<()> {
+    let lab = Lab::new(Options { policy: "spray", ..kind.options() }, &binary()?)?;
+    lab.shape(RATE)?;
+    let running = lab.run()?;
+    wait_until(&lab, true)?;
+    let (first, _) = holding(&lab)?.context("there is no device")?;
+
+    switch_far(&lab, false)?;
+    wait_for(&lab, "switched off, and the device is still there", |found| found.is_none())?;
+    let (report, packets) = sent(&lab)?;
+    ensure!(packets.iter().filter(|packets| **packets > 1_000).count() == 1, "not on one tunnel: {packets:?}");
+    ensure!(report.reordered() == 0, "{} out of order on one tunnel", report.reordered());
+
+    switch_far(&lab, true)?;
+    let (second, _) = holding(&lab)?.context("it is restored without a device")?;
+    ensure!(second != first, "the device was never removed");
+    lab.sites[1].gateway.ip("link set ecmp0o down")?;
+    wait_for(&lab, "it stays down", |found| found == Some((second, true)))?;
+    lab.sites[1].gateway.ip("link delete ecmp0o")?;
+    wait_for(&lab, "it is not made again", |found| found.is_some_and(|(index, up)| index != second && up))?;
+    wait_until(&lab, true)?;
+    let (report, packets) = sent(&lab)?;
+    println!("mended: {} of {} out of order, tunnels {packets:?}", report.reordered(), report.received());
+    ensure!(report.received() == report.sent(), "{} lost", report.sent() - report.received());
+    ensure!(packets.iter().all(|packets| *packets > 6_000), "not over all tunnels: {packets:?}");
+    ensure!(share(&report) <= 0.005, "{:.3}% out of order", share(&report) * 100.0);
+    ensure!(running[1].output().contains("holds packets for their order, and it is mended"), "{}", running[1].output());
     Ok(())
 }

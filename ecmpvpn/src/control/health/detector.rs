@@ -305,7 +305,7 @@ impl Tunnel {
     /// What to report to the far end at `now` about packets that arrived here.
     pub fn report(&self, now: Nanos) -> Received {
         let Some(Growing { count, grew, .. }) = self.received else { return Received::default() };
-        Received { count, age: grew.map(|(after, _)| now.saturating_sub(after)) }
+        Received { count, age: grew.map(|(after, _)| now.saturating_sub(after)), at_probe: None }
     }
 
     /// Takes a report of the far end about packets that it received. The report came at `arrival`.
@@ -314,14 +314,18 @@ impl Tunnel {
             let there_since = match (received.age, self.far) {
                 (Some(age), _) => arrival.saturating_sub(age),
                 // The new packets arrived there after the previous report was sent.
-                (None, Some((before, last))) if received.count > before.count => last,
+                (None, Some((before, last))) if received.count > before.count && received.at_probe.is_none() => last,
                 (None, _) => 0,
             };
             // The report took half of a round trip, and so did the packet that it reports.
             let sent = there_since.saturating_sub(self.round_trip.smoothed().unwrap_or(0));
             self.evidence = self.evidence.max(sent);
         }
-        self.far = Some((received, arrival));
+        let count = match (received.at_probe, self.far) {
+            (Some(_), before) => before.map_or(0, |(before, _)| before.count),
+            (None, _) => received.count,
+        };
+        self.far = Some((Received { count, ..received }, arrival));
     }
 
     /// The figures that it is judged by at `now`.

@@ -19,8 +19,8 @@ const RENEW: Nanos = 10 * SECOND;
 pub enum Heard {
     /// The answer to this end's probe with this sequence number.
     Answer(u16),
-    /// What the far end received from this end, and its message.
-    Report(Received, PeerMessage),
+    /// The sequence number of the far end's probe, what that end received from this one, and its message.
+    Report(u16, Received, PeerMessage),
 }
 
 /// The secrets of both ends of a tunnel, and the last report.
@@ -114,7 +114,7 @@ impl Dialogue {
             if self.last.is_none_or(is_newer) {
                 self.last = Some((probe.identifier, probe.sequence));
                 self.far = probe.secret;
-                return Some(Heard::Report(probe.received, probe.peer_message));
+                return Some(Heard::Report(probe.sequence, probe.received, probe.peer_message));
             }
         } else if is_for(0) {
             self.far = probe.secret;
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::config::PrivateKey;
 
-    const RECEIVED: Received = Received { count: 5, age: Some(0) };
+    const RECEIVED: Received = Received { count: 5, age: Some(0), at_probe: None };
     const NOTHING: PeerMessage = PeerMessage {
         asks: false,
         has_left: false,
@@ -168,8 +168,8 @@ mod tests {
     fn acquainted() -> [Dialogue; 2] {
         let [mut a, mut b] = ends();
         assert_eq!(b.take(&probe(&mut a, 0, 0)), None, "sealed for nobody yet");
-        assert_eq!(a.take(&probe(&mut b, 0, 0)), Some(Heard::Report(RECEIVED, NOTHING)));
-        assert_eq!(b.take(&probe(&mut a, 1, 0)), Some(Heard::Report(RECEIVED, NOTHING)));
+        assert_eq!(a.take(&probe(&mut b, 0, 0)), Some(Heard::Report(0, RECEIVED, NOTHING)));
+        assert_eq!(b.take(&probe(&mut a, 1, 0)), Some(Heard::Report(1, RECEIVED, NOTHING)));
         assert_eq!([a.refused(), b.refused()], [0, 0]);
         [a, b]
     }
@@ -199,7 +199,7 @@ mod tests {
         // Wrong marks are no reports at all; the rest was refused.
         assert_eq!(a.refused(), (report.len() as u64 - 24 - 4) * 8);
         assert_eq!(a.take(&report[..report.len() - 1]), None);
-        assert_eq!(a.take(&report), Some(Heard::Report(RECEIVED, NOTHING)));
+        assert_eq!(a.take(&report), Some(Heard::Report(1, RECEIVED, NOTHING)));
         let refused = a.refused();
         assert_eq!(a.take(&report), None, "again");
         assert_eq!(a.refused(), refused + 1);
@@ -221,7 +221,7 @@ mod tests {
         stranger.far = b.far;
         assert_eq!(a.take(&probe(&mut stranger, 1, 0)), None);
         assert_eq!(a.refused(), 1);
-        assert_eq!(a.take(&probe(&mut b, 1, 0)), Some(Heard::Report(RECEIVED, NOTHING)));
+        assert_eq!(a.take(&probe(&mut b, 1, 0)), Some(Heard::Report(1, RECEIVED, NOTHING)));
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
         b.set_keys(new_b);
         assert_eq!(a.take(&probe(&mut b, 1, 0)), None);
         a.set_keys(new_a);
-        assert_eq!(a.take(&probe(&mut b, 2, 0)), Some(Heard::Report(RECEIVED, NOTHING)));
+        assert_eq!(a.take(&probe(&mut b, 2, 0)), Some(Heard::Report(2, RECEIVED, NOTHING)));
     }
 
     #[test]

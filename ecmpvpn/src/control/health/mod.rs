@@ -20,6 +20,7 @@ mod handshake_tests;
 mod nanos;
 mod neighbour;
 mod ordering;
+mod path_loss;
 mod probed;
 mod prober;
 mod remedy;

@@ -41,6 +41,8 @@ pub struct Agreed {
 pub struct Agreement {
     far: Ordering,
     heard: Option<Nanos>,
+    /// When this end last offered to restore.
+    offered: Option<Nanos>,
 }
 
 impl Agreement {
@@ -51,15 +53,20 @@ impl Agreement {
 
     /// What this end does now. `is_on`: the configuration allows it. `can_hold`: there is a device that holds packets
     /// until their time. `interval`: between two probes of a tunnel.
-    pub fn state(&self, is_on: bool, can_hold: bool, now: Nanos, interval: Nanos) -> Agreed {
+    pub fn state(&mut self, is_on: bool, can_hold: bool, now: Nanos, interval: Nanos) -> Agreed {
         let lifetime = LIFETIME.max(INTERVALS * interval);
         let is_fresh = self.heard.is_some_and(|at| now.saturating_sub(at) < lifetime);
         let far = if is_fresh { self.far } else { Ordering::default() };
         let offers = is_on && can_hold;
-        // Marks are heeded also while the far end is silent: packets that it has stamped may still arrive.
-        let restores = offers && self.far.ready;
+        if offers {
+            self.offered = Some(now);
+        }
+        // Marks are heeded also while the far end is silent, and for a while after this end was switched off: packets
+        // that the far end has stamped may still arrive.
+        let still = can_hold && self.offered.is_some_and(|at| now.saturating_sub(at) < 2 * lifetime);
+        let restores = still && self.far.ready;
         let unmarks = is_on && far.offers;
-        let says = Ordering { offers, acts: restores, ready: unmarks };
+        let says = Ordering { offers, acts: offers && restores, ready: unmarks };
         Agreed { says, restores, unmarks, stamps: unmarks && far.acts }
     }
 }
@@ -115,7 +122,12 @@ mod tests {
         assert!(agreement.state(true, true, 5 * SECOND + SECOND / 2, INTERVAL).stamps);
         let later = agreement.state(true, true, 6 * SECOND, INTERVAL);
         assert!(!later.stamps && later.restores);
-        agreement.hear(Ordering::default(), 7 * SECOND);
-        assert!(!agreement.state(true, true, 7 * SECOND, INTERVAL).restores, "a former version has started there");
+        let off = |agreement: &mut Agreement, now| agreement.state(false, true, now, INTERVAL);
+        let stays = off(&mut agreement, 7 * SECOND);
+        assert!(stays.restores && stays.says == Ordering::default(), "stamped packets may still come");
+        assert!(!off(&mut agreement, 9 * SECOND).restores);
+        assert!(agreement.state(true, true, 9 * SECOND, INTERVAL).restores);
+        agreement.hear(Ordering::default(), 9 * SECOND);
+        assert!(!agreement.state(true, true, 9 * SECOND, INTERVAL).restores, "a former version has started there");
     }
 }

@@ -14,12 +14,15 @@ use super::handover::Handover;
 use super::nanos::{MICROSECOND, MILLISECOND, Nanos};
 use super::neighbour::NextHop;
 use super::ordering::Ordering;
+use super::path_loss::{self, PathLoss};
 use super::seal::Keys;
 use super::socket::{Clocks, Socket};
 use super::stamp::Stamp;
 use super::watchdog::Watchdog;
+use super::wire::Received;
 use crate::config::InterfaceName;
 use crate::dataplane::{View, boot_time_ns};
+use crate::host::packets;
 use crate::host::wireguard::kernel;
 use crate::plan::{self, far_address};
 
@@ -72,6 +75,12 @@ pub(super) struct Probed {
     pub(super) heard: Option<Ordering>,
     handshake_at: Nanos,
     stamp: Stamp,
+    /// Which share of the packets that it carries to the far end is lost. Not measured with the userspace backend.
+    loss: PathLoss,
+    /// The far end's probe that this end's next one counts at: lower 8 bits of its sequence number, and the packets
+    /// received.
+    at_probe: Option<(u8, u64)>,
+    in_kernel: bool,
     /// When this end starts another handshake because there has been none yet. `None`: this end does not do that, or
     /// needs it no more.
     lead_at: Option<Nanos>,
@@ -138,6 +147,9 @@ impl Probed {
             heard: None,
             handshake_at: first + HANDSHAKES,
             stamp: Stamp::default(),
+            loss: PathLoss::default(),
+            at_probe: None,
+            in_kernel,
         })
     }
 
@@ -255,7 +267,15 @@ impl Probed {
                     self.tunnel.answered(sequence, arrival);
                     self.handover.on_message(&self.name, None);
                 }
-                Some(Heard::Report(received, message)) => {
+                Some(Heard::Report(sequence, received, message)) => {
+                    let at_once = clocks.monotonic.saturating_sub(arrival) < path_loss::AT_ONCE;
+                    if self.in_kernel && at_once && sequence.is_multiple_of(path_loss::EVERY) {
+                        let [lower, _] = sequence.to_le_bytes();
+                        self.at_probe = packets::counted(&self.name).map(|counted| (lower, counted.received));
+                    }
+                    if let Some(of) = received.at_probe {
+                        self.loss.received(of, received.count);
+                    }
                     self.tunnel.reported(received, arrival);
                     self.heard = Some(message.ordering);
                     self.handover.on_message(&self.name, Some(message));
@@ -296,7 +316,17 @@ impl Probed {
         // A probe that the tunnel itself prevents counts as sent and lost.
         let Some(socket) = &self.socket else { return };
         let message = self.handover.own_message(&self.name, has_left, self.says);
-        let message = self.dialogue.request(sequence, self.tunnel.report(time), message, time, random);
+        let mut report = self.tunnel.report(time);
+        if let Some((of, count)) = self.at_probe.take() {
+            report = Received { count, at_probe: Some(of), ..report };
+        }
+        if self.in_kernel
+            && sequence.is_multiple_of(path_loss::EVERY)
+            && let Some(counted) = packets::counted(&self.name)
+        {
+            self.loss.sent(sequence, counted.sent);
+        }
+        let message = self.dialogue.request(sequence, report, message, time, random);
         // The error may belong to an earlier probe, and be reported only now: try once more.
         let Err(error) = socket.send(&message).or_else(|_| socket.send(&message)) else { return };
         match error.raw_os_error() {
@@ -345,6 +375,9 @@ impl Probed {
         health.rtt_us.set(in_us(round_trip.smoothed()));
         health.rtt_jitter_us.set(in_us(round_trip.smoothed().map(|_| round_trip.deviation())));
         health.loss_ppm.set(self.tunnel.loss().ppm());
+        if let Some(load) = view.load(self.id) {
+            load.loss_ppm.set(self.loss.ppm());
+        }
     }
 }
 

@@ -264,12 +264,14 @@ impl Prober {
         let device = self.holding.0;
         let first = self.agreed.len() != self.agreements.len();
         self.agreed.resize(self.agreements.len(), Agreed::default());
-        for (number, agreement) in (0..).zip(&self.agreements) {
+        for (number, agreement) in (0..).zip(&mut self.agreements) {
             let now = agreement.state(self.hold > 0, device != 0, time, self.interval);
             let before = std::mem::replace(&mut self.agreed[number as usize], now);
             let (Some(peer), Some(order)) = (self.view.peer(number), self.view.order(number)) else { continue };
-            let bound = self.hold.min(MAX_BOUND_NS) >> UNIT_BITS;
-            order.bound.set(u32::try_from(bound).unwrap_or(u32::MAX));
+            if self.hold > 0 {
+                let bound = self.hold.min(MAX_BOUND_NS) >> UNIT_BITS;
+                order.bound.set(u32::try_from(bound).unwrap_or(u32::MAX));
+            }
             // An earlier process may have left the far end stamping: then its first message decides.
             if now.restores || !first && before.restores || device == 0 {
                 order.device.set(if now.restores { device } else { 0 });

@@ -318,7 +318,7 @@ fn arrival_report(age: Option<Nanos>, longest: Nanos) -> Option<Nanos> {
     }
     (0..longest / MS).map(|ms| begin + ms * MS).find(|now| {
         if now.is_multiple_of(200 * MS) {
-            tunnel.reported(Received { count: now / MS, age }, *now);
+            tunnel.reported(Received { count: now / MS, age, at_probe: None }, *now);
         }
         tunnel.compare_with(Others { answered: true, evidence: Some(*now) }, *now);
         tunnel.poll(*now).transition.is_some()

@@ -23,6 +23,9 @@ const HAS_LEFT: u32 = 2;
 const OFFERS: u32 = 1 << 4;
 const ACTS: u32 = 1 << 5;
 const READY: u32 = 1 << 6;
+/// The count is that of the device when the probe came whose sequence number has these lower 8 bits.
+const COUNTED: u32 = 1 << 7;
+const COUNTED_SHIFT: u32 = 8;
 /// The upper 16 bits of the flags word: how long ago the last packet came, in milliseconds plus one; 0: not known.
 const AGE_SHIFT: u32 = 16;
 
@@ -36,6 +39,9 @@ pub struct Received {
     pub count: u64,
     /// How long ago the last one came, as an upper bound; `None`: not known.
     pub age: Option<Nanos>,
+    /// The count is that of the device when the far end's probe came whose sequence number has these lower 8 bits;
+    /// `None`: it is that of the steering program, of late.
+    pub at_probe: Option<u8>,
 }
 
 /// The content of a probe.
@@ -80,7 +86,8 @@ pub fn request(probe: Probe, seal: impl FnOnce(&[u8]) -> [u8; TAG]) -> [u8; LENG
     let Ordering { offers, acts, ready } = peer_message.ordering;
     let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     let flags = flags | bit(offers, OFFERS) | bit(acts, ACTS) | bit(ready, READY);
-    let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | flags;
+    let counted = received.at_probe.map_or(0, |sequence| COUNTED | u32::from(sequence) << COUNTED_SHIFT);
+    let flags = received.age.map_or(0, milliseconds) << AGE_SHIFT | counted | flags;
     message[20..24].copy_from_slice(&flags.to_be_bytes());
     message[24..28].copy_from_slice(&peer_message.rotation.to_be_bytes());
     message[28..32].copy_from_slice(&received.count.to_be_bytes()[4..]);
@@ -106,12 +113,14 @@ pub fn parse(packet: &[u8]) -> Option<Message<'_>> {
     let u16_at = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
     let u32_at = |at: usize| u32::from(u16_at(at)) << 16 | u32::from(u16_at(at + 2));
     let flags = u32_at(20);
+    let [.., lower, _] = flags.to_be_bytes();
+    let at_probe = (flags & COUNTED != 0).then_some(lower);
     let age = (flags >> AGE_SHIFT).checked_sub(1).map(|age| Nanos::from(age) * MILLISECOND);
     let probe = Probe {
         identifier: u16_at(4),
         sequence: u16_at(6),
         secret: u64::from(u32_at(12)) << 32 | u64::from(u32_at(16)),
-        received: Received { count: u32_at(28).into(), age },
+        received: Received { count: u32_at(28).into(), age, at_probe },
         peer_message: PeerMessage {
             asks: flags & ASKS != 0,
             has_left: flags & HAS_LEFT != 0,
@@ -144,7 +153,7 @@ mod tests {
         identifier: 7,
         sequence: 300,
         secret: 0xdead_beef_0123_4567,
-        received: Received { count: 0xffff_fffe, age: Some(7 * MILLISECOND) },
+        received: Received { count: 0xffff_fffe, age: Some(7 * MILLISECOND), at_probe: Some(0x81) },
         peer_message: PeerMessage {
             asks: true,
             has_left: false,
@@ -193,7 +202,7 @@ mod tests {
     #[test]
     fn the_age_of_the_last_arrival_is_rounded_up_and_bounded() {
         let decoded = |age| {
-            let bytes = request(Probe { received: Received { count: 5, age }, ..PROBE }, |_| [0; TAG]);
+            let bytes = request(Probe { received: Received { count: 5, age, at_probe: None }, ..PROBE }, |_| [0; TAG]);
             parse(&packet(&bytes)).unwrap().probe.received.age
         };
         assert_eq!([decoded(None), decoded(Some(0)), decoded(Some(1))], [None, Some(0), Some(MILLISECOND)]);

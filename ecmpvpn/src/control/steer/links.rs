@@ -28,6 +28,10 @@ const SWING: u64 = 32_768;
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::from_millis(500);
 /// The automatic flowlet gap while round trips are not known.
 const UNKNOWN_GAP: Duration = Duration::from_millis(50);
+/// Nanoseconds that sprayed packets rather wait for each millionth of loss: 5 ms for one in a thousand.
+const AVOIDED_PER_PPM: u32 = 5_000;
+/// Nanoseconds that they wait at most.
+const AVOIDED_AT_MOST: u32 = 20_000_000;
 
 /// The links and their measurements.
 #[derive(Debug, Default)]
@@ -193,6 +197,9 @@ impl Underlay {
                 if let (Some(load), Some(trip)) = (view.load(tunnel.id), round_trip(view, tunnel.id)) {
                     load.delay_ns.set(u32::try_from(beyond(&trip)).unwrap_or(u32::MAX));
                 }
+                if let Some(load) = view.load(tunnel.id) {
+                    load.loss_ns.set(avoided(self.worst_loss(tunnel, view)));
+                }
             }
             if let (Some(peer), Some(order)) = (view.peer(number), view.order(number)) {
                 let lives = |tunnel: &&Placed| peer.live.get() >> tunnel.id.slot() & 1 == 1;
@@ -209,6 +216,13 @@ impl Underlay {
                 peer.gap_ns.set(u32::try_from(gap.as_nanos()).unwrap_or(u32::MAX));
             }
         }
+    }
+
+    /// The highest share that is lost of what the tunnels on this tunnel's link carry, millionths.
+    fn worst_loss(&self, tunnel: &Placed, view: &View) -> u32 {
+        let on_link = |other: &&Placed| paths::link_of(other, &self.placed) == paths::link_of(tunnel, &self.placed);
+        let losses = self.placed.iter().filter(on_link).filter_map(|other| view.load(other.id));
+        losses.map(|load| load.loss_ppm.get()).max().unwrap_or_default()
     }
 
     /// The rate of a tunnel's link in inner packets, bits a second.
@@ -255,6 +269,14 @@ fn gap(trips: &[RoundTrip], tick: Duration) -> Duration {
         }
         _ => UNKNOWN_GAP,
     }
+}
+
+/// How long sprayed packets rather wait for other links than use one that loses this share of them, millionths;
+/// nanoseconds. Each loss makes a flow send less, and with it all links: by the square root of the share for the usual
+/// congestion control (Mathis et al., "The macroscopic behavior of the TCP congestion avoidance algorithm", Computer
+/// Communication Review 1997). While others' queues are that long, they stay busy after a loss.
+fn avoided(loss_ppm: u32) -> u32 {
+    loss_ppm.saturating_mul(AVOIDED_PER_PPM).min(AVOIDED_AT_MOST)
 }
 
 /// How much one-way delays vary although nothing waits. Queues make round trips vary too: so it follows them at once

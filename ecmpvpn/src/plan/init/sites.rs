@@ -256,7 +256,7 @@ pub fn steering(mtu: u32, seed: u64) -> Steering {
         seed,
         flowlet_gap_us: None,
         spray_elephants: true,
-        restore_order: false,
+        restore_order: true,
         restore_ms: crate::config::RESTORE_MS,
     }
 }

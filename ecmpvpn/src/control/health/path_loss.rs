@@ -1,0 +1,124 @@
+//! Measures which share of the packets sent to a tunnel is lost on the way. Pure.
+//!
+//! Packets of a tunnel stay in order. So when a probe arrives, the far end has received what was sent before the probe,
+//! except what was lost. It reports how many packets it had received then. Packets that this host's own queue dropped
+//! were never sent, by the device's count, and are not counted as lost.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts are modulo 2^32, and shares are below 1"
+)]
+
+use super::nanos::{MILLISECOND, Nanos};
+
+/// The probes whose sequence numbers are multiples of this are counted at.
+pub const EVERY: u16 = 8;
+/// A count that is read later than this after the probe came is not used.
+pub const AT_ONCE: Nanos = MILLISECOND;
+/// When there are this many packets, and those between [`PROBES`] probes, they count half. A loss of one in ten thousand
+/// is some 13 packets then.
+const MOST: f64 = 131_072.0;
+const PROBES: f64 = 32.0;
+/// This many packets may be counted on the wrong side of a probe: those that are being encrypted when it is sent.
+const UNCERTAIN: f64 = 10.0;
+/// The same for those that come while the far end reads its count: as a share of the packets since the last one,
+/// [`AT_ONCE`] of 0.8 seconds and some more.
+const UNCERTAIN_SHARE: f64 = 1.0 / 512.0;
+
+/// The share of a tunnel's packets that are lost.
+#[derive(Debug, Default)]
+pub struct PathLoss {
+    /// Sequence number of a probe, and the packets sent before it.
+    sent: Option<(u16, u32)>,
+    /// Packets sent before the last probe that was counted at, and received.
+    last: Option<(u32, u32)>,
+    packets: f64,
+    lost: f64,
+    /// Packets between the last two probes.
+    between: f64,
+}
+
+impl PathLoss {
+    /// The device had sent `count` packets before the probe `sequence`.
+    pub fn sent(&mut self, sequence: u16, count: u64) {
+        self.sent = Some((sequence, count as u32));
+    }
+
+    /// The far end reports that its device had received `count` packets, modulo 2^32, when the probe came whose sequence
+    /// number has the lower 8 bits `sequence`.
+    pub fn received(&mut self, sequence: u8, count: u64) {
+        let count = count as u32;
+        let Some((_, sent)) = self.sent.take_if(|(of, _)| of.to_le_bytes()[0] == sequence) else { return };
+        let Some(last) = self.last.replace((sent, count)) else { return };
+        let (sent, received) = (sent.wrapping_sub(last.0), count.wrapping_sub(last.1));
+        // A device was made anew, or the tunnel is dying: that shows elsewhere.
+        if sent > u32::MAX / 2 || received < sent / 2 || received > u32::MAX / 2 {
+            return;
+        }
+        if self.packets >= MOST.max(PROBES * f64::from(sent)) {
+            (self.packets, self.lost) = (self.packets / 2.0, self.lost / 2.0);
+        }
+        self.between = f64::from(sent);
+        self.packets += f64::from(sent);
+        self.lost += f64::from(sent) - f64::from(received);
+    }
+
+    /// The share that is lost at least, millionths.
+    pub fn ppm(&self) -> u32 {
+        let certain = self.lost - UNCERTAIN - UNCERTAIN_SHARE * self.between;
+        if self.packets <= 0.0 { 0 } else { (1e6 * certain.max(0.0) / self.packets) as u32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `rounds` probes, with `step` packets between two of them, of which one in `one_in` is lost.
+    fn measured(rounds: u32, step: u32, one_in: u32) -> u32 {
+        let mut loss = PathLoss::default();
+        // Both counts wrap.
+        let (mut sent, mut received) = (u32::MAX - 5_000, 7_u32);
+        for round in 0..rounds {
+            let sequence = u16::try_from(round % 4096).unwrap() * EVERY;
+            loss.sent(sequence, sent.into());
+            loss.received(sequence.to_le_bytes()[0], u64::from(received + round % 3 * step / 1_200));
+            sent = sent.wrapping_add(step);
+            let gone = |after: u32| u64::from(after) * u64::from(step) / u64::from(one_in);
+            received += step - u32::try_from(gone(round + 1) - gone(round)).unwrap();
+        }
+        loss.ppm()
+    }
+
+    #[test]
+    fn a_loss_is_found_whatever_the_number_of_packets() {
+        for packets in [2_000, 13_000, 200_000] {
+            let found = measured(50 + 1_000_000 / packets, packets, 1_000);
+            assert!((500..=1_000).contains(&found), "{packets}: {found}");
+        }
+        assert!((9_000..=10_000).contains(&measured(20, 13_000, 100)));
+    }
+
+    #[test]
+    fn packets_around_the_probe_are_no_loss() {
+        assert_eq!([20, 2_000, 13_000, 200_000].map(|packets| measured(200, packets, u32::MAX / 300)), [0; 4]);
+    }
+
+    #[test]
+    fn a_device_made_anew_and_a_late_report_are_no_loss() {
+        let mut loss = PathLoss::default();
+        for (sequence, sent, received) in [(0, 1_000_000, 1_000_000), (16, 0, 1_000_500), (32, 500, 0), (48, 900, 395)]
+        {
+            loss.sent(sequence, sent);
+            loss.received(sequence.to_le_bytes()[0], received);
+            loss.received(sequence.to_le_bytes()[0], 0);
+            assert_eq!(loss.ppm(), 0);
+        }
+        loss.sent(64, 200_000);
+        loss.received(48, 0);
+        assert_eq!(loss.ppm(), 0);
+        loss.received(64, 190_000);
+        assert!(loss.ppm() > 40_000, "{}", loss.ppm());
+    }
+}
