@@ -57,7 +57,14 @@ pub fn weighted_time_of(load: &Load, bytes: u32) -> u64 {
 #[must_use]
 #[inline(always)]
 pub fn queued_ns(load: &Load, now: u64) -> u64 {
-    at_most(positive(load.free_ns.get().wrapping_sub(now)), MAX_QUEUE_NS)
+    at_most(positive(load.free_ns.get().wrapping_sub(now)), MAX_QUEUE_NS - u64::from(load.shortfall_ns.get()))
+}
+
+/// Sets the longest queue that the link has room for, nanoseconds: what is sent beyond it is dropped. `None`: not known.
+pub fn set_room(load: &Load, room: Option<u64>) {
+    let shortfall = MAX_QUEUE_NS - room.unwrap_or(MAX_QUEUE_NS).min(MAX_QUEUE_NS);
+    // Below 2^32.
+    load.shortfall_ns.set(shortfall as u32);
 }
 
 /// How long the delivery of `bytes` would take, if they were sent at `now`, beyond what the peer's fastest tunnel takes
@@ -160,6 +167,24 @@ mod tests {
         assert_eq!(free_at(&load, 200 * MS), 200 * MS);
         load.free_ns.set(u64::MAX >> 1);
         assert_eq!(free_at(&load, 200 * MS), 200 * MS + MAX_QUEUE_NS);
+    }
+
+    #[test]
+    fn what_a_full_queue_drops_does_not_wait() {
+        let load = link(8_000_000);
+        set_room(&load, Some(50 * MS));
+        for _ in 0..100 {
+            charge(&load, 100 * MS, 1000, 0);
+        }
+        assert_eq!(queued_ns(&load, 100 * MS), 50 * MS);
+        // The link sends on, and has room again.
+        charge(&load, 110 * MS, 1000, 0);
+        assert!(queued_ns(&load, 110 * MS) <= 50 * MS && queued_ns(&load, 130 * MS) >= 20 * MS);
+        for room in [None, Some(u64::MAX)] {
+            set_room(&load, room);
+            load.free_ns.set(u64::MAX >> 1);
+            assert_eq!(queued_ns(&load, 200 * MS), MAX_QUEUE_NS);
+        }
     }
 
     #[test]

@@ -169,6 +169,9 @@ pub mod peer_flags {
     pub const STAMP: u32 = 1 << 0;
     /// Packets that are not stamped lose the mark of stamped ones, if their sender has made it up.
     pub const UNMARK: u32 = 1 << 1;
+    /// Order is not restored for this peer, in neither direction, although the site restores it. Read by the daemon
+    /// only.
+    pub const UNRESTORED: u32 = 1 << 2;
 }
 
 /// How the packets that arrive from a peer are put back in order; see [`crate::order`].
@@ -378,9 +381,9 @@ pub struct Load {
     pub weighted_cost: Shared<u32>,
     /// How much longer the tunnel's path takes than the peer's fastest path, nanoseconds.
     pub delay_ns: Shared<u32>,
-    /// Share of the packets sent to the tunnel that were lost on the way, millionths. Of the tunnel itself, also if it
-    /// shares another record.
-    pub loss_ppm: Shared<u32>,
+    /// By how much the link's queue is shorter than [`crate::load::MAX_QUEUE_NS`] when it drops packets, nanoseconds; 0:
+    /// it drops none.
+    pub shortfall_ns: Shared<u32>,
     /// How long packets rather wait for other links than use this one, which loses packets, nanoseconds.
     pub loss_ns: Shared<u32>,
 }

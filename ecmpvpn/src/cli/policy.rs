@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use super::site::{SiteArgs, site_name};
@@ -46,6 +46,18 @@ pub enum PolicyAction {
             sudo ecmpvpn policy set hash --peer site-b --save"
     )]
     Set(SetArgs),
+
+    /// Restore the order of sprayed flows, or leave it, for all peers or for one.
+    ///
+    /// Applies to both directions within a second. With `off` only TCP is sprayed, unless a rule names another protocol.
+    /// To keep single flows in order without holding them, give them a rule with the policy flowlet or hash. What
+    /// [steering] says of `restore_order` comes first: where it is false, `on` changes nothing.
+    #[command(
+        after_help = "Example: sudo ecmpvpn policy order off --peer site-b",
+        after_long_help = "Example, one remote site's packets as they arrive, for good:\n  \
+            sudo ecmpvpn policy order off --peer site-b --save"
+    )]
+    Order(OrderArgs),
 
     /// Set a tunnel's share of the flows.
     ///
@@ -153,6 +165,29 @@ pub struct SetArgs {
 
     #[command(flatten)]
     pub save: SaveArgs,
+}
+
+/// `policy order`
+#[derive(Args, Clone, Debug)]
+pub struct OrderArgs {
+    /// on or off.
+    pub order: Order,
+
+    /// Only for this remote site.
+    #[arg(long, value_name = "NAME")]
+    pub peer: Option<String>,
+
+    #[command(flatten)]
+    pub save: SaveArgs,
+}
+
+/// Whether the order of sprayed flows is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// Packets are held until their turn.
+    On,
+    /// Packets go on as they arrive.
+    Off,
 }
 
 /// `policy weight`

@@ -101,6 +101,19 @@ impl Edit {
         Ok(())
     }
 
+    /// Sets whether order is restored for all peers, or for one.
+    ///
+    /// # Errors
+    /// The peers are not written as `[[peer]]`.
+    pub fn set_order(&mut self, restored: bool, peer: Option<&str>) -> Result<(), EditError> {
+        for table in self.tables("peer", "[[peer]]")? {
+            if peer.is_none_or(|peer| string(table, "name") == Some(peer)) {
+                set(table, "restore_order", restored.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Sets a tunnel's weight. `None`: `"auto"`.
     ///
     /// # Errors

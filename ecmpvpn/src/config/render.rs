@@ -103,6 +103,9 @@ fn render_peer(out: &mut Text, peer: &Peer) {
     if let Some(policy) = peer.policy {
         out.key("policy", quoted(policy.as_str()), "in place of the one in [steering]");
     }
+    if !peer.restore_order {
+        out.key("restore_order", peer.restore_order, "sprayed flows of this peer stay as they arrive");
+    }
     out.key("prefixes", list(&peer.prefixes), "behind the peer");
     for tunnel in &peer.tunnels {
         render_tunnel(out, tunnel);

@@ -53,6 +53,7 @@ pub(super) fn config<'a>(
         "remote_endpoint",
         "remote_bond",
         "policy",
+        "restore_order",
         "prefixes",
         "tunnel",
     ];
@@ -177,6 +178,7 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         .table("remote_bond", "remote_bond", &["members", "xmit_hash_policy"])
         .and_then(|bond| remote_bond(&bond));
     let policy = section.get("policy", word(Policy::ALL, Policy::as_str));
+    let restore_order = section.or("restore_order", true, boolean);
     let prefixes = section.list("prefixes", MAX_PREFIXES_PER_PEER, prefix);
     if !section.has("prefixes") {
         section.report_whole("has no prefixes: add a line such as `prefixes = [\"10.20.0.0/16\"]`");
@@ -220,6 +222,7 @@ fn peer(section: &Section<'_>, keys: KeyReader<'_>, claims: &mut Claims) -> Opti
         remote_name,
         remote_bond,
         policy: policy.map(|found| found.value),
+        restore_order,
         prefixes: values(prefixes),
         tunnels,
     })

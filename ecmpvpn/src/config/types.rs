@@ -281,6 +281,8 @@ pub struct Peer {
     pub remote_bond: Option<RemoteBond>,
     /// `None`: [`Steering::policy`] applies.
     pub policy: Option<Policy>,
+    /// Whether sprayed flows from and to this peer are put back in order, if [`Steering::restore_order`] allows it.
+    pub restore_order: bool,
     /// Nets that are steered to this peer; host bits zero.
     pub prefixes: Vec<IpNet>,
     /// At least one.

@@ -3,8 +3,8 @@
 use aya::maps::HashMap;
 use aya::maps::lpm_trie::LpmTrie;
 use ecmpvpn_common::layout::{
-    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Settings, State, Tunnel, TunnelId, maps, settings_flags,
-    tunnel_flags,
+    Address, BUCKETS_PER_PEER, Bucket, Load, Path, Peer, Settings, State, Tunnel, TunnelId, maps, peer_flags,
+    settings_flags, tunnel_flags,
 };
 use ecmpvpn_common::load::cost_of_rate;
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
@@ -122,6 +122,7 @@ fn peer_record(peer: &PeerTable, bucket_base: u32, gap_us: Option<u32>) -> Peer 
         tunnel_count: Shared::new(count),
         gap_ns: Shared::new(gap_ns(gap_us)),
         path_count: Shared::new(count),
+        flags: Shared::new(if peer.restore_order { 0 } else { peer_flags::UNRESTORED }),
         expected_bytes: Shared::new(EXPECTED_BYTES),
         name: padded(&peer.name),
         ..Peer::default()
@@ -190,6 +191,7 @@ mod tests {
         let peer = |count: usize| PeerTable {
             name: "site-b".into(),
             policy: Policy::Hash,
+            restore_order: true,
             prefixes: vec![],
             tunnels: (0..count).map(|i| (InterfaceName::new(&format!("wg{i}")).unwrap(), Some(1))).collect(),
         };

@@ -114,6 +114,7 @@ mod tests {
             peers: vec![PeerTable {
                 name: "site-b".into(),
                 policy: Policy::Hash,
+                restore_order: true,
                 prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
                 tunnels: Vec::new(),
             }],

@@ -7,7 +7,7 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use ecmpvpn_common::layout::{
     Address, BUCKETS_PER_PEER, Bucket, Health, MAX_TUNNELS_PER_PEER, Settings, State, Tunnel, TunnelCounters, TunnelId,
-    maps, settings_flags, tunnel_flags,
+    maps, peer_flags, settings_flags, tunnel_flags,
 };
 use ecmpvpn_common::rendezvous::{Candidate, home, inverse_weight, key_of};
 
@@ -348,6 +348,9 @@ impl Maps {
     fn set_policy(&self, number: u32, before: Option<&PeerTable>, peer: &PeerTable) {
         if before.is_none_or(|before| before.policy != peer.policy) {
             self.state.peers()[number as usize].policy.set(peer.policy.number());
+        }
+        if before.is_none_or(|before| before.restore_order != peer.restore_order) {
+            self.state.peers()[number as usize].flags.set_bits(peer_flags::UNRESTORED, !peer.restore_order);
         }
     }
 

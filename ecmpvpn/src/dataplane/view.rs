@@ -5,7 +5,7 @@ use std::time::Duration;
 use aya::maps::{Map, MapData, PerCpuArray};
 use ecmpvpn_common::layout::{
     Bucket, Health, Load, MAX_TUNNELS_PER_PEER, Order, OrderCounters, Path, Peer, Reason, Settings, State, Tunnel,
-    TunnelCounters, TunnelId, maps, settings_flags,
+    TunnelCounters, TunnelId, maps, peer_flags, settings_flags,
 };
 use ecmpvpn_common::shared::Whole;
 
@@ -34,6 +34,8 @@ pub struct PeerView {
     pub tunnels: u32,
     /// `None` if this version does not know the policy.
     pub policy: Option<Policy>,
+    /// Whether sprayed flows are put back in order, if the site does that.
+    pub restore_order: bool,
 }
 
 /// A tunnel and its counters.
@@ -104,6 +106,7 @@ impl View {
             live: peer.live.get(),
             tunnels: peer.tunnel_count.get(),
             policy: Policy::of(peer.policy.get()),
+            restore_order: peer.flags.get() & peer_flags::UNRESTORED == 0,
         };
         self.state.peers().iter().map(view).collect()
     }

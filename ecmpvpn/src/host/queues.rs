@@ -28,6 +28,8 @@ pub struct Reading {
     pub sent: u64,
     /// Bytes that wait in the queue.
     pub waiting: u32,
+    /// Packets dropped, modulo 2^32.
+    pub dropped: u32,
 }
 
 /// A netlink socket with its buffers.
@@ -117,7 +119,7 @@ fn queue(payload: &[u8], desired: impl Fn(u32) -> bool) -> io::Result<Option<(u3
         for stat in stats {
             match stat {
                 TcStats2::Basic(basic) => reading.sent = basic.bytes,
-                TcStats2::Queue(queue) => reading.waiting = queue.backlog,
+                TcStats2::Queue(queue) => (reading.waiting, reading.dropped) = (queue.backlog, queue.drops),
                 _ => {}
             }
         }
@@ -134,7 +136,7 @@ mod tests {
 
     fn message(interface: i32, parent: TcHandle) -> Vec<u8> {
         let (mut basic, mut waiting) = (TcStatsBasic::default(), TcStatsQueue::default());
-        (basic.bytes, waiting.backlog) = (1 << 40, 3_000);
+        (basic.bytes, waiting.backlog, waiting.drops) = (1 << 40, 3_000, 7);
         let mut message = TcMessage::with_index(interface);
         message.header.parent = parent;
         message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
@@ -147,7 +149,7 @@ mod tests {
     #[test]
     fn root_queues_of_the_named_interfaces_are_read() {
         let of = |interface, parent| queue(&message(interface, parent), |desired| desired == 7).unwrap();
-        assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000 })));
+        assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000, dropped: 7 })));
         assert_eq!(of(8, TcHandle::ROOT), None);
         assert_eq!(of(-1, TcHandle::ROOT), None);
         // One of the queues of a multi-queue card.

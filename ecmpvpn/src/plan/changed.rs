@@ -75,6 +75,7 @@ fn of_peer((old, a): (&Config, &Peer), (new, b): (&Config, &Peer)) -> Vec<String
         ((a.local_endpoint, a.remote_endpoint) != (b.local_endpoint, b.remote_endpoint), "endpoints"),
         (a.prefixes != b.prefixes, "prefixes"),
         (a.policy != b.policy, "the policy"),
+        (a.restore_order != b.restore_order, "restore_order"),
         (a.remote_bond != b.remote_bond, "remote_bond"),
     ] {
         if differs {

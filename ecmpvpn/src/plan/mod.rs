@@ -129,6 +129,8 @@ pub struct PeerTable {
     pub name: String,
     /// For flows that no rule gives another policy.
     pub policy: Policy,
+    /// Whether sprayed flows are put back in order, if the site does that.
+    pub restore_order: bool,
     /// Destinations behind this peer.
     pub prefixes: Vec<IpNet>,
     /// Interface and weight of each tunnel, by slot. Weight `None`: to be learned. Weight 0: the tunnel of this slot
@@ -274,6 +276,7 @@ fn peer_tables(config: &Config) -> Vec<PeerTable> {
         .map(|peer| PeerTable {
             name: peer.name.clone(),
             policy: peer.policy.unwrap_or(config.steering.policy),
+            restore_order: peer.restore_order,
             prefixes: peer.prefixes.clone(),
             tunnels: peer.tunnels.iter().map(|tunnel| (tunnel.name.clone(), tunnel.weight)).collect(),
         })
@@ -315,6 +318,7 @@ pub(crate) mod tests {
                 remote_name: None,
                 remote_bond: None,
                 policy: None,
+                restore_order: true,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],
                 tunnels: (0..tunnels)
                     .map(|i| ConfigTunnel {

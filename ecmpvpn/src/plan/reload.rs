@@ -48,6 +48,10 @@ pub fn steering_changes(old: &Config, new: &Config) -> Vec<String> {
             let (is, was) = (is.as_str(), was.as_str());
             found.push(format!("change the policy of {}: {is} instead of {was}", now.name));
         }
+        if before.restore_order != now.restore_order {
+            let what = if now.restore_order { "restore" } else { "no longer restore" };
+            found.push(format!("{what} the order of sprayed flows of {}", now.name));
+        }
         for tunnel in &now.tunnels {
             let Some(former) = before.tunnels.iter().find(|former| former.name == tunnel.name) else { continue };
             if former.weight != tunnel.weight {

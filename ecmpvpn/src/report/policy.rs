@@ -25,6 +25,10 @@ pub struct Peer {
     pub policy: String,
     /// Whether the configuration has the same policy.
     pub saved: bool,
+    /// Whether the order of sprayed flows may be restored: `policy order`.
+    pub restore_order: bool,
+    /// Whether the configuration has the same.
+    pub restore_order_saved: bool,
     pub tunnels: Vec<Tunnel>,
 }
 

@@ -68,12 +68,14 @@ pub fn table(seed: u64) -> SteeringTable {
             PeerTable {
                 name: "site-b".into(),
                 policy: Policy::Hash,
+                restore_order: true,
                 prefixes: prefixes(&["10.20.0.0/16", "fd00:20::/48"]),
                 tunnels: vec![(name("wg0"), Some(1)), (name("wg1"), Some(2)), (name("wg2"), None)],
             },
             PeerTable {
                 name: "site-c".into(),
                 policy: Policy::Hash,
+                restore_order: true,
                 prefixes: prefixes(&["10.20.30.0/24", "10.30.0.0/16", "fd00:30::/48", "fd00:20:0:9::/64"]),
                 tunnels: vec![(name("wgc0"), Some(1)), (name("wgc1"), Some(1))],
             },

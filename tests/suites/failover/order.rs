@@ -24,8 +24,12 @@ fn order(lab: &Lab, site: usize) -> Result<Value> {
 }
 
 fn wait_until(lab: &Lab, restores: bool) -> Result<()> {
+    wait_for_both(lab, restores, [(0, "restored_there"), (1, "restored_here")])
+}
+
+fn wait_for_both(lab: &Lab, value: bool, fields: [(usize, &str); 2]) -> Result<()> {
     let start = Instant::now();
-    while order(lab, 0)?["restored_there"] != restores || order(lab, 1)?["restored_here"] != restores {
+    while order(lab, fields[0].0)?[fields[0].1] != value || order(lab, fields[1].0)?[fields[1].1] != value {
         ensure!(start.elapsed() < Duration::from_secs(10), "{:#}, {:#}", order(lab, 0)?, order(lab, 1)?);
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -133,6 +137,13 @@ pub fn the_device_that_holds_packets_follows_the_configuration(kind: Kind) -> Re
     let running = lab.run()?;
     wait_until(&lab, true)?;
     let (first, _) = holding(&lab)?.context("there is no device")?;
+
+    // For the one peer, at this end: neither direction.
+    policy(&lab, &["order", "off", "--peer", "site-b"])?;
+    wait_until(&lab, false)?;
+    wait_for_both(&lab, false, [(0, "restored_here"), (1, "restored_there")])?;
+    policy(&lab, &["order", "on"])?;
+    wait_until(&lab, true)?;
 
     switch_far(&lab, false)?;
     wait_for(&lab, "switched off, and the device is still there", |found| found.is_none())?;

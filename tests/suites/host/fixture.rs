@@ -114,6 +114,7 @@ impl Fixture {
                 remote_name: None,
                 remote_bond: None,
                 policy: None,
+                restore_order: true,
                 prefixes: vec!["10.20.0.0/16".parse().unwrap(), "fd00:20::/48".parse().unwrap()],
                 tunnels: (0..tunnels)
                     .map(|i| Tunnel {

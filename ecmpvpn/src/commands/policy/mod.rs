@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use batch::Lines;
 use change::Change;
 
-use crate::cli::policy::{JsonArgs, PolicyAction, SetArgs, UndrainArgs, WeightArgs};
+use crate::cli::policy::{JsonArgs, Order, OrderArgs, PolicyAction, SetArgs, UndrainArgs, WeightArgs};
 use crate::commands::{Failure, Wanted, count_of, print};
 
 /// Carries out `policy` for the site.
@@ -28,6 +28,7 @@ async fn act(wanted: Wanted<'_>, action: PolicyAction) -> Result<(), Failure> {
     match action {
         PolicyAction::Show(args) => show(wanted, args),
         PolicyAction::Set(args) => set(wanted, &args),
+        PolicyAction::Order(args) => order(wanted, &args),
         PolicyAction::Weight(args) => weight(wanted, &args),
         PolicyAction::Drain(args) => drain::run(wanted, &args).await,
         PolicyAction::Undrain(args) => undrain(wanted, &args),
@@ -52,6 +53,23 @@ fn set(wanted: Wanted<'_>, args: &SetArgs) -> Result<(), Failure> {
     let peers = change.live.set_policy(args.policy, args.peer.as_deref())?;
     change.save(|file, _| file.set_policy(args.policy, args.peer.as_deref()))?;
     wanted.say(format_args!("flows to {} are steered by {} now", peers.join(", "), args.policy.as_str()))
+}
+
+fn order(wanted: Wanted<'_>, args: &OrderArgs) -> Result<(), Failure> {
+    let change = Change::open(wanted, args.save.save, &[])?;
+    let restored = args.order == Order::On;
+    let peers = change.live.set_order(restored, args.peer.as_deref())?;
+    let is_off = change.site.config().is_some_and(|config| !config.steering.restore_order);
+    change.save(|file, _| file.set_order(restored, args.peer.as_deref()))?;
+    let peers = peers.join(", ");
+    match (restored, is_off) {
+        (true, true) => wanted.say(format_args!(
+            "the order of sprayed flows of {peers} would be restored, but restore_order in [steering] is false: set it, \
+             and run `ecmpvpn reload`"
+        )),
+        (true, false) => wanted.say(format_args!("the order of sprayed flows of {peers} is restored if they restore it too")),
+        (false, _) => wanted.say(format_args!("the order of sprayed flows of {peers} is not restored: only TCP is sprayed")),
+    }
 }
 
 fn weight(wanted: Wanted<'_>, args: &WeightArgs) -> Result<(), Failure> {

@@ -87,6 +87,7 @@ prop_compose! {
             peer.preshared_key = None;
             peer.remote_bond = None;
             peer.policy = Some(policy);
+            peer.restore_order = false;
         }
         config.rules = rules;
         for rule in config.rules.iter_mut().step_by(2) {

@@ -36,6 +36,8 @@ struct Exchanged {
     /// The keys of probes since the tunnel's keys were changed, until the probing thread takes them.
     keys: Option<Keys>,
     answered: Option<Instant>,
+    /// The share of the packets sent to the tunnel that are lost on the way, millionths.
+    loss_ppm: u32,
 }
 
 /// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
@@ -50,6 +52,16 @@ impl Handover {
     /// Sets the device that holds packets until their time, for order to be restored; 0: there is none.
     pub fn set_holding(&self, ifindex: u32) {
         self.holding.store(ifindex, Relaxed);
+    }
+
+    pub(super) fn set_loss_ppm(&self, tunnel: &InterfaceName, loss_ppm: u32) {
+        self.with_record(tunnel, |exchanged| exchanged.loss_ppm = loss_ppm);
+    }
+
+    /// The share of the packets sent to the tunnel that are lost on the way, millionths; 0 if it is not known.
+    pub fn loss_ppm(&self, tunnel: &str) -> u32 {
+        let tunnels = self.lock();
+        tunnels.iter().find(|(name, _)| name.as_str() == tunnel).map_or(0, |(_, exchanged)| exchanged.loss_ppm)
     }
 
     pub(super) fn holding(&self) -> u32 {

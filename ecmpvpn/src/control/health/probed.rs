@@ -275,6 +275,7 @@ impl Probed {
                     }
                     if let Some(of) = received.at_probe {
                         self.loss.received(of, received.count);
+                        self.handover.set_loss_ppm(&self.name, self.loss.ppm());
                     }
                     self.tunnel.reported(received, arrival);
                     self.heard = Some(message.ordering);
@@ -375,9 +376,6 @@ impl Probed {
         health.rtt_us.set(in_us(round_trip.smoothed()));
         health.rtt_jitter_us.set(in_us(round_trip.smoothed().map(|_| round_trip.deviation())));
         health.loss_ppm.set(self.tunnel.loss().ppm());
-        if let Some(load) = view.load(self.id) {
-            load.loss_ppm.set(self.loss.ppm());
-        }
     }
 }
 

@@ -265,9 +265,10 @@ impl Prober {
         let first = self.agreed.len() != self.agreements.len();
         self.agreed.resize(self.agreements.len(), Agreed::default());
         for (number, agreement) in (0..).zip(&mut self.agreements) {
-            let now = agreement.state(self.hold > 0, device != 0, time, self.interval);
-            let before = std::mem::replace(&mut self.agreed[number as usize], now);
             let (Some(peer), Some(order)) = (self.view.peer(number), self.view.order(number)) else { continue };
+            let is_on = self.hold > 0 && peer.flags.get() & peer_flags::UNRESTORED == 0;
+            let now = agreement.state(is_on, device != 0, time, self.interval);
+            let before = std::mem::replace(&mut self.agreed[number as usize], now);
             if self.hold > 0 {
                 let bound = self.hold.min(MAX_BOUND_NS) >> UNIT_BITS;
                 order.bound.set(u32::try_from(bound).unwrap_or(u32::MAX));

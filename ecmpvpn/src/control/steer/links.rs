@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ecmpvpn_common::layout::{TunnelId, tunnel_flags};
-use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at};
+use ecmpvpn_common::load::{COST_BITS, cost_of_rate, free_at, set_room};
 use ecmpvpn_common::order::UNIT_BITS;
 
 use super::error::SteerError;
@@ -12,6 +12,7 @@ use super::paths::{self, Placed};
 use super::queue::{self, Drift, Queue};
 use super::rate::{self, Rate};
 use crate::config::Config;
+use crate::control::health::Handover;
 use crate::dataplane::{TunnelView, View, monotonic_ns, tick_ns};
 use crate::host::Netlink;
 use crate::host::queues::Queues;
@@ -32,6 +33,9 @@ const UNKNOWN_GAP: Duration = Duration::from_millis(50);
 const AVOIDED_PER_PPM: u32 = 5_000;
 /// Nanoseconds that they wait at most.
 const AVOIDED_AT_MOST: u32 = 20_000_000;
+/// What stamps are assumed to be wrong by at least: the estimate of a full queue is right to a millisecond or so. Held
+/// too long, only a sprayed flow waits; held too briefly, its first packets overtake each other.
+const LEAST_SPREAD: Duration = Duration::from_micros(1_500);
 
 /// The links and their measurements.
 #[derive(Debug, Default)]
@@ -165,10 +169,13 @@ impl Underlay {
             if let (Some(load), Some(rate)) = (view.load(tunnel.id), rate)
                 && rate.is_measured()
             {
-                let waiting = f64::from(rate.waiting()) * self.inner_share;
-                let real = (waiting as u64 * u64::from(load.cost.get())) >> COST_BITS;
+                let time = |outer_bytes: u32| {
+                    ((f64::from(outer_bytes) * self.inner_share) as u64 * u64::from(load.cost.get())) >> COST_BITS
+                };
+                let real = time(rate.waiting());
                 let reckoned = free_at(load, now) - now;
                 let swing = (SWING * u64::from(load.cost.get())) >> COST_BITS;
+                set_room(load, rate.room().map(|room| time(room) + swing / 2));
                 peers.entry(tunnel.id.peer()).or_default().insert(tunnel.id, Queue { reckoned, real, swing });
             }
         }
@@ -186,7 +193,7 @@ impl Underlay {
 
     /// Writes to the maps how much longer each tunnel's path is than the peer's fastest, and how long a flow must pause
     /// so that no packet overtakes another one when it moves.
-    pub fn set_gaps(&mut self, config: &Config, view: &View) {
+    pub fn set_gaps(&mut self, config: &Config, view: &View, handover: &Handover) {
         for number in (0..).take(config.peers.len()) {
             let of_peer = || self.placed.iter().filter(|tunnel| tunnel.id.peer() == number);
             let trips: Vec<RoundTrip> = of_peer().filter_map(|tunnel| round_trip(view, tunnel.id)).collect();
@@ -198,7 +205,7 @@ impl Underlay {
                     load.delay_ns.set(u32::try_from(beyond(&trip)).unwrap_or(u32::MAX));
                 }
                 if let Some(load) = view.load(tunnel.id) {
-                    load.loss_ns.set(avoided(self.worst_loss(tunnel, view)));
+                    load.loss_ns.set(avoided(self.worst_loss(tunnel, handover)));
                 }
             }
             if let (Some(peer), Some(order)) = (view.peer(number), view.order(number)) {
@@ -219,10 +226,11 @@ impl Underlay {
     }
 
     /// The highest share that is lost of what the tunnels on this tunnel's link carry, millionths.
-    fn worst_loss(&self, tunnel: &Placed, view: &View) -> u32 {
-        let on_link = |other: &&Placed| paths::link_of(other, &self.placed) == paths::link_of(tunnel, &self.placed);
-        let losses = self.placed.iter().filter(on_link).filter_map(|other| view.load(other.id));
-        losses.map(|load| load.loss_ppm.get()).max().unwrap_or_default()
+    fn worst_loss(&self, tunnel: &Placed, handover: &Handover) -> u32 {
+        let link = paths::link_of(tunnel, &self.placed);
+        let all = self.placed.iter().zip(&self.tunnels);
+        let on_link = all.filter(|(other, _)| paths::link_of(other, &self.placed) == link);
+        on_link.map(|(_, seen)| handover.loss_ppm(&seen.name)).max().unwrap_or_default()
     }
 
     /// The rate of a tunnel's link in inner packets, bits a second.
@@ -283,7 +291,7 @@ fn avoided(loss_ppm: u32) -> u32 {
 /// when they vary less, and slowly when they vary more. `before`: the result of the last round, a second ago.
 fn spread(before: Option<Duration>, trips: &[RoundTrip]) -> Duration {
     // If each way's delay is evenly distributed, a round trip's mean deviation is a third of the width.
-    let now = 3 * trips.iter().map(|trip| trip.jitter).max().unwrap_or_default();
+    let now = LEAST_SPREAD.max(3 * trips.iter().map(|trip| trip.jitter).max().unwrap_or_default());
     before.map_or(now, |before| now.min(before * 21 / 20 + Duration::from_micros(10)))
 }
 
@@ -342,7 +350,7 @@ mod tests {
     fn what_delays_vary_by_is_that_of_quiet_times() {
         let ms = Duration::from_millis;
         assert_eq!(spread(None, &[trip(10, 10, 0), trip(10, 12, 3)]), ms(9));
-        assert_eq!(spread(None, &[]), ms(0));
+        assert_eq!(spread(None, &[]), LEAST_SPREAD);
         // A queue for five seconds counts for little, and its end counts at once.
         let mut now = Some(ms(9));
         for _ in 0..5 {

@@ -23,6 +23,7 @@ mod simulation;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use super::health::Handover;
 use super::log_once::LogOnce;
 use crate::config::Config;
 use crate::dataplane::{Pins, View};
@@ -42,17 +43,17 @@ const ROUND: Duration = Duration::from_secs(1);
 /// How often large flows are looked for while some links are full and others are not.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Keeps the maps up to date. Never returns: a failure is logged once, and tried again.
-pub async fn keep(config: &Config, pins: &Pins) -> Infallible {
+/// Keeps the maps up to date. `handover` has what probing measured. Never returns: a failure is logged once, and tried again.
+pub async fn keep(config: &Config, pins: &Pins, handover: &Handover) -> Infallible {
     let mut log = LogOnce::default();
     loop {
-        let Err(error) = follow(config, pins).await;
+        let Err(error) = follow(config, pins, handover).await;
         log.warn(format!("steering continues with the last known rates and links: {}", chain(&error)));
         tokio::time::sleep(ROUND).await;
     }
 }
 
-async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> {
+async fn follow(config: &Config, pins: &Pins, handover: &Handover) -> Result<Infallible, SteerError> {
     let view = View::open(pins)?;
     let netlink = Netlink::open()?;
     let mut queues = Queues::open().map_err(SteerError::Socket)?;
@@ -69,7 +70,7 @@ async fn follow(config: &Config, pins: &Pins) -> Result<Infallible, SteerError> 
             let elapsed = round.elapsed();
             round = Instant::now();
             underlay.look_up(config, &view, &netlink).await?;
-            underlay.set_gaps(config, &view);
+            underlay.set_gaps(config, &view, handover);
             flows.rebalance(&view, underlay.placed(), elapsed, config.steering.spray_elephants);
         }
         tokio::time::sleep(if traffic { TICK } else { IDLE_TICK }).await;

@@ -62,12 +62,21 @@ pub struct Rate {
     taken: usize,
     last: Option<Reading>,
     busy: bool,
+    /// The most bytes that waited at the last two readings, if packets were dropped in between.
+    room: Option<u32>,
 }
 
 impl Rate {
     /// A link with this nominal speed, bits a second, and no readings.
     pub fn nominal(bits_per_second: u64) -> Self {
-        Self { bits_per_second: bits_per_second as f64, readings: [0.0; SETTLED], taken: 0, last: None, busy: false }
+        Self {
+            bits_per_second: bits_per_second as f64,
+            readings: [0.0; SETTLED],
+            taken: 0,
+            last: None,
+            busy: false,
+            room: None,
+        }
     }
 
     /// Adds a reading, taken `elapsed` after the last one.
@@ -79,6 +88,8 @@ impl Rate {
         }
         let rate = 8.0 * (reading.sent - last.sent) as f64 / seconds;
         self.busy = last.waiting >= BUSY_BYTES && reading.waiting >= BUSY_BYTES;
+        let drops = self.busy && reading.dropped != last.dropped;
+        self.room = drops.then_some(last.waiting.max(reading.waiting));
         if self.busy || self.is_measured() && rate > FASTER * self.bits_per_second {
             self.readings[self.taken % SETTLED] = rate;
             self.taken += 1;
@@ -104,6 +115,11 @@ impl Rate {
         self.busy
     }
 
+    /// The bytes that the link's queue has room for, if it drops packets now.
+    pub fn room(&self) -> Option<u32> {
+        self.room
+    }
+
     /// Bytes sent in total at the last reading.
     pub fn sent(&self) -> Option<u64> {
         self.last.map(|last| last.sent)
@@ -124,7 +140,7 @@ mod tests {
     /// Readings of a link that sends `bytes` a tick while `waiting` bytes wait.
     fn feed(rate: &mut Rate, from: u64, bytes: u64, waiting: u32, ticks: u64) -> u64 {
         for tick in 0..=ticks {
-            rate.read(Reading { sent: from + bytes * tick, waiting }, TICK);
+            rate.read(Reading { sent: from + bytes * tick, waiting, dropped: 0 }, TICK);
         }
         from + bytes * ticks
     }
@@ -153,7 +169,7 @@ mod tests {
         for tick in 0..1_000_u64 {
             // Idle for half of every fourth interval, then a burst.
             sent += [62_500, 62_500, 31_250, 70_000][tick as usize % 4];
-            rate.read(Reading { sent, waiting: 20_000 }, TICK);
+            rate.read(Reading { sent, waiting: 20_000, dropped: 0 }, TICK);
             assert!(tick < 8 || (rate.bits_per_second() / 1e7 - 1.0).abs() < 0.01, "{tick}: {rate:?}");
         }
     }
@@ -182,7 +198,22 @@ mod tests {
     fn counters_that_start_again_are_no_rate() {
         let mut rate = Rate::nominal(1_000_000);
         feed(&mut rate, 1_000_000, 62_500, 20_000, 3);
-        rate.read(Reading { sent: 0, waiting: 20_000 }, TICK);
+        rate.read(Reading { sent: 0, waiting: 20_000, dropped: 0 }, TICK);
         assert!((rate.bits_per_second() - 1e7).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_queue_has_the_room_that_it_had_when_it_dropped_packets() {
+        let mut rate = Rate::nominal(1_000_000);
+        let mut room = |sent, waiting, dropped| {
+            rate.read(Reading { sent, waiting, dropped }, TICK);
+            rate.room()
+        };
+        assert_eq!(room(0, 0, 5), None);
+        assert_eq!(room(60_000, 50_000, 6), None, "it was empty meanwhile");
+        assert_eq!(room(120_000, 48_000, 6), None);
+        assert_eq!(room(180_000, 47_000, 7), Some(48_000));
+        assert_eq!(room(240_000, 52_000, u32::MAX), Some(52_000));
+        assert_eq!(room(300_000, 52_000, u32::MAX), None);
     }
 }

@@ -25,7 +25,14 @@ pub struct Applied {
 struct Peer {
     name: String,
     policy: Policy,
+    /// Former versions do not write it.
+    #[serde(default = "yes")]
+    restore_order: bool,
     tunnels: Vec<(String, Option<u16>)>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Applied {
@@ -34,6 +41,7 @@ impl Applied {
         let peer = |peer: &crate::plan::PeerTable| Peer {
             name: peer.name.clone(),
             policy: peer.policy,
+            restore_order: peer.restore_order,
             tunnels: peer.tunnels.iter().map(|(name, weight)| (name.to_string(), *weight)).collect(),
         };
         Self {
@@ -61,6 +69,7 @@ impl Applied {
         for peer in &mut former.peers {
             let Some(applied) = self.peers.iter().find(|applied| applied.name == peer.name) else { continue };
             peer.policy = applied.policy;
+            peer.restore_order = applied.restore_order;
             for (name, weight) in &mut peer.tunnels {
                 if let Some((_, applied)) = applied.tunnels.iter().find(|(applied, _)| applied == name.as_str()) {
                     *weight = *applied;

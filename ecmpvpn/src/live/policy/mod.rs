@@ -8,6 +8,8 @@ pub mod lock;
 pub mod rules;
 pub mod show;
 
+use ecmpvpn_common::layout::{Peer, peer_flags};
+
 use crate::config::{InterfaceName, Policy};
 use crate::dataplane::{DataplaneError, Pins, RuleMaps, TunnelView, View};
 use crate::plan::rules::{TooManyRules, TunnelNames};
@@ -126,6 +128,21 @@ impl Live {
     /// # Errors
     /// There is no such peer.
     pub fn set_policy(&self, policy: Policy, peer: Option<&str>) -> Result<Vec<String>, PolicyError> {
+        self.change_peers(peer, |record| record.policy.set(policy.number()))
+    }
+
+    /// Sets whether the order of sprayed flows is restored for all peers, or for `peer` alone. The process that probes
+    /// the tunnels agrees on it with the far end. Returns the names of these peers.
+    ///
+    /// # Errors
+    /// There is no such peer.
+    pub fn set_order(&self, restored: bool, peer: Option<&str>) -> Result<Vec<String>, PolicyError> {
+        self.change_peers(peer, |record| {
+            record.flags.set_bits(peer_flags::UNRESTORED, !restored);
+        })
+    }
+
+    fn change_peers(&self, peer: Option<&str>, change: impl Fn(&Peer)) -> Result<Vec<String>, PolicyError> {
         let peers = self.view.peers();
         let chosen = |name: &str| peer.is_none_or(|peer| peer == name);
         if !peers.iter().any(|peer| chosen(&peer.name)) {
@@ -136,7 +153,7 @@ impl Live {
         let mut changed = Vec::new();
         for (number, seen) in (0..).zip(peers).filter(|(_, seen)| chosen(&seen.name)) {
             if let Some(record) = self.view.peer(number) {
-                record.policy.set(policy.number());
+                change(record);
                 changed.push(seen.name);
             }
         }

@@ -45,6 +45,8 @@ pub fn report(live: &Live, config: Option<&Config>) -> Result<Report, PolicyErro
         peers.push(Peer {
             policy: peer.policy.map_or("unknown", Policy::as_str).to_owned(),
             saved: configured.is_some_and(|peer| peer.policy.or(default) == in_force),
+            restore_order: peer.restore_order,
+            restore_order_saved: configured.is_some_and(|configured| configured.restore_order == peer.restore_order),
             tunnels: tunnels.collect(),
             name: peer.name,
         });

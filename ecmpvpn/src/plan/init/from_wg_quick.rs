@@ -104,6 +104,7 @@ pub fn take_over(asked: &Request, files: &[File]) -> Result<Taken, InitError> {
             remote_name: None,
             remote_bond: asked.b_members.as_ref().map(sites::remote_bond),
             policy: None,
+            restore_order: true,
             prefixes,
             tunnels,
         }],

@@ -217,6 +217,7 @@ fn site(
             remote_name: None,
             remote_bond: far.members.map(remote_bond),
             policy: None,
+            restore_order: true,
             prefixes: far.prefixes.iter().chain(far_addresses).copied().collect(),
             tunnels: pairs.iter().enumerate().map(tunnel).collect(),
         }],

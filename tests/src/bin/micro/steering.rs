@@ -88,6 +88,7 @@ impl Variant {
             peers: vec![PeerTable {
                 name: "site-b".to_owned(),
                 policy: policy.unwrap_or(Policy::Hash),
+                restore_order: true,
                 prefixes: vec!["10.20.0.0/16".parse()?, "fd00:20::/48".parse()?],
                 tunnels: names.into_iter().map(|name| (name, Some(1))).collect(),
             }],
