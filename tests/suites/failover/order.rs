@@ -139,7 +139,7 @@ pub fn the_device_that_holds_packets_follows_the_configuration(kind: Kind) -> Re
     let (first, _) = holding(&lab)?.context("there is no device")?;
 
     // For the one peer, at this end: neither direction.
-    policy(&lab, &["order", "off", "--peer", "site-b"])?;
+    policy(&lab, &["order", "off", "--peer", &lab.sites[1].name])?;
     wait_until(&lab, false)?;
     wait_for_both(&lab, false, [(0, "restored_here"), (1, "restored_there")])?;
     policy(&lab, &["order", "on"])?;
