@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::layout::test_run;
+use ecmpvpn_common::order::{self, Carrier};
 
 /// See `ecmpvpn_common::layout::globals::FLOWS`. The verifier knows the value and removes code that it makes
 /// unreachable.
@@ -25,6 +26,21 @@ pub fn ecmpvpn_baseline(context: TcContext) -> i32 {
     vary(&context);
     // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(1, 0) as i32 }
+}
+
+/// If `FLOWS` is set, stamps the packet, which must be IPv4 and must not be fragmented, with the time `now`. Its
+/// checksum stays as it is.
+#[inline(always)]
+pub fn stamp(context: &TcContext, now: impl FnOnce() -> u64) {
+    let start = context.data() + SOURCE - 8;
+    if FLOWS.load() == 0 || start + 4 > context.data_end() {
+        return;
+    }
+    let word = ptr::with_exposed_provenance_mut::<u32>(start);
+    // SAFETY: it lies between data and data_end.
+    unsafe {
+        word.write_unaligned(Carrier { word: word.read_unaligned(), is_v4: true }.stamped(order::time_of(now())))
+    };
 }
 
 /// If `FLOWS` is set, makes the packet one of the next flow: writes the next source address, and the source port that

@@ -10,6 +10,7 @@ use ecmpvpn_common::order::{self, Carrier, Release};
 use ecmpvpn_common::packet::{Parsed, Transport, parse};
 use ecmpvpn_common::tables::Tables as _;
 
+use crate::bench;
 use crate::maps::{Maps, count, count_order, tunnel_id};
 use crate::skb::{Skb, describes_choice};
 
@@ -44,6 +45,7 @@ fn restore(skb: &Skb<'_>, peer: u32) -> i32 {
     if device == 0 {
         return TC_ACT_UNSPEC;
     }
+    bench::stamp(skb.context(), || maps.now());
     let Some(carrier) = order::carrier(skb).filter(|carrier| Carrier::is_marked(*carrier)) else {
         return TC_ACT_UNSPEC;
     };

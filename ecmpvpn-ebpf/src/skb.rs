@@ -52,6 +52,11 @@ impl<'a> Skb<'a> {
     }
 
     #[inline(always)]
+    pub fn context(&self) -> &'a TcContext {
+        self.context
+    }
+
+    #[inline(always)]
     fn raw(&self) -> *mut __sk_buff {
         self.context.as_ptr().cast()
     }

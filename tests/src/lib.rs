@@ -4,6 +4,7 @@
 //! started.
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
+pub mod bpffs;
 pub mod cgroup;
 pub mod changes;
 pub mod clear;

@@ -89,8 +89,8 @@ pub mod globals {
     /// 1 or 2 for `BPF_PROG_TEST_RUN`: packets begin with an Ethernet header. With 2, the time is taken from the packet
     /// (`skb->tstamp`) unless that is 0, and the choice is written to `skb->cb`.
     pub const TEST_RUN: &str = "TEST_RUN";
-    /// In test runs: number of flows, at most 2^24. Each repetition turns the packet into one of the next flow. 0: the
-    /// packet is not changed.
+    /// In test runs: number of flows, at most 2^24. Each repetition turns the packet into one of the next flow. The
+    /// program for packets that arrive stamps it. 0: the packet is not changed.
     pub const FLOWS: &str = "FLOWS";
     /// 1: the kernel lets programs set delivery times (`bpf_skb_set_tstamp`, Linux 5.18), so order can be restored.
     pub const RESTORES: &str = "RESTORES";

@@ -21,10 +21,11 @@ use ecmpvpn::config::InterfaceName;
 use ecmpvpn::dataplane::{self, DataplaneError, Device, Hook, Loaded, Options, Pins, View};
 use ecmpvpn::plan::SteeringTable;
 use ecmpvpn_common::layout::{BUCKETS_PER_PEER, TunnelId, programs};
+use lab::bpffs::Bpffs;
 use lab::netns::Netns;
 
 use super::build::{UDP, udp, v4};
-use super::rig::{Bpffs, ifindexes, table};
+use super::rig::{ifindexes, table};
 
 const TUNNELS: [&str; 3] = ["wg0", "wg1", "wg2"];
 const FLOWS: u16 = 60;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ecmpvpn::dataplane::tick_ns;
 use ecmpvpn::plan::SteeringTable;
 use ecmpvpn::plan::rules::{Placed, RuleTables, TunnelNames};
-use ecmpvpn_common::decide::{Verdict, decide};
+use ecmpvpn_common::decide::{Steer, Verdict, decide};
 use ecmpvpn_common::inline::Inline;
 use ecmpvpn_common::layout::{
     Address, BUCKETS_PER_PEER, Bucket, Load, MAX_PEERS, Path, Peer, Policy, Rule, RuleSet, Settings, Tunnel,
@@ -131,11 +131,17 @@ impl Model {
 
     /// The result of the host's build of the decision.
     pub fn outcome(&self, packet: &[u8], mark: u32) -> Outcome {
+        self.outcome_and_stamp(packet, mark).0
+    }
+
+    /// As [`Self::outcome`], and the stamp that the packet gets; 0 if it gets none.
+    pub fn outcome_and_stamp(&self, packet: &[u8], mark: u32) -> (Outcome, u16) {
         match decide(&Marked { packet, mark }, self) {
             Verdict::Steer(steer) => {
-                Outcome::Steered { tunnel: steer.tunnel.number(), bucket: steer.bucket, how: steer.how }
+                let Steer { tunnel, bucket, how, time, .. } = steer;
+                (Outcome::Steered { tunnel: tunnel.number(), bucket, how }, time)
             }
-            Verdict::NotSteered(reason) | Verdict::Dropped(reason) => Outcome::Refused(reason as u32),
+            Verdict::NotSteered(reason) | Verdict::Dropped(reason) => (Outcome::Refused(reason as u32), 0),
         }
     }
 }

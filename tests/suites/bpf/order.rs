@@ -78,7 +78,9 @@ pub fn sprayed_packets_are_stamped() -> anyhow::Result<()> {
         for _ in 0..3 {
             model.now.set(rig.now);
             let (outcome, out) = rig.sent(&packet, gso)?;
-            ensure!(gso.0 != 0 || outcome == model.outcome(&packet, 0), "{outcome:?}: the host decides otherwise");
+            let is_one = gso.0 == 0;
+            let (decided, stamp) = if is_one { model.outcome_and_stamp(&packet, 0) } else { (outcome, 0) };
+            ensure!(outcome == decided, "{outcome:?}: the host decides otherwise, {decided:?}");
             let Outcome::Steered { how: found, .. } = outcome else { anyhow::bail!("{outcome:?}") };
             ensure!(found & (how | stamped) == how, "{found:#x}, not {how:#x}: {packet:02x?}");
             if how & how::STAMPED == 0 {
@@ -92,6 +94,7 @@ pub fn sprayed_packets_are_stamped() -> anyhow::Result<()> {
                 carrier.is_marked() && u64::from(later) < (20 * MS) >> UNIT_BITS,
                 "{carrier:?}, {later} after {least}"
             );
+            ensure!(!is_one || carrier.time() == stamp, "{carrier:?}: the host stamps {stamp}");
             least = carrier.time().wrapping_add(u16::try_from(gso.1.max(1))?);
         }
         rig.now += 20 * MS;

@@ -1,7 +1,6 @@
 //! Programs loaded for test runs, and their maps.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -9,7 +8,7 @@ use ecmpvpn::config::{InterfaceName, Policy};
 use ecmpvpn::dataplane::{Loaded, Options, Pins, TestRun, View};
 use ecmpvpn::plan::{PeerTable, SteeringTable};
 use ecmpvpn_common::layout::{programs, test_run};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use lab::bpffs::Bpffs;
 
 /// The result of a test run, from `skb->cb` and the return value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,35 +21,6 @@ pub enum Outcome {
 
 /// What a test run returns, the words of `skb->cb`, and the packet from its network header on.
 type Run = (u32, [u32; 5], Vec<u8>);
-
-/// A separate bpffs, so that the host's is not touched.
-pub struct Bpffs {
-    dir: tempfile::TempDir,
-}
-
-impl Bpffs {
-    pub fn new() -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
-        mount("bpf", dir.path(), "bpf", MountFlags::empty(), None)?;
-        Ok(Self { dir })
-    }
-
-    pub fn root(&self) -> PathBuf {
-        self.dir.path().join("ecmpvpn")
-    }
-
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(self.dir.path(), UnmountFlags::DETACH) {
-            eprintln!("unmounting {}: {error}", self.dir.path().display());
-        }
-    }
-}
 
 /// Interface index of the first tunnel. The others follow. No such devices are needed, because test runs do not carry
 /// out redirects.

@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use ecmpvpn::config::{InterfaceName, Policy, Rule};
-use ecmpvpn::dataplane::{Loaded, Options, TestRun};
+use ecmpvpn::dataplane::{Loaded, Options, Pins, TestRun, View};
 use ecmpvpn::plan::{PeerTable, SteeringTable};
-use ecmpvpn_common::layout::{programs, test_run};
+use ecmpvpn_common::layout::{peer_flags, programs, test_run};
+use lab::bpffs::Bpffs;
 use serde_json::{Value, json};
 
 use crate::output::{self, median};
@@ -21,6 +22,10 @@ use crate::output::{self, median};
 const MANY: u32 = 1_000_000;
 /// The return value of a program that redirects.
 const TC_ACT_REDIRECT: u32 = 7;
+/// That of one that leaves the packet where it is.
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+/// Longest time that packets are held, in units of 4.1 us.
+const BOUND: u32 = 24_000;
 /// What the policy `adaptive` may cost, relative to only redirecting, while flows do not pause.
 const TARGET: f64 = 2.0;
 
@@ -33,10 +38,42 @@ enum Pace {
     Paused,
 }
 
+/// What a variant measures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The program that only redirects.
+    Redirects,
+    /// The program that steers, with this policy.
+    Steers(Policy),
+    /// The same with `spray`, for a far end that restores order.
+    Stamps,
+    /// The program for packets that arrive, for packets without a stamp.
+    Receives,
+    /// The same for packets with a stamp, which the program writes itself: it takes their mark away.
+    Restores,
+}
+
+impl Stage {
+    fn policy(self) -> Option<Policy> {
+        match self {
+            Self::Redirects => None,
+            Self::Steers(policy) => Some(policy),
+            Self::Stamps | Self::Receives | Self::Restores => Some(Policy::Spray),
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Redirects => programs::BASELINE,
+            Self::Steers(_) | Self::Stamps => programs::EGRESS,
+            Self::Receives | Self::Restores => programs::INGRESS,
+        }
+    }
+}
+
 /// One program and the settings of its runs.
 struct Variant {
-    /// `None`: the program that only redirects.
-    policy: Option<Policy>,
+    stage: Stage,
     tunnels: u8,
     /// Number of rules. The packets match the last one.
     rules: u16,
@@ -53,9 +90,12 @@ struct Variant {
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.policy {
-            None => write!(f, "only redirects, {} flows", self.flows),
-            Some(policy) => {
+        match self.stage {
+            Stage::Redirects => write!(f, "only redirects, {} flows", self.flows),
+            Stage::Stamps => write!(f, "spray and stamp, {} tunnels, {} flows", self.tunnels, self.flows),
+            Stage::Receives => write!(f, "receive, no stamp"),
+            Stage::Restores => write!(f, "receive, restore order (and make the stamp)"),
+            Stage::Steers(policy) => {
                 let pace = if self.pace == Pace::Paused { ", each after a pause" } else { "" };
                 let rules = match self.rules {
                     0 => String::new(),
@@ -70,24 +110,18 @@ impl fmt::Display for Variant {
 
 impl Variant {
     /// Loads `object`, or the object of this build if there is none.
-    fn new(
-        object: Option<&[u8]>,
-        policy: Option<Policy>,
-        tunnels: u8,
-        rules: u16,
-        flows: u32,
-        pace: Pace,
-    ) -> Result<Self> {
+    fn new(object: Option<&[u8]>, stage: Stage, tunnels: u8, rules: u16, flows: u32, pace: Pace) -> Result<Self> {
         let name = |slot| InterfaceName::new(&format!("wg{slot}"));
         let names = (0..tunnels).map(name).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
-        let ifindexes: BTreeMap<InterfaceName, u32> = names.iter().cloned().zip(101..).collect();
+        // Test runs have loopback, whose index is 1.
+        let ifindexes: BTreeMap<InterfaceName, u32> = names.iter().cloned().zip(1..).collect();
         let table = SteeringTable {
             rules: (1..=rules).map(|number| rule(PORT + number - rules)).collect(),
             seed: 1,
             flowlet_gap_us: (pace == Pace::Paused).then_some(1),
             peers: vec![PeerTable {
                 name: "site-b".to_owned(),
-                policy: policy.unwrap_or(Policy::Hash),
+                policy: stage.policy().unwrap_or(Policy::Hash),
                 restore_order: true,
                 prefixes: vec!["10.20.0.0/16".parse()?, "fd00:20::/48".parse()?],
                 tunnels: names.into_iter().map(|name| (name, Some(1))).collect(),
@@ -95,17 +129,19 @@ impl Variant {
         };
         let options = Options {
             test_run: TestRun::Timed,
-            flows: if flows == 1 { 0 } else { flows },
+            flows: if flows == 1 && stage != Stage::Restores { 0 } else { flows },
             object: object.map(<[u8]>::to_vec),
             ..Options::default()
         };
         let mut loaded = Loaded::new(&table, 100, &ifindexes, &options)?;
-        if policy.is_none() {
+        if stage == Stage::Redirects {
             loaded.program_mut(programs::BASELINE)?.load().context("loading the program that only redirects")?;
         }
-        let program = loaded.program_mut(if policy.is_some() { programs::EGRESS } else { programs::BASELINE })?;
-        let verified = program.info()?.verified_instruction_count().unwrap_or(0);
-        Ok(Self { policy, tunnels, rules, flows, pace, loaded, verified, next: 0, times: Vec::new() })
+        if matches!(stage, Stage::Stamps | Stage::Receives | Stage::Restores) {
+            agree_on_order(&mut loaded)?;
+        }
+        let verified = loaded.program_mut(stage.program())?.info()?.verified_instruction_count().unwrap_or(0);
+        Ok(Self { stage, tunnels, rules, flows, pace, loaded, verified, next: 0, times: Vec::new() })
     }
 
     /// Runs `packets` packets twice and measures the second time. While the other variants ran, every flow has paused,
@@ -121,20 +157,35 @@ impl Variant {
     fn run(&mut self, packets: u32) -> Result<Duration> {
         let frame = frame(self.next);
         self.next = if self.flows == 1 { 0 } else { (self.next + packets) % self.flows };
-        let name = if self.policy.is_some() { programs::EGRESS } else { programs::BASELINE };
-        let program = self.loaded.program_mut(name)?;
+        let program = self.loaded.program_mut(self.stage.program())?;
         let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::default() };
         // The kernel's own figure is not used, because it is truncated to whole nanoseconds.
         let since = Instant::now();
         let result = program.test_run(options)?;
         let time = since.elapsed();
-        ensure!(result.return_value == TC_ACT_REDIRECT, "{self} returned {}", result.return_value);
+        let expected = if self.stage == Stage::Receives { TC_ACT_UNSPEC } else { TC_ACT_REDIRECT };
+        ensure!(result.return_value == expected, "{self} returned {}", result.return_value);
         Ok(time)
     }
 
     fn median(&self) -> f64 {
         median(self.times.clone())
     }
+}
+
+/// Sets what both ends would agree on, so that order is restored.
+fn agree_on_order(loaded: &mut Loaded) -> Result<()> {
+    let bpffs = Bpffs::new()?;
+    let pins = Pins::below(&bpffs.root(), "micro");
+    std::fs::create_dir_all(pins.dir())?;
+    loaded.pin(&pins)?;
+    // The maps stay without the pins.
+    let view = View::open(&pins)?;
+    view.peer(0).context("a peer")?.flags.set(peer_flags::STAMP | peer_flags::UNMARK);
+    let order = view.order(0).context("a peer")?;
+    order.bound.set(BOUND);
+    order.device.set(1);
+    Ok(())
 }
 
 /// Destination port of all packets.
@@ -174,22 +225,30 @@ fn frame(number: u32) -> Vec<u8> {
 fn variants(object: Option<&[u8]>) -> Result<Vec<Variant>> {
     let mut variants = Vec::new();
     for flows in [1, MANY] {
-        variants.push(Variant::new(object, None, 2, 0, flows, Pace::Busy)?);
+        variants.push(Variant::new(object, Stage::Redirects, 2, 0, flows, Pace::Busy)?);
     }
     for policy in [Policy::Hash, Policy::Flowlet, Policy::Adaptive, Policy::Spray] {
         for tunnels in [2, 32] {
             for (flows, pace) in [(1, Pace::Busy), (MANY, Pace::Busy), (MANY, Pace::Paused)] {
                 // Pauses change nothing if every packet chooses a tunnel, or if none does.
                 if pace == Pace::Busy || matches!(policy, Policy::Flowlet | Policy::Adaptive) {
-                    variants.push(Variant::new(object, Some(policy), tunnels, 0, flows, pace)?);
+                    variants.push(Variant::new(object, Stage::Steers(policy), tunnels, 0, flows, pace)?);
                 }
             }
         }
     }
     for rules in [1, 64] {
         for flows in [1, MANY] {
-            variants.push(Variant::new(object, Some(Policy::Adaptive), 2, rules, flows, Pace::Busy)?);
+            variants.push(Variant::new(object, Stage::Steers(Policy::Adaptive), 2, rules, flows, Pace::Busy)?);
         }
+    }
+    for tunnels in [2, 32] {
+        for flows in [1, MANY] {
+            variants.push(Variant::new(object, Stage::Stamps, tunnels, 0, flows, Pace::Busy)?);
+        }
+    }
+    for stage in [Stage::Receives, Stage::Restores] {
+        variants.push(Variant::new(object, stage, 2, 0, 1, Pace::Busy)?);
     }
     Ok(variants)
 }
@@ -199,7 +258,7 @@ pub fn measure(rounds: u32, packets: u32, only: &str, other: Option<&[u8]>) -> R
     eprintln!("==> loading the programs");
     let load = |object| -> Result<Vec<Variant>> {
         let mut variants = variants(object).context("loading the programs needs root")?;
-        variants.retain(|variant| variant.policy.is_none() || variant.to_string().contains(only));
+        variants.retain(|variant| variant.stage == Stage::Redirects || variant.to_string().contains(only));
         Ok(variants)
     };
     let mut variants = load(None)?;
@@ -248,7 +307,8 @@ fn print_costs(variants: &[Variant]) -> Vec<Value> {
         let time = variant.median();
         let ratio = time / base[usize::from(many)];
         let alone = if many { (time - varying) / base[0] } else { ratio };
-        let has_target = variant.policy == Some(Policy::Adaptive) && variant.rules == 0 && variant.pace == Pace::Busy;
+        let has_target =
+            variant.stage == Stage::Steers(Policy::Adaptive) && variant.rules == 0 && variant.pace == Pace::Busy;
         let target = has_target.then_some(ratio <= TARGET && alone <= TARGET);
         let verdict = target.map_or("", |met| if met { "<= 2.0: met" } else { "<= 2.0: MISSED" });
         let mut cells = vec![Cell::new(variant)];
@@ -257,7 +317,8 @@ fn print_costs(variants: &[Variant]) -> Vec<Value> {
         cells.push(Cell::new(verdict));
         table.add_row(cells);
         rows.push(json!({
-            "policy": variant.policy.map(Policy::as_str),
+            "program": variant.to_string(),
+            "policy": variant.stage.policy().map(Policy::as_str),
             "tunnels": variant.tunnels,
             "rules": variant.rules,
             "flows": variant.flows,

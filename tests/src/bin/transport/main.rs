@@ -11,6 +11,7 @@ mod beside;
 mod job;
 mod load;
 mod measure;
+mod mixed;
 mod profile;
 mod report;
 mod sample;

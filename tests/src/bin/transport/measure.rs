@@ -13,6 +13,7 @@ use crate::arguments::Arguments;
 use crate::beside;
 use crate::job::Job;
 use crate::load::{self, Times};
+use crate::mixed;
 use crate::sample::{ECMP, Figures, Measured, ONE_TUNNEL, Sample};
 use crate::transport::Transport;
 
@@ -87,6 +88,9 @@ fn carry(comparison: &Comparison, job: Job, transport: Transport, times: Times) 
         Transport::QuicNewReno => load::quic(path, times, CongestionControl::NewReno),
         Transport::Rtp => load::rtp(path, times, job.profile.stream_rate()),
         Transport::Wireguard => load::wireguard(comparison, path, times),
+        Transport::Mixed3 => mixed::run(path, times, 3),
+        Transport::Mixed12 => mixed::run(path, times, 12),
+        Transport::Mixed48 => mixed::run(path, times, 48),
         Transport::Short => beside::run(comparison, times, job.seed),
     }
 }

@@ -91,7 +91,8 @@ impl Row<'_> {
 
     fn is_met(&self) -> Option<bool> {
         let [.., most] = self.figure(figure::OUT_OF_ORDER).unwrap_or_default();
-        Some(self.target()?.is_met(self.ratios()[0], most))
+        let [least, ..] = self.figure(figure::LEAST_SHARE).unwrap_or_default();
+        Some(self.target()?.is_met(self.ratios()[0], most, least))
     }
 
     fn cells(&self) -> Vec<Cell> {
@@ -111,6 +112,7 @@ impl Row<'_> {
             most(figure::DELAY_P99).map(|delay| format!("{delay:.1}")),
             most(figure::DELAY_GREATEST).map(|delay| format!("{delay:.1}")),
             most(figure::SHORT_P99).map(|time| format!("{time:.0}")),
+            self.figure(figure::LEAST_SHARE).map(|[least, ..]| format!("{least:.2}")),
         ];
         let mut cells = vec![Cell::new(self.transport.title()), Cell::new(method(self.method))];
         cells.extend(numbers.map(|text| number(text.unwrap_or_default())));
@@ -153,6 +155,7 @@ fn table(rows: &[Row<'_>]) -> Table {
         "99%",
         "greatest",
         "short 99% ms",
+        "slowest of all",
         "target",
     ]);
     for row in rows {

@@ -31,6 +31,8 @@ pub mod figure {
     pub const DELAY_MEDIAN: &str = "delay_ms_median";
     pub const DELAY_P99: &str = "delay_ms_p99";
     pub const DELAY_GREATEST: &str = "delay_ms_greatest";
+    /// The goodput of the slowest of several flows, as a share of their mean.
+    pub const LEAST_SHARE: &str = "least_share";
     /// Duration of short transfers, milliseconds.
     pub const SHORT_MEDIAN: &str = "short_ms_median";
     pub const SHORT_P99: &str = "short_ms_p99";

@@ -17,6 +17,12 @@ pub enum Transport {
     Rtp,
     /// One TCP flow in a WireGuard tunnel between the hosts, which the gateways see as one UDP flow.
     Wireguard,
+    /// Three bulk flows: QUIC between two of TCP.
+    Mixed3,
+    /// Twelve bulk flows, TCP and QUIC in turn.
+    Mixed12,
+    /// 48 bulk flows, TCP and QUIC in turn.
+    Mixed48,
     /// 200 short TCP transfers and an interactive stream beside one bulk TCP flow.
     Short,
 }
@@ -40,6 +46,9 @@ impl Transport {
             Self::QuicNewReno => "QUIC, New Reno",
             Self::Rtp => "RTP-like UDP",
             Self::Wireguard => "WireGuard inside",
+            Self::Mixed3 => "3 flows, TCP and QUIC",
+            Self::Mixed12 => "12 flows, TCP and QUIC",
+            Self::Mixed48 => "48 flows, TCP and QUIC",
             Self::Short => "TCP, short transfers beside",
         }
     }
