@@ -45,6 +45,7 @@ fn main() {
     let simulated = [Tier::Simulated, Tier::Clsact];
     let ordered: &[Test] = &tests![
         order::a_sprayed_udp_flow_arrives_in_order,
+        order::a_path_that_loses_packets_carries_less,
         order::the_device_that_holds_packets_follows_the_configuration,
     ];
     let mut trials = Vec::new();

@@ -94,6 +94,34 @@ pub fn a_sprayed_udp_flow_arrives_in_order(kind: Kind) -> Result<()> {
     Ok(())
 }
 
+/// What a path loses is learned from the far end, and sprayed flows keep away from it as far as the others suffice.
+pub fn a_path_that_loses_packets_carries_less(kind: Kind) -> Result<()> {
+    let delay = Duration::from_millis(2);
+    let options = Options { policy: "spray", wires: Some(Quality::delayed(delay)), ..kind.options() };
+    let lab = Lab::new(options, &binary()?)?;
+    lab.shape(RATE)?;
+    let _running = lab.run()?;
+    wait_until(&lab, true)?;
+    let shares = || -> Result<Vec<f64>> {
+        let (report, packets) = sent(&lab)?;
+        let sum: i64 = packets.iter().sum();
+        let mut shares: Vec<f64> = packets.iter().map(|packets| *packets as f64 / sum as f64).collect();
+        println!("{} of {} lost, shares {shares:.3?}", report.sent() - report.received(), report.sent());
+        shares.sort_by(f64::total_cmp);
+        Ok(shares)
+    };
+    let before = shares()?;
+    ensure!(before[0] > 0.3, "not over all tunnels alike: {before:?}");
+    let lossy = Quality { loss: 1.0, ..Quality::delayed(delay) };
+    lab.wires()?.set_all(&[(1, 0, lossy), (1, 1, lossy)])?;
+    shares()?;
+    let after = shares()?;
+    // The other two carry 5/6 of it.
+    ensure!(after[0] < 0.22 && after[1] > 0.36, "the path that loses packets is used as before: {after:?}");
+    ensure!(after[0] > 0.05, "it is not used although the others are full: {after:?}");
+    Ok(())
+}
+
 /// Writes `restore_order` to the far site's configuration, reloads it, and waits until both sites go by it.
 fn switch_far(lab: &Lab, on: bool) -> Result<()> {
     let far = &lab.sites[1].config;

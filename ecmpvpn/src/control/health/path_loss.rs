@@ -20,6 +20,9 @@ pub const AT_ONCE: Nanos = MILLISECOND;
 /// is some 13 packets then.
 const MOST: f64 = 131_072.0;
 const PROBES: f64 = 32.0;
+/// So they do after this many counts, a minute with the default interval: a tunnel that is avoided carries little, and
+/// must be tried again.
+const COUNTS: u32 = 75;
 /// This many packets may be counted on the wrong side of a probe: those that are being encrypted when it is sent.
 const UNCERTAIN: f64 = 10.0;
 /// The same for those that come while the far end reads its count: as a share of the packets since the last one,
@@ -35,6 +38,8 @@ pub struct PathLoss {
     last: Option<(u32, u32)>,
     packets: f64,
     lost: f64,
+    /// How often both were added to since they were halved.
+    counts: u32,
     /// Packets between the last two probes.
     between: f64,
 }
@@ -56,8 +61,9 @@ impl PathLoss {
         if sent > u32::MAX / 2 || received < sent / 2 || received > u32::MAX / 2 {
             return;
         }
-        if self.packets >= MOST.max(PROBES * f64::from(sent)) {
-            (self.packets, self.lost) = (self.packets / 2.0, self.lost / 2.0);
+        self.counts += 1;
+        if self.packets >= MOST.max(PROBES * f64::from(sent)) || self.counts > COUNTS {
+            (self.packets, self.lost, self.counts) = (self.packets / 2.0, self.lost / 2.0, 0);
         }
         self.between = f64::from(sent);
         self.packets += f64::from(sent);
@@ -120,5 +126,25 @@ mod tests {
         assert_eq!(loss.ppm(), 0);
         loss.received(64, 190_000);
         assert!(loss.ppm() > 40_000, "{}", loss.ppm());
+    }
+
+    #[test]
+    fn a_tunnel_that_is_avoided_is_tried_again() {
+        let mut loss = PathLoss::default();
+        let (mut sent, mut received) = (0, 0);
+        let mut count = |loss: &mut PathLoss, more: u64, lost: u64| {
+            (sent, received) = (sent + more, received + more - lost);
+            loss.sent(8, sent);
+            loss.received(8, received);
+            loss.ppm()
+        };
+        count(&mut loss, 0, 0);
+        for _ in 0..20 {
+            count(&mut loss, 5_000, 50);
+        }
+        assert!(loss.ppm() > 9_000);
+        // A few hundred packets a second show nothing new, and the loss counts less and less.
+        let rounds = (0..10_000).take_while(|_| count(&mut loss, 8, 0) > 100).count();
+        assert!((200..1_000).contains(&rounds), "{rounds}");
     }
 }
