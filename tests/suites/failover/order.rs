@@ -104,8 +104,9 @@ pub fn a_path_that_loses_packets_carries_less(kind: Kind) -> Result<()> {
     wait_until(&lab, true)?;
     let shares = || -> Result<Vec<f64>> {
         let (report, packets) = sent(&lab)?;
-        let sum: i64 = packets.iter().sum();
-        let mut shares: Vec<f64> = packets.iter().map(|packets| *packets as f64 / sum as f64).collect();
+        let packets = packets.into_iter().map(u32::try_from).collect::<Result<Vec<u32>, _>>()?;
+        let sum = f64::from(packets.iter().sum::<u32>());
+        let mut shares: Vec<f64> = packets.into_iter().map(|packets| f64::from(packets) / sum).collect();
         println!("{} of {} lost, shares {shares:.3?}", report.sent() - report.received(), report.sent());
         shares.sort_by(f64::total_cmp);
         Ok(shares)
