@@ -15,7 +15,7 @@ use super::nanos::{MILLISECOND, Nanos};
 /// The probes whose sequence numbers are multiples of this are counted at.
 pub const EVERY: u16 = 8;
 /// A count that is read later than this after the probe came is not used.
-pub const AT_ONCE: Nanos = MILLISECOND;
+pub const AT_ONCE: Nanos = MILLISECOND / 2;
 /// When there are this many packets, and those between [`PROBES`] probes, they count half. A loss of one in ten thousand
 /// is some 13 packets then.
 const MOST: f64 = 131_072.0;
@@ -23,11 +23,12 @@ const PROBES: f64 = 32.0;
 /// So they do after this many counts, a minute with the default interval: a tunnel that is avoided carries little, and
 /// must be tried again.
 const COUNTS: u32 = 75;
-/// This many packets may be counted on the wrong side of a probe: those that are being encrypted when it is sent.
-const UNCERTAIN: f64 = 10.0;
+/// This many packets may be counted on the wrong side of a probe: those that are being encrypted when it is sent. If it
+/// is a few more, little follows: what a loss changes is in proportion to it.
+const UNCERTAIN: f64 = 4.0;
 /// The same for those that come while the far end reads its count: as a share of the packets since the last one,
-/// [`AT_ONCE`] of 0.8 seconds and some more.
-const UNCERTAIN_SHARE: f64 = 1.0 / 512.0;
+/// [`AT_ONCE`] of 0.8 seconds.
+const UNCERTAIN_SHARE: f64 = 1.0 / 1_600.0;
 
 /// The share of a tunnel's packets that are lost.
 #[derive(Debug, Default)]
@@ -89,7 +90,7 @@ mod tests {
         for round in 0..rounds {
             let sequence = u16::try_from(round % 4096).unwrap() * EVERY;
             loss.sent(sequence, sent.into());
-            loss.received(sequence.to_le_bytes()[0], u64::from(received + round % 3 * step / 1_200));
+            loss.received(sequence.to_le_bytes()[0], u64::from(received + round % 3 * step / 3_200));
             sent = sent.wrapping_add(step);
             let gone = |after: u32| u64::from(after) * u64::from(step) / u64::from(one_in);
             received += step - u32::try_from(gone(round + 1) - gone(round)).unwrap();
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn a_device_made_anew_and_a_late_report_are_no_loss() {
         let mut loss = PathLoss::default();
-        for (sequence, sent, received) in [(0, 1_000_000, 1_000_000), (16, 0, 1_000_500), (32, 500, 0), (48, 900, 395)]
+        for (sequence, sent, received) in [(0, 1_000_000, 1_000_000), (16, 0, 1_000_500), (32, 500, 0), (48, 900, 397)]
         {
             loss.sent(sequence, sent);
             loss.received(sequence.to_le_bytes()[0], received);
