@@ -17,7 +17,6 @@ use super::netlink::Netlink;
 use super::preflight;
 use super::record::Undo;
 use super::sysctl;
-use crate::config::InterfaceName;
 use crate::plan::Plan;
 
 /// Packets that the queue holds at most, of all flows and of one: 50 ms at 20 Gbit/s. `fq` has 10,000 and 100.
@@ -25,16 +24,6 @@ const LIMIT: u32 = 100_000;
 /// Attributes of `fq`. Source: `include/uapi/linux/pkt_sched.h`.
 const TCA_FQ_PLIMIT: u16 = 1;
 const TCA_FQ_FLOW_PLIMIT: u16 = 2;
-/// Longest name of an interface. Source: `IFNAMSIZ`, `include/uapi/linux/if.h`.
-const LONGEST: usize = 15;
-
-/// The name of the device that belongs to a steering device, for example `ecmp0o`.
-fn name(steering: &InterfaceName) -> String {
-    let mut name = steering.as_str().to_owned();
-    name.truncate(LONGEST - 1);
-    name.push('o');
-    name
-}
 
 /// Loads the driver. If the kernel itself loaded it, it would also make ifb0 and ifb1.
 pub fn load_driver() {
@@ -47,7 +36,7 @@ pub fn load_driver() {
 /// The kernel has no `ifb` or no `fq`, or the name is taken.
 pub async fn ensure(plan: &Plan, journal: &mut Journal) -> Result<u32, HostError> {
     let netlink = Netlink::open()?;
-    let (name, alias) = (name(&plan.steering.name), Plan::link_alias(&plan.site));
+    let (name, alias) = (plan.holding_name(), Plan::link_alias(&plan.site));
     let there = netlink.link(&name).await.during(|| format!("looking {name} up"))?;
     let own = there.filter(|link| link.is(&InfoKind::Ifb) && link.alias.as_deref() == Some(&alias));
     let index = if let Some(link) = own {
@@ -90,7 +79,7 @@ pub async fn works(index: u32) -> bool {
 /// It cannot be looked up or deleted, or the journal cannot be written.
 pub async fn remove(plan: &Plan, journal: &mut Journal) -> Result<(), HostError> {
     let netlink = Netlink::open()?;
-    let (name, alias) = (name(&plan.steering.name), Plan::link_alias(&plan.site));
+    let (name, alias) = (plan.holding_name(), Plan::link_alias(&plan.site));
     let there = netlink.link(&name).await.during(|| format!("looking {name} up"))?;
     if let Some(link) = there.filter(|link| link.is(&InfoKind::Ifb) && link.alias.as_deref() == Some(&alias)) {
         netlink.delete_link(link.ifindex).await.during(|| format!("deleting {name}"))?;
@@ -107,16 +96,4 @@ fn queue(index: u32) -> TcMessage {
     message.attributes.push(TcAttribute::Kind("fq".to_owned()));
     message.attributes.push(TcAttribute::Options(vec![option(TCA_FQ_PLIMIT), option(TCA_FQ_FLOW_PLIMIT)]));
     message
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_fits() {
-        let of = |text: &str| name(&InterfaceName::new(text).unwrap());
-        assert_eq!(of("ecmp0"), "ecmp0o");
-        assert_eq!(of("fifteen-letters").len(), LONGEST);
-    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 
 use super::bond;
@@ -179,6 +180,10 @@ impl Survey {
         changes.extend(surplus.map(|prefix| Change::RemoveUnreachable { prefix }));
         for link in self.links.iter().filter(|link| made.owns(link) && !link.is(&bond::KIND)) {
             let Ok(name) = InterfaceName::new(&link.name) else { continue };
+            // It has a keeper of its own, `control/holding.rs`.
+            if link.is(&InfoKind::Ifb) && link.name == plan.holding_name() {
+                continue;
+            }
             if plan.steering.name != name && !plan.tunnels.iter().any(|tunnel| tunnel.name == name) {
                 changes.push(Change::RemoveTunnel { name, ifindex: link.ifindex });
             }

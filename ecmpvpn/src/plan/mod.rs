@@ -138,7 +138,18 @@ pub struct PeerTable {
     pub tunnels: Vec<(InterfaceName, Option<u16>)>,
 }
 
+/// Longest name of an interface. Source: `IFNAMSIZ`, `include/uapi/linux/if.h`.
+const LONGEST_NAME: usize = 15;
+
 impl Plan {
+    /// The name of the device that holds packets for their order, for example `ecmp0o`.
+    pub fn holding_name(&self) -> String {
+        let mut name = self.steering.name.as_str().to_owned();
+        name.truncate(LONGEST_NAME - 1);
+        name.push('o');
+        name
+    }
+
     /// The tunnel with this name.
     pub fn tunnel(&self, name: &InterfaceName) -> Option<&Tunnel> {
         self.tunnels.iter().find(|tunnel| tunnel.name == *name)
@@ -350,6 +361,15 @@ pub(crate) mod tests {
             lacp_rate: config::LacpRate::Fast,
             miimon_ms: 100,
             addresses: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_name_of_the_device_that_holds_packets_fits() {
+        let mut plan = Plan::new(&config(1), Backend::Kernel);
+        for (steering, holding) in [("ecmp0", "ecmp0o"), ("fifteen-letters", "fifteen-lettero")] {
+            plan.steering.name = InterfaceName::new(steering).unwrap();
+            assert_eq!(plan.holding_name(), holding);
         }
     }
 
