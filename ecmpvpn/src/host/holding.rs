@@ -21,6 +21,8 @@ use crate::plan::Plan;
 
 /// Packets that the queue holds at most, of all flows and of one: 50 ms at 20 Gbit/s. `fq` has 10,000 and 100.
 const LIMIT: u32 = 100_000;
+/// Its Ethernet address, which nobody sees; the kernel would draw one. Locally administered, "ecmpo".
+const ADDRESS: [u8; 6] = [0x02, b'e', b'c', b'm', b'p', b'o'];
 /// Attributes of `fq`. Source: `include/uapi/linux/pkt_sched.h`.
 const TCA_FQ_PLIMIT: u16 = 1;
 const TCA_FQ_FLOW_PLIMIT: u16 = 2;
@@ -44,6 +46,7 @@ pub async fn ensure(plan: &Plan, journal: &mut Journal) -> Result<u32, HostError
     } else {
         let new = New { name: &name, kind: "ifb", alias: &alias };
         let mut message = LinkMessageBuilder::<LinkUnspec>::new().name(name.clone()).build();
+        message.attributes.push(LinkAttribute::Address(ADDRESS.to_vec()));
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
         new.create(&netlink, journal, message).await?
     };
@@ -92,6 +95,8 @@ pub async fn remove(plan: &Plan, journal: &mut Journal) -> Result<(), HostError>
 fn queue(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
     message.header.parent = TcHandle::ROOT;
+    // The same each time, so that a queue which is there is changed and not replaced with what it holds.
+    message.header.handle = TcHandle { major: 1, minor: 0 };
     let option = |kind| TcOption::Other(DefaultNla::new(kind, LIMIT.to_ne_bytes().to_vec()));
     message.attributes.push(TcAttribute::Kind("fq".to_owned()));
     message.attributes.push(TcAttribute::Options(vec![option(TCA_FQ_PLIMIT), option(TCA_FQ_FLOW_PLIMIT)]));
