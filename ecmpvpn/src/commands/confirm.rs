@@ -3,17 +3,17 @@
 use anyhow::{Context as _, anyhow};
 
 use crate::cli::ConfirmArgs;
-use crate::commands::{Failure, Wanted, print};
+use crate::commands::{Failure, Invocation, print};
 use crate::control::confirm;
 use crate::control::site::{Paths, SessionError};
 use crate::host::RunDir;
 
 /// Confirms the site. With `--guard`, waits for the confirmation of the named site.
-pub async fn run(wanted: Wanted<'_>, args: &ConfirmArgs) -> Result<(), Failure> {
+pub async fn run(invocation: Invocation<'_>, args: &ConfirmArgs) -> Result<(), Failure> {
     if let Some(site) = &args.guard {
         return Ok(confirm::guard(site, &Paths::of(site), args.within.unwrap_or_default()).await?);
     }
-    let site = wanted.find()?.name;
+    let site = invocation.find()?.name;
     let paths = Paths::of(&site);
     if confirm::confirm(&site, &paths).with_context(|| format!("confirming {site}"))? {
         return print(format_args!("{site} is confirmed: it stays up"));

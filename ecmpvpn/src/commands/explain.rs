@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow};
 use ecmpvpn_common::layout::{Policy, Reason, TunnelId};
 
 use crate::cli::policy::ExplainArgs;
-use crate::commands::{Failure, Wanted, print};
+use crate::commands::{Failure, Invocation, print};
 use crate::config::{self, Config, has_ports, protocol_name};
 use crate::dataplane::{Pins, TunnelView};
 use crate::host::Netlink;
@@ -18,9 +18,9 @@ use crate::report::explain::Report;
 use crate::report::policy::Rule;
 
 /// Explains where the site sends the flow.
-pub async fn run(wanted: Wanted<'_>, args: &ExplainArgs) -> Result<(), Failure> {
+pub async fn run(invocation: Invocation<'_>, args: &ExplainArgs) -> Result<(), Failure> {
     let flow = flow(args)?;
-    let site = wanted.find()?;
+    let site = invocation.find()?;
     let config = site.config();
     let pins = Pins::of(&site.name);
     let report = {

@@ -19,7 +19,7 @@ use crate::host::{RUN_ROOT, RunDir};
 
 /// What a command line says about the site.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct Invocation<'a> {
     /// The configuration.
     pub file: &'a Path,
     /// `--site`
@@ -35,7 +35,7 @@ pub struct Known {
     config: Result<Config, anyhow::Error>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> Invocation<'a> {
     pub fn new(file: &'a Path, site: &'a SiteArgs) -> Self {
         Self { file, name: site.site.as_deref(), is_batch: false }
     }
@@ -146,7 +146,7 @@ mod tests {
             fs::write(&file, text).unwrap();
         }
         let known = known.iter().map(|name| (*name).to_owned()).collect();
-        let found = Wanted { file: &file, name, is_batch: false }.find_among(is_default, || known);
+        let found = Invocation { file: &file, name, is_batch: false }.find_among(is_default, || known);
         found.map_err(|failure| format!("{:#}", failure.error).replace(&file.display().to_string(), "FILE"))
     }
 

@@ -16,7 +16,7 @@ pub mod run;
 pub mod stats;
 
 pub use failure::Failure;
-pub use known::{Known, Wanted};
+pub use known::{Invocation, Known};
 pub use output::{count_of, load, print, warn};
 
 use crate::cli::{Cli, Command};
@@ -57,14 +57,14 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(file, &args).await,
         Command::Run(args) => run::run(file, args).await,
-        Command::Reload(args) => reload::run(Wanted::new(file, &args.site), &args).await,
+        Command::Reload(args) => reload::run(Invocation::new(file, &args.site), &args).await,
         Command::Rotate(args) => rotate::run(file, &args).await,
-        Command::Confirm(args) => confirm::run(Wanted::new(file, &args.site), &args).await,
-        Command::Down(args) => down::run(Wanted::new(file, &args.site)).await,
-        Command::Stats(args) => stats::run(Wanted::new(file, &args.site), &args).await,
-        Command::Explain(args) => explain::run(Wanted::new(file, &args.site), &args).await,
+        Command::Confirm(args) => confirm::run(Invocation::new(file, &args.site), &args).await,
+        Command::Down(args) => down::run(Invocation::new(file, &args.site)).await,
+        Command::Stats(args) => stats::run(Invocation::new(file, &args.site), &args).await,
+        Command::Explain(args) => explain::run(Invocation::new(file, &args.site), &args).await,
         Command::Policy(args) => {
-            policy::run(Wanted { file, name: args.site.as_deref(), is_batch: false }, args.action).await
+            policy::run(Invocation { file, name: args.site.as_deref(), is_batch: false }, args.action).await
         }
     }
 }

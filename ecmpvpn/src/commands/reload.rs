@@ -3,14 +3,14 @@
 use anyhow::anyhow;
 
 use crate::cli::ReloadArgs;
-use crate::commands::{Failure, Wanted, print, warn};
+use crate::commands::{Failure, Invocation, print, warn};
 use crate::control::reload::{self, Wish};
 use crate::control::site::Paths;
 use crate::exit::Exit;
 
 /// Reloads the site. The running process reads the configuration, and says what is wrong with it.
-pub async fn run(wanted: Wanted<'_>, args: &ReloadArgs) -> Result<(), Failure> {
-    let site = wanted.find()?.name;
+pub async fn run(invocation: Invocation<'_>, args: &ReloadArgs) -> Result<(), Failure> {
+    let site = invocation.find()?.name;
     let wish = match args {
         ReloadArgs { dry_run: true, .. } => Wish::Show,
         ReloadArgs { confirm: Some(seconds), .. } => Wish::Try { seconds: *seconds },

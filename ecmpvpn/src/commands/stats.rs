@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::cli::StatsArgs;
-use crate::commands::{Failure, Known, Wanted, print};
+use crate::commands::{Failure, Invocation, Known, print};
 use crate::dataplane::Pins;
 use crate::host::Netlink;
 use crate::live::stats;
@@ -17,8 +17,8 @@ const SAMPLE: Duration = Duration::from_millis(250);
 const WATCH: Duration = Duration::from_secs(1);
 
 /// Prints the counters of the site.
-pub async fn run(wanted: Wanted<'_>, args: &StatsArgs) -> Result<(), Failure> {
-    let site = wanted.find()?;
+pub async fn run(invocation: Invocation<'_>, args: &StatsArgs) -> Result<(), Failure> {
+    let site = invocation.find()?;
     let pins = Pins::of(&site.name);
     let netlink = Netlink::open().map_err(anyhow::Error::new)?;
     let mut earlier = sample(&site, &pins, &netlink).await?;

@@ -104,10 +104,10 @@ pub fn confine(needs: Needs, nice: i32) -> io::Result<()> {
 /// priority.
 fn allow_nice(nice: i32) {
     // Source: setrlimit(2), RLIMIT_NICE.
-    let wanted = u64::try_from(20 - nice).ok();
+    let desired = u64::try_from(20 - nice).ok();
     let now = getrlimit(Resource::Nice);
     // `None` is no limit at all, in both.
-    let at_least = |limit: Option<u64>| limit.and_then(|limit| Some(limit.max(wanted?)));
+    let at_least = |limit: Option<u64>| limit.and_then(|limit| Some(limit.max(desired?)));
     let raised = Rlimit { current: at_least(now.current), maximum: at_least(now.maximum) };
     let _ = setrlimit(Resource::Nice, raised);
 }

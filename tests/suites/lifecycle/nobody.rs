@@ -186,15 +186,15 @@ pub fn another_user_stops_nothing(kind: Kind) -> Result<()> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| -> Result<()> {
         let mut troubles = Vec::new();
-        let mut told = Ok(());
+        let mut result = Ok(());
         for (site, pid) in pids.into_iter().enumerate() {
             let pid = pid.context("no pid")?;
             let (said, says) = channel();
             let (lab, stop) = (&lab, &stop);
             troubles.push(scope.spawn(move || trouble(lab, site, pid, &said, stop)));
-            told = told.and_then(|()| is_harmless(lab, site, says.recv()?));
+            result = result.and_then(|()| is_harmless(lab, site, says.recv()?));
         }
-        let operated = told.and_then(|()| operate(&lab, a, b));
+        let operated = result.and_then(|()| operate(&lab, a, b));
         stop.store(true, Ordering::Relaxed);
         let ended: Vec<_> = troubles.into_iter().map(thread::ScopedJoinHandle::join).collect();
         // First of all: what the user did ends early if that failed.

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 
-use crate::commands::{Failure, Known, Wanted};
+use crate::commands::{Failure, Invocation, Known};
 use crate::config::{self, Config, Edit, EditError, InterfaceName};
 use crate::dataplane::Pins;
 use crate::live::policy::{Live, PolicyError, show};
@@ -17,19 +17,19 @@ pub struct Change {
 
 impl Change {
     /// Opens the site. `tunnels` are the tunnels that the command names. Only to `save` needs the configuration.
-    pub fn open(wanted: Wanted<'_>, save: bool, tunnels: &[InterfaceName]) -> Result<Self, Failure> {
-        let site = wanted.find()?;
+    pub fn open(invocation: Invocation<'_>, save: bool, tunnels: &[InterfaceName]) -> Result<Self, Failure> {
+        let site = invocation.find()?;
         let live = Live::open(&site.name, &Pins::of(&site.name));
         let live = live.map_err(|error| site.config().and_then(|config| unknown(config, tunnels)).unwrap_or(error))?;
         let edit = if save {
             site.into_config()?;
             // Load again: another command may have saved while this one waited for the lock.
-            let (config, text) = config::load_with_text(wanted.file)?;
-            Some(Edit::new(wanted.file, &text, &config)?)
+            let (config, text) = config::load_with_text(invocation.file)?;
+            Some(Edit::new(invocation.file, &text, &config)?)
         } else {
             None
         };
-        Ok(Self { site: wanted.find()?, live, edit })
+        Ok(Self { site: invocation.find()?, live, edit })
     }
 
     /// The policy in force. Warns if there is no configuration to compare with.

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::change::Change;
 use crate::cli::policy::DrainArgs;
-use crate::commands::{Failure, Wanted, count_of, warn};
+use crate::commands::{Failure, Invocation, count_of, warn};
 use crate::dataplane::Pins;
 use crate::live::policy::drain::Draining;
 
@@ -16,10 +16,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Time between lines of progress.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-pub async fn run(wanted: Wanted<'_>, args: &DrainArgs) -> Result<(), Failure> {
+pub async fn run(invocation: Invocation<'_>, args: &DrainArgs) -> Result<(), Failure> {
     let name = &args.tunnel;
     let draining = {
-        let change = Change::open(wanted, false, std::slice::from_ref(name))?;
+        let change = Change::open(invocation, false, std::slice::from_ref(name))?;
         change.live.set_open(name, false)?;
         for rule in change.live.bound_to(name)? {
             warn(format_args!("rule {rule} allows no other tunnel that is up and open: its flows stay on {name}"));
@@ -35,7 +35,7 @@ pub async fn run(wanted: Wanted<'_>, args: &DrainArgs) -> Result<(), Failure> {
     loop {
         let left = draining.move_idle()?;
         if left == 0 {
-            return wanted.say(format_args!("{name} is drained: it carries no flow and takes no new ones"));
+            return invocation.say(format_args!("{name} is drained: it carries no flow and takes no new ones"));
         }
         if draining.is_called_off() {
             return Err(anyhow::anyhow!("{name} takes new flows again: somebody ended the draining").into());
@@ -48,7 +48,7 @@ pub async fn run(wanted: Wanted<'_>, args: &DrainArgs) -> Result<(), Failure> {
             }
             let moved =
                 count_of(left, "bucket that had not paused was moved", "buckets that had not paused were moved");
-            return wanted.say(format_args!("{name} is drained: at the deadline {moved}"));
+            return invocation.say(format_args!("{name} is drained: at the deadline {moved}"));
         }
         if last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS) {
             last = Some(Instant::now());

@@ -11,36 +11,36 @@ use batch::Lines;
 use change::Change;
 
 use crate::cli::policy::{JsonArgs, Order, OrderArgs, PolicyAction, SetArgs, UndrainArgs, WeightArgs};
-use crate::commands::{Failure, Wanted, count_of, print};
+use crate::commands::{Failure, Invocation, count_of, print};
 
 /// Carries out `policy` for the site.
-pub async fn run(wanted: Wanted<'_>, action: PolicyAction) -> Result<(), Failure> {
-    let PolicyAction::Batch(args) = action else { return act(wanted, action).await };
-    let wanted = Wanted { is_batch: true, ..wanted };
+pub async fn run(invocation: Invocation<'_>, action: PolicyAction) -> Result<(), Failure> {
+    let PolicyAction::Batch(args) = action else { return act(invocation, action).await };
+    let invocation = Invocation { is_batch: true, ..invocation };
     let mut lines = Lines::open(&args)?;
     while let Some(action) = lines.next()? {
-        act(wanted, action).await.map_err(|failure| lines.place(failure))?;
+        act(invocation, action).await.map_err(|failure| lines.place(failure))?;
     }
     Ok(())
 }
 
-async fn act(wanted: Wanted<'_>, action: PolicyAction) -> Result<(), Failure> {
+async fn act(invocation: Invocation<'_>, action: PolicyAction) -> Result<(), Failure> {
     match action {
-        PolicyAction::Show(args) => show(wanted, args),
-        PolicyAction::Set(args) => set(wanted, &args),
-        PolicyAction::Order(args) => order(wanted, &args),
-        PolicyAction::Weight(args) => weight(wanted, &args),
-        PolicyAction::Drain(args) => drain::run(wanted, &args).await,
-        PolicyAction::Undrain(args) => undrain(wanted, &args),
-        PolicyAction::Rule(args) => rule::run(wanted, args.action),
-        PolicyAction::Pin(args) => rule::pin(wanted, args),
-        PolicyAction::Unpin(args) => rule::unpin(wanted, args),
+        PolicyAction::Show(args) => show(invocation, args),
+        PolicyAction::Set(args) => set(invocation, &args),
+        PolicyAction::Order(args) => order(invocation, &args),
+        PolicyAction::Weight(args) => weight(invocation, &args),
+        PolicyAction::Drain(args) => drain::run(invocation, &args).await,
+        PolicyAction::Undrain(args) => undrain(invocation, &args),
+        PolicyAction::Rule(args) => rule::run(invocation, args.action),
+        PolicyAction::Pin(args) => rule::pin(invocation, args),
+        PolicyAction::Unpin(args) => rule::unpin(invocation, args),
         PolicyAction::Batch(_) => Err(batch::nested()),
     }
 }
 
-fn show(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
-    let change = Change::open(wanted, false, &[])?;
+fn show(invocation: Invocation<'_>, args: JsonArgs) -> Result<(), Failure> {
+    let change = Change::open(invocation, false, &[])?;
     let report = change.report()?;
     if args.json {
         return print(serde_json::to_string_pretty(&report).context("writing JSON")?);
@@ -48,45 +48,45 @@ fn show(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
     print(report)
 }
 
-fn set(wanted: Wanted<'_>, args: &SetArgs) -> Result<(), Failure> {
-    let change = Change::open(wanted, args.save.save, &[])?;
+fn set(invocation: Invocation<'_>, args: &SetArgs) -> Result<(), Failure> {
+    let change = Change::open(invocation, args.save.save, &[])?;
     let peers = change.live.set_policy(args.policy, args.peer.as_deref())?;
     change.save(|file, _| file.set_policy(args.policy, args.peer.as_deref()))?;
-    wanted.say(format_args!("flows to {} are steered by {} now", peers.join(", "), args.policy.as_str()))
+    invocation.say(format_args!("flows to {} are steered by {} now", peers.join(", "), args.policy.as_str()))
 }
 
-fn order(wanted: Wanted<'_>, args: &OrderArgs) -> Result<(), Failure> {
-    let change = Change::open(wanted, args.save.save, &[])?;
+fn order(invocation: Invocation<'_>, args: &OrderArgs) -> Result<(), Failure> {
+    let change = Change::open(invocation, args.save.save, &[])?;
     let restored = args.order == Order::On;
     let peers = change.live.set_order(restored, args.peer.as_deref())?;
     let is_off = change.site.config().is_some_and(|config| !config.steering.restore_order);
     change.save(|file, _| file.set_order(restored, args.peer.as_deref()))?;
     let peers = peers.join(", ");
     match (restored, is_off) {
-        (true, true) => wanted.say(format_args!(
+        (true, true) => invocation.say(format_args!(
             "the order of sprayed flows of {peers} would be restored, but restore_order in [steering] is false: set it, \
              and run `ecmpvpn reload`"
         )),
-        (true, false) => wanted.say(format_args!("the order of sprayed flows of {peers} is restored if they restore it too")),
-        (false, _) => wanted.say(format_args!("the order of sprayed flows of {peers} is not restored: only TCP is sprayed")),
+        (true, false) => invocation.say(format_args!("the order of sprayed flows of {peers} is restored if they restore it too")),
+        (false, _) => invocation.say(format_args!("the order of sprayed flows of {peers} is not restored: only TCP is sprayed")),
     }
 }
 
-fn weight(wanted: Wanted<'_>, args: &WeightArgs) -> Result<(), Failure> {
-    let mut change = Change::open(wanted, args.save.save, std::slice::from_ref(&args.tunnel))?;
+fn weight(invocation: Invocation<'_>, args: &WeightArgs) -> Result<(), Failure> {
+    let mut change = Change::open(invocation, args.save.save, std::slice::from_ref(&args.tunnel))?;
     let moved = change.live.set_weight(&args.tunnel, args.weight.0)?;
     change.save(|file, _| file.set_weight(args.tunnel.as_str(), args.weight.0))?;
     if let Some(weight) = args.weight.0 {
         let moved = count_of(moved, "bucket has another home", "buckets have another home");
-        wanted.say(format_args!("{} has weight {weight} now; {moved}", args.tunnel))
+        invocation.say(format_args!("{} has weight {weight} now; {moved}", args.tunnel))
     } else {
-        wanted.say(format_args!("the weight of {} is learned from now on", args.tunnel))
+        invocation.say(format_args!("the weight of {} is learned from now on", args.tunnel))
     }
 }
 
-fn undrain(wanted: Wanted<'_>, args: &UndrainArgs) -> Result<(), Failure> {
-    let change = Change::open(wanted, false, std::slice::from_ref(&args.tunnel))?;
+fn undrain(invocation: Invocation<'_>, args: &UndrainArgs) -> Result<(), Failure> {
+    let change = Change::open(invocation, false, std::slice::from_ref(&args.tunnel))?;
     let was_open = change.live.set_open(&args.tunnel, true)?;
     let already = if was_open { "took new flows already" } else { "takes new flows again" };
-    wanted.say(format_args!("{} {already}", args.tunnel))
+    invocation.say(format_args!("{} {already}", args.tunnel))
 }

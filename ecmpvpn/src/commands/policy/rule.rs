@@ -4,21 +4,21 @@ use anyhow::{Context as _, anyhow};
 
 use super::change::Change;
 use crate::cli::policy::{FlowArgs, JsonArgs, PinArgs, RuleAction, RuleAddArgs, RuleDelArgs, UnpinArgs};
-use crate::commands::{Failure, Wanted, print};
+use crate::commands::{Failure, Invocation, print};
 use crate::config::{MAX_PORT_RANGES, Policy, Rule, check_rule};
 use crate::plan::rules::canonical;
 use crate::report::policy;
 
-pub fn run(wanted: Wanted<'_>, action: RuleAction) -> Result<(), Failure> {
+pub fn run(invocation: Invocation<'_>, action: RuleAction) -> Result<(), Failure> {
     match action {
-        RuleAction::Add(args) => add(wanted, args),
-        RuleAction::Del(args) => delete(wanted, &args),
-        RuleAction::List(args) => list(wanted, args),
+        RuleAction::Add(args) => add(invocation, args),
+        RuleAction::Del(args) => delete(invocation, &args),
+        RuleAction::List(args) => list(invocation, args),
     }
 }
 
-fn list(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
-    let change = Change::open(wanted, false, &[])?;
+fn list(invocation: Invocation<'_>, args: JsonArgs) -> Result<(), Failure> {
+    let change = Change::open(invocation, false, &[])?;
     let report = change.report()?;
     if args.json {
         return print(serde_json::to_string_pretty(&report.rules).context("writing JSON")?);
@@ -29,24 +29,24 @@ fn list(wanted: Wanted<'_>, args: JsonArgs) -> Result<(), Failure> {
     print(report.rule_table())
 }
 
-fn add(wanted: Wanted<'_>, args: RuleAddArgs) -> Result<(), Failure> {
+fn add(invocation: Invocation<'_>, args: RuleAddArgs) -> Result<(), Failure> {
     let rule = Rule { policy: args.policy, tunnels: args.tunnels, ..rule_of(args.flows) };
     ensure_valid(&rule)?;
-    let mut change = Change::open(wanted, args.save.save, &rule.tunnels)?;
+    let mut change = Change::open(invocation, args.save.save, &rule.tunnels)?;
     let at = change.live.add_rule(&rule, args.at.map(|number| number - 1))?;
     save_added(change, &rule, at)?;
-    wanted.say(format_args!("rule {}: {}", at + 1, describe(&rule)))
+    invocation.say(format_args!("rule {}: {}", at + 1, describe(&rule)))
 }
 
-fn delete(wanted: Wanted<'_>, args: &RuleDelArgs) -> Result<(), Failure> {
-    let mut change = Change::open(wanted, args.save.save, &[])?;
+fn delete(invocation: Invocation<'_>, args: &RuleDelArgs) -> Result<(), Failure> {
+    let mut change = Change::open(invocation, args.save.save, &[])?;
     let rule = change.live.delete_rule(args.number - 1)?;
     save_removed(change, &rule)?;
-    wanted.say(format_args!("deleted: {}", describe(&rule)))
+    invocation.say(format_args!("deleted: {}", describe(&rule)))
 }
 
 /// Pins flows to a tunnel.
-pub fn pin(wanted: Wanted<'_>, args: PinArgs) -> Result<(), Failure> {
+pub fn pin(invocation: Invocation<'_>, args: PinArgs) -> Result<(), Failure> {
     let flows = rule_of(args.flows);
     if flows == Rule::default() && !args.all {
         let tunnel = args.tunnel;
@@ -56,22 +56,22 @@ pub fn pin(wanted: Wanted<'_>, args: PinArgs) -> Result<(), Failure> {
     }
     let rule = Rule { policy: Some(Policy::Hash), tunnels: vec![args.tunnel], pin: true, ..flows };
     ensure_valid(&rule)?;
-    let mut change = Change::open(wanted, args.save.save, &rule.tunnels)?;
+    let mut change = Change::open(invocation, args.save.save, &rule.tunnels)?;
     let former = change.live.pin(&rule)?;
     if let (Some(file), Some(former)) = (&mut change.edit, &former) {
         let names = change.live.names();
         file.remove_rule(former, |a, b| canonical(a, names) == canonical(b, names))?;
     }
     save_added(change, &rule, 0)?;
-    wanted.say(format_args!("{}", describe(&rule)))
+    invocation.say(format_args!("{}", describe(&rule)))
 }
 
 /// Removes a pin.
-pub fn unpin(wanted: Wanted<'_>, args: UnpinArgs) -> Result<(), Failure> {
-    let mut change = Change::open(wanted, args.save.save, &[])?;
+pub fn unpin(invocation: Invocation<'_>, args: UnpinArgs) -> Result<(), Failure> {
+    let mut change = Change::open(invocation, args.save.save, &[])?;
     let rule = change.live.unpin(&rule_of(args.flows))?;
     save_removed(change, &rule)?;
-    wanted.say(format_args!("no longer {}", describe(&rule)))
+    invocation.say(format_args!("no longer {}", describe(&rule)))
 }
 
 fn save_added(change: Change, rule: &Rule, at: usize) -> Result<(), Failure> {

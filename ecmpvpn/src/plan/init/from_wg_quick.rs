@@ -340,8 +340,8 @@ fn left_out(files: &[File]) -> Vec<String> {
         firewall";
     let mut notes = Vec::new();
     for File { path, content, .. } in files {
-        let lines = |wanted: &[&str]| -> Vec<String> {
-            let unused = content.interface.unused.iter().filter(|(key, _)| wanted.contains(key));
+        let lines = |desired: &[&str]| -> Vec<String> {
+            let unused = content.interface.unused.iter().filter(|(key, _)| desired.contains(key));
             unused.map(|(key, line)| format!("{key} (line {line})")).collect()
         };
         let if_set = |is_set: bool, key: &str| -> Vec<String> { is_set.then(|| key.to_owned()).into_iter().collect() };
