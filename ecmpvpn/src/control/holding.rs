@@ -15,8 +15,8 @@ use crate::host::holding;
 
 /// How often to look whether the device works.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long to wait after it could not be made or removed.
-const RETRY: Duration = Duration::from_secs(10);
+/// How long to wait after it could not be made or removed. Each attempt writes to the journal.
+const RETRY: Duration = Duration::from_secs(300);
 /// How long it stays at least after the far end was told that order is not restored any more: stamped packets may still
 /// come, and some are held.
 const STAYS: Duration = Duration::from_secs(3);

@@ -87,7 +87,8 @@ pub async fn remove(plan: &Plan, journal: &mut Journal) -> Result<(), HostError>
     if let Some(link) = there.filter(|link| link.is(&InfoKind::Ifb) && link.alias.as_deref() == Some(&alias)) {
         netlink.delete_link(link.ifindex).await.during(|| format!("deleting {name}"))?;
     }
-    let is_it = |undo: &Undo| matches!(undo, Undo::DeleteLink { link, .. } if link.name == name);
+    // A tunnel may have that name: its record stays.
+    let is_it = |undo: &Undo| matches!(undo, Undo::DeleteLink { link, kind } if link.name == name && kind == "ifb");
     Ok(journal.forget(is_it)?)
 }
 

@@ -43,7 +43,8 @@ const ROUND: Duration = Duration::from_secs(1);
 /// How often large flows are looked for while some links are full and others are not.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Keeps the maps up to date. `handover` has what probing measured. Never returns: a failure is logged once, and tried again.
+/// Keeps the maps up to date. `handover` has what probing measured. Never returns: a failure is logged once, and tried
+/// again.
 pub async fn keep(config: &Config, pins: &Pins, handover: &Handover) -> Infallible {
     let mut log = LogOnce::default();
     loop {
