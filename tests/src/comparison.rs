@@ -65,6 +65,8 @@ pub struct Links {
     pub wire: Option<Duration>,
     /// Whether each tunnel has the same port at both ends.
     pub equal_ports: bool,
+    /// Whether each flow has a queue of its own at the shaped ports. If not, all packets wait in one queue.
+    pub fair_queues: bool,
     /// Whether site B is a gateway without ecmpvpn.
     pub plain_far_end: bool,
 }
@@ -81,6 +83,7 @@ impl Links {
             losses: Vec::new(),
             wire: simulated.then_some(delay),
             equal_ports: false,
+            fair_queues: false,
             plain_far_end: false,
         }
     }
@@ -166,6 +169,9 @@ impl Comparison {
             lab.run()?.into()
         };
         lab.shape_each(&of_members(&lab, links))?;
+        if links.fair_queues {
+            lab.queue_fairly()?;
+        }
         if links.wire.is_some() {
             // Until LACP had put all members to use, tunnels left by other members. Their least round trips count for
             // up to 20 s.

@@ -21,6 +21,9 @@ const LONGEST: usize = 32 << 10;
 /// Receive timeout. The kernel answers at once, but no wait may be endless.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Queueing disciplines with a queue for each flow.
+const FAIR: [&str; 5] = ["fq_codel", "fq", "cake", "fq_pie", "sfq"];
+
 /// The counters of an interface's root queueing discipline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
@@ -28,8 +31,12 @@ pub struct Reading {
     pub sent: u64,
     /// Bytes that wait in the queue.
     pub waiting: u32,
+    /// Packets that wait in the queue.
+    pub packets_waiting: u32,
     /// Packets dropped, modulo 2^32.
     pub dropped: u32,
+    /// Whether packets of one flow may overtake those of another: it, or a discipline below it, has a queue for each.
+    pub is_fair: bool,
 }
 
 /// A netlink socket with its buffers.
@@ -91,7 +98,7 @@ fn parse_readings(
             match message.message_type() {
                 NLMSG_DONE => return Ok(true),
                 NLMSG_ERROR => return Err(error(message.payload())),
-                _ => readings.extend(queue(message.payload(), &desired)?),
+                _ => queue(message.payload(), &desired, readings)?,
             }
         }
         rest = rest.get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..).unwrap_or_default();
@@ -104,27 +111,37 @@ fn error(payload: &[u8]) -> io::Error {
     code.map_or(io::ErrorKind::InvalidData.into(), |code| io::Error::from_raw_os_error(code.get().wrapping_neg()))
 }
 
-/// Parses the root queue of an interface. `None`: another queue, or an interface that is not requested.
-fn queue(payload: &[u8], desired: impl Fn(u32) -> bool) -> io::Result<Option<(u32, Reading)>> {
+/// Adds what a message says of an interface's queueing discipline, if the interface is requested.
+fn queue(payload: &[u8], desired: impl Fn(u32) -> bool, readings: &mut BTreeMap<u32, Reading>) -> io::Result<()> {
     let header = TcHeader::parse(payload).map_err(io::Error::other)?;
     let Some(interface) = u32::try_from(header.index).ok().filter(|interface| desired(*interface)) else {
-        return Ok(None);
+        return Ok(());
     };
-    if header.parent != TcHandle::ROOT {
-        return Ok(None);
+    let is_root = header.parent == TcHandle::ROOT;
+    // The kernel names the root first. Ingress has no root.
+    if !is_root && !readings.contains_key(&interface) {
+        return Ok(());
     }
-    let mut reading = Reading::default();
+    let reading = readings.entry(interface).or_default();
     for attribute in TcMessage::parse(payload).map_err(io::Error::other)?.attributes {
-        let TcAttribute::Stats2(stats) = attribute else { continue };
-        for stat in stats {
-            match stat {
-                TcStats2::Basic(basic) => reading.sent = basic.bytes,
-                TcStats2::Queue(queue) => (reading.waiting, reading.dropped) = (queue.backlog, queue.drops),
-                _ => {}
+        match attribute {
+            TcAttribute::Kind(kind) => reading.is_fair |= FAIR.contains(&kind.as_str()),
+            TcAttribute::Stats2(stats) if is_root => {
+                for stat in stats {
+                    match stat {
+                        TcStats2::Basic(basic) => reading.sent = basic.bytes,
+                        TcStats2::Queue(queue) => {
+                            (reading.waiting, reading.packets_waiting) = (queue.backlog, queue.qlen);
+                            reading.dropped = queue.drops;
+                        }
+                        _ => {}
+                    }
+                }
             }
+            _ => {}
         }
     }
-    Ok(Some((interface, reading)))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -134,12 +151,12 @@ mod tests {
 
     use super::*;
 
-    fn message(interface: i32, parent: TcHandle) -> Vec<u8> {
+    fn message(interface: i32, parent: TcHandle, kind: &str) -> Vec<u8> {
         let (mut basic, mut waiting) = (TcStatsBasic::default(), TcStatsQueue::default());
-        (basic.bytes, waiting.backlog, waiting.drops) = (1 << 40, 3_000, 7);
+        (basic.bytes, waiting.backlog, waiting.qlen, waiting.drops) = (1 << 40, 3_000, 2, 7);
         let mut message = TcMessage::with_index(interface);
         message.header.parent = parent;
-        message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
+        message.attributes.push(TcAttribute::Kind(kind.to_owned()));
         message.attributes.push(TcAttribute::Stats2(vec![TcStats2::Basic(basic), TcStats2::Queue(waiting)]));
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);
@@ -148,15 +165,21 @@ mod tests {
 
     #[test]
     fn root_queues_of_the_named_interfaces_are_read() {
-        let of = |interface, parent| queue(&message(interface, parent), |desired| desired == 7).unwrap();
-        assert_eq!(of(7, TcHandle::ROOT), Some((7, Reading { sent: 1 << 40, waiting: 3_000, dropped: 7 })));
-        assert_eq!(of(8, TcHandle::ROOT), None);
-        assert_eq!(of(-1, TcHandle::ROOT), None);
-        // One of the queues of a multi-queue card.
-        assert_eq!(of(7, TcHandle::from(0x0001_0001)), None);
-        assert!(queue(&[0; 7], |_| true).is_err());
-        let cut = message(7, TcHandle::ROOT);
-        assert!(queue(&cut[..cut.len() - 8], |_| true).is_err());
+        let mut readings = BTreeMap::new();
+        let (root, child) = (TcHandle::ROOT, TcHandle::from(0x0001_0001));
+        // One of the queues of a multi-queue card, and an interface's ingress, count for nothing alone.
+        for (interface, parent, kind) in
+            [(7, child, "fq"), (8, root, "tbf"), (-1, root, "tbf"), (7, root, "tbf"), (7, child, "bfifo")]
+        {
+            queue(&message(interface, parent, kind), |desired| desired == 7, &mut readings).unwrap();
+        }
+        let only = Reading { sent: 1 << 40, waiting: 3_000, packets_waiting: 2, dropped: 7, is_fair: false };
+        assert_eq!(readings, BTreeMap::from([(7, only)]));
+        queue(&message(7, child, "fq_codel"), |_| true, &mut readings).unwrap();
+        assert_eq!(readings, BTreeMap::from([(7, Reading { is_fair: true, ..only })]));
+        assert!(queue(&[0; 7], |_| true, &mut readings).is_err());
+        let cut = message(7, TcHandle::ROOT, "tbf");
+        assert!(queue(&cut[..cut.len() - 8], |_| true, &mut readings).is_err());
     }
 
     /// A netlink message of this type and number.
@@ -176,7 +199,8 @@ mod tests {
             parse_readings(&datagram.concat(), 5, |_| true, &mut readings)
                 .map(|last| (last, readings.into_keys().collect::<Vec<_>>()))
         };
-        let of = |interface, sequence| numbered(libc::RTM_NEWQDISC, sequence, &message(interface, TcHandle::ROOT));
+        let of =
+            |interface, sequence| numbered(libc::RTM_NEWQDISC, sequence, &message(interface, TcHandle::ROOT, "tbf"));
         let end = |sequence| numbered(NLMSG_DONE, sequence, &[0; 4]);
         assert_eq!(taken(&[of(1, 4), end(4), of(2, 5)]).unwrap(), (false, vec![2]));
         assert_eq!(taken(&[of(2, 5), of(3, 5), end(5), of(4, 5)]).unwrap(), (true, vec![2, 3]));

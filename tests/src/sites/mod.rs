@@ -89,6 +89,11 @@ impl Lab {
         underlay::shape(self, rates)
     }
 
+    /// Gives each shaped link a queue for each flow, until it is shaped again.
+    pub fn queue_fairly(&self) -> Result<()> {
+        underlay::queue_fairly(self)
+    }
+
     /// Removes the rate limits of all links.
     pub fn unshape(&self) -> Result<()> {
         underlay::unshape(self)

@@ -41,10 +41,20 @@ pub(super) fn build(lab: &mut Lab) -> Result<()> {
 /// Limits each link to its rate, 10^6 bits a second, in each direction.
 pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
     let command = |(member, rate): (usize, &f64)| {
-        format!("qdisc replace dev u{member} root {}", shaper(*rate, lab.options.queue))
+        format!("qdisc replace dev u{member} root handle 1: {}", shaper(*rate, lab.options.queue))
     };
     for site in &lab.sites {
         site.gateway.apply("tc", &rates.iter().enumerate().map(command).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Gives each shaped link a queue for each flow, as distributions set them up for network cards
+/// (`net.core.default_qdisc = fq_codel`).
+pub(super) fn queue_fairly(lab: &Lab) -> Result<()> {
+    let command = |member| format!("qdisc add dev u{member} parent 1: handle 2: fq_codel");
+    for site in &lab.sites {
+        site.gateway.apply("tc", &(0..lab.options.members).map(command).collect::<Vec<_>>())?;
     }
     Ok(())
 }

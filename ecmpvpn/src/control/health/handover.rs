@@ -38,6 +38,16 @@ struct Exchanged {
     answered: Option<Instant>,
     /// The share of the packets sent to the tunnel that are lost on the way, millionths.
     loss_ppm: u32,
+    queue: OwnQueue,
+}
+
+/// What became of packets in the queue of the link that a tunnel uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnQueue {
+    /// Packets that it dropped since this process began.
+    pub dropped: u64,
+    /// Packets that wait in it, and that a probe may overtake.
+    pub overtaken: u32,
 }
 
 /// The messages of each tunnel, shared between the probing thread and the code that changes tunnels.
@@ -62,6 +72,18 @@ impl Handover {
     pub fn loss_ppm(&self, tunnel: &str) -> u32 {
         let tunnels = self.lock();
         tunnels.iter().find(|(name, _)| name.as_str() == tunnel).map_or(0, |(_, exchanged)| exchanged.loss_ppm)
+    }
+
+    /// Sets what became of packets in the queue of the link that the tunnel uses.
+    pub fn set_queue(&self, tunnel: &str, queue: OwnQueue) {
+        let mut tunnels = self.lock();
+        if let Some((_, exchanged)) = tunnels.iter_mut().find(|(name, _)| name.as_str() == tunnel) {
+            exchanged.queue = queue;
+        }
+    }
+
+    pub(super) fn queue(&self, tunnel: &InterfaceName) -> OwnQueue {
+        self.with_record(tunnel, |exchanged| exchanged.queue)
     }
 
     pub(super) fn holding(&self) -> u32 {

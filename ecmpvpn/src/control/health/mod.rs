@@ -52,7 +52,7 @@ use crate::dataplane::{DataplaneError, Pins, View};
 use crate::error::chain;
 use crate::host::wireguard::userspace::Userspace;
 use crate::plan::Plan;
-pub use handover::{Handover, PeerMessage};
+pub use handover::{Handover, OwnQueue, PeerMessage};
 pub use prober::NICE;
 use prober::{Aim, Ask, Order, Prober};
 use watchdog::Request;

@@ -1,8 +1,11 @@
 //! Measures which share of the packets sent to a tunnel is lost on the way. Pure.
 //!
 //! Packets of a tunnel stay in order. So when a probe arrives, the far end has received what was sent before the probe,
-//! except what was lost. It reports how many packets it had received then. Packets that this host's own queue dropped
-//! were never sent, by the device's count, and are not counted as lost.
+//! except what was lost. It reports how many packets it had received then.
+//!
+//! What this host's own queue dropped was not lost on the way: those for which it had no room are not sent by the
+//! device's count, and what it dropped later (CoDel, RFC 8289) is subtracted. Where each flow has a queue of its own, a
+//! probe overtakes what waits: that is subtracted too, and makes the result less certain.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -10,7 +13,9 @@
     reason = "counts are modulo 2^32, and shares are below 1"
 )]
 
+use super::handover::OwnQueue;
 use super::nanos::{MILLISECOND, Nanos};
+use crate::host::packets::Packets;
 
 /// The probes whose sequence numbers are multiples of this are counted at.
 pub const EVERY: u16 = 8;
@@ -30,6 +35,9 @@ const UNCERTAIN: f64 = 4.0;
 /// [`AT_ONCE`] of 0.8 seconds.
 const UNCERTAIN_SHARE: f64 = 1.0 / 1_600.0;
 
+/// How much the number of overtaken packets counts at the next probe.
+const OVERTAKEN_LATELY: f64 = 0.75;
+
 /// The share of a tunnel's packets that are lost.
 #[derive(Debug, Default)]
 pub struct PathLoss {
@@ -43,12 +51,18 @@ pub struct PathLoss {
     counts: u32,
     /// Packets between the last two probes.
     between: f64,
+    /// Packets that the last probes overtook, at most.
+    overtaken: f64,
 }
 
 impl PathLoss {
-    /// The device had sent `count` packets before the probe `sequence`.
-    pub fn sent(&mut self, sequence: u16, count: u64) {
-        self.sent = Some((sequence, count as u32));
+    /// Before the probe `sequence`, the device had counted `device`, and the queue of its link `queue`.
+    pub fn sent(&mut self, sequence: u16, device: Packets, queue: OwnQueue) {
+        let dropped_later = queue.dropped.saturating_sub(device.not_sent);
+        let passed = device.sent.wrapping_sub(dropped_later).wrapping_sub(queue.overtaken.into());
+        self.sent = Some((sequence, passed as u32));
+        // What waits is read some times between two probes, and may have become more or less meanwhile.
+        self.overtaken = f64::from(queue.overtaken).max(self.overtaken * OVERTAKEN_LATELY);
     }
 
     /// The far end reports that its device had received `count` packets, modulo 2^32, when the probe came whose sequence
@@ -73,7 +87,7 @@ impl PathLoss {
 
     /// The share that is lost at least, millionths.
     pub fn ppm(&self) -> u32 {
-        let certain = self.lost - UNCERTAIN - UNCERTAIN_SHARE * self.between;
+        let certain = self.lost - UNCERTAIN - UNCERTAIN_SHARE * self.between - self.overtaken;
         if self.packets <= 0.0 { 0 } else { (1e6 * certain.max(0.0) / self.packets) as u32 }
     }
 }
@@ -82,6 +96,12 @@ impl PathLoss {
 mod tests {
     use super::*;
 
+    fn device(sent: u64) -> Packets {
+        Packets { sent, ..Packets::default() }
+    }
+
+    const EMPTY: OwnQueue = OwnQueue { dropped: 0, overtaken: 0 };
+
     /// `rounds` probes, with `step` packets between two of them, of which one in `one_in` is lost.
     fn measured(rounds: u32, step: u32, one_in: u32) -> u32 {
         let mut loss = PathLoss::default();
@@ -89,7 +109,7 @@ mod tests {
         let (mut sent, mut received) = (u32::MAX - 5_000, 7_u32);
         for round in 0..rounds {
             let sequence = u16::try_from(round % 4096).unwrap() * EVERY;
-            loss.sent(sequence, sent.into());
+            loss.sent(sequence, device(sent.into()), EMPTY);
             loss.received(sequence.to_le_bytes()[0], u64::from(received + round % 3 * step / 3_200));
             sent = sent.wrapping_add(step);
             let gone = |after: u32| u64::from(after) * u64::from(step) / u64::from(one_in);
@@ -117,12 +137,12 @@ mod tests {
         let mut loss = PathLoss::default();
         for (sequence, sent, received) in [(0, 1_000_000, 1_000_000), (16, 0, 1_000_500), (32, 500, 0), (48, 900, 397)]
         {
-            loss.sent(sequence, sent);
+            loss.sent(sequence, device(sent), EMPTY);
             loss.received(sequence.to_le_bytes()[0], received);
             loss.received(sequence.to_le_bytes()[0], 0);
             assert_eq!(loss.ppm(), 0);
         }
-        loss.sent(64, 200_000);
+        loss.sent(64, device(200_000), EMPTY);
         loss.received(48, 0);
         assert_eq!(loss.ppm(), 0);
         loss.received(64, 190_000);
@@ -135,7 +155,7 @@ mod tests {
         let (mut sent, mut received) = (0, 0);
         let mut count = |loss: &mut PathLoss, more: u64, lost: u64| {
             (sent, received) = (sent + more, received + more - lost);
-            loss.sent(8, sent);
+            loss.sent(8, device(sent), EMPTY);
             loss.received(8, received);
             loss.ppm()
         };
@@ -147,5 +167,23 @@ mod tests {
         // A few hundred packets a second show nothing new, and the loss counts less and less.
         let rounds = (0..10_000).take_while(|_| count(&mut loss, 8, 0) > 100).count();
         assert!((200..1_000).contains(&rounds), "{rounds}");
+    }
+
+    #[test]
+    fn what_the_own_queue_drops_or_holds_is_no_loss() {
+        let mut loss = PathLoss::default();
+        let (mut sent, mut received, mut dropped, mut refused) = (0, 0, 0, 0);
+        for round in 0..200_u32 {
+            // The queue drops some packets after a while and refuses others, and holds up to 80 at the probe.
+            let waiting = round * 7 % 80;
+            loss.sent(
+                8,
+                Packets { sent, not_sent: refused, received: 0 },
+                OwnQueue { dropped: dropped + refused, overtaken: waiting },
+            );
+            loss.received(8, received - u64::from(waiting));
+            assert_eq!(loss.ppm(), 0, "round {round}");
+            (sent, received, dropped, refused) = (sent + 13_000, received + 13_000 - 20, dropped + 20, refused + 5);
+        }
     }
 }

@@ -325,7 +325,7 @@ impl Probed {
             && sequence.is_multiple_of(path_loss::EVERY)
             && let Some(counted) = packets::counted(&self.name)
         {
-            self.loss.sent(sequence, counted.sent);
+            self.loss.sent(sequence, counted, self.handover.queue(&self.name));
         }
         let message = self.dialogue.request(sequence, report, message, time, random);
         // The error may belong to an earlier probe, and be reported only now: try once more.

@@ -98,8 +98,9 @@ impl Underlay {
         Ok(())
     }
 
-    /// Reads the links' queues and updates the maps. Returns whether anything was sent since the last call.
-    pub fn read_rates(&mut self, view: &View, queues: &mut Queues) -> Result<bool, SteerError> {
+    /// Reads the links' queues, updates the maps, and tells probing what became of packets there. Returns whether
+    /// anything was sent since the last call.
+    pub fn read_rates(&mut self, view: &View, queues: &mut Queues, handover: &Handover) -> Result<bool, SteerError> {
         let now = Instant::now();
         let readings = queues.read(|interface| self.rates.contains_key(&interface)).map_err(SteerError::Queues)?;
         let elapsed = self.last.replace(now).map(|last| now - last);
@@ -113,6 +114,11 @@ impl Underlay {
             self.level_out();
             self.write_costs(view);
             self.write_queues(view);
+            for tunnel in &self.tunnels {
+                if let Some(rate) = self.interfaces.get(&tunnel.id).and_then(|interface| self.rates.get(interface)) {
+                    handover.set_queue(&tunnel.name, rate.queue());
+                }
+            }
         }
         Ok(traffic)
     }

@@ -63,7 +63,7 @@ async fn follow(config: &Config, pins: &Pins, handover: &Handover) -> Result<Inf
     let (mut round, mut look) = (Instant::now(), Instant::now());
     underlay.look_up(config, &view, &netlink).await?;
     loop {
-        let traffic = underlay.read_rates(&view, &mut queues)?;
+        let traffic = underlay.read_rates(&view, &mut queues, handover)?;
         if config.steering.spray_elephants && underlay.is_uneven() && look.elapsed() >= LOOK {
             flows.look(&view, underlay.placed(), std::mem::replace(&mut look, Instant::now()).elapsed());
         }

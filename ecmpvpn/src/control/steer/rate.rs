@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::control::health::OwnQueue;
 use crate::host::queues::Reading;
 
 /// If this many bytes wait at the start and at the end of an interval, the link is taken to have been busy in between.
@@ -64,6 +65,8 @@ pub struct Rate {
     busy: bool,
     /// The most bytes that waited at the last two readings, if packets were dropped in between.
     room: Option<u32>,
+    /// Packets dropped since the first reading.
+    dropped: u64,
 }
 
 impl Rate {
@@ -76,6 +79,7 @@ impl Rate {
             last: None,
             busy: false,
             room: None,
+            dropped: 0,
         }
     }
 
@@ -86,6 +90,7 @@ impl Rate {
         if seconds <= 0.0 || reading.sent < last.sent {
             return;
         }
+        self.dropped += u64::from(reading.dropped.wrapping_sub(last.dropped));
         let rate = 8.0 * (reading.sent - last.sent) as f64 / seconds;
         self.busy = last.waiting >= BUSY_BYTES && reading.waiting >= BUSY_BYTES;
         let drops = self.busy && reading.dropped != last.dropped;
@@ -120,6 +125,12 @@ impl Rate {
         self.room
     }
 
+    /// What became of packets in the link's queue.
+    pub fn queue(&self) -> OwnQueue {
+        let overtaken = self.last.filter(|last| last.is_fair).map_or(0, |last| last.packets_waiting);
+        OwnQueue { dropped: self.dropped, overtaken }
+    }
+
     /// Bytes sent in total at the last reading.
     pub fn sent(&self) -> Option<u64> {
         self.last.map(|last| last.sent)
@@ -140,7 +151,7 @@ mod tests {
     /// Readings of a link that sends `bytes` a tick while `waiting` bytes wait.
     fn feed(rate: &mut Rate, from: u64, bytes: u64, waiting: u32, ticks: u64) -> u64 {
         for tick in 0..=ticks {
-            rate.read(Reading { sent: from + bytes * tick, waiting, dropped: 0 }, TICK);
+            rate.read(Reading { sent: from + bytes * tick, waiting, ..Reading::default() }, TICK);
         }
         from + bytes * ticks
     }
@@ -169,7 +180,7 @@ mod tests {
         for tick in 0..1_000_u64 {
             // Idle for half of every fourth interval, then a burst.
             sent += [62_500, 62_500, 31_250, 70_000][tick as usize % 4];
-            rate.read(Reading { sent, waiting: 20_000, dropped: 0 }, TICK);
+            rate.read(Reading { sent, waiting: 20_000, ..Reading::default() }, TICK);
             assert!(tick < 8 || (rate.bits_per_second() / 1e7 - 1.0).abs() < 0.01, "{tick}: {rate:?}");
         }
     }
@@ -198,7 +209,7 @@ mod tests {
     fn counters_that_start_again_are_no_rate() {
         let mut rate = Rate::nominal(1_000_000);
         feed(&mut rate, 1_000_000, 62_500, 20_000, 3);
-        rate.read(Reading { sent: 0, waiting: 20_000, dropped: 0 }, TICK);
+        rate.read(Reading { waiting: 20_000, ..Reading::default() }, TICK);
         assert!((rate.bits_per_second() - 1e7).abs() < 1.0);
     }
 
@@ -206,7 +217,7 @@ mod tests {
     fn a_queue_has_the_room_that_it_had_when_it_dropped_packets() {
         let mut rate = Rate::nominal(1_000_000);
         let mut room = |sent, waiting, dropped| {
-            rate.read(Reading { sent, waiting, dropped }, TICK);
+            rate.read(Reading { sent, waiting, dropped, ..Reading::default() }, TICK);
             rate.room()
         };
         assert_eq!(room(0, 0, 5), None);
@@ -215,5 +226,8 @@ mod tests {
         assert_eq!(room(180_000, 47_000, 7), Some(48_000));
         assert_eq!(room(240_000, 52_000, u32::MAX), Some(52_000));
         assert_eq!(room(300_000, 52_000, u32::MAX), None);
+        assert_eq!(rate.queue(), OwnQueue { dropped: u64::from(u32::MAX) - 5, overtaken: 0 });
+        rate.read(Reading { sent: 360_000, packets_waiting: 9, dropped: 1, is_fair: true, ..Reading::default() }, TICK);
+        assert_eq!(rate.queue(), OwnQueue { dropped: u64::from(u32::MAX) - 3, overtaken: 9 });
     }
 }

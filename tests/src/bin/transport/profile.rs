@@ -11,6 +11,8 @@ const SHARE: f64 = 250.0 / 300.0;
 pub enum Profile {
     /// Three tunnels of 100 Mbit/s, 2 ms each way.
     Equal,
+    /// As equal, with a queue for each flow at the ports.
+    Fair,
     /// As equal, the second tunnel slower by 5 ms.
     Slower,
     /// Two tunnels of 50 Mbit/s, the second slower by 20 ms.
@@ -34,6 +36,7 @@ impl Profile {
     pub fn title(self) -> &'static str {
         match self {
             Self::Equal => "3 x 100 Mbit/s, 2 ms",
+            Self::Fair => "3 x 100 Mbit/s, 2 ms, fair queues",
             Self::Slower => "3 x 100 Mbit/s, one slower by 5 ms",
             Self::Apart => "2 x 50 Mbit/s, 20 ms apart",
             Self::Jitter => "2 x 50 Mbit/s, 5 ms jitter",
@@ -47,6 +50,7 @@ impl Profile {
         let two = Links { rates: vec![50.0; 2], ..equal.clone() };
         match self {
             Self::Equal => equal,
+            Self::Fair => Links { fair_queues: true, ..equal },
             Self::Slower => Links { delays: vec![0.0, 5.0, 0.0], ..equal },
             Self::Apart => Links { delays: vec![0.0, 20.0], ..two },
             Self::Jitter => Links { delays: vec![5.0; 2], jitter: 5.0, ..two },

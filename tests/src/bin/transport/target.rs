@@ -20,15 +20,15 @@ pub struct Target {
 impl Target {
     pub fn of(profile: Profile, transport: Transport, policy: &str) -> Self {
         // The default policy may keep a flow whole where spreading it is no safe gain.
-        let is_whole = policy == "adaptive" && !matches!(profile, Profile::Equal | Profile::Slower);
+        let is_whole = policy == "adaptive" && !matches!(profile, Profile::Equal | Profile::Fair | Profile::Slower);
         let tcp = match profile {
-            Profile::Equal => 2.9,
+            Profile::Equal | Profile::Fair => 2.9,
             Profile::Slower | Profile::Plain => 2.6,
             Profile::Apart | Profile::Jitter => 1.6,
             Profile::Lossy => 2.0,
         };
         let quic = match profile {
-            Profile::Equal => 2.6,
+            Profile::Equal | Profile::Fair => 2.6,
             Profile::Slower => 2.4,
             Profile::Apart => 1.5,
             Profile::Jitter => 1.6,
@@ -38,11 +38,15 @@ impl Target {
         let ratio = match transport {
             Transport::Tcp if !is_whole => tcp,
             Transport::Quic if !is_whole => quic,
-            Transport::Mixed3 | Transport::Mixed12 | Transport::Mixed48 if profile == Profile::Equal => 2.9,
+            Transport::Mixed3 | Transport::Mixed12 | Transport::Mixed48
+                if matches!(profile, Profile::Equal | Profile::Fair) =>
+            {
+                2.9
+            }
             _ => AS_ONE,
         };
         let out_of_order = match profile {
-            Profile::Equal | Profile::Plain => Some(1e-4),
+            Profile::Equal | Profile::Fair | Profile::Plain => Some(1e-4),
             Profile::Slower | Profile::Apart => Some(1e-3),
             Profile::Jitter => Some(5e-3),
             Profile::Lossy => None,
