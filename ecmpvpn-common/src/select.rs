@@ -12,7 +12,7 @@ pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, bucket: u32, candidates: 
     rendezvous::pick(bucket, candidates, |slot| tables.tunnel(TunnelId::new(peer, slot)).map(Tunnel::candidate))
 }
 
-/// The slot among `candidates` whose link has the lowest level. The `current` slot is kept, unless the level of its
+/// The slot among `candidates` whose link has the lowest level, with the loss on it. The `current` slot is kept, unless that of its
 /// link is higher by more than a new flow is expected to add: nothing moves without a gain. Between equal links the
 /// first wins, in an order that differs from bucket to bucket.
 #[inline(always)]
@@ -30,7 +30,8 @@ pub fn least_loaded<T: Calls + ?Sized>(
         && let Some(load) = tables.load(TunnelId::new(peer, current)).and_then(|load| tables.load(load.link()))
     {
         let margin = load::weighted_time_of(load, record.expected_bytes.get());
-        if load::level(load, now) <= (first >> PLACE_BITS).saturating_add(margin) {
+        let cost = load::level(load, now) + u64::from(load.loss_ns.get());
+        if cost <= (first >> PLACE_BITS).saturating_add(margin) {
             return current;
         }
     }
@@ -108,7 +109,7 @@ const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 pub const NO_RANK: u64 = u64::MAX >> 1;
 
 /// The cost of a link, times 2^[`PLACE_BITS`]. Without `bytes` it is the link's level, otherwise the time when the link
-/// would deliver them, nanoseconds from `now`. If none of `candidates` leaves by the link, it is [`NO_RANK`] without
+/// would deliver them, nanoseconds from `now`; and in both cases what it costs that packets are lost there. If none of `candidates` leaves by the link, it is [`NO_RANK`] without
 /// the bits of the place.
 #[inline(always)]
 fn rank<T: Tables + ?Sized>(tables: &T, path: Option<&Path>, candidates: u32, now: u64, bytes: u32) -> u64 {
@@ -118,9 +119,9 @@ fn rank<T: Tables + ?Sized>(tables: &T, path: Option<&Path>, candidates: u32, no
     let level = load::level(load, now);
     let mut cost = level;
     if bytes != 0 {
-        cost = load::delivery_ns(load, now, bytes) + u64::from(load.loss_ns.get());
-        cost += level >> LEVEL_SHARE_BITS;
+        cost = load::delivery_ns(load, now, bytes) + (level >> LEVEL_SHARE_BITS);
     }
+    cost += u64::from(load.loss_ns.get());
     let leaving = u64::from(path.tunnels.get() & candidates);
     // All ones if no candidate leaves by the link.
     let none = ((leaving | leaving.wrapping_neg()) >> 63).wrapping_sub(1);
