@@ -67,10 +67,11 @@ pub fn sprayed_packets_are_stamped() -> anyhow::Result<()> {
         (v4(DONT_FRAGMENT | RESERVED, UDP, &udp(8, 9, 0)), stamped, (0, 0)),
         (with_label(v6("fd00:10::1", "fd00:20::1", UDP, &udp6), 0xe_1234), stamped, (0, 0)),
         (with_label(v6("fd00:10::1", "fd00:20::1", TCP, &tcp6), 0x7_1234), stamped, (0, 0)),
-        // What may be fragmented carries no stamp: UDP then stays whole, and TCP is sprayed without.
-        (v4(0, UDP, &udp(7, 10, 500)), 0, (0, 0)),
-        (v4(0, TCP, &tcp(7, 10, 500)), how::SPRAYED, (0, 0)),
+        // What may still be fragmented too, but not what is: UDP then stays whole.
+        (v4(0, UDP, &udp(7, 10, 500)), stamped, (0, 0)),
+        (v4(0, TCP, &tcp(7, 10, 500)), stamped, (0, 0)),
         (v4(0x2000, UDP, &udp(7, 11, 500)), 0, (0, 0)),
+        (v4(0x0010, UDP, &udp(7, 11, 500)), 0, (0, 0)),
     ] {
         let mut least = time_of(rig.now);
         // A burst: packets of the same moment get different times, one for each segment. The time is that of the
@@ -100,7 +101,7 @@ pub fn sprayed_packets_are_stamped() -> anyhow::Result<()> {
         rig.now += 20 * MS;
     }
     let counted = rig.view.order_counters(0)?;
-    ensure!(counted == OrderCounters { stamped: 15, ..OrderCounters::default() }, "{counted:?}");
+    ensure!(counted == OrderCounters { stamped: 21, ..OrderCounters::default() }, "{counted:?}");
     Ok(())
 }
 
@@ -109,6 +110,7 @@ pub fn made_up_marks_are_removed() -> anyhow::Result<()> {
     let forged = [
         v4(DONT_FRAGMENT | RESERVED, UDP, &udp(7, 9, 30)),
         v4(DONT_FRAGMENT | RESERVED, TCP, &tcp(7, 9, 30)),
+        v4(RESERVED, UDP, &udp(7, 9, 30)),
         with_label(v6("fd00:10::1", "fd00:20::1", UDP, &udp(7, 9, 30)), 0xe_4321),
     ];
     for flags in [0, peer_flags::UNMARK] {
@@ -142,6 +144,7 @@ pub fn stamped_packets_are_held_as_calculated() -> anyhow::Result<()> {
     let packets = [
         v4(DONT_FRAGMENT, UDP, &udp(7, 9, 100)),
         v4(DONT_FRAGMENT, TCP, &tcp(7, 9, 100)),
+        v4(0, UDP, &udp(7, 9, 100)),
         v6("fd00:20::1", "fd00:10::1", UDP, &udp(7, 9, 100)),
     ];
     let mut expected = OrderCounters::default();
@@ -161,7 +164,8 @@ pub fn stamped_packets_are_held_as_calculated() -> anyhow::Result<()> {
         let at = carrier_of(&packet)?;
         let mut stamped = packet.clone();
         let offset = at.offset() as usize;
-        stamped[offset..offset + 4].copy_from_slice(&at.stamped(time_of(sent)).to_ne_bytes());
+        let word = at.stamped(time_of(sent));
+        stamped[offset..offset + 4].copy_from_slice(&word.to_ne_bytes());
         if at.is_v4 {
             stamped[10..12].fill(0);
             let sum = checksum(&stamped[..20]);
@@ -182,7 +186,7 @@ pub fn stamped_packets_are_held_as_calculated() -> anyhow::Result<()> {
         expected.late += u64::from(kind == 2);
         expected.given_up += u64::from(kind == 3);
         ensure!(is_else_the_same(&packet, &out), "{packet:02x?} became {out:02x?}");
-        ensure!(carrier_of(&out)?.word == at.restored(), "{out:02x?}");
+        ensure!(carrier_of(&out)?.word == Carrier { word, ..at }.restored(), "{out:02x?}");
         let plain = rig.arrived(&packet)?;
         ensure!(plain.0 == 0 && !plain.2 && plain.3 == packet, "a packet without a mark: {plain:?}");
     }
