@@ -1,7 +1,8 @@
 //! Decides which busy buckets move to which link, to relieve the fullest link. Pure.
 //!
 //! Source: the idea to move elephants is Hedera's (Al-Fares et al., NSDI 2010). Here the choice is by their rates, the
-//! best fit first, and only if the two links become clearly more even.
+//! best fit first, and only if the two links become clearly more even. Full links are even however many flows share
+//! each; then a flow moves to where it shares with fewer.
 
 /// Links that differ by less than this share of the mean load are left alone. A balanced system makes no moves.
 const MARGIN: f64 = 0.1;
@@ -10,6 +11,10 @@ const MARGIN: f64 = 0.1;
 const GAIN: f64 = 0.25;
 /// Utilisation difference below which no link is worth relieving.
 const WORTH: f64 = 0.02;
+/// A link with at least this utilisation is full: its flows share it.
+const FULL: f64 = 0.8;
+/// On a full link that fewer flows share, a flow must have this many times what it has now.
+const LARGER_SHARE: f64 = 1.15;
 /// Upper bound of the moves in one round. The next round sees their effect.
 const MAX_MOVES: usize = 64;
 
@@ -61,7 +66,41 @@ pub fn moves(links: &[Link], busy: &[Busy]) -> Vec<Move> {
         busy.swap_remove(at);
         moves.push(Move { bucket, from, to, rate });
     }
-    moves
+    if moves.is_empty() { larger_share(&links, &busy).into_iter().collect() } else { moves }
+}
+
+/// The flows of a link, as if all were equally large.
+#[derive(Clone, Copy, Debug)]
+struct Sharers {
+    /// Bytes a second of all.
+    rate: f64,
+    /// How many. Small ones hardly count: the square of the sum through the sum of squares (Jain et al., "A quantitative
+    /// measure of fairness and discrimination", DEC-TR-301, 1984).
+    count: f64,
+}
+
+/// The move that gives a flow of a full link the most, if it gives it clearly more.
+fn larger_share(links: &[Link], busy: &[Busy]) -> Option<Move> {
+    let sharers: Vec<Sharers> = (0..links.len())
+        .map(|link| {
+            let rates = || busy.iter().filter(|busy| busy.link == link).map(|busy| busy.rate);
+            let (rate, squares) = (rates().sum::<f64>(), rates().map(|rate| rate * rate).sum::<f64>());
+            Sharers { rate, count: if squares > 0.0 { rate * rate / squares } else { 0.0 } }
+        })
+        .collect();
+    let full = || (0..links.len()).filter(|at| links[*at].load >= FULL && sharers[*at].count >= 1.0);
+    let now = |at: usize| sharers[at].rate / sharers[at].count;
+    let then = |at: usize| sharers[at].rate / (sharers[at].count + 1.0);
+    let from = full().min_by(|a, b| now(*a).total_cmp(&now(*b)))?;
+    let to = full().filter(|at| links[*at].open && *at != from).max_by(|a, b| then(*a).total_cmp(&then(*b)))?;
+    if then(to) < LARGER_SHARE * now(from) {
+        return None;
+    }
+    // A flow like the others: a small one would change nothing, and a large one has enough.
+    let usual = |busy: &&Busy| (busy.rate - now(from)).abs();
+    let of_link = busy.iter().filter(|busy| busy.link == from);
+    let Busy { bucket, rate, .. } = *of_link.min_by(|a, b| usual(a).total_cmp(&usual(b)))?;
+    Some(Move { bucket, from, to, rate })
 }
 
 /// The bucket on the fullest link that can be relieved, and the link that takes it.
@@ -126,6 +165,22 @@ mod tests {
         // Hardly any traffic.
         assert_eq!(moves_of(&[&[0.005, 0.005], &[]]), []);
         assert_eq!(moves_of(&[]), []);
+    }
+
+    #[test]
+    fn a_flow_moves_to_the_full_link_that_fewer_share() {
+        let moved = |links: &[&[f64]]| moves_of(links);
+        assert_eq!(moved(&[&[0.2; 5], &[0.25; 4], &[0.33; 3]]), [(0, 2)]);
+        assert_eq!(moved(&[&[0.25; 4], &[0.25; 4], &[0.25; 4]]), []);
+        // One more than the others is as even as can be.
+        assert_eq!(moved(&[&[0.2; 5], &[0.25; 4], &[0.25; 4]]), []);
+        assert_eq!(moved(&[&[1.0 / 3.0; 3], &[0.5; 2]]), []);
+        // A flow with many small ones beside it shares with about one other.
+        let small = [&[0.7][..], &[0.015; 20]].concat();
+        assert_eq!(moved(&[&small, &[0.5, 0.5], &[0.5, 0.5]]), []);
+        assert_eq!(moved(&[&[0.05, 0.2, 0.2, 0.2, 0.3], &[0.98]]), [(1, 1)], "neither the small one nor the large one");
+        // Where links are not full, flows have what they ask for.
+        assert_eq!(moved(&[&[0.1; 5], &[0.25; 2]]), []);
     }
 
     #[test]
