@@ -4,7 +4,7 @@
 //! except what was lost. It reports how many packets it had received then.
 //!
 //! What this host's own queue dropped was not lost on the way: those for which it had no room are not sent by the
-//! device's count, and what it dropped later (CoDel, RFC 8289) is subtracted. Where each flow has a queue of its own, a
+//! device's count, and what it dropped later (`CoDel`, RFC 8289) is subtracted. Where each flow has a queue of its own, a
 //! probe overtakes what waits: that is subtracted too, and makes the result less certain.
 
 #![expect(

@@ -130,6 +130,14 @@ impl Underlay {
         busy.any(|busy| Some(busy) != first)
     }
 
+    /// The longest time that packets wait for a busy link.
+    pub fn longest_queue(&self) -> Duration {
+        let busy = self.rates.values().filter(|rate| rate.is_busy());
+        busy.map(|rate| Duration::from_secs_f64(8.0 * f64::from(rate.waiting()) / rate.bits_per_second()))
+            .max()
+            .unwrap_or_default()
+    }
+
     fn level_out(&mut self) {
         let mut rates = rate::assumed(&self.rates.values().copied().collect::<Vec<_>>());
         rate::level_out(&mut rates);

@@ -42,6 +42,9 @@ const IDLE_TICK: Duration = Duration::from_millis(250);
 const ROUND: Duration = Duration::from_secs(1);
 /// How often large flows are looked for while some links are full and others are not.
 const LOOK: Duration = Duration::from_millis(100);
+/// A link where packets wait longer than this is looked at with every tick: once its flow is sprayed, others overtake
+/// what waits there, and only what waits for less than `restore_ms` can be put back in order.
+const LONG_QUEUE: Duration = Duration::from_millis(20);
 
 /// Keeps the maps up to date. `handover` has what probing measured. Never returns: a failure is logged once, and tried
 /// again.
@@ -64,7 +67,8 @@ async fn follow(config: &Config, pins: &Pins, handover: &Handover) -> Result<Inf
     underlay.look_up(config, &view, &netlink).await?;
     loop {
         let traffic = underlay.read_rates(&view, &mut queues, handover)?;
-        if config.steering.spray_elephants && underlay.is_uneven() && look.elapsed() >= LOOK {
+        let is_due = || look.elapsed() >= LOOK || underlay.longest_queue() >= LONG_QUEUE;
+        if config.steering.spray_elephants && underlay.is_uneven() && is_due() {
             flows.look(&view, underlay.placed(), std::mem::replace(&mut look, Instant::now()).elapsed());
         }
         if round.elapsed() >= ROUND {
