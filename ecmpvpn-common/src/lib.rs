@@ -21,6 +21,7 @@ pub mod flow;
 pub mod inline;
 pub mod layout;
 pub mod load;
+pub mod mss;
 pub mod order;
 pub mod packet;
 pub mod peer_cache;

@@ -16,6 +16,7 @@ use ecmpvpn_common::tables::Tables as _;
 
 use crate::bench::vary;
 use crate::maps::{Maps, count_order, count_reason};
+use crate::mss;
 use crate::skb::{Skb, describes_choice};
 
 /// What the parser found in a packet on this CPU. The stack has no room for it.
@@ -122,6 +123,7 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
     if steer.how & how::STAMPED != 0 {
         stamp(skb, steer);
     }
+    mss::clamp(skb, steer.ifindex);
     // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(steer.ifindex, 0) as i32 }
 }

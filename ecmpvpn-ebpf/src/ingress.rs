@@ -12,6 +12,7 @@ use ecmpvpn_common::tables::Tables as _;
 
 use crate::bench;
 use crate::maps::{Maps, count, count_order, tunnel_id};
+use crate::mss;
 use crate::skb::{Skb, describes_choice};
 
 /// See `ecmpvpn_common::layout::globals::RESTORES`. The verifier removes what older kernels do not know.
@@ -32,6 +33,7 @@ pub fn ecmpvpn_ingress(context: TcContext) -> i32 {
         counters.rx_packets += u64::from(segments.packets);
         counters.rx_bytes += u64::from(segments.bytes);
     });
+    mss::clamp(&skb, skb.ifindex());
     if RESTORES.load() == 0 { TC_ACT_UNSPEC } else { restore(&skb, tunnel.peer()) }
 }
 

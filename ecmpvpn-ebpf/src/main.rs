@@ -17,6 +17,8 @@ mod ingress;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod mss;
+#[cfg(target_arch = "bpf")]
 mod peer_cache_ipv6;
 #[cfg(target_arch = "bpf")]
 mod skb;

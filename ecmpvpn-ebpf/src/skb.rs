@@ -7,10 +7,12 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_set_tstamp, bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_set_tstamp,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use ecmpvpn_common::layout::test_run;
+use ecmpvpn_common::mss::{self, Mss};
 use ecmpvpn_common::order::Carrier;
 use ecmpvpn_common::packet::{MAX_LOAD_OFFSET, Packet, Segments, Transport, segments};
 
@@ -129,6 +131,25 @@ impl Skb<'_> {
         } else {
             // SAFETY: as above.
             unsafe { bpf_skb_store_bytes(self.raw(), self.base, from, 4, RECOMPUTE_CSUM) };
+        }
+    }
+
+    /// Writes another value into the MSS option `found` of the segment whose TCP header is at offset `tcp`, and mends the
+    /// checksum. Pointers into the packet are invalid afterwards.
+    #[inline(always)]
+    pub fn write_mss(&self, found: Mss, tcp: u32, value: u16) {
+        let (mut old, mut new) = (found.value.to_be(), value.to_be());
+        let from = new;
+        // At an odd offset each byte belongs to another word of the sum.
+        if (found.offset - tcp) & 1 != 0 {
+            (old, new) = (old.swap_bytes(), new.swap_bytes());
+        }
+        let checksum = self.base + tcp + mss::CHECKSUM;
+        // SAFETY: the helpers check the offsets, and the reference is valid. As above, the sum of all bytes stays.
+        unsafe {
+            if bpf_l4_csum_replace(self.raw(), checksum, old.into(), new.into(), 2) == 0 {
+                bpf_skb_store_bytes(self.raw(), self.base + found.offset, ptr::from_ref(&from).cast(), 2, 0);
+            }
         }
     }
 

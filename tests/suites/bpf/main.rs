@@ -9,6 +9,7 @@ mod cases;
 mod explain;
 mod lifecycle;
 mod model;
+mod mss;
 mod order;
 mod rig;
 
@@ -30,6 +31,7 @@ fn main() {
                 agree::bpf_and_host_agree,
                 explain::explained_is_where_it_goes,
                 explain::a_made_up_quote_passes_no_rule,
+                mss::connections_begin_with_segments_that_fit,
                 order::sprayed_packets_are_stamped,
                 order::made_up_marks_are_removed,
                 order::stamped_packets_are_held_as_calculated,

@@ -1,0 +1,39 @@
+//! Lowers the maximum segment size of TCP connections to what fits through a tunnel.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_check_mtu;
+use aya_ebpf::programs::TcContext;
+use ecmpvpn_common::mss::{self, Syn};
+
+use crate::skb::Skb;
+
+/// Lowers the packet's MSS if it opens a TCP connection through the tunnel device `ifindex`. Pointers into the packet are
+/// invalid afterwards.
+#[inline(always)]
+pub fn clamp(skb: &Skb<'_>, ifindex: u32) {
+    if let Some(Syn { tcp, headers }) = mss::syn(skb) {
+        ecmpvpn_clamp(skb.context().as_ptr().cast(), ifindex, tcp, headers);
+    }
+}
+
+/// A separate function: few packets come here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ecmpvpn_clamp(context: *mut __sk_buff, ifindex: u32, tcp: u32, headers: u32) -> u32 {
+    let context = TcContext::new(context);
+    let skb = Skb::new(&context);
+    // It reads a length from here, 0 for that of the packet, and writes the device's MTU (`bpf_skb_check_mtu()`,
+    // net/core/filter.c).
+    let mut mtu = 0;
+    // SAFETY: the pointers are valid.
+    if unsafe { bpf_check_mtu(context.as_ptr(), ifindex, &raw mut mtu, 0, 0) } < 0 {
+        return 0;
+    }
+    if let Some(found) = mss::find(&skb, tcp)
+        && let Some(value) = mss::lowered(found.value, mtu, headers)
+    {
+        skb.write_mss(found, tcp, value);
+    }
+    0
+}
