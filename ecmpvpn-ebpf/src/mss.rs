@@ -4,8 +4,11 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_check_mtu;
 use aya_ebpf::programs::TcContext;
+use ecmpvpn_common::layout::settings_flags;
 use ecmpvpn_common::mss::{self, Syn};
+use ecmpvpn_common::tables::Tables as _;
 
+use crate::maps::Maps;
 use crate::skb::Skb;
 
 /// Lowers the packet's MSS if it opens a TCP connection through the tunnel device `ifindex`. Pointers into the packet are
@@ -23,6 +26,10 @@ pub fn clamp(skb: &Skb<'_>, ifindex: u32) {
 extern "C" fn ecmpvpn_clamp(context: *mut __sk_buff, ifindex: u32, tcp: u32, headers: u32) -> u32 {
     let context = TcContext::new(context);
     let skb = Skb::new(&context);
+    let keeps = |maps: Maps<'_>| maps.settings().is_none_or(|settings| settings.flags & settings_flags::MSS_KEPT != 0);
+    if Maps::at(0).is_none_or(keeps) {
+        return 0;
+    }
     // It reads a length from here, 0 for that of the packet, and writes the device's MTU (`bpf_skb_check_mtu()`,
     // net/core/filter.c).
     let mut mtu = 0;

@@ -113,6 +113,8 @@ pub mod settings_flags {
     pub const CLSACT: u32 = 1 << 1;
     /// ecmpvpn added the steering device's clsact qdisc.
     pub const CLSACT_ADDED: u32 = 1 << 2;
+    /// TCP connections begin with the MSS that their hosts chose.
+    pub const MSS_KEPT: u32 = 1 << 3;
 }
 
 /// Key of the longest-prefix match. The family comes first, so that no IPv6 prefix matches an IPv4 address.

@@ -75,6 +75,7 @@ fn render_steering(out: &mut Text, steering: &Steering) {
     out.key("policy", quoted(steering.policy.as_str()), "hash, flowlet, adaptive or spray");
     out.key("backend", quoted(steering.backend.as_str()), "auto, kernel or userspace");
     out.key("mtu", steering.mtu, "of this device and of every tunnel");
+    out.key("mss_clamp", steering.mss_clamp, "TCP connections begin with segments that fit");
     out.key("seed", format!("{:#018x}", steering.seed), "the same at both ends");
     match steering.flowlet_gap_us {
         None => out.key("flowlet_gap_us", quoted("auto"), ""),

@@ -191,6 +191,8 @@ pub struct Steering {
     pub backend: BackendChoice,
     /// MTU of the steering device and of every tunnel, bytes.
     pub mtu: u32,
+    /// Whether the MSS of TCP connections that begin is lowered to what fits through a tunnel.
+    pub mss_clamp: bool,
     /// Seed of the flow hash.
     pub seed: u64,
     /// `None`: automatic.

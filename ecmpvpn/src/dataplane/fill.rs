@@ -46,7 +46,8 @@ impl Loaded {
         let settings = Settings {
             seed: table.seed,
             hash_fields: options.hash_fields,
-            flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 },
+            flags: if options.symmetric { settings_flags::SYMMETRIC } else { 0 }
+                | if table.mss_clamp { 0 } else { settings_flags::MSS_KEPT },
             steering_ifindex,
             tick_ns: tick_ns(),
             ..prefixes::settings(table)

@@ -110,6 +110,7 @@ mod tests {
         let table = |prefixes: &[&str]| SteeringTable {
             seed: 0,
             flowlet_gap_us: None,
+            mss_clamp: true,
             rules: Vec::new(),
             peers: vec![PeerTable {
                 name: "site-b".into(),

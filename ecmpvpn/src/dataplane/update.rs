@@ -392,9 +392,10 @@ impl Maps {
 
     fn set_settings(&self, table: &SteeringTable, steering_ifindex: u32, attached: Attached) {
         let added = if attached.qdisc_added { settings_flags::CLSACT_ADDED } else { 0 };
+        let kept = if table.mss_clamp { 0 } else { settings_flags::MSS_KEPT };
         let former = self.settings();
-        let settings =
-            Settings { seed: table.seed, steering_ifindex, flags: former.flags | added, tick_ns: tick_ns(), ..former };
+        let flags = former.flags & !settings_flags::MSS_KEPT | added | kept;
+        let settings = Settings { seed: table.seed, steering_ifindex, flags, tick_ns: tick_ns(), ..former };
         self.state.state().settings.set(settings);
     }
 }

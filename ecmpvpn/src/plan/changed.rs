@@ -18,6 +18,7 @@ pub fn changed(old: &Config, new: &Config) -> Vec<String> {
     differs(a.policy != b.policy, "policy in [steering] changed");
     differs(a.seed != b.seed, "seed in [steering] changed");
     differs(a.flowlet_gap_us != b.flowlet_gap_us, "flowlet_gap_us in [steering] changed");
+    differs(a.mss_clamp != b.mss_clamp, "mss_clamp in [steering] changed");
     differs(a.spray_elephants != b.spray_elephants, "spray_elephants in [steering] changed");
     differs(a.restore_order != b.restore_order, "restore_order in [steering] changed");
     differs(a.restore_ms != b.restore_ms, "restore_ms in [steering] changed");

@@ -118,6 +118,8 @@ pub struct SteeringTable {
     pub seed: u64,
     /// A flow may move after a pause longer than this, microseconds. `None`: automatic.
     pub flowlet_gap_us: Option<u32>,
+    /// Whether the MSS of TCP connections that begin is lowered to what fits through a tunnel.
+    pub mss_clamp: bool,
     pub peers: Vec<PeerTable>,
     /// In order; the first match applies.
     pub rules: Vec<Rule>,
@@ -192,6 +194,7 @@ impl Plan {
             table: SteeringTable {
                 seed: config.steering.seed,
                 flowlet_gap_us: config.steering.flowlet_gap_us,
+                mss_clamp: config.steering.mss_clamp,
                 peers: peer_tables(config),
                 rules: config.rules.clone(),
             },
@@ -314,6 +317,7 @@ pub(crate) mod tests {
                 policy: Policy::Hash,
                 backend: BackendChoice::Auto,
                 mtu: 1420,
+                mss_clamp: true,
                 seed: 7,
                 flowlet_gap_us: None,
                 spray_elephants: true,

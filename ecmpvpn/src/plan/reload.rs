@@ -73,6 +73,7 @@ pub fn steering_changes(old: &Config, new: &Config) -> Vec<String> {
     };
     differs(old.steering.seed != new.steering.seed, "seed in [steering]");
     differs(old.steering.flowlet_gap_us != new.steering.flowlet_gap_us, "flowlet_gap_us in [steering]");
+    differs(old.steering.mss_clamp != new.steering.mss_clamp, "mss_clamp in [steering]");
     let health = |config: &Config| (config.health.interval_ms, config.health.down_after, config.health.up_after);
     differs(health(old) != health(new), "[health]");
     found

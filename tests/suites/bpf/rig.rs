@@ -33,6 +33,7 @@ pub fn table(seed: u64) -> SteeringTable {
     SteeringTable {
         seed,
         flowlet_gap_us: None,
+        mss_clamp: true,
         rules: Vec::new(),
         peers: vec![
             PeerTable {

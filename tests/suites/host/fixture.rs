@@ -99,6 +99,7 @@ impl Fixture {
                 policy: Policy::Hash,
                 backend: BackendChoice::Auto,
                 mtu: 1420,
+                mss_clamp: true,
                 seed: 7,
                 flowlet_gap_us: None,
                 spray_elephants: true,

@@ -5,6 +5,7 @@
 #![expect(unused_crate_dependencies, reason = "the dependencies are those of all targets of this package")]
 
 mod broken;
+mod mss;
 mod output;
 mod policy;
 mod stage;
@@ -37,6 +38,7 @@ fn main() {
             &tests![
                 traffic_crosses_both_ways_and_the_counters_agree,
                 fragments_cross,
+                mss::connections_begin_with_segments_that_fit,
                 the_gateway_speaks_from_its_own_address,
                 ctrl_c_leaves_nothing,
                 sigterm_leaves_nothing,

@@ -67,7 +67,7 @@ prop_compose! {
         mtu in 1280u32..=9000,
         seed in any::<u64>(),
         flowlet_gap_us in proptest::option::of(1u32..=10_000_000),
-        (spray_elephants, restore_order) in any::<(bool, bool)>(), restore_ms in 1u32..=100,
+        (spray_elephants, restore_order, mss_clamp) in any::<(bool, bool, bool)>(), restore_ms in 1u32..=100,
         bond_mode in proptest::option::of(prop::sample::select(BondMode::ALL)),
         hash_policy in prop::sample::select(&XmitHashPolicy::ALL[..]),
         preshared in any::<bool>(),
@@ -79,7 +79,7 @@ prop_compose! {
         let mut config = parse(FULL, "f", &keys).unwrap();
         let bond = config.bond.take().unwrap();
         config.bond = bond_mode.map(|mode| Bond { mode, xmit_hash_policy: hash_policy, ..bond });
-        config.steering = Steering { policy, backend, mtu, seed, flowlet_gap_us, spray_elephants, restore_order, restore_ms, ..config.steering };
+        config.steering = Steering { policy, backend, mtu, mss_clamp, seed, flowlet_gap_us, spray_elephants, restore_order, restore_ms, ..config.steering };
         let peer = &mut config.peers[0];
         peer.prefixes = prefixes.into_iter().collect();
         peer.tunnels = tunnels;

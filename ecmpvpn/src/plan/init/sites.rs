@@ -254,6 +254,7 @@ pub fn steering(mtu: u32, seed: u64) -> Steering {
         policy: Policy::Adaptive,
         backend: BackendChoice::Auto,
         mtu,
+        mss_clamp: true,
         seed,
         flowlet_gap_us: None,
         spray_elephants: true,

@@ -120,6 +120,7 @@ impl Variant {
         let table = SteeringTable {
             rules: (1..=rules).map(|number| rule(PORT + number - rules)).collect(),
             seed: 1,
+            mss_clamp: true,
             flowlet_gap_us: (pace == Pace::Paused).then_some(1),
             peers: vec![PeerTable {
                 name: "site-b".to_owned(),
