@@ -38,7 +38,6 @@ fn main() {
             &tests![
                 traffic_crosses_both_ways_and_the_counters_agree,
                 fragments_cross,
-                mss::connections_begin_with_segments_that_fit,
                 the_gateway_speaks_from_its_own_address,
                 ctrl_c_leaves_nothing,
                 sigterm_leaves_nothing,
@@ -50,6 +49,7 @@ fn main() {
             &tests![
                 a_second_run_says_that_one_is_running,
                 dry_run_changes_nothing,
+                mss::connections_begin_with_segments_that_fit,
                 output::logs_and_answers_are_plain_text,
                 broken::a_broken_configuration_stops_no_command,
                 policy::policy_changes_steer_at_once,
