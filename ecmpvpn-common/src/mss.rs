@@ -41,9 +41,14 @@ pub fn syn<P: Packet + ?Sized>(packet: &P) -> Option<Syn> {
         }
         Syn { tcp: 40, headers: HEADERS_V6 }
     };
-    let [word] = packet.peek(syn.tcp + 12)?;
-    let [_, flags, ..] = word.to_ne_bytes();
-    (flags & 0x02 != 0).then_some(syn)
+    is_syn(packet, syn.tcp).then_some(syn)
+}
+
+/// Whether the segment whose TCP header is at offset `tcp` opens a connection.
+#[inline(always)]
+pub fn is_syn<P: Packet + ?Sized>(packet: &P, tcp: u32) -> bool {
+    let flags = packet.peek(tcp + 12).map_or(0, |[word]: [u32; 1]| word);
+    flags & u32::from_ne_bytes([0, 0x02, 0, 0]) != 0
 }
 
 /// The MSS option of a segment.

@@ -44,7 +44,7 @@ pub const MAX_HEADER_OFFSET: u32 = 512;
 pub const MAX_LOAD_OFFSET: u32 = MAX_HEADER_OFFSET + 24;
 
 /// IP protocol numbers. Source: IANA, "Assigned Internet Protocol Numbers".
-pub(crate) mod protocol {
+pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
     pub const TCP: u8 = 6;

@@ -1,5 +1,7 @@
 //! TC egress of the steering device: puts each packet onto a tunnel.
 
+use core::cell::Cell;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -11,7 +13,8 @@ use ecmpvpn_common::decide::{Steer, classify, steer};
 use ecmpvpn_common::fast_path::{Steered, try_decide};
 use ecmpvpn_common::layout::{Reason, how, peer_flags, test_run};
 use ecmpvpn_common::order::{Carrier, carrier};
-use ecmpvpn_common::packet::{Parsed, Segments, parse};
+use ecmpvpn_common::packet::protocol::TCP;
+use ecmpvpn_common::packet::{Parsed, Segments, Transport, parse};
 use ecmpvpn_common::tables::Tables as _;
 
 use crate::bench::vary;
@@ -47,12 +50,21 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
     vary(&context);
     let skb = Skb::new(&context);
     let Some(maps) = Maps::at(if describes_choice() { skb.sent_ns() } else { 0 }) else { return TC_ACT_UNSPEC };
-    match try_decide(&skb, |transport| skb.segments(transport), &maps) {
+    let tcp = Cell::new(0);
+    let segments = |transport: Transport| {
+        if transport.protocol == TCP {
+            tcp.set(transport.offset);
+        }
+        skb.segments(transport)
+    };
+    match try_decide(&skb, segments, &maps) {
         Some(Ok(Steered { steer, stayed })) => {
             if describes_choice() {
                 skb.set_cb(test_run::FAST_PATH, 1 + u32::from(stayed));
             }
-            return redirect(&skb, &steer);
+            let redirected = redirect(&skb, &steer);
+            mss::clamp_plain(&skb, steer.ifindex, tcp.get());
+            return redirected;
         }
         Some(Err(reason)) => return refuse(&context, &skb, reason.into()),
         None => {}
@@ -68,7 +80,9 @@ pub fn ecmpvpn_egress(context: TcContext) -> i32 {
             if steer.how & how::STAMPED == 0 {
                 unmark(&skb, &maps, &steer);
             }
-            redirect(&skb, &steer)
+            let redirected = redirect(&skb, &steer);
+            mss::clamp(&skb, steer.ifindex);
+            redirected
         }
         Err(reason) => refuse(&context, &skb, reason.into()),
     }
@@ -123,7 +137,6 @@ fn redirect(skb: &Skb<'_>, steer: &Steer) -> i32 {
     if steer.how & how::STAMPED != 0 {
         stamp(skb, steer);
     }
-    mss::clamp(skb, steer.ifindex);
     // SAFETY: the helper only records where the packet goes.
     unsafe { bpf_redirect(steer.ifindex, 0) as i32 }
 }

@@ -20,6 +20,15 @@ pub fn clamp(skb: &Skb<'_>, ifindex: u32) {
     }
 }
 
+/// The same for a packet whose TCP header is at offset `tcp`, 20 or 40: then it has the plain header of IPv4 or of IPv6. 0:
+/// it is not TCP.
+#[inline(always)]
+pub fn clamp_plain(skb: &Skb<'_>, ifindex: u32, tcp: u32) {
+    if tcp != 0 && mss::is_syn(skb, tcp) {
+        ecmpvpn_clamp(skb.context().as_ptr().cast(), ifindex, tcp, tcp + 20);
+    }
+}
+
 /// A separate function: few packets come here.
 #[unsafe(no_mangle)]
 #[inline(never)]
