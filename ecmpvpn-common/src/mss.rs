@@ -22,7 +22,8 @@ pub struct Syn {
     pub headers: u32,
 }
 
-/// Whether the packet, or the first of its fragments, opens a TCP connection. IPv6 packets with extension headers are not looked at.
+/// Whether the packet, or the first of its fragments, opens a TCP connection. IPv6 packets with extension headers are not
+/// looked at.
 #[inline(always)]
 pub fn syn<P: Packet + ?Sized>(packet: &P) -> Option<Syn> {
     let [first, second, third] = packet.peek(0)?;

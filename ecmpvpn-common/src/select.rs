@@ -12,9 +12,9 @@ pub fn best<T: Tables + ?Sized>(tables: &T, peer: u32, bucket: u32, candidates: 
     rendezvous::pick(bucket, candidates, |slot| tables.tunnel(TunnelId::new(peer, slot)).map(Tunnel::candidate))
 }
 
-/// The slot among `candidates` whose link has the lowest level, with the loss on it. The `current` slot is kept, unless that of its
-/// link is higher by more than a new flow is expected to add: nothing moves without a gain. Between equal links the
-/// first wins, in an order that differs from bucket to bucket.
+/// The slot among `candidates` whose link has the lowest level plus [`Load::loss_ns`]. The `current` slot is kept, unless
+/// its link's sum is higher by more than a new flow is expected to add: nothing moves without a gain. Between equal links
+/// the first wins, in an order that differs from bucket to bucket.
 #[inline(always)]
 pub fn least_loaded<T: Calls + ?Sized>(
     tables: &T,

@@ -4,8 +4,9 @@
 //! no meaning or need no certain value: the identification of an IPv4 packet that is no fragment (RFC 6864), or the flow
 //! label of IPv6. A mark says that it did so: the reserved bit beside the fragment offset, or the first digit of the flow
 //! label. The far gateway removes the mark, and the stamp too unless the packet may still be fragmented: then the stamp
-//! stays as its identification. It differs from those of the flow's other packets for 0.27 s, with which fragments could
-//! be mixed up. It holds each packet until its stamp, plus the largest error that stamps had lately, so that packets leave in the order of their stamps. A flow's stamps only rise.
+//! stays as its identification, which no other packet of the flow has for 0.27 s. It holds each packet until its stamp,
+//! plus the largest error that stamps had lately, so that packets leave in the order of their stamps. A flow's stamps only
+//! rise.
 //!
 //! A stamp of the send time would do too, but then each packet would have to wait for the slowest tunnel, and for the
 //! longest queue: and whenever queues grow, packets come too late.

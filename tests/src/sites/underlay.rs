@@ -49,7 +49,7 @@ pub(super) fn shape(lab: &Lab, rates: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// Gives each shaped link a queue for each flow, as distributions set them up for network cards
+/// Gives each shaped link a queue for each flow, as systemd sets network cards up
 /// (`net.core.default_qdisc = fq_codel`).
 pub(super) fn queue_fairly(lab: &Lab) -> Result<()> {
     let command = |member| format!("qdisc add dev u{member} parent 1: handle 2: fq_codel");

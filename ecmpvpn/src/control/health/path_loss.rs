@@ -174,14 +174,15 @@ mod tests {
         let mut loss = PathLoss::default();
         let (mut sent, mut received, mut dropped, mut refused) = (0, 0, 0, 0);
         for round in 0..200_u32 {
-            // The queue drops some packets after a while and refuses others, and holds up to 80 at the probe.
+            // The queue drops some packets after a while and refuses others. It held up to 80 when it was read, and holds
+            // half as many more at the probe.
             let waiting = round * 7 % 80;
             loss.sent(
                 8,
                 Packets { sent, not_sent: refused, received: 0 },
                 OwnQueue { dropped: dropped + refused, overtaken: waiting },
             );
-            loss.received(8, received - u64::from(waiting));
+            loss.received(8, received - u64::from(waiting * 3 / 2));
             assert_eq!(loss.ppm(), 0, "round {round}");
             (sent, received, dropped, refused) = (sent + 13_000, received + 13_000 - 20, dropped + 20, refused + 5);
         }
